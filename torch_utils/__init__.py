@@ -1,0 +1,1 @@
+"""PyTorch building blocks that know nothing of the model: operators, statistics, process groups."""

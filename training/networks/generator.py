@@ -1,0 +1,157 @@
+"""The generator: latent and camera to planes, planes to rays, rays to the final picture (EG3D, figure 2)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from training.cameras import LABEL_SIZE, unpack_label
+from training.config import ModelConfig, RenderingConfig
+from training.networks.layers import FullyConnected
+from training.networks.stylegan2 import MappingNetwork, NoiseMode, SynthesisBlock, SynthesisNetwork
+from training.networks.superresolution import SuperResolution
+from training.rendering.rays import sample_rays
+from training.rendering.renderer import decode_points, render_rays
+
+NUM_PLANES = 3
+
+
+class GeneratorOutput(NamedTuple):
+    """Pictures of one camera each."""
+
+    image: Tensor  # (N, 3, resolution, resolution) in [-1, 1] up to overshoot
+    image_raw: Tensor  # (N, 3, r, r) the rendering before super-resolution
+    image_depth: Tensor  # (N, 1, r, r) mean distance along the ray, world units
+    weights_sum: Tensor  # (N, 1, r, r) coverage in [0, 1]
+
+
+class Backbone(nn.Module):
+    """Mapping and synthesis network of the planes."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        options = config.generator
+        self.synthesis = SynthesisNetwork(
+            options.w_dim,
+            options.plane_resolution,
+            NUM_PLANES * options.plane_channels,
+            options.channel_base,
+            options.channel_max,
+            use_noise=options.use_noise,
+            conv_clamp=options.conv_clamp,
+        )
+        self.mapping = MappingNetwork(options.z_dim, LABEL_SIZE, options.w_dim, self.synthesis.num_ws, options.mapping_layers)
+
+
+class TriPlaneDecoder(nn.Module):
+    """Two-layer perceptron from plane features to raw density and colours (EG3D, supplement)."""
+
+    def __init__(self, features: int, hidden: int, colors: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(FullyConnected(features, hidden), nn.Softplus(), FullyConnected(hidden, 1 + colors))
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, M, C) -> raw densities (N, M, 1) and colours (N, M, K) slightly beyond [0, 1] (mip-NeRF, section 3.1)."""
+        x = self.net(features)
+        return x[..., :1], torch.sigmoid(x[..., 1:]) * 1.002 - 0.001
+
+
+class Generator(nn.Module):
+    """EG3D generator. `config` fixes the parameters; `rendering` is the live scene description and may be changed at any time."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = copy.deepcopy(config)
+        self.cameras: dict[str, Any] | None = None
+        options = self.config.generator
+        self.z_dim, self.c_dim, self.w_dim = options.z_dim, LABEL_SIZE, options.w_dim
+        self.backbone = Backbone(self.config)
+        self.superresolution = SuperResolution(self.config)
+        self.decoder = TriPlaneDecoder(options.plane_channels, options.decoder_hidden, options.plane_channels)
+
+    @property
+    def rendering(self) -> RenderingConfig:
+        """Scene and sampling settings; a change takes effect at the next picture."""
+        return self.config.rendering
+
+    @property
+    def num_ws(self) -> int:
+        """Latents a sample has, one for each layer."""
+        return self.backbone.synthesis.num_ws
+
+    def mapping(
+        self, z: Tensor, c: Tensor, truncation_psi: float = 1.0, truncation_cutoff: int | None = None, update_w_avg: bool = False
+    ) -> Tensor:
+        """Latents z (N, z_dim) and the camera c (N, 25) they are conditioned on to ws (N, num_ws, w_dim)."""
+        c = c * self.config.generator.c_scale if self.config.generator.pose_conditioning else torch.zeros_like(c)
+        return self.backbone.mapping(z, c, truncation_psi, truncation_cutoff, update_w_avg)
+
+    def planes(self, ws: Tensor, noise_mode: NoiseMode = "const") -> Tensor:
+        """Feature planes (N, 3, C, H, W) of ws (N, num_ws, w_dim)."""
+        return self.backbone.synthesis(ws, noise_mode).unflatten(1, (NUM_PLANES, -1))
+
+    def render(
+        self,
+        planes: Tensor,
+        ws: Tensor,
+        c: Tensor,
+        neural_rendering_resolution: int | None = None,
+        deterministic: bool = True,
+    ) -> GeneratorOutput:
+        """Pictures of planes (N, 3, C, H, W) from cameras c (N, 25).
+
+        Args:
+            ws: (N, num_ws, w_dim), for the super-resolution.
+            neural_rendering_resolution: Pixels of the volume rendering; None = the model's own.
+            deterministic: Fixed instead of random offsets of the samples along rays.
+        """
+        resolution = neural_rendering_resolution or self.rendering.resolution
+        cam2world, intrinsics = unpack_label(c.float())
+        ray_origins, ray_directions = sample_rays(cam2world, intrinsics, resolution)
+        rays = render_rays(planes, self.decoder, ray_origins, ray_directions, self.rendering, deterministic)
+        features, depth, coverage = (value.transpose(1, 2).unflatten(2, (resolution, resolution)) for value in rays)
+        image = self.superresolution(features, ws, self.config.superresolution.noise_mode)
+        return GeneratorOutput(image, features[:, :3], depth, coverage)
+
+    def synthesis(
+        self,
+        ws: Tensor,
+        c: Tensor,
+        neural_rendering_resolution: int | None = None,
+        noise_mode: NoiseMode = "const",
+        deterministic: bool = True,
+    ) -> GeneratorOutput:
+        """Pictures of ws (N, num_ws, w_dim) from cameras c (N, 25)."""
+        return self.render(self.planes(ws, noise_mode), ws, c, neural_rendering_resolution, deterministic)
+
+    def forward(
+        self,
+        z: Tensor,
+        c: Tensor,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+        neural_rendering_resolution: int | None = None,
+        noise_mode: NoiseMode = "const",
+        deterministic: bool = True,
+    ) -> GeneratorOutput:
+        """Pictures of z (N, z_dim), conditioned on and seen from cameras c (N, 25)."""
+        ws = self.mapping(z, c, truncation_psi, truncation_cutoff)
+        return self.synthesis(ws, c, neural_rendering_resolution, noise_mode, deterministic)
+
+    def sample_planes(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw density (N, M, 1), before softplus(x - 1), and colours (N, M, C) at points (N, M, 3) in the world."""
+        return decode_points(planes, points, self.decoder, self.rendering)
+
+    def sample(self, points: Tensor, ws: Tensor, noise_mode: NoiseMode = "const") -> tuple[Tensor, Tensor]:
+        """`sample_planes` of the planes of ws (N, num_ws, w_dim)."""
+        return self.sample_planes(points, self.planes(ws, noise_mode))
+
+    def set_conv_dtype(self, backbone: torch.dtype, superresolution: torch.dtype) -> None:
+        """Run convolutions in these dtypes; mapping, decoder and rays stay fp32."""
+        for block in self.backbone.synthesis.children():
+            assert isinstance(block, SynthesisBlock)
+            block.conv_dtype = backbone
+        self.superresolution.set_conv_dtype(superresolution)

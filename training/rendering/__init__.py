@@ -1,0 +1,1 @@
+"""Volume rendering of tri-plane features. A decoder is any callable; nothing here knows networks or files."""

@@ -1,0 +1,97 @@
+"""Where along a ray the scene is looked at: stratified depths, then depths drawn by importance (NeRF, section 5.2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+WEIGHT_FLOOR = 0.01
+CDF_EPSILON = 1e-5
+
+
+def stratified_depths(near: Tensor, far: Tensor, count: int, deterministic: bool) -> Tensor:
+    """Evenly spaced depths from `near` to `far`, both included, each moved forward by u steps.
+
+    Args:
+        near, far: (N, R, 1).
+        deterministic: u = 0.5 instead of uniform in [0, 1).
+
+    Returns:
+        (N, R, count), increasing; the last may pass `far`.
+    """
+    steps = torch.linspace(0, 1, count, dtype=near.dtype, device=near.device)
+    step = (far - near) / (count - 1)
+    shape = (*near.shape[:-1], count)
+    u = (
+        torch.full(shape, 0.5, dtype=near.dtype, device=near.device)
+        if deterministic
+        else torch.rand(shape, dtype=near.dtype, device=near.device)
+    )
+    return near + (far - near) * steps + u * step
+
+
+def smooth_weights(weights: Tensor) -> Tensor:
+    """Blur interval weights (..., S-1): larger of neighbours with zero ends, mean of neighbours, plus a floor (mip-NeRF, section 3.1)."""
+    padded = torch.nn.functional.pad(weights, (1, 1))
+    larger = torch.maximum(padded[..., 1:], padded[..., :-1])
+    return (larger[..., 1:] + larger[..., :-1]) / 2 + WEIGHT_FLOOR
+
+
+@torch.no_grad()
+def importance_depths(
+    depths: Tensor,
+    weights: Tensor,
+    count: int,
+    placement: Literal["interval", "released"],
+    deterministic: bool,
+) -> Tensor:
+    """Depths drawn from the piecewise-constant density that the coarse weights give.
+
+    Args:
+        depths: (N, R, S) increasing coarse depths.
+        weights: (N, R, S-1) compositing weights of the intervals between them.
+        count: Number of new depths a ray.
+        placement: `interval` spreads weight i between depths i and i+1. `released` is what the released models were trained
+            with: without the first and last weight, the k-th remaining between the midpoints k and k+1 of the depths.
+        deterministic: Evenly spaced variates (i + 0.5) / count instead of random ones.
+
+    Returns:
+        (N, R, count); increasing where `deterministic`.
+    """
+    weights = smooth_weights(weights)
+    edges = depths
+    if placement == "released":
+        weights = weights[..., 1:-1]
+        edges = ((depths[..., 1:] + depths[..., :-1]) / 2)[..., : weights.shape[-1] + 1]
+    shape = (*depths.shape[:-1], count)
+    if deterministic:
+        u = ((torch.arange(count, dtype=depths.dtype, device=depths.device) + 0.5) / count).expand(shape)
+    else:
+        u = torch.rand(shape, dtype=depths.dtype, device=depths.device)
+    return invert_cdf(edges, weights, u)
+
+
+def invert_cdf(edges: Tensor, weights: Tensor, u: Tensor) -> Tensor:
+    """Inverse of the cumulative distribution of a piecewise-constant density.
+
+    Args:
+        edges: (..., B+1) increasing bin edges.
+        weights: (..., B) non-negative, need not be normalised.
+        u: (..., M) in [0, 1).
+
+    Returns:
+        (..., M) positions.
+    """
+    weights = weights + CDF_EPSILON
+    cdf = torch.cumsum(weights / weights.sum(dim=-1, keepdim=True), dim=-1)
+    cdf = torch.nn.functional.pad(cdf, (1, 0))
+    above = torch.searchsorted(cdf, u.contiguous(), right=True).clamp(max=weights.shape[-1])
+    below = (above - 1).clamp(min=0)
+    cdf_below, cdf_above = cdf.gather(-1, below), cdf.gather(-1, above)
+    edge_below, edge_above = edges.gather(-1, below), edges.gather(-1, above)
+    width = cdf_above - cdf_below
+    # An empty bin has no inside; the released models divide by one there.
+    width = torch.where(width < CDF_EPSILON, torch.ones_like(width), width)
+    return edge_below + (u - cdf_below) / width * (edge_above - edge_below)
