@@ -98,11 +98,9 @@ def _download(url: str, target: Path) -> None:
     try:
         with urllib.request.urlopen(url, timeout=60) as response, atomic_write(target) as file:
             expected = int(response.headers.get("Content-Length") or 0)
-            with progress([], f"Downloading {target.name}", total=expected or None, unit="B") as bar:
-                bar.unit_scale = True
-                while chunk := response.read(DOWNLOAD_CHUNK):
-                    file.write(chunk)
-                    bar.update(len(chunk))
+            chunks = iter(lambda: response.read(DOWNLOAD_CHUNK), b"")
+            for chunk in progress(chunks, f"Downloading {target.name}", total=-(-expected // DOWNLOAD_CHUNK) or None, unit="MB"):
+                file.write(chunk)
             if expected and file.tell() != expected:
                 raise UserError(f"download of {url} stopped after {file.tell()} of {expected} bytes; try again")
     except (urllib.error.URLError, OSError, ValueError) as error:

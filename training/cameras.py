@@ -54,10 +54,10 @@ def orbit_pose(
 
     Yaw 0, pitch 0 is on the +z axis; positive yaw moves towards +x, positive pitch towards +y.
     """
-    yaw, pitch, radius = torch.broadcast_tensors(
-        *(torch.as_tensor(value, dtype=torch.get_default_dtype()) for value in (yaw, pitch, radius))
-    )
-    position = torch.stack([yaw.sin() * pitch.cos(), pitch.sin(), yaw.cos() * pitch.cos()], dim=-1) * radius[..., None]
+    device = next((value.device for value in (yaw, pitch, radius) if isinstance(value, Tensor)), None)
+    a, b, r = torch.broadcast_tensors(*(torch.as_tensor(value, device=device) for value in (yaw, pitch, radius)))
+    a, b, r = (value.to(torch.promote_types(a.dtype, torch.promote_types(b.dtype, r.dtype))) for value in (a, b, r))
+    position = torch.stack([a.sin() * b.cos(), b.sin(), a.cos() * b.cos()], dim=-1) * r[..., None]
     return look_at_pose(position, torch.as_tensor(pivot, dtype=position.dtype, device=position.device))
 
 

@@ -257,3 +257,15 @@ def config_sections(config: Config) -> dict[str, Any]:
             if dataclasses.is_dataclass(value):
                 sections[item.name] = value
     return sections
+
+
+def differences(first: Config, second: Config) -> list[str]:
+    """Names (`section.field`) of the settings in which two configs differ."""
+    names = []
+    others = config_sections(second)
+    for section_name, section in config_sections(first).items():
+        for item in dataclasses.fields(section):
+            value = getattr(section, item.name)
+            if not dataclasses.is_dataclass(value) and value != getattr(others[section_name], item.name):
+                names.append(f"{section_name}.{item.name}")
+    return names

@@ -97,8 +97,8 @@ class Discriminator(nn.Module):
         self.cmap_dim = channels_at(LAST_RESOLUTION, options.channel_base, options.channel_max)
         self.resolutions = block_resolutions(config.resolution)[:0:-1]
         for index, size in enumerate(self.resolutions):
-            channels = [channels_at(r, options.channel_base, options.channel_max) for r in (size, size // 2)]
-            self.add_module(f"b{size}", DiscriminatorBlock(*channels, img_channels=0 if index else 6, conv_clamp=options.conv_clamp))
+            channels, next_channels = (channels_at(r, options.channel_base, options.channel_max) for r in (size, size // 2))
+            self.add_module(f"b{size}", DiscriminatorBlock(channels, next_channels, 0 if index else 6, options.conv_clamp))
         self.mapping = MappingNetwork(0, LABEL_SIZE, self.cmap_dim, num_ws=None, num_layers=options.mapping_layers)
         channels_4 = channels_at(LAST_RESOLUTION, options.channel_base, options.channel_max)
         self.b4 = DiscriminatorEpilogue(channels_4, self.cmap_dim, options.mbstd_group_size, options.conv_clamp)
@@ -121,6 +121,11 @@ class Discriminator(nn.Module):
         if self.c_noise > 0:
             c = c + torch.randn_like(c) * c.std(dim=0) * self.c_noise
         return (x * self.mapping(None, c)).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
+
+    def layers(self) -> list[Conv2d]:
+        """Layers from the highest resolution down, in the order in which freeze-D counts them."""
+        blocks = [self.get_submodule(f"b{size}") for size in self.resolutions]
+        return [layer for block in blocks for layer in block.children() if isinstance(layer, Conv2d)]
 
     def set_conv_dtype(self, dtype: torch.dtype, highest: int | None = None) -> None:
         """Run the convolutions of the `highest` resolutions (None = all) in `dtype`, the rest in fp32."""

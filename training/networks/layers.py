@@ -1,4 +1,7 @@
-"""Layers that generator and discriminator share (Karras et al. 2018-2020). Convolutions run in the dtype and memory format of their input."""
+"""Layers that generator and discriminator share (Karras et al. 2018-2020).
+
+Convolutions run in the dtype and memory format of their input.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def block_sizes(resolution: int, input_resolution: int | None = None) -> tuple[i
     enough the first block keeps its resolution.
     """
     first = input_resolution or min(128, resolution // 2)
-    sizes = []
+    sizes: list[int] = []
     while (first << len(sizes)) < resolution:
         sizes.append(first << (len(sizes) + 1))
     return first, sizes if len(sizes) > 1 else [first, *sizes]
@@ -41,7 +41,7 @@ class SuperResolution(nn.Module):
         channels = options.channels or block_channels(config.resolution, sizes)
         if len(channels) != len(sizes):
             raise ValueError(
-                f"superresolution.channels has {len(channels)} entries, but going from {self.input_resolution} to {config.resolution} takes {len(sizes)}"
+                f"superresolution.channels has {len(channels)} entries; from {self.input_resolution} to {config.resolution} it takes {len(sizes)}"
             )
         self.num_blocks = len(sizes)
         in_channels, in_size = config.generator.plane_channels, self.input_resolution

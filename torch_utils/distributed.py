@@ -1,0 +1,51 @@
+"""The process group as plain functions that also work in a single process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def is_distributed() -> bool:
+    """Whether a process group is running."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Index of this process, 0 without a group."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a group."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Add `values` of all processes in place and return it."""
+    if is_distributed():
+        dist.all_reduce(values)
+    return values
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace gradients by their mean over all processes, in one transfer. Parameters without one count as zero."""
+    if not is_distributed():
+        return
+    chosen = [p for p in parameters if p.requires_grad]
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in chosen]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for p, part in zip(chosen, flat.split([p.numel() for p in chosen]), strict=True):
+        p.grad = part.view_as(p)
+
+
+def copy_from_first(module: nn.Module) -> None:
+    """Give every process the parameters and buffers of process 0."""
+    if is_distributed():
+        for value in [*module.parameters(), *module.buffers()]:
+            dist.broadcast(value.data, src=0)

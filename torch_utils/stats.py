@@ -1,0 +1,44 @@
+"""Running statistics by name: count, mean and standard deviation since the last reset, over all processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_utils.distributed import sum_over_processes
+
+
+class Statistics:
+    """Collects numbers without keeping them. Every process must report the same names."""
+
+    def __init__(self) -> None:
+        self._moments: dict[str, Tensor] = {}
+
+    def report(self, name: str, values: Tensor | float) -> None:
+        """Add all elements of `values` to the statistic `name`."""
+        flat = torch.as_tensor(values).detach().flatten().to(torch.float64)
+        moments = torch.stack([torch.tensor(float(flat.numel()), dtype=torch.float64, device=flat.device), flat.sum(), flat.square().sum()])
+        self._moments[name] = self._moments[name] + moments if name in self._moments else moments
+
+    def collect(self) -> dict[str, dict[str, float]]:
+        """{name: {count, mean, std}} over all processes; starts afresh."""
+        names = sorted(self._moments)
+        if not names:
+            return {}
+        table = sum_over_processes(torch.stack([self._moments[name] for name in names]))
+        self._moments.clear()
+        result = {}
+        for name, (count, total, squares) in zip(names, table.tolist(), strict=True):
+            mean = total / count if count else float("nan")
+            result[name] = {"count": count, "mean": mean, "std": max(squares / count - mean**2, 0) ** 0.5 if count else float("nan")}
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments collected so far, for exact resume."""
+        return dict(self._moments)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self._moments = dict(state)

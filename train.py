@@ -1,0 +1,261 @@
+"""Train a 3D-aware GAN on pictures with camera labels. See docs/training.md."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dnnlib.console import UserError, run_cli
+from dnnlib.files import cache_dir
+from media.snapshots import save_pictures
+from training.checkpoint import load_weights
+from training.config import Config, Precision, differences, set_option, to_dict
+from training.dataset import ImageDataset
+from training.launch import Launch, choose_devices, find_checkpoint, has_fast_bf16, launch_training, new_run_dir
+from training.presets import LAPTOP_MAX_RESOLUTION, PRESETS, PresetName, Sizes, make_config
+from training.scene import apply_scene, fit_dataset_scene
+from training.trainer import check_batch
+
+# Command line option -> setting it changes.
+SETTINGS = {
+    "mirror": "data.mirror",
+    "workers": "data.workers",
+    "batch": "training.batch",
+    "batch_gpu": "training.batch_gpu",
+    "gamma": "training.gamma",
+    "kimg": "training.kimg",
+    "seed": "training.seed",
+    "precision": "training.precision",
+    "freeze_d": "training.freeze_d",
+    "nrr_initial": "training.nrr_initial",
+    "nrr_final": "training.nrr_final",
+    "nrr_fade_kimg": "training.nrr_fade_kimg",
+    "gen_pose_cond": "generator.pose_conditioning",
+    "aug": "augment.mode",
+    "p": "augment.p",
+    "target": "augment.target",
+    "tick": "snapshot.tick_kimg",
+    "snap": "snapshot.snap_ticks",
+}
+# Settings that may change when a run goes on.
+FREE_ON_RESUME = {"data.workers", "training.kimg", "snapshot.tick_kimg", "snapshot.snap_ticks"}
+FINE_TUNING_ADA_KIMG = 100.0
+BUILT_IN_COUNT, BUILT_IN_RESOLUTION = 6000, 64
+
+
+def parse_metrics(text: str) -> tuple[str, ...]:
+    """Names in --metrics."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if names in ((), ("none",)):
+        return ()
+    raise click.BadParameter(f"unknown metric {names[0]!r}; training knows none yet, use --metrics none", param_hint="--metrics")
+
+
+def given_settings(options: dict[str, Any]) -> list[str]:
+    """Assignments `section.field=value` for the options that were given on the command line."""
+    assignments = [f"{SETTINGS[name]}={json.dumps(value)}" for name, value in options.items() if name in SETTINGS and value is not None]
+    if options["init_from"] and options["aug"] == "ada":
+        assignments.append(f"augment.kimg={FINE_TUNING_ADA_KIMG}")
+    return assignments + list(options["overrides"])
+
+
+def apply_settings(config: Config, assignments: list[str]) -> None:
+    """Apply assignments; a mistake in one is a wrong option value."""
+    for assignment in assignments:
+        try:
+            set_option(config, assignment)
+        except UserError as error:
+            raise click.BadParameter(str(error), param_hint="--set") from error
+
+
+def new_config(options: dict[str, Any], dataset: ImageDataset, launch: Launch, path: str) -> tuple[Config, list[str]]:
+    """Settings of a fresh run, and lines to tell about choices that were made for the user."""
+    preset: PresetName = options["cfg"]
+    is_small = launch.device != "cuda" and dataset.resolution <= LAPTOP_MAX_RESOLUTION
+    sizes: Sizes = "laptop" if preset == "heads" or is_small else "published"
+    config = make_config(preset, dataset.resolution, options["sizes"] if options["sizes"] != "auto" else sizes)
+    notes = [f"Preset {preset} with {options['sizes'] if options['sizes'] != 'auto' else sizes} sizes (--sizes)"]
+    if options["init_from"]:
+        fine_tune(config, options["init_from"])
+    elif preset == "auto":
+        fit = fit_dataset_scene(dataset)
+        apply_scene(config.model.rendering, fit)
+        notes += [f"Scene from the labels: box {fit.box_warp:.3g}, background {fit.background}", *fit.notes]
+    config.training.precision = default_precision(launch, preset)
+    apply_settings(config, given_settings(options))
+    config.data.path = path
+    finish(config, options)
+    return config, notes
+
+
+def fine_tune(config: Config, init_from: str) -> None:
+    """Networks and scene of another run; no EMA ramp, no blur, full pose swapping at once."""
+    weights = load_weights(init_from)
+    if weights.config.resolution != config.model.resolution:
+        raise UserError(
+            f"--init-from {init_from} makes pictures of {weights.config.resolution} pixels, the data have {config.model.resolution}; "
+            "convert the data to that size"
+        )
+    config.model = copy.deepcopy(weights.config)
+    training = config.training
+    training.nrr_initial = training.nrr_final = config.model.rendering.resolution
+    training.ema_rampup = None
+    training.blur_sigma = 0.0
+    training.swap_start = training.swap_final
+
+
+def default_precision(launch: Launch, preset: str) -> Precision:
+    """fp16 on CUDA; on CPUs that compute bf16 in hardware bf16 for the built-in heads; else fp32."""
+    if launch.device == "cuda":
+        return "fp16"
+    return "bf16" if preset == "heads" and launch.device == "cpu" and has_fast_bf16() else "fp32"
+
+
+def finish(config: Config, options: dict[str, Any]) -> None:
+    """Settings that follow from others."""
+    training, named = config.training, given_settings(options)
+    is_given = {name.partition("=")[0].strip() for name in named}
+    if options["cfg"] == "auto" and "training.gamma" not in is_given:
+        training.gamma = 10.0 if training.batch < 8 else 5.0
+    if "training.nrr_initial" in is_given and "training.nrr_final" not in is_given:
+        training.nrr_final = training.nrr_initial
+    if "rendering.resolution" in is_given:
+        training.nrr_initial = training.nrr_final = config.model.rendering.resolution
+    config.model.rendering.resolution = training.nrr_final
+
+
+def resumed_config(config: Config, options: dict[str, Any], data: str | None) -> Config:
+    """Settings of a run that goes on: its own, except for those that may change.
+
+    Raises:
+        UserError: naming the options that differ from those of the run.
+    """
+    wanted = copy.deepcopy(config)
+    apply_settings(wanted, given_settings(options))
+    if data is not None and Path(data).resolve() != Path(config.data.path).resolve():
+        wanted.data.path = data
+    refused = [name for name in differences(config, wanted) if name not in FREE_ON_RESUME]
+    if refused:
+        raise UserError(
+            f"--resume goes on with the run's own options, but {', '.join(refused)} would change; leave these options out, "
+            "or start a new run from its weights with --init-from"
+        )
+    if wanted.training.kimg < config.training.kimg:
+        raise UserError(f"--kimg {wanted.training.kimg:g} is less than the run's {config.training.kimg:g}; it may only grow")
+    return wanted
+
+
+def built_in_data() -> str:
+    """The built-in heads, rendered into the cache the first time."""
+    from data_tools.heads import HeadsConfig, generate_heads
+
+    path = cache_dir() / f"heads{BUILT_IN_RESOLUTION}-{BUILT_IN_COUNT}.zip"
+    if not path.exists():
+        click.echo(f"No --data: rendering {BUILT_IN_COUNT} heads into {path} (once)")
+        generate_heads(path, HeadsConfig(count=BUILT_IN_COUNT, resolution=BUILT_IN_RESOLUTION))
+    return str(path)
+
+
+class CommaList(click.ParamType):
+    """Placeholder name for lists in the help text."""
+
+    name = "none|a,b"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--data", metavar="ZIP|DIR|URL", help="Pictures and dataset.json [default: the built-in heads].")
+@click.option("--outdir", type=click.Path(path_type=Path), default="training-runs", show_default=True, help="Where run folders go.")
+@click.option("--cfg", type=click.Choice(PRESETS), help="Preset [default: auto; heads for the built-in data].")
+@click.option("--sizes", type=click.Choice(["auto", "laptop", "published"]), default="auto", show_default=True, help="Network sizes.")
+@click.option("--gpus", type=click.IntRange(0), help="CUDA devices; 0 = CPU [default: all there are].")
+@click.option("--procs", type=click.IntRange(1), help="Processes on the CPU [default: 1].")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="Kind of device.")
+@click.option("--batch", type=click.IntRange(1), help="Samples a step, over all processes.")
+@click.option("--batch-gpu", type=click.IntRange(1), help="Samples a process handles at once; the rest is accumulated.")
+@click.option("--gamma", type=click.FloatRange(0), help="Weight of the R1 penalty.")
+@click.option("--mirror/--no-mirror", default=None, help="Also train on mirrored pictures.")
+@click.option("--aug", type=click.Choice(["noaug", "ada", "fixed"]), help="Discriminator augmentation.")
+@click.option("--p", type=click.FloatRange(0, 1), help="Augmentation probability (start value with ada).")
+@click.option("--target", type=click.FloatRange(-1, 1), help="Target of ada.")
+@click.option("--resume", metavar="FILE|DIR|latest", help="Go on exactly where a run stood.")
+@click.option("--init-from", metavar="FILE|URL", help="Start a new run from these weights, ours or released.")
+@click.option("--freeze-d", type=click.IntRange(0), help="Highest-resolution discriminator layers that do not learn.")
+@click.option("--gen-pose-cond/--no-gen-pose-cond", default=None, help="Condition the mapping network on the camera.")
+@click.option("--nrr-initial", type=click.IntRange(4), help="Neural rendering resolution at the start.")
+@click.option("--nrr-final", type=click.IntRange(4), help="Neural rendering resolution after the fade.")
+@click.option("--nrr-fade-kimg", type=click.FloatRange(0), help="Length of that fade.")
+@click.option("--kimg", type=click.FloatRange(0, min_open=True), help="Length of the run in thousands of real images.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Save and stop after this time.")
+@click.option("--tick", type=click.FloatRange(0, min_open=True), help="Statistics every so many kimg.")
+@click.option("--snap", type=click.IntRange(0), help="Checkpoint every so many ticks; 0 = only at the end.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of everything random.")
+@click.option("--metrics", type=CommaList(), default="none", show_default=True, help="Measured at every checkpoint.")
+@click.option("--workers", type=click.IntRange(0), help="Processes that read pictures, for each training process.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Of the convolutions [default: fp16 on CUDA, else fp32].")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.FIELD=VALUE", help="Any other setting; may be repeated.")
+@click.option("-n", "--dry-run", is_flag=True, help="Print the settings and stop.")
+def main(**options: Any) -> None:
+    """Train on DATA; everything else has a default."""
+    parse_metrics(options["metrics"])
+    if options["resume"] and options["init_from"]:
+        raise click.UsageError("--resume and --init-from exclude each other: one goes on with a run, the other starts one")
+    try:
+        launch = choose_devices(options["device"], options["gpus"], options["procs"])
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    found = find_checkpoint(options["resume"], options["outdir"]) if options["resume"] else None
+    if found is None:
+        start_run(options, launch)
+    else:
+        resume_run(options, launch, *found)
+
+
+def start_run(options: dict[str, Any], launch: Launch) -> None:
+    """Begin a new run."""
+    options["cfg"] = options["cfg"] or ("auto" if options["data"] else "heads")
+    dataset = ImageDataset(options["data"] or built_in_data())
+    config, notes = new_config(options, dataset, launch, str(dataset.path.resolve()))
+    check_batch(config, launch.processes)
+    for line in (launch.note, *notes):
+        click.echo(line)
+    if options["dry_run"]:
+        click.echo(json.dumps(to_dict(config), indent=2))
+        return
+    run_dir = new_run_dir(options["outdir"], f"{dataset.name}-{options['cfg']}-batch{config.training.batch}")
+    click.echo(f"Run folder {run_dir}")
+    launch_training(
+        config, launch, run_dir, init_from=options["init_from"], time_limit=seconds(options["minutes"]), observers=(save_pictures,)
+    )
+
+
+def resume_run(options: dict[str, Any], launch: Launch, run_dir: Path, checkpoint: Any) -> None:
+    """Go on with a run in its folder."""
+    config = resumed_config(checkpoint.config, options, options["data"])
+    check_batch(config, launch.processes)
+    click.echo(launch.note)
+    click.echo(f"Going on with {run_dir} at {checkpoint.progress['images'] / 1000:.3f} kimg")
+    if options["dry_run"]:
+        click.echo(json.dumps(to_dict(config), indent=2))
+        return
+    chosen = Path(options["resume"])
+    launch_training(
+        config,
+        launch,
+        run_dir,
+        resume=chosen if chosen.is_file() else True,
+        time_limit=seconds(options["minutes"]),
+        observers=(save_pictures,),
+    )
+
+
+def seconds(minutes: float | None) -> float | None:
+    """--minutes in seconds."""
+    return None if minutes is None else minutes * 60
+
+
+if __name__ == "__main__":
+    run_cli(main)

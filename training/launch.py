@@ -1,0 +1,228 @@
+"""From settings to running processes: devices, run folders, resume."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from dnnlib.console import UserError
+from dnnlib.files import make_dir
+from training.checkpoint import Checkpoint, load_checkpoint, load_weights
+from training.config import Config
+from training.interop import Weights
+from training.loop import Observer, RunOptions, run_training
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+SNAPSHOT_PATTERN = "network-snapshot-*.pkl"
+
+
+class Launch:
+    """How a run is to be started: on which kind of device, with how many processes."""
+
+    def __init__(self, device: str, processes: int, note: str) -> None:
+        self.device, self.processes, self.note = device, processes, note
+
+    def device_of(self, process: int) -> torch.device:
+        """Device of one process."""
+        return torch.device("cuda", process) if self.device == "cuda" else torch.device(self.device)
+
+
+def choose_devices(device: DeviceName, gpus: int | None, procs: int | None) -> Launch:
+    """Resolve --device, --gpus and --procs.
+
+    Raises:
+        ValueError: if what was asked for is not there; the message says what to ask for instead.
+    """
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus is not None and gpus > available:
+        raise ValueError(f"--gpus {gpus}: this machine has {available} CUDA devices; use --gpus 0 to train on the CPU")
+    if device == "cuda" and (available == 0 or gpus == 0):
+        raise ValueError("--device cuda: no CUDA device to use; use --device cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("--device mps: not available here; use --device cpu")
+    count = available if gpus is None else gpus
+    if device in ("auto", "cuda") and count > 0:
+        if procs not in (None, count):
+            raise ValueError(f"--procs {procs}: there is one process for each of the {count} GPUs; leave --procs out")
+        return Launch("cuda", count, f"Training on {count} CUDA device(s)")
+    chosen = "mps" if device == "mps" else "cpu"
+    processes = procs or 1
+    if chosen == "mps" and processes > 1:
+        raise ValueError("--procs: only one process can use --device mps")
+    why = "" if gpus == 0 or device != "auto" else " (no CUDA device found)"
+    return Launch(chosen, processes, f"Training on {chosen.upper()}{why}, {processes} process(es), {torch.get_num_threads()} threads")
+
+
+def has_fast_bf16() -> bool:
+    """Whether this CPU computes bf16 convolutions in hardware, as far as Linux tells."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return bool(re.search(r"\b(amx_bf16|avx512_bf16)\b", flags))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Run folders
+
+
+def new_run_dir(outdir: Path, description: str) -> Path:
+    """Create OUTDIR/00000-<description> with the next free number.
+
+    Raises:
+        UserError: if the folder cannot be made.
+    """
+    make_dir(outdir)
+    for attempt in range(100):
+        path = outdir / f"{_next_number(outdir) + attempt:05d}-{description}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"cannot create folder {path}: {error.strerror or error}") from error
+        return path
+    raise UserError(f"no free run number in {outdir}; choose another --outdir")
+
+
+def run_folders(outdir: Path) -> list[Path]:
+    """Run folders in `outdir`, oldest first."""
+    if not outdir.is_dir():
+        return []
+    return sorted(path for path in outdir.iterdir() if path.is_dir() and re.match(r"\d{5}-", path.name))
+
+
+def _next_number(outdir: Path) -> int:
+    return max((int(path.name[:5]) for path in run_folders(outdir)), default=-1) + 1
+
+
+def find_checkpoint(resume: str, outdir: Path) -> tuple[Path, Checkpoint] | None:
+    """The state that --resume FILE|DIR|latest names, and its folder. None: `latest`, and there is no run to go on with.
+
+    In a folder the newest readable snapshot counts; damaged ones are passed over with a line that says so.
+
+    Raises:
+        UserError: if there is nothing to resume there.
+    """
+    if resume == "latest":
+        folders = [path for path in run_folders(outdir) if any(path.glob(SNAPSHOT_PATTERN))]
+        if not folders:
+            return None
+        resume = str(folders[-1])
+    path = Path(resume)
+    if not path.is_dir():
+        return path.parent, load_checkpoint(path)
+    snapshots = sorted(path.glob(SNAPSHOT_PATTERN), reverse=True)
+    if not snapshots:
+        raise UserError(f"--resume {path}: the folder holds no {SNAPSHOT_PATTERN}; name a run folder or a snapshot")
+    return path, _newest_readable(snapshots)
+
+
+def _newest_readable(snapshots: list[Path]) -> Checkpoint:
+    problem: UserError | None = None
+    for snapshot in snapshots:
+        try:
+            return load_checkpoint(snapshot)
+        except UserError as error:
+            print(f"warning: {error}; trying the one before")
+            problem = problem or error
+    assert problem is not None
+    raise problem
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Processes
+
+
+def launch_training(
+    config: Config,
+    launch: Launch,
+    run_dir: Path,
+    *,
+    resume: bool | Path = False,
+    init_from: str | None = None,
+    time_limit: float | None = None,
+    observers: tuple[Observer, ...] = (),
+) -> None:
+    """Run the training in this process, or in `launch.processes` new ones.
+
+    Args:
+        resume: Go on from the newest readable snapshot in `run_dir`, or from this file.
+        init_from: File whose weights to start from.
+        time_limit: Seconds after which to save and stop.
+
+    Raises:
+        UserError: as `run_training`.
+    """
+    job = _Job(config, launch, run_dir, resume, init_from, time_limit, observers)
+    if launch.processes == 1:
+        job.run(0)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        errors = Path(folder)
+        address = f"tcp://127.0.0.1:{_free_port()}"
+        try:
+            torch.multiprocessing.spawn(_worker, args=(job, address, errors), nprocs=launch.processes)
+        except torch.multiprocessing.ProcessExitedException as error:
+            messages = [path.read_text(encoding="utf-8") for path in sorted(errors.iterdir())]
+            raise UserError(messages[0] if messages else f"a training process died: {error}") from error
+
+
+class _Job:
+    """What every process is given."""
+
+    def __init__(
+        self,
+        config: Config,
+        launch: Launch,
+        run_dir: Path,
+        resume: bool | Path,
+        init_from: str | None,
+        time_limit: float | None,
+        observers: tuple[Callable[..., None], ...],
+    ) -> None:
+        self.config, self.launch, self.run_dir, self.resume = config, launch, run_dir, resume
+        self.init_from, self.time_limit, self.observers = init_from, time_limit, observers
+
+    def run(self, process: int) -> None:
+        checkpoint, weights = self._load()
+        device = self.launch.device_of(process)
+        run_training(self.config, RunOptions(self.run_dir, device, checkpoint, weights, self.time_limit, self.observers))
+
+    def _load(self) -> tuple[Checkpoint | None, Weights | None]:
+        if isinstance(self.resume, Path):
+            return load_checkpoint(self.resume), None
+        if self.resume:
+            return _newest_readable(sorted(self.run_dir.glob(SNAPSHOT_PATTERN), reverse=True)), None
+        return None, load_weights(self.init_from) if self.init_from else None
+
+
+def _worker(process: int, job: _Job, address: str, errors: Path) -> None:
+    """Entry point of one of several processes; a mistake of the user is handed to the parent as text."""
+    if job.launch.device == "cuda":
+        torch.cuda.set_device(process)
+    else:
+        torch.set_num_threads(max(torch.get_num_threads() // job.launch.processes, 1))
+    backend = "nccl" if job.launch.device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=address, rank=process, world_size=job.launch.processes)
+    try:
+        job.run(process)
+    except UserError as error:
+        (errors / f"{process:05d}").write_text(str(error), encoding="utf-8")
+        os._exit(1)
+    dist.destroy_process_group()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,87 @@
+"""Starting points for runs: published recipes, and sizes that a laptop trains.
+
+A preset is a scene with its regularisation (EG3D, supplement); sizes are chosen apart from it, because the published ones need
+GPUs. `auto` reads the scene from the camera labels (training/scene.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from training.config import Config, DiscriminatorConfig, GeneratorConfig, SuperResolutionConfig
+
+PresetName = Literal["auto", "ffhq", "afhq", "shapenet", "heads"]
+Sizes = Literal["published", "laptop"]
+PRESETS: tuple[str, ...] = get_args(PresetName)
+
+LAPTOP_MAX_RESOLUTION = 128
+HEADS_BACKGROUND = (77 / 255, 153 / 255, 158 / 255)
+HEADS_RAY_START, HEADS_RAY_END = 2.2, 3.2
+
+
+def make_config(preset: PresetName, resolution: int, sizes: Sizes) -> Config:
+    """Settings of `preset` for pictures of `resolution` pixels."""
+    config = Config()
+    config.model.resolution = resolution
+    if sizes == "laptop":
+        use_laptop_sizes(config)
+    scenes: dict[str, Callable[[Config], None]] = {"auto": _auto, "ffhq": _ffhq, "afhq": _afhq, "shapenet": _shapenet, "heads": _heads}
+    scenes[preset](config)
+    return config
+
+
+def use_laptop_sizes(config: Config) -> None:
+    """Networks, sample counts and schedules with which two CPU cores train pictures of up to 128 pixels in under an hour."""
+    model, training = config.model, config.training
+    model.generator = GeneratorConfig(
+        z_dim=64, w_dim=128, plane_resolution=64, plane_channels=16, channel_base=3072, channel_max=128, use_noise=False, decoder_hidden=32
+    )
+    render = min(32, model.resolution)
+    blocks = 2 if model.resolution <= 64 else (model.resolution // render).bit_length() - 1
+    model.superresolution = SuperResolutionConfig(channels=(32,) * blocks, input_resolution=min(32, model.resolution // 2), use_noise=False)
+    model.discriminator = DiscriminatorConfig(channel_base=2048, channel_max=256, mapping_layers=2)
+    model.rendering.depth_resolution = model.rendering.depth_resolution_importance = 16
+    model.rendering.resolution = training.nrr_initial = training.nrr_final = render
+    model.rendering.density_gain = 5.0
+    training.batch = 8
+    training.lr_generator = training.lr_discriminator = 0.002
+    training.kimg = 200.0
+    training.ema_kimg = 1.0
+    training.blur_sigma, training.blur_fade_kimg = 2.0, 5.0
+    training.shared_fakes = True
+    config.snapshot.tick_kimg, config.snapshot.snap_ticks = 1.0, 5
+
+
+def _auto(config: Config) -> None:
+    config.training.gamma = 5.0 if config.training.batch >= 8 else 10.0
+
+
+def _ffhq(config: Config) -> None:
+    config.training.gamma = 1.0
+
+
+def _afhq(config: Config) -> None:
+    config.training.gamma = 5.0
+    config.training.swap_final = 0.8
+
+
+def _shapenet(config: Config) -> None:
+    rendering = config.model.rendering
+    rendering.ray_start, rendering.ray_end, rendering.box_warp = 0.1, 2.6, 1.6
+    rendering.background = (1.0, 1.0, 1.0)
+    if rendering.depth_resolution == 48:
+        rendering.depth_resolution = rendering.depth_resolution_importance = 64
+    config.model.generator.pose_conditioning = False
+    config.training.gamma = 0.3
+
+
+def _heads(config: Config) -> None:
+    """The built-in heads (dataset_tool.py heads)."""
+    rendering, training = config.model.rendering, config.training
+    rendering.ray_start, rendering.ray_end = HEADS_RAY_START, HEADS_RAY_END
+    rendering.depth_resolution = rendering.depth_resolution_importance = 12
+    rendering.background = HEADS_BACKGROUND
+    config.model.generator.pose_conditioning = False
+    training.gamma = 0.5
+    training.density_reg = 0.1
