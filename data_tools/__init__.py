@@ -1,0 +1,1 @@
+"""What dataset_tool.py does: built-in data, and later the conversion, checking and mirroring of other data."""
