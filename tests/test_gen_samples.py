@@ -30,6 +30,7 @@ from training.scene import CameraSummary
 
 COMMAND = Path(gen_samples.__file__)
 SIZE = 32
+LEVEL = 15.0  # the densities of the tiny model reach from about 6 to 28
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -64,11 +65,10 @@ def test_any_list_of_ranges_parses_to_its_seeds(ranges: list[tuple[int, int]]):
 def test_any_text_is_seeds_or_a_bad_parameter(text: str):
     try:
         seeds = parse(text)
-    except click.BadParameter as error:
-        assert "\n" not in error.message
-    else:
-        assert seeds
-        assert all(0 <= seed < 2**32 for seed in seeds)
+    except click.BadParameter:
+        return
+    assert seeds
+    assert all(0 <= seed < 2**32 for seed in seeds)
 
 
 @pytest.mark.parametrize("text", ["5-1", "x", "", "1,", "-3", "1-2-3", "1.5", "4294967296", "0-99999999", "٣"])
@@ -149,7 +149,7 @@ def test_rows_pitch_and_truncation(network: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     pictures = [np.asarray(Image.open(tmp_path / name)) for name in names(tmp_path)]
     assert pictures[0].shape == (3 * SIZE, SIZE, 3)
-    np.testing.assert_array_equal(*pictures)  # truncation 0: everyone is the average
+    np.testing.assert_array_equal(pictures[0], pictures[1])  # truncation 0: everyone is the average
     blocks = pictures[0][SIZE : 2 * SIZE].reshape(8, 4, 8, 4, 3)
     assert (blocks == blocks[:, :1, :, :1]).all()  # raw has 8 x 8 pixels
     assert len(np.unique(pictures[0][:SIZE])) > 8
@@ -158,7 +158,7 @@ def test_rows_pitch_and_truncation(network: Path, tmp_path: Path):
 def test_shapes_are_written_in_the_world_of_the_model(network: Path, tmp_path: Path):
     options = ["--network", network, "--seeds", "0", "--no-images", "--shape-res", "24", "--outdir", tmp_path]
     for kind in ("glb", "mrc"):
-        done = run(*options, "--shapes", kind, "--shape-level", "1")
+        done = run(*options, "--shapes", kind, "--shape-level", LEVEL)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == str(tmp_path / f"seed0000.{kind}")
     assert names(tmp_path) == ["seed0000.glb", "seed0000.mrc"]
@@ -172,8 +172,11 @@ def test_shapes_are_written_in_the_world_of_the_model(network: Path, tmp_path: P
         at_vertices, _ = generator.sample(torch.tensor(mesh.vertices[None], dtype=torch.float32), ws)
         centre, _ = generator.sample(torch.full((1, 1, 3), 0.5 / 24), ws)
     assert density[12, 12, 12] == pytest.approx(float(centre), rel=1e-3, abs=1e-3)
-    spread = np.diff(density, axis=0)
-    assert np.median(np.abs(at_vertices.numpy() - 1)) < np.abs(spread).mean()
+    on_cut = np.abs(mesh.vertices).max(axis=1) > 0.44  # or on the border of the cameras' view
+    assert (~on_cut).sum() > 50
+    found = at_vertices.numpy()[0, ~on_cut, 0]
+    assert found.min() > LEVEL - 1
+    assert np.median(found) == pytest.approx(LEVEL, abs=0.1)
 
 
 @pytest.mark.parametrize(
@@ -202,12 +205,13 @@ def test_wrong_values_are_one_line(network: Path, tmp_path: Path, arguments: lis
 def test_missing_options_and_wrong_files_are_one_line(network: Path, tmp_path: Path):
     (tmp_path / "text.pkl").write_text("not a network")
     (tmp_path / "file").write_text("")
-    for arguments, status, words in [
+    cases: list[tuple[list[object], int, str]] = [
         (["--seeds", "0"], 2, "--network"),
         (["--network", tmp_path / "none.pkl", "--outdir", tmp_path / "out"], 1, "none.pkl"),
         (["--network", tmp_path / "text.pkl", "--outdir", tmp_path / "out"], 1, "text.pkl"),
         (["--network", network, "--outdir", tmp_path / "file"], 1, "file"),
-    ]:
+    ]
+    for arguments, status, words in cases:
         done = run(*arguments)
         assert done.returncode == status
         assert done.stderr.startswith("error: ")
@@ -217,7 +221,7 @@ def test_missing_options_and_wrong_files_are_one_line(network: Path, tmp_path: P
 
 def test_interruption_leaves_whole_files_only(network: Path, tmp_path: Path):
     command = [sys.executable, COMMAND, "--network", network, "--seeds", "0-99999", "--shapes", "ply", "--shape-res", "16"]
-    command += ["--shape-level", "1", "--outdir", tmp_path]
+    command += ["--shape-level", LEVEL, "--outdir", tmp_path]
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("*.ply"))) < 3:

@@ -127,6 +127,18 @@ def find_checkpoint(resume: str, outdir: Path) -> tuple[Path, Checkpoint] | None
     return path, _newest_readable(snapshots)
 
 
+def newest_snapshot(outdir: Path) -> Path:
+    """The last snapshot of the newest run in `outdir` that has one.
+
+    Raises:
+        UserError: if there is none.
+    """
+    snapshots = [path for folder in run_folders(outdir) for path in sorted(folder.glob(SNAPSHOT_PATTERN))]
+    if not snapshots:
+        raise UserError(f"no run in {outdir} has a snapshot yet; train first")
+    return snapshots[-1]
+
+
 def _newest_readable(snapshots: list[Path]) -> Checkpoint:
     problem: UserError | None = None
     for snapshot in snapshots:

@@ -39,8 +39,10 @@ def use_laptop_sizes(config: Config) -> None:
     )
     render = min(32, model.resolution)
     blocks = 2 if model.resolution <= 64 else (model.resolution // render).bit_length() - 1
-    model.superresolution = SuperResolutionConfig(channels=(32,) * blocks, input_resolution=min(32, model.resolution // 2), use_noise=False)
-    model.discriminator = DiscriminatorConfig(channel_base=2048, channel_max=256, mapping_layers=2)
+    model.superresolution = SuperResolutionConfig(
+        channels=(32,) * blocks, input_resolution=min(32, model.resolution // 2), use_noise=False, conv_clamp=None
+    )
+    model.discriminator = DiscriminatorConfig(channel_base=2048, channel_max=256, mapping_layers=2, conv_clamp=None)
     model.rendering.depth_resolution = model.rendering.depth_resolution_importance = 16
     model.rendering.resolution = training.nrr_initial = training.nrr_final = render
     model.rendering.density_gain = 5.0

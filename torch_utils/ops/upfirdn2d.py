@@ -126,4 +126,7 @@ def _depthwise(x: Tensor, kernel: Tensor, stride: tuple[int, int]) -> Tensor:
     channels = x.shape[1]
     if kernel.numel() == 1:
         return x[:, :, :: stride[0], :: stride[1]] * kernel[0, 0]
-    return F.conv2d(x, kernel.expand(channels, 1, *kernel.shape), stride=stride, groups=channels)
+    x = F.conv2d(x, kernel.expand(channels, 1, *kernel.shape), groups=channels)
+    # Decimating afterwards computes more than it keeps, yet on CPUs it is several times faster than the backward pass of a
+    # strided depthwise convolution.
+    return x if stride == (1, 1) else x[:, :, :: stride[0], :: stride[1]]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from training.cameras import LABEL_SIZE, unpack_label
 from training.config import ModelConfig, RenderingConfig
+from training.networks.alias_free import AliasFreeSuperResolution
 from training.networks.layers import FullyConnected
 from training.networks.stylegan2 import MappingNetwork, NoiseMode, SynthesisBlock, SynthesisNetwork
 from training.networks.superresolution import SuperResolution
@@ -17,6 +18,10 @@ from training.rendering.rays import sample_rays
 from training.rendering.renderer import decode_points, render_rays
 
 NUM_PLANES = 3
+SUPERRESOLUTIONS: dict[str, type[SuperResolution] | type[AliasFreeSuperResolution]] = {
+    "standard": SuperResolution,
+    "alias_free": AliasFreeSuperResolution,
+}
 
 
 class GeneratorOutput(NamedTuple):
@@ -69,7 +74,7 @@ class Generator(nn.Module):
         options = self.config.generator
         self.z_dim, self.c_dim, self.w_dim = options.z_dim, LABEL_SIZE, options.w_dim
         self.backbone = Backbone(self.config)
-        self.superresolution = SuperResolution(self.config)
+        self.superresolution = SUPERRESOLUTIONS[self.config.superresolution.kind](self.config)
         self.decoder = TriPlaneDecoder(options.plane_channels, options.decoder_hidden, options.plane_channels)
 
     @property

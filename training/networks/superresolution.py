@@ -30,6 +30,20 @@ def block_channels(resolution: int, sizes: list[int]) -> tuple[int, ...]:
     return tuple(min(64 << (len(sizes) - 1 - index), 256) for index in range(len(sizes)))
 
 
+def plan_blocks(config: ModelConfig) -> tuple[int, list[int], tuple[int, ...]]:
+    """Input resolution, and the output resolution and the channels of each block.
+
+    Raises:
+        ValueError: if `superresolution.channels` has another number of entries than there are blocks.
+    """
+    options = config.superresolution
+    input_resolution, sizes = block_sizes(config.resolution, options.input_resolution)
+    channels = options.channels or block_channels(config.resolution, sizes)
+    if len(channels) != len(sizes):
+        raise ValueError(f"superresolution.channels has {len(channels)} entries, but there are {len(sizes)} blocks, at {sizes}")
+    return input_resolution, sizes, channels
+
+
 class SuperResolution(nn.Module):
     """Two or three StyleGAN2 blocks that all use the last latent: (N, C, r, r) features -> (N, 3, resolution, resolution)."""
 
@@ -37,12 +51,7 @@ class SuperResolution(nn.Module):
         super().__init__()
         options = config.superresolution
         self.antialias = options.antialias
-        self.input_resolution, sizes = block_sizes(config.resolution, options.input_resolution)
-        channels = options.channels or block_channels(config.resolution, sizes)
-        if len(channels) != len(sizes):
-            raise ValueError(
-                f"superresolution.channels has {len(channels)} entries; from {self.input_resolution} to {config.resolution} it takes {len(sizes)}"
-            )
+        self.input_resolution, sizes, channels = plan_blocks(config)
         self.num_blocks = len(sizes)
         in_channels, in_size = config.generator.plane_channels, self.input_resolution
         for index, (size, out_channels) in enumerate(zip(sizes, channels, strict=True)):

@@ -1,0 +1,63 @@
+"""`make demo`: train the built-in heads for a quarter of an hour and show what came out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from dnnlib.console import UserError, run_cli
+from media.shapes import extract_mesh, save_mesh
+from media.strips import camera_grid, identity_grid, save_png
+from open_eg3d import load_generator
+from training.launch import newest_snapshot
+from training.scene import CameraSummary
+
+IDENTITIES, VIEWS = 6, 5
+MESH_RESOLUTION = 160
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--outdir", type=click.Path(path_type=Path), default="demo", show_default=True, help="Where everything goes.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=15.0, show_default=True, help="Training time.")
+def main(outdir: Path, minutes: float) -> None:
+    """Train the built-in heads, then make a grid of identities and a coloured mesh. A second call goes on training."""
+    train(outdir, minutes)
+    snapshot = newest_snapshot(outdir)
+    grid, mesh = show(snapshot, outdir)
+    click.echo(f"Model: {snapshot}\nHeads, their rendering and depth as they turn: {grid}\nColoured mesh of the first head: {mesh}")
+
+
+def train(outdir: Path, minutes: float) -> None:
+    """Run train.py as a person would.
+
+    Raises:
+        UserError: if it fails; it has said why.
+    """
+    command = ["train.py", "--cfg", "heads", "--outdir", str(outdir), "--minutes", str(minutes), "--resume", "latest"]
+    click.echo("python " + " ".join(command))
+    status = subprocess.run([sys.executable, *command], cwd=Path(__file__).parent).returncode
+    if status:
+        raise UserError(f"training ended with exit status {status}; see above")
+
+
+@torch.no_grad()
+def show(snapshot: Path, outdir: Path) -> tuple[Path, Path]:
+    """Write the picture of identities x yaws and the mesh of the first identity; returns both paths."""
+    generator = load_generator(snapshot)
+    cameras = CameraSummary.from_dict(generator.cameras or {})
+    z = np.concatenate([np.random.RandomState(seed).randn(1, generator.z_dim) for seed in range(IDENTITIES)])
+    conditioning = cameras.frontal_label().expand(IDENTITIES, -1)
+    ws = generator.mapping(torch.from_numpy(z).float(), conditioning, truncation_psi=0.8)
+    grid, mesh = outdir / "heads.png", outdir / "head.glb"
+    save_png(grid, identity_grid(generator, ws, cameras, cameras.default_yaws(VIEWS), cameras.pitch))
+    save_mesh(mesh, extract_mesh(generator, generator.planes(ws[:1]), camera_grid(cameras), MESH_RESOLUTION))
+    return grid, mesh
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,69 @@
+"""What people look at: picture strips and grids, meshes and density volumes.
+
+The functions here ask little of a generator, so anything that offers the following will do (tests use an analytic scene).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from training.config import RenderingConfig
+
+
+class RenderOutput(Protocol):
+    """Pictures of N views: `image` (N, 3, res, res) and `image_raw` (N, 3, r, r) in [-1, 1], `image_depth` (N, 1, r, r) =
+    distance along the ray in world units, `weights_sum` (N, 1, r, r) = opacity in [0, 1]."""
+
+    @property
+    def image(self) -> Tensor: ...
+    @property
+    def image_raw(self) -> Tensor: ...
+    @property
+    def image_depth(self) -> Tensor: ...
+    @property
+    def weights_sum(self) -> Tensor: ...
+
+
+class DensityModel(Protocol):
+    """A scene that can be asked for its density at points: all that a mesh needs."""
+
+    @property
+    def rendering(self) -> RenderingConfig: ...
+
+    def sample_planes(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw densities (N, M, 1) and colours (N, M, C >= 3) in [0, 1] at world points (N, M, 3) of planes (N, 3, C, H, W)."""
+        ...
+
+
+class ViewModel(Protocol):
+    """A scene that renders itself: all that pictures need."""
+
+    def planes(self, ws: Tensor, noise_mode: Any = ...) -> Tensor:
+        """Tri-planes (N, 3, C, H, W) of latents ws (N, num_ws, w_dim)."""
+        ...
+
+    def render(
+        self,
+        planes: Tensor,
+        ws: Tensor,
+        c: Tensor,
+        neural_rendering_resolution: int | None = ...,
+        deterministic: bool = ...,
+    ) -> RenderOutput:
+        """Views of the planes from camera labels c (N, 25)."""
+        ...
+
+
+class Cameras(Protocol):
+    """The cameras of the training data. Angles are radians."""
+
+    @property
+    def yaw_range(self) -> tuple[float, float]: ...
+    @property
+    def pitch_range(self) -> tuple[float, float]: ...
+
+    def label(self, yaw: float, pitch: float) -> Tensor:
+        """Camera label (25,) of one orbit pose."""
+        ...
