@@ -56,6 +56,8 @@ def use_laptop_sizes(config: Config) -> None:
 
 
 def _auto(config: Config) -> None:
+    # Whether poses go with looks (smiles towards the camera) is not known; where they do, --gen-pose-cond helps.
+    config.model.generator.pose_conditioning = False
     config.training.gamma = 5.0 if config.training.batch >= 8 else 10.0
 
 
