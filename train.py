@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dnnlib.console import UserError, run_cli
-from dnnlib.files import cache_dir
+from dnnlib.files import cache_dir, local_file
 from media.snapshots import save_pictures
-from training.checkpoint import load_weights
+from training.checkpoint import Checkpoint, load_weights
+from training.checks import check_config
 from training.config import Config, Precision, differences, set_option, to_dict
 from training.dataset import ImageDataset
 from training.launch import Launch, choose_devices, find_checkpoint, has_fast_bf16, launch_training, new_run_dir
 from training.presets import LAPTOP_MAX_RESOLUTION, PRESETS, PresetName, Sizes, make_config
 from training.scene import apply_scene, fit_dataset_scene
-from training.trainer import check_batch
 
 # Command line option -> setting it changes.
 SETTINGS = {
@@ -58,9 +60,13 @@ def parse_metrics(text: str) -> tuple[str, ...]:
 def given_settings(options: dict[str, Any]) -> list[str]:
     """Assignments `section.field=value` for the options that were given on the command line."""
     assignments = [f"{SETTINGS[name]}={json.dumps(value)}" for name, value in options.items() if name in SETTINGS and value is not None]
-    if options["init_from"] and options["aug"] == "ada":
-        assignments.append(f"augment.kimg={FINE_TUNING_ADA_KIMG}")
     return assignments + list(options["overrides"])
+
+
+def option_name(setting: str, options: dict[str, Any]) -> str:
+    """What a person typed to change `section.field`."""
+    names = [name for name, target in SETTINGS.items() if target == setting and options[name] is not None]
+    return f"--{names[0].replace('_', '-')}" if names else "--data" if setting == "data.path" else f"--set {setting}"
 
 
 def apply_settings(config: Config, assignments: list[str]) -> None:
@@ -76,11 +82,12 @@ def new_config(options: dict[str, Any], dataset: ImageDataset, launch: Launch, p
     """Settings of a fresh run, and lines to tell about choices that were made for the user."""
     preset: PresetName = options["cfg"]
     is_small = launch.device != "cuda" and dataset.resolution <= LAPTOP_MAX_RESOLUTION
-    sizes: Sizes = "laptop" if preset == "heads" or is_small else "published"
-    config = make_config(preset, dataset.resolution, options["sizes"] if options["sizes"] != "auto" else sizes)
-    notes = [f"Preset {preset} with {options['sizes'] if options['sizes'] != 'auto' else sizes} sizes (--sizes)"]
+    sizes: Sizes = options["sizes"] or ("laptop" if preset == "heads" or is_small else "published")
+    config = make_config(preset, dataset.resolution, sizes)
+    notes = [f"Preset {preset} with {sizes} sizes (--sizes)"]
     if options["init_from"]:
         fine_tune(config, options["init_from"])
+        notes = [f"Preset {preset}; networks and scene from {options['init_from']}, fine-tuning schedules"]
     elif preset == "auto":
         fit = fit_dataset_scene(dataset)
         apply_scene(config.model.rendering, fit)
@@ -93,12 +100,12 @@ def new_config(options: dict[str, Any], dataset: ImageDataset, launch: Launch, p
 
 
 def fine_tune(config: Config, init_from: str) -> None:
-    """Networks and scene of another run; no EMA ramp, no blur, full pose swapping at once."""
+    """Networks and scene of another run; no EMA ramp, no blur, full pose swapping at once, faster adaptation of augmentation."""
     weights = load_weights(init_from)
     if weights.config.resolution != config.model.resolution:
         raise UserError(
             f"--init-from {init_from} makes pictures of {weights.config.resolution} pixels, the data have {config.model.resolution}; "
-            "convert the data to that size"
+            "resize the data to that size"
         )
     config.model = copy.deepcopy(weights.config)
     training = config.training
@@ -106,6 +113,7 @@ def fine_tune(config: Config, init_from: str) -> None:
     training.ema_rampup = None
     training.blur_sigma = 0.0
     training.swap_start = training.swap_final
+    config.augment.kimg = FINE_TUNING_ADA_KIMG
 
 
 def default_precision(launch: Launch, preset: str) -> Precision:
@@ -132,21 +140,30 @@ def resumed_config(config: Config, options: dict[str, Any], data: str | None) ->
     """Settings of a run that goes on: its own, except for those that may change.
 
     Raises:
-        UserError: naming the options that differ from those of the run.
+        click.UsageError: naming the options that differ from those of the run.
     """
     wanted = copy.deepcopy(config)
     apply_settings(wanted, given_settings(options))
-    if data is not None and Path(data).resolve() != Path(config.data.path).resolve():
+    if data is not None and local_file(data).resolve() != Path(config.data.path).resolve():
         wanted.data.path = data
-    refused = [name for name in differences(config, wanted) if name not in FREE_ON_RESUME]
+    refused = [option_name(name, options) for name in differences(config, wanted) if name not in FREE_ON_RESUME]
+    refused += [f"--{name}" for name, own in (("cfg", config.preset), ("sizes", config.sizes)) if options[name] not in (None, own)]
     if refused:
-        raise UserError(
+        raise click.UsageError(
             f"--resume goes on with the run's own options, but {', '.join(refused)} would change; leave these options out, "
             "or start a new run from its weights with --init-from"
         )
     if wanted.training.kimg < config.training.kimg:
-        raise UserError(f"--kimg {wanted.training.kimg:g} is less than the run's {config.training.kimg:g}; it may only grow")
+        raise click.UsageError(f"--kimg {wanted.training.kimg:g} is less than the run's {config.training.kimg:g}; it may only grow")
     return wanted
+
+
+def check_options(config: Config, launch: Launch) -> None:
+    """Settings that make no sense are wrong option values."""
+    try:
+        check_config(config, launch.processes)
+    except UserError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def built_in_data() -> str:
@@ -166,33 +183,42 @@ class CommaList(click.ParamType):
     name = "none|a,b"
 
 
+class Number(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number", param, ctx)
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--data", metavar="ZIP|DIR|URL", help="Pictures and dataset.json [default: the built-in heads].")
 @click.option("--outdir", type=click.Path(path_type=Path), default="training-runs", show_default=True, help="Where run folders go.")
 @click.option("--cfg", type=click.Choice(PRESETS), help="Preset [default: auto; heads for the built-in data].")
-@click.option("--sizes", type=click.Choice(["auto", "laptop", "published"]), default="auto", show_default=True, help="Network sizes.")
+@click.option("--sizes", type=click.Choice(["laptop", "published"]), help="Network sizes [default: laptop on a CPU up to 128 pixels].")
 @click.option("--gpus", type=click.IntRange(0), help="CUDA devices; 0 = CPU [default: all there are].")
 @click.option("--procs", type=click.IntRange(1), help="Processes on the CPU [default: 1].")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="Kind of device.")
 @click.option("--batch", type=click.IntRange(1), help="Samples a step, over all processes.")
 @click.option("--batch-gpu", type=click.IntRange(1), help="Samples a process handles at once; the rest is accumulated.")
-@click.option("--gamma", type=click.FloatRange(0), help="Weight of the R1 penalty.")
+@click.option("--gamma", type=Number(0), help="Weight of the R1 penalty.")
 @click.option("--mirror/--no-mirror", default=None, help="Also train on mirrored pictures.")
 @click.option("--aug", type=click.Choice(["noaug", "ada", "fixed"]), help="Discriminator augmentation.")
-@click.option("--p", type=click.FloatRange(0, 1), help="Augmentation probability (start value with ada).")
-@click.option("--target", type=click.FloatRange(-1, 1), help="Target of ada.")
+@click.option("--p", type=Number(0, 1), help="Augmentation probability (start value with ada).")
+@click.option("--target", type=Number(-1, 1), help="Target of ada.")
 @click.option("--resume", metavar="FILE|DIR|latest", help="Go on exactly where a run stood.")
 @click.option("--init-from", metavar="FILE|URL", help="Start a new run from these weights, ours or released.")
 @click.option("--freeze-d", type=click.IntRange(0), help="Highest-resolution discriminator layers that do not learn.")
 @click.option("--gen-pose-cond/--no-gen-pose-cond", default=None, help="Condition the mapping network on the camera.")
 @click.option("--nrr-initial", type=click.IntRange(4), help="Neural rendering resolution at the start.")
 @click.option("--nrr-final", type=click.IntRange(4), help="Neural rendering resolution after the fade.")
-@click.option("--nrr-fade-kimg", type=click.FloatRange(0), help="Length of that fade.")
-@click.option("--kimg", type=click.FloatRange(0, min_open=True), help="Length of the run in thousands of real images.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Save and stop after this time.")
-@click.option("--tick", type=click.FloatRange(0, min_open=True), help="Statistics every so many kimg.")
+@click.option("--nrr-fade-kimg", type=Number(0), help="Length of that fade.")
+@click.option("--kimg", type=Number(0, min_open=True), help="Length of the run in thousands of real images.")
+@click.option("--minutes", type=Number(0, min_open=True), help="Save and stop after this time.")
+@click.option("--tick", type=Number(0, min_open=True), help="Statistics every so many kimg.")
 @click.option("--snap", type=click.IntRange(0), help="Checkpoint every so many ticks; 0 = only at the end.")
-@click.option("--seed", type=click.IntRange(0), help="Seed of everything random.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of everything random.")
 @click.option("--metrics", type=CommaList(), default="none", show_default=True, help="Measured at every checkpoint.")
 @click.option("--workers", type=click.IntRange(0), help="Processes that read pictures, for each training process.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Of the convolutions [default: fp16 on CUDA, else fp32].")
@@ -219,37 +245,36 @@ def start_run(options: dict[str, Any], launch: Launch) -> None:
     options["cfg"] = options["cfg"] or ("auto" if options["data"] else "heads")
     dataset = ImageDataset(options["data"] or built_in_data())
     config, notes = new_config(options, dataset, launch, str(dataset.path.resolve()))
-    check_batch(config, launch.processes)
+    check_options(config, launch)
+    if config.model.resolution != dataset.resolution:
+        raise click.UsageError(f"model.resolution {config.model.resolution} differs from the pictures' {dataset.resolution}; leave it out")
     for line in (launch.note, *notes):
-        click.echo(line)
+        click.echo(line, err=options["dry_run"])
     if options["dry_run"]:
         click.echo(json.dumps(to_dict(config), indent=2))
         return
     run_dir = new_run_dir(options["outdir"], f"{dataset.name}-{options['cfg']}-batch{config.training.batch}")
     click.echo(f"Run folder {run_dir}")
-    launch_training(
-        config, launch, run_dir, init_from=options["init_from"], time_limit=seconds(options["minutes"]), observers=(save_pictures,)
-    )
+    try:
+        launch_training(
+            config, launch, run_dir, init_from=options["init_from"], time_limit=seconds(options["minutes"]), observers=(save_pictures,)
+        )
+    except UserError:
+        with contextlib.suppress(OSError):  # unless the run has begun to write
+            run_dir.rmdir()
+        raise
 
 
-def resume_run(options: dict[str, Any], launch: Launch, run_dir: Path, checkpoint: Any) -> None:
+def resume_run(options: dict[str, Any], launch: Launch, snapshot: Path, checkpoint: Checkpoint) -> None:
     """Go on with a run in its folder."""
     config = resumed_config(checkpoint.config, options, options["data"])
-    check_batch(config, launch.processes)
-    click.echo(launch.note)
-    click.echo(f"Going on with {run_dir} at {checkpoint.progress['images'] / 1000:.3f} kimg")
+    check_options(config, launch)
+    for line in (launch.note, f"Going on from {snapshot}"):
+        click.echo(line, err=options["dry_run"])
     if options["dry_run"]:
         click.echo(json.dumps(to_dict(config), indent=2))
         return
-    chosen = Path(options["resume"])
-    launch_training(
-        config,
-        launch,
-        run_dir,
-        resume=chosen if chosen.is_file() else True,
-        time_limit=seconds(options["minutes"]),
-        observers=(save_pictures,),
-    )
+    launch_training(config, launch, snapshot.parent, resume=snapshot, time_limit=seconds(options["minutes"]), observers=(save_pictures,))
 
 
 def seconds(minutes: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""Slow, obvious float64 statements of image operations, for tests to compare with: one loop an output pixel, NumPy only."""
+"""Slow, obvious float64 statements of what networks and renderer compute, for tests to compare with: loops, NumPy only."""
 
 from __future__ import annotations
 
@@ -123,3 +123,47 @@ def bilinear(plane: Array, x: float, y: float) -> Array:
             if 0 <= i < height and 0 <= j < width:
                 total += plane[:, i, j] * (1 - abs(row - i)) * (1 - abs(column - j))
     return total
+
+
+def softplus(x: float) -> float:
+    """log(1 + e^x)."""
+    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
+
+
+def interval_weights(depths: Array, densities: Array) -> Array:
+    """Compositing weights of the intervals between the samples (S,) of one ray."""
+    weights, transmittance = [], 1.0
+    for i in range(len(depths) - 1):
+        sigma = softplus((densities[i] + densities[i + 1]) / 2 - 1)
+        alpha = 1 - math.exp(-sigma * (depths[i + 1] - depths[i]))
+        weights.append(alpha * transmittance)
+        transmittance *= 1 - alpha + 1e-10
+    return np.array(weights)
+
+
+def smooth_weights(weights: Array) -> Array:
+    """Maximum over neighbouring pairs with zero ends, mean of neighbouring pairs, plus 0.01."""
+    ends = [0.0, *weights, 0.0]
+    larger = [max(ends[i], ends[i + 1]) for i in range(len(ends) - 1)]
+    return np.array([(larger[i] + larger[i + 1]) / 2 + 0.01 for i in range(len(weights))])
+
+
+def invert_cdf(edges: Array, weights: Array, u: float) -> float:
+    """Where the cumulative distribution of piecewise-constant weights reaches u."""
+    probabilities = (weights + 1e-5) / (weights + 1e-5).sum()
+    cdf = [0.0]
+    for p in probabilities:
+        cdf.append(cdf[-1] + p)
+    above = next((i for i, value in enumerate(cdf) if value > u), len(cdf) - 1)
+    width = cdf[above] - cdf[above - 1]
+    return edges[above - 1] + (u - cdf[above - 1]) / (1.0 if width < 1e-5 else width) * (edges[above] - edges[above - 1])
+
+
+def importance_depths(depths: Array, weights: Array, count: int, placement: str) -> Array:
+    """Deterministic fine depths of one ray."""
+    smooth, edges = smooth_weights(weights), depths
+    if placement == "released":
+        middles = [(depths[k] + depths[k + 1]) / 2 for k in range(len(depths) - 1)]
+        smooth = smooth[1:-1]
+        edges = np.array(middles[: len(depths) - 2])
+    return np.array([invert_cdf(edges, smooth, (i + 0.5) / count) for i in range(count)])

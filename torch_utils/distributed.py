@@ -32,16 +32,22 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace gradients by their mean over all processes, in one transfer. Parameters without one count as zero."""
-    if not is_distributed():
+    """Replace gradients by their mean over all processes, in one transfer.
+
+    A process that has no gradient for a parameter counts as zero; a parameter for which no process has one keeps none, so that an
+    optimiser leaves it alone, as with a single process.
+    """
+    chosen = list(parameters)
+    if not is_distributed() or not chosen:
         return
-    chosen = [p for p in parameters if p.requires_grad]
+    has_gradient = chosen[0].new_tensor([p.grad is not None for p in chosen])
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in chosen]
-    flat = torch.cat([g.flatten() for g in gradients])
+    flat = torch.cat([has_gradient, *(g.flatten() for g in gradients)])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for p, part in zip(chosen, flat.split([p.numel() for p in chosen]), strict=True):
-        p.grad = part.view_as(p)
+    shares, *parts = flat.split([len(chosen), *(p.numel() for p in chosen)])
+    for p, share, part in zip(chosen, shares.tolist(), parts, strict=True):
+        p.grad = part.view_as(p) if share > 0 else None
 
 
 def copy_from_first(module: nn.Module) -> None:

@@ -13,13 +13,15 @@ from torch_utils.distributed import sum_over_processes
 class Statistics:
     """Collects numbers without keeping them. Every process must report the same names."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        """Sum up on `device`, so that reporting need not wait for a GPU (MPS has no float64; its numbers go to the CPU)."""
+        self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
         self._moments: dict[str, Tensor] = {}
 
     def report(self, name: str, values: Tensor | float) -> None:
         """Add all elements of `values` to the statistic `name`."""
-        flat = torch.as_tensor(values).detach().flatten().to(torch.float64)
-        moments = torch.stack([torch.tensor(float(flat.numel()), dtype=torch.float64, device=flat.device), flat.sum(), flat.square().sum()])
+        flat = torch.as_tensor(values).detach().flatten().to(self.device).to(torch.float64)
+        moments = torch.stack([flat.new_tensor(flat.numel()), flat.sum(), flat.square().sum()])
         self._moments[name] = self._moments[name] + moments if name in self._moments else moments
 
     def collect(self) -> dict[str, dict[str, float]]:
@@ -41,4 +43,4 @@ class Statistics:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
-        self._moments = dict(state)
+        self._moments = {name: moments.to(self.device) for name, moments in state.items()}

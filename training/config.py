@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -153,8 +154,10 @@ class SnapshotConfig:
 
 @dataclass
 class Config:
-    """A whole training run."""
+    """A whole training run. `preset` and `sizes` say where its settings came from (training/presets.py)."""
 
+    preset: str = "auto"
+    sizes: str = "published"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
@@ -203,7 +206,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return tuple(_convert(choices[0], item, where) for item in value)
     if hint is type(None) and value is None:
         return None
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         return float(value)
     if hint in (int, bool, str) and type(value) is hint:
         return value

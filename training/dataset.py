@@ -143,7 +143,7 @@ def _read_labels(files: _Files, names: Iterable[str]) -> tuple[list[str], np.nda
     """Names and label numbers (M, 25) in the order of dataset.json."""
     if LABEL_FILE not in names:
         deeper = next((f" (there is {name}: the data must start at its folder)" for name in names if name.endswith("/" + LABEL_FILE)), "")
-        raise UserError(f"{files.path}: no {LABEL_FILE} with the camera labels at the top{deeper}; dataset_tool.py convert writes one")
+        raise UserError(f"{files.path}: no {LABEL_FILE} with the camera labels at the top{deeper}; docs/training.md shows how to write it")
     where = f"{files.path}: {LABEL_FILE}"
     try:
         entries = json.loads(_read(files, LABEL_FILE), parse_int=float).get("labels")
@@ -252,9 +252,9 @@ def _check_kind(image: ImageFile.ImageFile, where: str) -> None:
         raise UserError(f"{where} has colour mode {image.mode}; save it as RGB")
     size = f"{image.width}x{image.height}"
     if image.width != image.height:
-        raise UserError(f"{where} is {size}, not square; crop it, e.g. with dataset_tool.py convert")
+        raise UserError(f"{where} is {size}, not square; crop it")
     if image.width not in RESOLUTIONS:
-        raise UserError(f"{where} is {size}; the size must be a power of two from 32 to 1024: resize it, e.g. with dataset_tool.py convert")
+        raise UserError(f"{where} is {size}; the size must be a power of two from 32 to 1024: resize it")
 
 
 def _check_pictures(files: _Files, names: list[str]) -> int:
@@ -269,7 +269,7 @@ def _check_pictures(files: _Files, names: list[str]) -> int:
                 resolution = resolution or image.width
                 if image.width != resolution:
                     sizes = f"{image.width}x{image.width} but {names[0]} is {resolution}x{resolution}"
-                    raise UserError(f"{where} is {sizes}; make all pictures one size, e.g. with dataset_tool.py convert")
+                    raise UserError(f"{where} is {sizes}; make all pictures one size")
     return resolution
 
 

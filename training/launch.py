@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,10 +22,11 @@ from dnnlib.files import make_dir
 from training.checkpoint import Checkpoint, load_checkpoint, load_weights
 from training.config import Config
 from training.interop import Weights
-from training.loop import Observer, RunOptions, run_training
+from training.loop import Observer, RunOptions, StopSignals, run_training
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 SNAPSHOT_PATTERN = "network-snapshot-*.pkl"
+JOIN_SECONDS = 0.5  # between looks at whether to pass a signal on
 
 
 class Launch:
@@ -106,7 +110,7 @@ def _next_number(outdir: Path) -> int:
 
 
 def find_checkpoint(resume: str, outdir: Path) -> tuple[Path, Checkpoint] | None:
-    """The state that --resume FILE|DIR|latest names, and its folder. None: `latest`, and there is no run to go on with.
+    """The snapshot that --resume FILE|DIR|latest names, and what it holds. None: `latest`, and there is no run to go on with.
 
     In a folder the newest readable snapshot counts; damaged ones are passed over with a line that says so.
 
@@ -120,11 +124,11 @@ def find_checkpoint(resume: str, outdir: Path) -> tuple[Path, Checkpoint] | None
         resume = str(folders[-1])
     path = Path(resume)
     if not path.is_dir():
-        return path.parent, load_checkpoint(path)
+        return path, load_checkpoint(path)
     snapshots = sorted(path.glob(SNAPSHOT_PATTERN), reverse=True)
     if not snapshots:
         raise UserError(f"--resume {path}: the folder holds no {SNAPSHOT_PATTERN}; name a run folder or a snapshot")
-    return path, _newest_readable(snapshots)
+    return _newest_readable(snapshots)
 
 
 def newest_snapshot(outdir: Path) -> Path:
@@ -139,16 +143,14 @@ def newest_snapshot(outdir: Path) -> Path:
     return snapshots[-1]
 
 
-def _newest_readable(snapshots: list[Path]) -> Checkpoint:
-    problem: UserError | None = None
-    for snapshot in snapshots:
+def _newest_readable(snapshots: list[Path]) -> tuple[Path, Checkpoint]:
+    """The first of `snapshots` that can be read."""
+    for snapshot, older in itertools.pairwise(snapshots):
         try:
-            return load_checkpoint(snapshot)
+            return snapshot, load_checkpoint(snapshot)
         except UserError as error:
-            print(f"warning: {error}; trying the one before")
-            problem = problem or error
-    assert problem is not None
-    raise problem
+            print(f"warning: {error}; going on from {older.name}", file=sys.stderr)
+    return snapshots[-1], load_checkpoint(snapshots[-1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -160,7 +162,7 @@ def launch_training(
     launch: Launch,
     run_dir: Path,
     *,
-    resume: bool | Path = False,
+    resume: Path | None = None,
     init_from: str | None = None,
     time_limit: float | None = None,
     observers: tuple[Observer, ...] = (),
@@ -168,7 +170,7 @@ def launch_training(
     """Run the training in this process, or in `launch.processes` new ones.
 
     Args:
-        resume: Go on from the newest readable snapshot in `run_dir`, or from this file.
+        resume: Snapshot to go on from.
         init_from: File whose weights to start from.
         time_limit: Seconds after which to save and stop.
 
@@ -183,10 +185,25 @@ def launch_training(
         errors = Path(folder)
         address = f"tcp://127.0.0.1:{_free_port()}"
         try:
-            torch.multiprocessing.spawn(_worker, args=(job, address, errors), nprocs=launch.processes)
-        except torch.multiprocessing.ProcessExitedException as error:
+            _run_processes(launch.processes, (job, address, errors))
+        except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException) as error:
+            # Where one process met a mistake of the user, the others fail too, for lack of an answer from it.
             messages = [path.read_text(encoding="utf-8") for path in sorted(errors.iterdir())]
+            if not messages and isinstance(error, torch.multiprocessing.ProcessRaisedException):
+                raise
             raise UserError(messages[0] if messages else f"a training process died: {error}") from error
+
+
+def _run_processes(count: int, arguments: tuple[Any, ...]) -> None:
+    """Run `_worker` in `count` processes to their end; signals to stop are passed on to them."""
+    with StopSignals() as stop:
+        context = torch.multiprocessing.spawn(_worker, args=arguments, nprocs=count, join=False)
+        is_told = False
+        while not context.join(timeout=JOIN_SECONDS):
+            if stop.received and not is_told:
+                is_told = True
+                for process in context.pids():
+                    os.kill(process, signal.SIGTERM)
 
 
 class _Job:
@@ -197,7 +214,7 @@ class _Job:
         config: Config,
         launch: Launch,
         run_dir: Path,
-        resume: bool | Path,
+        resume: Path | None,
         init_from: str | None,
         time_limit: float | None,
         observers: tuple[Callable[..., None], ...],
@@ -211,10 +228,8 @@ class _Job:
         run_training(self.config, RunOptions(self.run_dir, device, checkpoint, weights, self.time_limit, self.observers))
 
     def _load(self) -> tuple[Checkpoint | None, Weights | None]:
-        if isinstance(self.resume, Path):
-            return load_checkpoint(self.resume), None
         if self.resume:
-            return _newest_readable(sorted(self.run_dir.glob(SNAPSHOT_PATTERN), reverse=True)), None
+            return load_checkpoint(self.resume), None
         return None, load_weights(self.init_from) if self.init_from else None
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -22,7 +24,7 @@ from dnnlib.files import atomic_write
 from torch_utils.distributed import is_distributed, rank, sum_over_processes, world_size
 from training.checkpoint import Checkpoint, Weights, load_state, save_checkpoint
 from training.config import Config, to_dict
-from training.dataset import ImageDataset, to_float, training_batches
+from training.dataset import IN_MEMORY_BYTES, ImageDataset, to_float, training_batches
 from training.loss import schedule_at
 from training.scene import CameraSummary
 from training.trainer import Trainer
@@ -67,16 +69,34 @@ def run_training(config: Config, options: RunOptions) -> None:
         UserError: for bad data or settings, a full disk, or a run that diverged.
     """
     started = time.monotonic()
+    with StopSignals() as stop:
+        dataset = open_dataset(config)
+        cameras = CameraSummary.from_labels(dataset.labels)
+        trainer = Trainer(config, dataset.labels, options.device)
+        if options.resume is not None:
+            trainer.load_state_dict(vars(options.resume))
+        elif options.init_from is not None:
+            initialise(trainer, options.init_from)
+        try:
+            with RunFolder(options.run_dir, config, trainer.progress.kimg) as folder:
+                _Run(config, options, dataset, cameras, trainer, folder, stop, started).execute()
+        except OSError as error:
+            raise UserError(f"cannot write to {options.run_dir}: {error.strerror or error}; free some space and resume") from error
+
+
+def open_dataset(config: Config) -> ImageDataset:
+    """The training data. What fits into memory is decoded at once, so that a damaged picture shows before a run has begun.
+
+    Raises:
+        UserError: for bad data, or pictures of another size than the model's.
+    """
     dataset = ImageDataset(config.data.path, mirror=config.data.mirror, check=rank() == 0)
-    cameras = CameraSummary.from_labels(dataset.labels)
-    trainer = Trainer(config, dataset.labels, options.device)
-    if options.resume is not None:
-        trainer.load_state_dict(vars(options.resume))
-    elif options.init_from is not None:
-        initialise(trainer, options.init_from)
-    with StopSignals() as stop, RunFolder(options.run_dir, config, trainer.progress.kimg) as folder:
-        run = _Run(config, options, dataset, cameras, trainer, folder, stop, started)
-        run.execute()
+    if dataset.resolution != config.model.resolution:
+        sizes = f"{dataset.resolution} pixels, the model makes {config.model.resolution}"
+        raise UserError(f"data {dataset.path} has pictures of {sizes}; train with the data the model was made for")
+    if dataset.pixel_bytes <= IN_MEMORY_BYTES:
+        dataset.preload()
+    return dataset
 
 
 def initialise(trainer: Trainer, weights: Weights) -> None:
@@ -136,12 +156,15 @@ class RunFolder:
 
     def __enter__(self) -> RunFolder:
         if self.active:
+            self._thread_hook, threading.excepthook = threading.excepthook, leave_disk_errors
             self.writer = SummaryWriter(str(self.path))
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.active:
-            self.writer.close()
+            with contextlib.suppress(OSError):  # a disk that is full has been told of already
+                self.writer.close()
+            threading.excepthook = self._thread_hook
 
     def log(self, line: str) -> None:
         """Show a line and append it to the log."""
@@ -154,7 +177,7 @@ class RunFolder:
         if self.active:
             self._append(STATS_FILE, json.dumps({"kimg": kimg, **values}))
             for name, value in values.items():
-                self.writer.add_scalar(name, value, int(kimg * 1000))
+                self.writer.add_scalar(name, value, round(kimg * 1000))
             self.writer.flush()
 
     def _append(self, name: str, line: str) -> None:
@@ -163,6 +186,12 @@ class RunFolder:
                 file.write(line + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self.path / name}: {error.strerror or error}; free some space and resume") from error
+
+
+def leave_disk_errors(problem: threading.ExceptHookArgs) -> None:
+    """Report what ends a thread, but for disk errors: TensorBoard's writing thread hands those to the next call of its writer."""
+    if not isinstance(problem.exc_value, OSError):
+        threading.__excepthook__(problem)
 
 
 def keep_lines_until(path: Path, kimg: float) -> None:
@@ -221,7 +250,7 @@ class _Run:
         )
         try:
             while progress.images < total and reason is None:
-                images, labels = next(batches)
+                images, labels = self._next(batches)
                 self.trainer.step(to_float(images), labels)
                 bar.update(self.config.training.batch)
                 self._maintain()
@@ -234,6 +263,15 @@ class _Run:
         self._save()
         if reason:
             self.folder.log(f"{reason} at {progress.kimg:.3f} kimg; go on with: python train.py --resume {self.folder.path}")
+
+    def _next(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The next batch. A picture that turns out to be damaged must not cost what was trained so far."""
+        try:
+            return next(batches)
+        except UserError:
+            if self.trainer.progress.steps:
+                self._save()
+            raise
 
     def _stop_reason(self) -> str | None:
         limit = self.options.time_limit

@@ -22,7 +22,7 @@ HEADS_RAY_START, HEADS_RAY_END = 2.2, 3.2
 
 def make_config(preset: PresetName, resolution: int, sizes: Sizes) -> Config:
     """Settings of `preset` for pictures of `resolution` pixels."""
-    config = Config()
+    config = Config(preset=preset, sizes=sizes)
     config.model.resolution = resolution
     if sizes == "laptop":
         use_laptop_sizes(config)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch_utils.distributed import average_gradients, copy_from_first, rank, su
 from torch_utils.stats import Statistics
 from training import loss
 from training.augment import AdaptiveProbability, AugmentPipe
+from training.checks import check_config
 from training.config import Config, TrainingConfig
 from training.loss import Pictures, Schedule
 from training.networks.discriminator import Discriminator
@@ -36,7 +37,7 @@ class Progress:
 
     images: int = 0  # real images shown
     steps: int = 0
-    bad_steps: int = 0  # network updates skipped for non-finite gradients, in a row
+    bad_steps: dict[str, int] = field(default_factory=dict)  # by phase: updates skipped for non-finite gradients, in a row
 
     @property
     def kimg(self) -> float:
@@ -64,13 +65,13 @@ class Trainer:
             camera_labels: (M, 25) labels of the data set, from which the cameras of fakes are drawn.
 
         Raises:
-            UserError: if the batch does not divide among processes, micro-batches and statistics groups.
+            UserError: for settings out of range, or a batch that does not divide among processes and micro-batches.
         """
-        check_batch(config, world_size())
+        check_config(config, world_size())
         self.config, self.device = config, device
         self.camera_labels = camera_labels.to(device)
         self.progress = Progress()
-        self.statistics = Statistics()
+        self.statistics = Statistics(device)
         torch.manual_seed(config.training.seed)
         self.G = Generator(config.model).train().requires_grad_(False).to(device)
         self.D = Discriminator(config.model).train().requires_grad_(False).to(device)
@@ -211,15 +212,15 @@ class Trainer:
             self._skip_step(phase)
             return
         self.statistics.report(f"Gradients/norm_{phase}", norm)
-        self.progress.bad_steps = 0
+        self.progress.bad_steps[phase] = 0
         optimizer.step()
 
     def _skip_step(self, phase: str) -> None:
-        self.progress.bad_steps += 1
-        if self.progress.bad_steps >= MAX_BAD_STEPS:
+        self.progress.bad_steps[phase] = self.progress.bad_steps.get(phase, 0) + 1
+        if self.progress.bad_steps[phase] >= MAX_BAD_STEPS:
             raise UserError(
                 f"the gradients of {MAX_BAD_STEPS} updates in a row were not finite (phase {phase}, {self.progress.kimg:.1f} kimg); "
-                "the last good checkpoint is kept: resume from it with a larger --gamma or a smaller learning rate"
+                "the last good checkpoint is kept: start from it by --init-from with a larger --gamma or a smaller learning rate"
             )
 
     def _report_depth(self, fakes: GeneratorOutput) -> None:
@@ -233,6 +234,8 @@ class Trainer:
         decay = loss.ema_decay(self.config.training, self.progress.images)
         for average, current in zip(self.G_ema.parameters(), self.G.parameters(), strict=True):
             average.lerp_(current, 1 - decay)
+        w_avg = self.G.backbone.mapping.w_avg
+        sum_over_processes(w_avg).div_(world_size())  # each process has seen its own fakes
         for kept, buffer in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):
             kept.copy_(buffer)
 
@@ -268,7 +271,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Everything a step changes, by the names of the checkpoint's sections."""
         return {
-            "progress": vars(self.progress).copy(),
+            "progress": asdict(self.progress),
             "G": self.G.state_dict(),
             "D": self.D.state_dict(),
             "G_ema": self.G_ema.state_dict(),
@@ -278,14 +281,25 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict` (the networks' weights must fit)."""
-        self.progress = Progress(**state["progress"])
-        for name in ("G", "D", "G_ema"):
-            getattr(self, name).load_state_dict(state[name])
-        self.G_optimizer.load_state_dict(state["optimizers"]["G"])
-        self.D_optimizer.load_state_dict(state["optimizers"]["D"])
-        self.adaptation.load_state_dict(state["augment"])
-        self.statistics.load_state_dict(state["statistics"])
+        """Go on from `state_dict`.
+
+        Raises:
+            UserError: if a part is missing, as in a file that holds nothing but a generator, or does not fit.
+        """
+        try:
+            self.progress = Progress(**state["progress"])
+            for name in ("G", "D", "G_ema"):
+                getattr(self, name).load_state_dict(state[name])
+            self.G_optimizer.load_state_dict(state["optimizers"]["G"])
+            self.D_optimizer.load_state_dict(state["optimizers"]["D"])
+            self.adaptation.load_state_dict(state["augment"])
+            self.statistics.load_state_dict(state["statistics"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"the checkpoint does not hold the whole state of a run ({type(error).__name__}: {reason}); "
+                "start a new run from its weights with --init-from"
+            ) from error
 
 
 def step_seed(seed: int, images: int, process: int) -> int:
@@ -299,19 +313,3 @@ def lazy_adam(parameters: list[nn.Parameter], options: TrainingConfig, lr: float
     ratio = interval / (interval + 1)
     betas = (options.beta1**ratio, options.beta2**ratio)
     return torch.optim.Adam(parameters, lr=lr * ratio, betas=betas, eps=options.adam_eps, fused=True)
-
-
-def check_batch(config: Config, processes: int) -> None:
-    """Raise a UserError unless the batch divides into processes, micro-batches and groups of the minibatch statistics."""
-    batch, micro, group = config.training.batch, config.training.batch_gpu, config.model.discriminator.mbstd_group_size
-    if batch < 1 or batch % processes:
-        raise UserError(f"--batch {batch} does not divide among {processes} processes; choose a multiple of {processes}")
-    share = batch // processes
-    if micro is not None and (micro < 1 or share % micro):
-        raise UserError(f"--batch-gpu {micro} does not divide the {share} samples of a process; choose a divisor of {share}")
-    step = micro or share
-    if step % min(group, step):
-        raise UserError(
-            f"a micro-batch of {step} does not divide into the {group} samples of the minibatch statistics; "
-            f"choose --batch or --batch-gpu as a multiple of {group}, or --set discriminator.mbstd_group_size=1"
-        )

@@ -270,7 +270,7 @@ def test_something_else_than_a_zip(tmp_path, good):
 def test_no_label_file(tmp_path):
     path = write(tmp_path / "data", good_files(), good_labels())
     (path / "dataset.json").unlink()
-    refusal(lambda: ImageDataset(path), "no dataset.json", "dataset_tool.py")
+    refusal(lambda: ImageDataset(path), "no dataset.json", "docs/training.md")
 
 
 def test_label_file_one_folder_down(tmp_path):

@@ -119,7 +119,7 @@ class Discriminator(nn.Module):
             x = self.get_submodule(f"b{size}")(x)
         x = self.b4(x)
         if self.c_noise > 0:
-            c = c + torch.randn_like(c) * c.std(dim=0) * self.c_noise
+            c = c + torch.randn_like(c) * c.std(dim=0, correction=min(1, len(c) - 1)) * self.c_noise
         return (x * self.mapping(None, c)).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
 
     def layers(self) -> list[Conv2d]:

@@ -106,7 +106,7 @@ class Generator(nn.Module):
         neural_rendering_resolution: int | None = None,
         deterministic: bool = True,
     ) -> GeneratorOutput:
-        """Pictures of planes (N, 3, C, H, W) from cameras c (N, 25).
+        """Pictures of planes (N, 3, C, H, W) from cameras c (N, 25), or of one sample's planes and ws from any number of cameras.
 
         Args:
             ws: (N, num_ws, w_dim), for the super-resolution.
@@ -114,6 +114,7 @@ class Generator(nn.Module):
             deterministic: Fixed instead of random offsets of the samples along rays.
         """
         resolution = neural_rendering_resolution or self.rendering.resolution
+        planes, ws = (value.expand(len(c), *value.shape[1:]) for value in (planes, ws))
         cam2world, intrinsics = unpack_label(c.float())
         ray_origins, ray_directions = sample_rays(cam2world, intrinsics, resolution)
         rays = render_rays(planes, self.decoder, ray_origins, ray_directions, self.rendering, deterministic)

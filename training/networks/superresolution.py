@@ -38,7 +38,7 @@ def plan_blocks(config: ModelConfig) -> tuple[int, list[int], tuple[int, ...]]:
     """
     options = config.superresolution
     input_resolution, sizes = block_sizes(config.resolution, options.input_resolution)
-    channels = options.channels or block_channels(config.resolution, sizes)
+    channels = block_channels(config.resolution, sizes) if options.channels is None else options.channels
     if len(channels) != len(sizes):
         raise ValueError(f"superresolution.channels has {len(channels)} entries, but there are {len(sizes)} blocks, at {sizes}")
     return input_resolution, sizes, channels

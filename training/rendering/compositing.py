@@ -35,9 +35,11 @@ def sample_weights(weights: Tensor) -> Tensor:
 def expected_depth(depths: Tensor, weights: Tensor) -> Tensor:
     """Mean depth (N, R, 1) of what a ray sees, within its samples' range; the farthest sample where it sees nothing."""
     middles = (depths[..., 1:] + depths[..., :-1]) / 2
-    depth = (weights * middles).sum(dim=-1, keepdim=True) / weights.sum(dim=-1, keepdim=True)
+    total = weights.sum(dim=-1, keepdim=True)
+    is_empty = total == 0
+    depth = (weights * middles).sum(dim=-1, keepdim=True) / torch.where(is_empty, 1, total)
     nearest, farthest = depths.amin(dim=-1, keepdim=True), depths.amax(dim=-1, keepdim=True)
-    return torch.where(depth.isnan(), farthest, depth).clamp(nearest, farthest)
+    return torch.where(is_empty, farthest, depth).clamp(nearest, farthest)
 
 
 def add_background(features: Tensor, opacity: Tensor, background: tuple[float, float, float] | None) -> Tensor:

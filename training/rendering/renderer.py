@@ -78,7 +78,8 @@ def ray_limits(ray_origins: Tensor, ray_directions: Tensor, config: RenderingCon
         box_near, box_far, hit = box_limits(ray_origins, ray_directions, config.box_warp)
         near = box_near if config.ray_start == "auto" else torch.full_like(box_near, config.ray_start)
         far = box_far if config.ray_end == "auto" else torch.full_like(box_far, config.ray_end)
-        return near, far, hit
+        overlaps = far > near  # a constant limit may lie on the wrong side of the box
+        return near, torch.where(overlaps, far, near + config.box_warp), hit & overlaps
     shape = (*ray_origins.shape[:-1], 1)
     return ray_origins.new_full(shape, config.ray_start), ray_origins.new_full(shape, config.ray_end), None
 

@@ -1,0 +1,128 @@
+"""Sample depths against float64 loops that follow the published description step by step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests import references
+from training.rendering.sampling import importance_depths, invert_cdf, smooth_weights, stratified_depths
+
+PLACEMENTS = ["interval", "released"]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def random_ray_depths(rays: int, count: int) -> Tensor:
+    return (torch.rand(2, rays, count, dtype=torch.float64) + 0.01).cumsum(dim=-1)
+
+
+@pytest.mark.parametrize("count", [2, 5, 48])
+def test_deterministic_depths(count: int) -> None:
+    near, far = torch.rand(2, 3, 1, dtype=torch.float64), 2 + torch.rand(2, 3, 1, dtype=torch.float64)
+    depths = stratified_depths(near, far, count, deterministic=True)
+    for sample in range(2):
+        for ray in range(3):
+            step = (far[sample, ray, 0] - near[sample, ray, 0]) / (count - 1)
+            expected = torch.stack([near[sample, ray, 0] + (i + 0.5) * step for i in range(count)])
+            torch.testing.assert_close(depths[sample, ray], expected)
+
+
+def test_random_depths_are_uniform_in_their_strata() -> None:
+    near, far = torch.full((1, 4000, 1), 2.25), torch.full((1, 4000, 1), 3.3)
+    depths = stratified_depths(near, far, 8, deterministic=False)
+    u = (depths - near) / ((far - near) / 7) - torch.arange(8)
+    assert torch.all((u > -1e-4) & (u < 1 + 1e-4))
+    assert torch.any(depths[..., -1] > 3.3), "the last may pass far"
+    histogram = torch.histc(u, bins=10, min=0, max=1)
+    torch.testing.assert_close(histogram / u.numel(), torch.full((10,), 0.1), atol=0.01, rtol=0)
+    assert (u[0, :, 0] - u[0, :, 1]).abs().mean() > 0.3, "a draw for every sample"
+    assert (u[0, 0] - u[0, 1]).abs().mean() > 0, "and for every ray"
+    assert not torch.equal(depths, stratified_depths(near, far, 8, deterministic=False))
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_smoothing(weights: list[float]) -> None:
+    result = smooth_weights(torch.tensor(weights, dtype=torch.float64))
+    np.testing.assert_allclose(result, references.smooth_weights(np.array(weights)), rtol=1e-12)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    weights=st.lists(st.sampled_from([0.0, 0.0, 1e-6, 0.01, 0.3, 5.0]), min_size=1, max_size=8),
+    u=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=6),
+    seed=st.integers(0, 1000),
+)
+def test_inverse_cdf(weights: list[float], u: list[float], seed: int) -> None:
+    edges = np.cumsum(np.random.default_rng(seed).random(len(weights) + 1))
+    result = invert_cdf(*(torch.tensor(value, dtype=torch.float64) for value in (edges, weights, u)))
+    np.testing.assert_allclose(result, [references.invert_cdf(edges, np.array(weights), value) for value in u], rtol=1e-9)
+    assert torch.all((result >= edges[0] - 1e-9) & (result <= edges[-1] + 1e-9))
+
+
+def test_inverse_cdf_at_the_bins_edges() -> None:
+    edges, weights = torch.tensor([1.0, 2.0, 4.0, 5.0]).double(), torch.ones(3).double()
+    u = torch.tensor([0.0, 1 / 6, 1 / 3 + 1e-9, 2 / 3 + 1e-9, 5 / 6, 1 - 1e-9]).double()
+    expected = torch.tensor([1.0, 1.5, 2.0, 4.0, 4.5, 5.0]).double()
+    torch.testing.assert_close(invert_cdf(edges, weights, u), expected, atol=1e-7, rtol=0)
+
+
+def test_inverse_cdf_searches_the_upper_bound() -> None:
+    """At the end of a bin too narrow to be divided by, the next bin begins."""
+    edges, weights = torch.tensor([1.0, 2.0, 4.0, 5.0]).double(), torch.tensor([1.0, 0.0, 1.0]).double()
+    cdf = torch.cumsum((weights + 1e-5) / (weights + 1e-5).sum(), dim=0)
+    assert invert_cdf(edges, weights, cdf[1:2]).item() == 4.0
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize(("coarse", "fine"), [(4, 3), (12, 12), (48, 48), (16, 5)])
+def test_importance_depths(placement, coarse: int, fine: int) -> None:
+    depths = random_ray_depths(3, coarse)
+    weights = torch.rand(2, 3, coarse - 1, dtype=torch.float64) ** 8
+    result = importance_depths(depths, weights, fine, placement, deterministic=True)
+    assert result.shape == (2, 3, fine)
+    assert torch.all(result.diff(dim=-1) > 0)
+    for sample in range(2):
+        for ray in range(3):
+            expected = references.importance_depths(depths[sample, ray].numpy(), weights[sample, ray].numpy(), fine, placement)
+            np.testing.assert_allclose(result[sample, ray], expected, rtol=1e-9)
+
+
+def test_where_a_single_weight_puts_its_samples() -> None:
+    """`interval` centres them on the interval that has the weight, `released` half a step nearer."""
+    depths, weights = torch.arange(20.0).view(1, 1, 20), torch.zeros(1, 1, 19)
+    weights[..., 9] = 1.0
+    means = {p: importance_depths(depths, weights, 1000, p, deterministic=True).median().item() for p in PLACEMENTS}  # type: ignore[arg-type]
+    assert means["interval"] == pytest.approx(9.5, abs=0.02)
+    assert means["released"] == pytest.approx(9.0, abs=0.02)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_random_depths_follow_the_weights(placement) -> None:
+    depths, weights = random_ray_depths(1, 8)[:1].float(), torch.rand(1, 1, 7)
+    random = importance_depths(depths, weights, 20000, placement, deterministic=False)[0, 0].sort().values
+    even = importance_depths(depths, weights, 20000, placement, deterministic=True)[0, 0]
+    ranks = torch.searchsorted(even, random) / 20000
+    torch.testing.assert_close(ranks, torch.arange(20000) / 20000, atol=0.015, rtol=0)
+    assert not torch.equal(random, importance_depths(depths, weights, 20000, placement, deterministic=False)[0, 0].sort().values)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_no_gradient_flows_into_fine_depths(placement) -> None:
+    depths, weights = random_ray_depths(2, 6).requires_grad_(), torch.rand(2, 2, 5, dtype=torch.float64, requires_grad=True)
+    assert not importance_depths(depths, weights, 4, placement, deterministic=True).requires_grad
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_empty_rays_are_sampled_evenly(placement) -> None:
+    depths = torch.arange(10.0).view(1, 1, 10)
+    result = importance_depths(depths, torch.zeros(1, 1, 9), 9, placement, deterministic=True)[0, 0]
+    torch.testing.assert_close(result.diff(), result.diff().mean().expand(8))

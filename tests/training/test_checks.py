@@ -1,0 +1,115 @@
+"""Settings out of range are refused by name before anything is built."""
+
+from __future__ import annotations
+
+import pytest
+
+from dnnlib.console import UserError
+from tests.tiny import tiny_config
+from training.checks import check_batch, check_config
+from training.config import Config
+from training.presets import PRESETS, PresetName, Sizes, make_config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    ("sizes", "resolutions"), [("laptop", (32, 64, 128)), ("published", (32, 64, 128, 256, 512, 1024))], ids=["laptop", "published"]
+)
+def test_presets_are_in_range(preset: PresetName, sizes: Sizes, resolutions: tuple[int, ...]) -> None:
+    for resolution in resolutions:
+        check_config(make_config(preset, resolution, sizes), 1)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "training.d_reg_interval=0",
+        "training.g_reg_interval=-1",
+        "training.lr_generator=-1",
+        "training.beta2=1",
+        "training.beta1=-0.1",
+        "training.adam_eps=0",
+        "training.gamma=NaN",
+        "training.gamma=-1",
+        "training.kimg=Infinity",
+        "training.swap_start=1.5",
+        "training.seed=-1",
+        "training.density_reg_points=0",
+        "training.density_reg_distance=NaN",
+        "training.nrr_final=0",
+        "training.blur_sigma=-1",
+        "training.ema_kimg=-1",
+        "training.freeze_d=-1",
+        "augment.p=1.5",
+        "augment.interval=0",
+        "data.workers=-1",
+        "snapshot.tick_kimg=0",
+        "snapshot.snap_ticks=-1",
+        "generator.z_dim=0",
+        "generator.plane_resolution=48",
+        "generator.channel_base=8",
+        "generator.channel_max=0",
+        "generator.conv_clamp=-1",
+        "superresolution.input_resolution=24",
+        "superresolution.input_resolution=64",
+        "superresolution.channels=[4]",
+        "discriminator.channel_base=16",
+        "discriminator.mbstd_group_size=0",
+        "rendering.depth_resolution=1",
+        "rendering.box_warp=0",
+        "rendering.ray_start=4",
+        "rendering.density_gain=NaN",
+    ],
+)
+def test_a_setting_out_of_range_is_named(assignment: str) -> None:
+    with pytest.raises(UserError) as raised:
+        check_config(tiny_config(assignment), 1)
+    message = str(raised.value)
+    assert assignment.partition("=")[0] in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "rendering.ray_start=auto",
+        "rendering.depth_resolution_importance=0",
+        "training.gamma=0",
+        "training.ema_rampup=null",
+        "training.beta1=0",
+    ],
+)
+def test_the_ends_of_ranges_are_fine(assignment: str) -> None:
+    check_config(tiny_config(assignment), 1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "batch_gpu", "group", "processes"),
+    [(32, None, 4, 8), (8, 4, 4, 1), (8, 2, 4, 1), (2, None, 4, 1), (1, 1, 4, 1), (7, None, 1, 1), (7, 1, 4, 7), (16, 4, 4, 2)],
+)
+def test_batches_that_divide(batch: int, batch_gpu: int | None, group: int, processes: int) -> None:
+    check_batch(batch_config(batch, batch_gpu, group), processes)
+
+
+@pytest.mark.parametrize(
+    ("batch", "batch_gpu", "group", "processes", "named"),
+    [
+        (7, 4, 4, 1, "--batch-gpu 4"),
+        (7, None, 4, 1, "--batch"),  # 7 samples are no groups of 4
+        (8, 6, 4, 1, "--batch-gpu 6"),
+        (12, 6, 4, 1, "--batch-gpu"),
+        (8, 0, 4, 1, "--batch-gpu 0"),
+        (0, None, 4, 1, "--batch 0"),
+        (8, None, 4, 3, "--batch 8"),
+        (8, 8, 4, 2, "--batch-gpu 8"),
+    ],
+)
+def test_batches_that_do_not(batch: int, batch_gpu: int | None, group: int, processes: int, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        check_batch(batch_config(batch, batch_gpu, group), processes)
+
+
+def batch_config(batch: int, batch_gpu: int | None, group: int) -> Config:
+    config = tiny_config(f"discriminator.mbstd_group_size={group}")
+    config.training.batch, config.training.batch_gpu = batch, batch_gpu
+    return config
