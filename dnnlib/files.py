@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import os
 import tempfile
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,14 +98,23 @@ def _download(url: str, target: Path) -> None:
     try:
         with urllib.request.urlopen(url, timeout=60) as response, atomic_write(target) as file:
             expected = int(response.headers.get("Content-Length") or 0)
-            chunks = iter(lambda: response.read(DOWNLOAD_CHUNK), b"")
-            for chunk in progress(chunks, f"Downloading {target.name}", total=-(-expected // DOWNLOAD_CHUNK) or None, unit="MB"):
+            total = -(-expected // DOWNLOAD_CHUNK) or None
+            for chunk in progress(_chunks(response, url), f"Downloading {target.name}", total=total, unit="MB"):
                 file.write(chunk)
             if expected and file.tell() != expected:
                 raise UserError(f"download of {url} stopped after {file.tell()} of {expected} bytes; try again")
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(f"cannot download {url}: {reason}; check the address and the connection, or fetch it by hand") from error
+
+
+def _chunks(response: IO[bytes], url: str) -> Iterator[bytes]:
+    """Parts of a download. Its errors must not pass for those of the file that is written meanwhile."""
+    try:
+        while chunk := response.read(DOWNLOAD_CHUNK):
+            yield chunk
+    except (http.client.HTTPException, OSError) as error:
+        raise UserError(f"cannot download {url}: the connection broke off ({error}); try again, or fetch it by hand") from error
 
 
 def temporary_dir(parent: Path) -> tempfile.TemporaryDirectory[str]:

@@ -198,6 +198,8 @@ def test_a_file_called_latest_is_not_meant(half_copy: Path, monkeypatch: pytest.
 
 
 REFUSED: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("--cfg", "ffhq"), "--cfg"),
+    (("--sizes", "published"), "--sizes"),
     (("--gamma", "3"), "--gamma"),
     (("--batch", "8"), "--batch"),
     (("--batch-gpu", "2"), "--batch-gpu"),

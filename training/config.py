@@ -129,7 +129,7 @@ class TrainingConfig:
     nrr_final: int = 64  # ... and after the fade
     nrr_fade_kimg: float = 1000.0
     shared_fakes: bool = False  # one generator forward serves both networks' main phases
-    freeze_d: int = 0  # highest-resolution discriminator blocks that do not learn
+    freeze_d: int = 0  # highest-resolution discriminator layers that do not learn
 
 
 @dataclass

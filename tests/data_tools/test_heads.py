@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +60,7 @@ def toy_basis() -> HeadBasis:
 
 
 @pytest.fixture
-def toy_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def toy_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache folder that already holds a head model, for this process, its workers and commands."""
     cache = tmp_path / "cache"
     write_basis(cache / BASIS_FILE, toy_basis())
@@ -173,7 +175,7 @@ def test_interruption_leaves_nothing(name: str, tmp_path: Path, monkeypatch: pyt
         ("seed", -1),
     ],
 )
-def test_impossible_settings_are_named(setting: str, value: object, tmp_path: Path):
+def test_impossible_settings_are_named(setting: str, value: Any, tmp_path: Path):
     with pytest.raises(UserError, match=setting):
         generate_heads(tmp_path / "x.zip", HeadsConfig(**{setting: value}))
 

@@ -67,7 +67,7 @@ def train() -> dict[str, Any]:
             means.append(ws[:, 0].detach().mean(dim=0))
         return ws
 
-    trainer.G.mapping = noted  # type: ignore[method-assign]
+    trainer.G.mapping = noted  # type: ignore[assignment, method-assign]
     for step in range(2):
         mine = slice(4 * step + distributed.rank(), 4 * step + 4, PROCESSES)
         trainer.step(images[mine], labels[mine])
