@@ -35,7 +35,7 @@ def use_laptop_sizes(config: Config) -> None:
     """Networks, sample counts and schedules with which two CPU cores train pictures of up to 128 pixels in under an hour."""
     model, training = config.model, config.training
     model.generator = GeneratorConfig(
-        z_dim=64, w_dim=128, plane_resolution=64, plane_channels=16, channel_base=3072, channel_max=128, use_noise=False, decoder_hidden=32
+        z_dim=64, w_dim=128, plane_resolution=64, plane_channels=16, channel_base=2048, channel_max=128, use_noise=False, decoder_hidden=32
     )
     render = min(32, model.resolution)
     blocks = 2 if model.resolution <= 64 else (model.resolution // render).bit_length() - 1
