@@ -1,4 +1,4 @@
-"""`make demo`: train the built-in heads for a quarter of an hour and show what came out."""
+"""`make demo`: train the built-in heads for twenty minutes and show what came out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MESH_RESOLUTION = 160
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--outdir", type=click.Path(path_type=Path), default="demo", show_default=True, help="Where everything goes.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=15.0, show_default=True, help="Training time.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=20.0, show_default=True, help="Training time.")
 def main(outdir: Path, minutes: float) -> None:
     """Train the built-in heads, then make a grid of identities and a coloured mesh. A second call goes on training."""
     train(outdir, minutes)

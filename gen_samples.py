@@ -19,6 +19,7 @@ from dnnlib.files import make_dir
 from media.shapes import FORMATS, save_shape
 from media.strips import ROWS, camera_grid, save_png, strip_picture, yaw_strip
 from open_eg3d import load_generator
+from torch_utils.precision import use_full_fp32
 from training.networks.generator import Generator
 from training.scene import BOX_PER_VIEW, CameraSummary
 
@@ -169,6 +170,7 @@ def main(
     if not images and shapes == "none":
         raise click.UsageError("--no-images without --shapes leaves nothing to do")
     make_dir(outdir)
+    use_full_fp32()
     generator = load_generator(network).to(device)
     cameras = cameras_of(generator)
     yaws = [math.radians(view) for view in views] if views else cameras.default_yaws(DEFAULT_VIEWS)

@@ -14,11 +14,11 @@ import click
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import cache_dir, local_file
 from media.snapshots import save_pictures
-from training.checkpoint import Checkpoint, load_weights
+from training.checkpoint import load_weights
 from training.checks import check_config
 from training.config import Config, Precision, differences, set_option, to_dict
 from training.dataset import ImageDataset
-from training.launch import Launch, choose_devices, find_checkpoint, has_fast_bf16, launch_training, new_run_dir
+from training.launch import Launch, choose_devices, find_checkpoint, has_fast_bf16, launch_training, new_run_dir, set_aside_later
 from training.presets import LAPTOP_MAX_RESOLUTION, PRESETS, PresetName, Sizes, make_config
 from training.scene import apply_scene, fit_dataset_scene
 
@@ -46,6 +46,7 @@ SETTINGS = {
 # Settings that may change when a run goes on.
 FREE_ON_RESUME = {"data.workers", "training.kimg", "snapshot.tick_kimg", "snapshot.snap_ticks"}
 FINE_TUNING_ADA_KIMG = 100.0
+FP16_CLAMP = 256.0
 BUILT_IN_COUNT, BUILT_IN_RESOLUTION = 6000, 64
 
 
@@ -96,6 +97,7 @@ def new_config(options: dict[str, Any], dataset: ImageDataset, launch: Launch, p
     apply_settings(config, given_settings(options))
     config.data.path = path
     finish(config, options)
+    notes.append(f"Precision {config.training.precision} (--precision)")
     return config, notes
 
 
@@ -134,6 +136,10 @@ def finish(config: Config, options: dict[str, Any]) -> None:
     if "rendering.resolution" in is_given:
         training.nrr_initial = training.nrr_final = config.model.rendering.resolution
     config.model.rendering.resolution = training.nrr_final
+    if training.precision == "fp16":
+        for name, section in (("superresolution", config.model.superresolution), ("discriminator", config.model.discriminator)):
+            if f"{name}.conv_clamp" not in is_given:
+                section.conv_clamp = section.conv_clamp or FP16_CLAMP
 
 
 def resumed_config(config: Config, options: dict[str, Any], data: str | None) -> Config:
@@ -160,6 +166,11 @@ def resumed_config(config: Config, options: dict[str, Any], data: str | None) ->
 
 def check_options(config: Config, launch: Launch) -> None:
     """Settings that make no sense are wrong option values."""
+    augment = config.augment
+    if augment.mode == "fixed" and augment.p == 0:
+        raise click.UsageError("--aug fixed does nothing at probability 0; say how often with --p, for example --p 0.2")
+    if augment.mode == "noaug" and augment.p > 0:
+        raise click.UsageError(f"--p {augment.p:g} has no effect without augmentation; add --aug ada or --aug fixed")
     try:
         check_config(config, launch.processes)
     except UserError as error:
@@ -221,7 +232,11 @@ class Number(click.FloatRange):
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of everything random.")
 @click.option("--metrics", type=CommaList(), default="none", show_default=True, help="Measured at every checkpoint.")
 @click.option("--workers", type=click.IntRange(0), help="Processes that read pictures, for each training process.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16"]), help="Of the convolutions [default: fp16 on CUDA, else fp32].")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="Of convolutions [default: fp16 on CUDA; heads on CPUs with bf16: bf16; else fp32].",
+)
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.FIELD=VALUE", help="Any other setting; may be repeated.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the settings and stop.")
 def main(**options: Any) -> None:
@@ -237,7 +252,9 @@ def main(**options: Any) -> None:
     if found is None:
         start_run(options, launch)
     else:
-        resume_run(options, launch, *found)
+        snapshot, config = found[0], found[1].config
+        del found  # its tensors are read again by the processes that need them
+        resume_run(options, launch, snapshot, config)
 
 
 def start_run(options: dict[str, Any], launch: Launch) -> None:
@@ -265,15 +282,16 @@ def start_run(options: dict[str, Any], launch: Launch) -> None:
         raise
 
 
-def resume_run(options: dict[str, Any], launch: Launch, snapshot: Path, checkpoint: Checkpoint) -> None:
+def resume_run(options: dict[str, Any], launch: Launch, snapshot: Path, own: Config) -> None:
     """Go on with a run in its folder."""
-    config = resumed_config(checkpoint.config, options, options["data"])
+    config = resumed_config(own, options, options["data"])
     check_options(config, launch)
     for line in (launch.note, f"Going on from {snapshot}"):
         click.echo(line, err=options["dry_run"])
     if options["dry_run"]:
         click.echo(json.dumps(to_dict(config), indent=2))
         return
+    set_aside_later(snapshot)
     launch_training(config, launch, snapshot.parent, resume=snapshot, time_limit=seconds(options["minutes"]), observers=(save_pictures,))
 
 

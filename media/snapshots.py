@@ -48,6 +48,12 @@ def fixed_latents(state: SnapshotState, count: int) -> torch.Tensor:
     return torch.from_numpy(z).float().to(state.trainer.device)
 
 
+def render_batch(state: SnapshotState) -> int:
+    """Pictures made at once: no more than training handles, so that pictures never need more memory than it."""
+    options = state.trainer.config.training
+    return min(RENDER_BATCH, options.batch_gpu or options.batch)
+
+
 @torch.no_grad()
 def fake_grids(state: SnapshotState) -> dict[str, Pictures]:
     """Averaged generator: final image, raw rendering and depth of fixed latents from fixed cameras of the data."""
@@ -55,7 +61,8 @@ def fake_grids(state: SnapshotState) -> dict[str, Pictures]:
     count = COLUMNS * ROWS
     cameras = labels[np.random.RandomState(1).randint(len(labels), size=count)].to(state.trainer.device)
     outputs = []
-    for z, c in zip(fixed_latents(state, count).split(RENDER_BATCH), cameras.split(RENDER_BATCH), strict=True):
+    batch = render_batch(state)
+    for z, c in zip(fixed_latents(state, count).split(batch), cameras.split(batch), strict=True):
         outputs.append([value.float().cpu() for value in generator(z, c, neural_rendering_resolution=state.resolution)])
     image, raw, depth, coverage = (torch.cat(values) for values in zip(*outputs, strict=True))
     pictures = {"fakes": to_uint8(image), "raw": to_uint8(raw), "depth": shade_depth(depth, coverage)}
@@ -69,4 +76,4 @@ def yaw_grid(state: SnapshotState) -> Pictures:
     z = fixed_latents(state, STRIP_IDENTITIES)
     ws = generator.mapping(z, state.cameras.frontal_label().to(z.device).expand(len(z), -1))
     yaws = state.cameras.default_yaws(STRIP_VIEWS)
-    return identity_grid(generator, ws, state.cameras, yaws, state.cameras.pitch, state.resolution)
+    return identity_grid(generator, ws, state.cameras, yaws, state.cameras.pitch, state.resolution, render_batch(state))

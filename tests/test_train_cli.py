@@ -41,6 +41,7 @@ from tests.tiny import (
 from training import loop
 from training.checkpoint import Checkpoint, load_checkpoint, load_weights, save_checkpoint
 from training.config import Config, from_dict
+from training.launch import set_aside_later
 from training.trainer import Trainer
 
 ADA = ("--aug", "ada", "--p", "0.4", "--set", "augment.kimg=0.1")
@@ -835,3 +836,25 @@ def test_without_data_the_built_in_heads_are_made_once(tmp_path: Path, monkeypat
 
 def test_the_command_is_a_click_command() -> None:
     assert isinstance(train.main, click.Command)
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "expected"),
+    [
+        (("--aug", "fixed"), 2, ("--aug fixed", "--p")),
+        (("--aug", "noaug", "--p", "0.3"), 2, ("--p 0.3", "--aug")),
+        (("--resume", "https://example.invalid/network.pkl"), 1, ("--resume", "--init-from")),
+    ],
+)
+def test_options_without_effect_are_refused(data: Path, tmp_path: Path, options: tuple[str, ...], status: int, expected: tuple[str, ...]):
+    result = call(train.main, "--data", str(data), "--outdir", str(tmp_path / "runs"), *TINY_OPTIONS, *options)
+    result.assert_refused(status, *expected)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_resuming_an_older_snapshot_sets_later_ones_aside(tmp_path: Path):
+    older, later = (tmp_path / f"network-snapshot-00000{number}.pkl" for number in (1, 2))
+    for path in (older, later):
+        path.write_bytes(b"x")
+    set_aside_later(older)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["network-snapshot-000001.pkl", "network-snapshot-000002.superseded"]

@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from dnnlib.console import UserError
-from dnnlib.files import make_dir
+from dnnlib.files import is_url, make_dir
 from training.checkpoint import Checkpoint, load_checkpoint, load_weights
 from training.config import Config
 from training.interop import Weights
@@ -122,6 +122,8 @@ def find_checkpoint(resume: str, outdir: Path) -> tuple[Path, Checkpoint] | None
         if not folders:
             return None
         resume = str(folders[-1])
+    if is_url(resume):
+        raise UserError(f"--resume {resume}: a run goes on in its own folder; start a new one from a URL with --init-from")
     path = Path(resume)
     if not path.is_dir():
         return path, load_checkpoint(path)
@@ -129,6 +131,13 @@ def find_checkpoint(resume: str, outdir: Path) -> tuple[Path, Checkpoint] | None
     if not snapshots:
         raise UserError(f"--resume {path}: the folder holds no {SNAPSHOT_PATTERN}; name a run folder or a snapshot")
     return _newest_readable(snapshots)
+
+
+def set_aside_later(snapshot: Path) -> None:
+    """Rename the snapshots that a run took after `snapshot`, now that it goes on from there: `latest` must not mean them."""
+    for later in snapshot.parent.glob(SNAPSHOT_PATTERN):
+        if later.name > snapshot.name:
+            later.rename(later.with_suffix(".superseded"))
 
 
 def newest_snapshot(outdir: Path) -> Path:
@@ -223,9 +232,8 @@ class _Job:
         self.init_from, self.time_limit, self.observers = init_from, time_limit, observers
 
     def run(self, process: int) -> None:
-        checkpoint, weights = self._load()
         device = self.launch.device_of(process)
-        run_training(self.config, RunOptions(self.run_dir, device, checkpoint, weights, self.time_limit, self.observers))
+        run_training(self.config, RunOptions(self.run_dir, device, *self._load(), self.time_limit, self.observers))
 
     def _load(self) -> tuple[Checkpoint | None, Weights | None]:
         if self.resume:

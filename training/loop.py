@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write
 from torch_utils.distributed import is_distributed, rank, sum_over_processes, world_size
+from torch_utils.precision import use_full_fp32
 from training.checkpoint import Checkpoint, Weights, load_state, save_checkpoint
 from training.config import Config, to_dict
 from training.dataset import IN_MEMORY_BYTES, ImageDataset, to_float, training_batches
@@ -69,17 +70,22 @@ def run_training(config: Config, options: RunOptions) -> None:
         UserError: for bad data or settings, a full disk, or a run that diverged.
     """
     started = time.monotonic()
+    use_full_fp32()
     with StopSignals() as stop:
         dataset = open_dataset(config)
         cameras = CameraSummary.from_labels(dataset.labels)
         trainer = Trainer(config, dataset.labels, options.device)
+        is_resumed = options.resume is not None
         if options.resume is not None:
             trainer.load_state_dict(vars(options.resume))
         elif options.init_from is not None:
             initialise(trainer, options.init_from)
+        options.resume = options.init_from = None  # their memory is not needed any more
         try:
             with RunFolder(options.run_dir, config, trainer.progress.kimg) as folder:
-                _Run(config, options, dataset, cameras, trainer, folder, stop, started).execute()
+                _Run(config, options, dataset, cameras, trainer, folder, stop, started, is_resumed).execute()
+        except torch.OutOfMemoryError as error:
+            raise UserError("out of GPU memory; choose a smaller --batch-gpu, or a smaller --nrr-final") from error
         except OSError as error:
             raise UserError(f"cannot write to {options.run_dir}: {error.strerror or error}; free some space and resume") from error
 
@@ -223,18 +229,22 @@ class _Run:
         folder: RunFolder,
         stop: StopSignals,
         started: float,
+        is_resumed: bool,
     ) -> None:
         self.config, self.options, self.dataset, self.cameras = config, options, dataset, cameras
         self.trainer, self.folder, self.stop, self.started = trainer, folder, stop, started
-        self.saved_at = trainer.progress.images if options.resume is not None else -1
+        self.is_resumed = is_resumed
+        self.saved_at = trainer.progress.images if is_resumed else -1
         self.tick_images = trainer.progress.images
         self.tick_time = time.monotonic()
 
     def execute(self) -> None:
         """Train to the end, or until told to stop."""
         progress, total = self.trainer.progress, round(self.config.training.kimg * 1000)
-        if self.options.resume is None:
+        if not self.is_resumed:
             self._observe(None)
+        elif progress.images >= total:
+            self.folder.log(f"The run has all of its {progress.kimg:g} kimg; a larger --kimg goes on")
         batches = training_batches(
             self.dataset,
             self.config.training.batch,
@@ -261,7 +271,7 @@ class _Run:
         if progress.images != self.tick_images:
             self._tick()
         self._save()
-        if reason:
+        if reason and progress.images < total:
             self.folder.log(f"{reason} at {progress.kimg:.3f} kimg; go on with: python train.py --resume {self.folder.path}")
 
     def _next(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

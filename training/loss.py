@@ -61,12 +61,15 @@ def ema_decay(config: TrainingConfig, images: int) -> float:
     return 0.5 ** (config.batch / max(half_life, 1e-8))
 
 
-def swap_cameras(c: Tensor, probability: float) -> Tensor:
-    """Cameras (N, 25) to condition the mapping on: each sample's own, or with `probability` its neighbour's."""
+def swap_cameras(c: Tensor, probability: float, neighbours: Tensor | None = None) -> Tensor:
+    """Cameras (N, 25) to condition the mapping on: each sample's own, or with `probability` its neighbour's.
+
+    `neighbours` (N, 25) are those of a larger batch that `c` is a part of; None = the samples of `c` are each other's.
+    """
     if probability <= 0:
         return c
     swap = torch.rand(c.shape[0], 1, device=c.device) < probability
-    return torch.where(swap, c.roll(1, dims=0), c)
+    return torch.where(swap, c.roll(1, dims=0) if neighbours is None else neighbours, c)
 
 
 def blur_kernel(sigma: float) -> Tensor | None:
@@ -104,9 +107,11 @@ def fake_pictures(fakes: GeneratorOutput, schedule: Schedule) -> Pictures:
     return Pictures(blur(fakes.image, schedule.blur_sigma), fakes.image_raw)
 
 
-def generate(G: Generator, z: Tensor, c: Tensor, schedule: Schedule, update_w_avg: bool = False) -> GeneratorOutput:
+def generate(
+    G: Generator, z: Tensor, c: Tensor, schedule: Schedule, update_w_avg: bool = False, neighbours: Tensor | None = None
+) -> GeneratorOutput:
     """Training fakes of z (N, z_dim) seen from cameras c (N, 25): random noise, sample offsets and pose swapping."""
-    ws = G.mapping(z, swap_cameras(c, schedule.swap_probability), update_w_avg=update_w_avg)
+    ws = G.mapping(z, swap_cameras(c, schedule.swap_probability, neighbours), update_w_avg=update_w_avg)
     return G.synthesis(ws, c, neural_rendering_resolution=schedule.resolution, noise_mode="random", deterministic=False)
 
 
@@ -126,9 +131,11 @@ def r1_penalty(logits: Tensor, pictures: Pictures) -> Tensor:
     return torch.stack([g.square().sum(dim=(1, 2, 3)) for g in gradients]).sum(dim=0)
 
 
-def density_regularisation(G: Generator, z: Tensor, c: Tensor, schedule: Schedule, points: int, distance: float) -> Tensor:
+def density_regularisation(
+    G: Generator, z: Tensor, c: Tensor, schedule: Schedule, points: int, distance: float, neighbours: Tensor | None = None
+) -> Tensor:
     """Mean difference of raw density between nearby points, uniform in [-1, 1]^3: noise and floaters cost (EG3D, supplement)."""
-    ws = G.mapping(z, swap_cameras(c, schedule.swap_probability))
+    ws = G.mapping(z, swap_cameras(c, schedule.swap_probability, neighbours))
     here = torch.rand(z.shape[0], points, 3, device=z.device) * 2 - 1
     there = here + torch.randn_like(here) * distance
     density, _ = G.sample(torch.cat([here, there], dim=1), ws, noise_mode="random")

@@ -35,7 +35,7 @@ def use_laptop_sizes(config: Config) -> None:
     """Networks, sample counts and schedules with which two CPU cores train pictures of up to 128 pixels in under an hour."""
     model, training = config.model, config.training
     model.generator = GeneratorConfig(
-        z_dim=64, w_dim=128, plane_resolution=64, plane_channels=16, channel_base=2048, channel_max=128, use_noise=False, decoder_hidden=32
+        z_dim=64, w_dim=128, plane_resolution=64, plane_channels=16, channel_base=3072, channel_max=128, use_noise=False, decoder_hidden=32
     )
     render = min(32, model.resolution)
     blocks = 2 if model.resolution <= 64 else (model.resolution // render).bit_length() - 1
@@ -47,7 +47,6 @@ def use_laptop_sizes(config: Config) -> None:
     model.rendering.resolution = training.nrr_initial = training.nrr_final = render
     model.rendering.density_gain = 5.0
     training.batch = 8
-    training.lr_generator = training.lr_discriminator = 0.002
     training.kimg = 200.0
     training.ema_kimg = 1.0
     training.blur_sigma, training.blur_fade_kimg = 2.0, 5.0
@@ -74,8 +73,8 @@ def _shapenet(config: Config) -> None:
     rendering = config.model.rendering
     rendering.ray_start, rendering.ray_end, rendering.box_warp = 0.1, 2.6, 1.6
     rendering.background = (1.0, 1.0, 1.0)
-    if rendering.depth_resolution == 48:
-        rendering.depth_resolution = rendering.depth_resolution_importance = 64
+    samples = 64 if config.sizes == "published" else 24
+    rendering.depth_resolution = rendering.depth_resolution_importance = samples
     config.model.generator.pose_conditioning = False
     config.training.gamma = 0.3
 

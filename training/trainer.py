@@ -53,6 +53,7 @@ class Batch:
     real_c: Tensor  # (B, 25)
     z: Tensor  # (phases, B, z_dim)
     c: Tensor  # (phases, B, 25) cameras of the fakes
+    neighbours: Tensor  # (phases, B, 25) cameras that may take their place in conditioning the mapping
 
 
 class Trainer:
@@ -122,8 +123,9 @@ class Trainer:
     def _draw(self, real: Tensor, real_c: Tensor) -> Batch:
         phases, size = 4, len(real)
         z = torch.randn(phases, size, self.config.model.generator.z_dim, device=self.device)
-        chosen = torch.randint(len(self.camera_labels), (phases, size), device=self.device)
-        return Batch(real, real_c, z, self.camera_labels[chosen])
+        c, others = (self.camera_labels[torch.randint(len(self.camera_labels), (phases, size), device=self.device)] for _ in range(2))
+        # A share of one sample has no neighbours of its own.
+        return Batch(real, real_c, z, c, c.roll(1, dims=1) if size > 1 else others)
 
     def _generator_main(self, batch: Batch, schedule: Schedule) -> list[GeneratorOutput]:
         """Make fakes look real to D. Returns the fakes, detached, if D's main phase is to use them too."""
@@ -131,7 +133,7 @@ class Trainer:
         with self._training(self.G_parameters, self.G_optimizer, "G"):
             for part in self._micro_batches(len(batch.real)):
                 shared = self.config.training.shared_fakes
-                fakes = loss.generate(self.G, batch.z[0, part], batch.c[0, part], schedule, update_w_avg=shared)
+                fakes = loss.generate(self.G, batch.z[0, part], batch.c[0, part], schedule, shared, batch.neighbours[0, part])
                 pictures = loss.augment_pictures(self.augment, loss.fake_pictures(fakes, schedule))
                 logits = self.D(*pictures, batch.c[0, part])
                 losses = loss.loss_real(logits)
@@ -148,7 +150,9 @@ class Trainer:
         with self._training(self.G_parameters, self.G_optimizer, "Greg"):
             for part in self._micro_batches(len(batch.real)):
                 points, distance = options.density_reg_points, options.density_reg_distance
-                penalty = loss.density_regularisation(self.G, batch.z[1, part], batch.c[1, part], schedule, points, distance)
+                penalty = loss.density_regularisation(
+                    self.G, batch.z[1, part], batch.c[1, part], schedule, points, distance, batch.neighbours[1, part]
+                )
                 self._backward(penalty * options.density_reg * options.g_reg_interval, part, len(batch.real))
                 self.statistics.report("Loss/density", penalty)
 
@@ -161,7 +165,7 @@ class Trainer:
                 else:
                     c = batch.c[2, part]
                     with torch.no_grad():
-                        fake = loss.generate(self.G, batch.z[2, part], c, schedule, update_w_avg=True)
+                        fake = loss.generate(self.G, batch.z[2, part], c, schedule, True, batch.neighbours[2, part])
                 fake_logits = self.D(*loss.augment_pictures(self.augment, loss.fake_pictures(fake, schedule)), c)
                 fake_losses = loss.loss_fake(fake_logits)
                 self._backward(fake_losses.mean(), part, len(batch.real))

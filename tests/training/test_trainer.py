@@ -246,7 +246,7 @@ def test_discriminator_gradients_of_4_of_8_equal_those_of_8(phase: str) -> None:
 
 
 def test_generator_gradients_of_4_of_8_equal_those_of_8(monkeypatch: pytest.MonkeyPatch) -> None:
-    def steady(G: Generator, z: Tensor, c: Tensor, schedule: Schedule, update_w_avg: bool = False) -> GeneratorOutput:
+    def steady(G: Generator, z: Tensor, c: Tensor, schedule: Schedule, update_w_avg: bool, _neighbours: Tensor) -> GeneratorOutput:
         assert not update_w_avg
         return G.synthesis(G.mapping(z, c), c, schedule.resolution, noise_mode="const", deterministic=True)
 
@@ -678,3 +678,29 @@ def test_fp16_is_for_super_resolution_and_the_four_highest_discriminator_blocks(
     found = conv_dtypes(trainer.D)
     assert {name for name, dtype in found.items() if dtype == torch.float16} == {"b128", "b64", "b32", "b16"}
     assert found["b8"] == torch.float32
+
+
+def test_pose_swapping_does_not_depend_on_the_micro_batch():
+    """With micro-batches of one sample, neighbours still are the other samples of the process's share."""
+    trainer = make_trainer("training.batch=4", "training.batch_gpu=1", "training.swap_start=1", "training.swap_final=1")
+    batch = drawn_batch(trainer)
+    assert torch.equal(batch.neighbours, batch.c.roll(1, dims=1))
+    seen = []
+    mapping = trainer.G.mapping
+
+    def note(z: Tensor, c: Tensor, **options: Any) -> Tensor:
+        seen.append(c)
+        return mapping(z, c, **options)
+
+    trainer.G.mapping = note  # type: ignore[assignment]
+    schedule = Schedule(8, 0.0, 1.0)
+    trainer._generator_main(batch, schedule)
+    assert torch.equal(torch.cat(seen), batch.neighbours[0])
+
+
+def test_a_share_of_one_sample_is_swapped_with_another_camera():
+    trainer = make_trainer("training.batch=1", "discriminator.mbstd_group_size=1")
+    torch.manual_seed(1)
+    batch = trainer._draw(*real_batch(1))
+    assert batch.neighbours.shape == batch.c.shape
+    assert not torch.equal(batch.neighbours, batch.c)

@@ -24,7 +24,7 @@ def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
 
 def block_resolutions(resolution: int) -> list[int]:
     """4, 8, ..., `resolution`."""
-    return [2**i for i in range(2, int(math.log2(resolution)) + 1)]
+    return [4 << step for step in range(resolution.bit_length() - 2)]
 
 
 class MappingNetwork(nn.Module):
@@ -70,11 +70,14 @@ class MappingNetwork(nn.Module):
         if self.num_ws is None:
             return x
         if update_w_avg:
-            self.w_avg.copy_(x.detach().mean(dim=0).lerp(self.w_avg, W_AVG_DECAY))
-        ws = x[:, None].repeat(1, self.num_ws, 1)
-        if truncation_psi != 1:
-            ws[:, :truncation_cutoff] = self.w_avg.lerp(ws[:, :truncation_cutoff], truncation_psi)
-        return ws
+            self.w_avg.lerp_(x.detach().mean(dim=0), 1 - W_AVG_DECAY)
+        ws = x[:, None].expand(-1, self.num_ws, -1)
+        if truncation_psi == 1:
+            return ws
+        truncated = self.num_ws if truncation_cutoff is None else min(truncation_cutoff, self.num_ws)
+        psi = torch.ones(self.num_ws, 1, device=x.device)
+        psi[:truncated] = truncation_psi
+        return self.w_avg + psi * (ws - self.w_avg)
 
 
 class SynthesisLayer(nn.Module):
