@@ -14,6 +14,7 @@ from torch import Tensor
 
 LABEL_SIZE = 25
 FFHQ_FOCAL = 4.2647
+SRN_CARS_FOCAL = 131.25 / 128  # of the ShapeNet cars of Scene Representation Networks
 WORLD_UP = (0.0, 1.0, 0.0)
 
 

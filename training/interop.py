@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.console import UserError
-from training.cameras import LABEL_SIZE
+from training.cameras import FFHQ_FOCAL, LABEL_SIZE, SRN_CARS_FOCAL
 from training.config import DiscriminatorConfig, GeneratorConfig, ModelConfig, RenderingConfig, SuperResolutionConfig
 from training.snapshot_modules import Part, Settings, is_number
 from training.unpickler import read_pickle
@@ -225,7 +225,11 @@ def cameras(part: Part) -> dict[str, Any] | None:
         return isinstance(value, (list, tuple)) and len(value) == 3 and all(map(is_number, value))
 
     pivot = scene.get("avg_camera_pivot", is_point, "three numbers", [0, 0, 0])
-    return {"radius": scene.number("avg_camera_radius"), "pivot": [float(value) for value in pivot]}
+    radius, box = scene.number("avg_camera_radius"), scene.number("box_warp")
+    # The file does not tell the focal length. Of the two that released models were trained with, the longer one is that of face data;
+    # where it would show less than half of the box, it must have been the other.
+    focal = FFHQ_FOCAL if radius / FFHQ_FOCAL > box / 2 else SRN_CARS_FOCAL
+    return {"radius": radius, "pivot": [float(value) for value in pivot], "focal": focal}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def test_settings_come_from_the_states(tmp_path: Path) -> None:
     assert config.discriminator == DiscriminatorConfig(
         channel_base=640, channel_max=9, mapping_layers=5, mbstd_group_size=2, conv_clamp=64.0, c_noise=0.5
     )
-    assert weights.cameras == {"radius": 1.7, "pivot": [0.0, 0.0, 0.0]}
+    assert weights.cameras == {"radius": 1.7, "pivot": [0.0, 0.0, 0.0], "focal": 131.25 / 128}
     assert weights.source == "released"
     assert build_generator(weights).cameras == weights.cameras
     build_discriminator(weights)
@@ -215,7 +215,7 @@ def test_the_given_snapshot(snapshot_128: Path) -> None:
         rendering=RenderingConfig(plane_axes="released", fine_sampling="released"),
         discriminator=DiscriminatorConfig(channel_base=1024, channel_max=16, conv_clamp=None),
     )
-    assert weights.cameras == {"radius": 2.7, "pivot": [0.0, 0.0, 0.2]}
+    assert weights.cameras == {"radius": 2.7, "pivot": [0.0, 0.0, 0.2], "focal": 4.2647}
     generator, discriminator = build_generator(weights), build_discriminator(weights)
     assert torch.equal(generator.backbone.mapping.w_avg, rule_tensor("backbone.mapping.w_avg", (512,)))
     assert torch.equal(discriminator.state_dict()["b4.out.bias"], rule_tensor("b4.out.bias", (16,)))
