@@ -88,7 +88,7 @@ def test_ours_and_released_give_the_same_networks(released: Path, tmp_path: Path
         assert first.config == second.config
         state = second.state_dict()
         assert all(torch.equal(value, state[name]) for name, value in first.state_dict().items())
-    assert open_eg3d.load_generator(ours).cameras == {"radius": 2.7, "pivot": [0.0, 0.0, 0.2]}
+    assert open_eg3d.load_generator(ours).cameras == {"radius": 2.7, "pivot": [0.0, 0.0, 0.2], "focal": 4.2647}
 
 
 def test_the_average_is_preferred(released: Path, tmp_path: Path) -> None:
