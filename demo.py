@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 
 import click
-import numpy as np
 import torch
 
 from dnnlib.console import UserError, run_cli
 from media.shapes import extract_mesh, save_mesh
-from media.strips import camera_grid, identity_grid, save_png
+from media.strips import camera_grid, identity_grid, save_png, seed_latent
 from open_eg3d import load_generator
 from training.launch import newest_snapshot
 from training.scene import CameraSummary
@@ -50,9 +49,9 @@ def show(snapshot: Path, outdir: Path) -> tuple[Path, Path]:
     """Write the picture of identities x yaws and the mesh of the first identity; returns both paths."""
     generator = load_generator(snapshot)
     cameras = CameraSummary.from_dict(generator.cameras or {})
-    z = np.concatenate([np.random.RandomState(seed).randn(1, generator.z_dim) for seed in range(IDENTITIES)])
+    z = torch.cat([seed_latent(seed, generator.z_dim) for seed in range(IDENTITIES)])
     conditioning = cameras.frontal_label().expand(IDENTITIES, -1)
-    ws = generator.mapping(torch.from_numpy(z).float(), conditioning, truncation_psi=0.8)
+    ws = generator.mapping(z, conditioning, truncation_psi=0.8)
     grid, mesh = outdir / "heads.png", outdir / "head.glb"
     save_png(grid, identity_grid(generator, ws, cameras, cameras.default_yaws(VIEWS), cameras.pitch))
     save_mesh(mesh, extract_mesh(generator, generator.planes(ws[:1]), camera_grid(cameras), MESH_RESOLUTION))

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
-from torch import Tensor
 
 from dnnlib.console import progress, run_cli
 from dnnlib.files import make_dir
 from media.shapes import FORMATS, save_shape
-from media.strips import ROWS, camera_grid, save_png, strip_picture, yaw_strip
+from media.strips import ROWS, camera_grid, save_png, seed_latent, strip_picture, yaw_strip
 from open_eg3d import load_generator
 from torch_utils.precision import use_full_fp32
 from training.networks.generator import Generator
@@ -113,11 +111,6 @@ def cameras_of(generator: Generator) -> CameraSummary:
     if rendering.ray_start != "auto" and rendering.ray_end != "auto":
         radius = (rendering.ray_start + rendering.ray_end) / 2
     return CameraSummary.from_dict({"radius": radius, "pivot": (0, 0, 0), "focal": BOX_PER_VIEW * radius / rendering.box_warp})
-
-
-def seed_latent(seed: int, z_dim: int) -> Tensor:
-    """The z (1, z_dim) that a seed stands for."""
-    return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).float()
 
 
 @click.command()

@@ -188,12 +188,6 @@ def built_in_data() -> str:
     return str(path)
 
 
-class CommaList(click.ParamType):
-    """Placeholder name for lists in the help text."""
-
-    name = "none|a,b"
-
-
 class Number(click.FloatRange):
     """A finite number in a range."""
 
@@ -230,7 +224,7 @@ class Number(click.FloatRange):
 @click.option("--tick", type=Number(0, min_open=True), help="Statistics every so many kimg.")
 @click.option("--snap", type=click.IntRange(0), help="Checkpoint every so many ticks; 0 = only at the end.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of everything random.")
-@click.option("--metrics", type=CommaList(), default="none", show_default=True, help="Measured at every checkpoint.")
+@click.option("--metrics", metavar="none|a,b", default="none", show_default=True, help="Measured at every checkpoint.")
 @click.option("--workers", type=click.IntRange(0), help="Processes that read pictures, for each training process.")
 @click.option(
     "--precision",

@@ -103,6 +103,11 @@ def render_views(
     return {name: enlarge(picture, image[0].shape[1]) for name, picture in pictures.items()}
 
 
+def seed_latent(seed: int, z_dim: int) -> Tensor:
+    """The z (1, z_dim) that a seed stands for."""
+    return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).float()
+
+
 def orbit_labels(cameras: Cameras, yaws: Sequence[float], pitch: float) -> Tensor:
     """Camera labels (K, 25) on the data's orbit at K yaws and one pitch, radians."""
     return torch.stack([cameras.label(yaw, pitch) for yaw in yaws])
