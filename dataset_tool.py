@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import click
 
-from dnnlib.console import run_cli
+from dnnlib.console import UserError, run_cli
+
+SOURCE_FORMATS = ("auto", "labels", "transforms", "colmap", "srn", "csv")
+UP_AXES = ("auto", "x", "y", "z", "-x", "-y", "-z", "nearest", "cameras")
+PLAIN = {"white": (255, 255, 255), "black": (0, 0, 0)}
 
 
 class Colour(click.ParamType):
@@ -24,6 +30,36 @@ class Colour(click.ParamType):
         return tuple(int(part) for part in parts)
 
 
+class Background(Colour):
+    """A name or R,G,B."""
+
+    name = "none|white|black|random|R,G,B"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Parse the option's text."""
+        if value in ("none", "random"):
+            return value
+        return PLAIN.get(str(value)) or super().convert(value, param, ctx)
+
+
+class Point(click.ParamType):
+    """X,Y,Z with finite numbers."""
+
+    name = "X,Y,Z"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """Parse the option's text."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            x, y, z = (float(part) for part in str(value).split(","))
+            if not all(abs(number) < 1e30 for number in (x, y, z)):
+                raise ValueError(value)
+        except ValueError:
+            self.fail(f"{value!r} is not three numbers, like 0,0,0.2", param, ctx)
+        return x, y, z
+
+
 def power_of_two(ctx: click.Context, param: click.Parameter, value: int) -> int:
     """Check an image size."""
     if value < 1 or value & (value - 1):
@@ -31,9 +67,133 @@ def power_of_two(ctx: click.Context, param: click.Parameter, value: int) -> int:
     return value
 
 
+def trainable_size(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    """Check a size of training pictures, or none."""
+    if value is not None and value not in (32, 64, 128, 256, 512, 1024):
+        raise click.BadParameter(f"{value} is not one of 32, 64, 128, 256, 512, 1024", ctx=ctx, param=param)
+    return value
+
+
+def positive(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Check a length that must be above 0 and finite."""
+    if value is not None and not 0 < value < 1e30:
+        raise click.BadParameter(f"{value:g} is not above 0", ctx=ctx, param=param)
+    return value
+
+
+source_option = click.option("--source", required=True, help="Data set: a ZIP, its URL, or a folder.")
+dest_option = click.option("--dest", required=True, type=click.Path(path_type=Path), help="Archive (.zip) or folder to write.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing --dest.")
+workers_option = click.option(
+    "--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes; 0 takes one for each core."
+)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Make and check data sets of images with camera labels."""
+
+
+@main.command()
+@click.option("--source", required=True, help="Folder, ZIP or URL with pictures and cameras, or one transforms.json or CSV.")
+@dest_option
+@click.option("--format", "kind", type=click.Choice(SOURCE_FORMATS), default="auto", show_default=True, help="What the source is.")
+@click.option("--resolution", type=int, callback=trainable_size, help="Side of the pictures. [default: what the first one fills]")
+@click.option("--crop/--no-crop", default=True, show_default=True, help="Cut out the middle square, or squeeze the whole picture into one.")
+@click.option("--background", type=Background(), default="none", show_default=True, help="What shows through transparent parts.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of random backgrounds.")
+@click.option("--up", type=click.Choice(UP_AXES), default="auto", show_default=True, help="The source world's upward axis.")
+@click.option("--recentre/--no-recentre", default=None, help="Move the point all cameras look at. [default: for COLMAP, transforms]")
+@click.option("--radius", type=float, callback=positive, help="Median distance of the cameras after recentring; for a CSV, all cameras'.")
+@click.option("--pivot", type=Point(), help="Where the point goes on recentring; for a CSV, what the cameras look at.")
+@click.option("--focal", type=float, callback=positive, help="For a CSV without that column: focal length in picture widths.")
+@click.option("--angles", type=click.Choice(["degrees", "radians"]), help="Unit of a CSV's angles. [default: degrees]")
+@click.option("--camera-axes", type=click.Choice(["opencv", "opengl"]), help="The source's camera axes. [default: its format's]")
+@click.option("--poses", type=click.Choice(["cam2world", "world2cam"]), help="What the source's matrices are. [default: its format's]")
+@click.option("--intrinsics", type=click.Choice(["normalised", "pixels"]), help="Unit in dataset.json. [default: normalised]")
+@click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be converted, and list them.")
+@workers_option
+@overwrite_option
+def convert(source: str, dest: Path, overwrite: bool, **settings: Any) -> None:
+    """Write pictures with cameras from another format as a data set."""
+    from data_tools.convert import ConvertConfig
+    from data_tools.convert import convert as run
+    from data_tools.parallel import ended_politely
+    from data_tools.sources.base import ReadOptions
+
+    own = {name: settings.pop(name) for name in ("focal", "angles", "camera_axes", "poses", "intrinsics")}
+    settings["up"] = None if settings["up"] == "auto" else settings["up"]
+    options = ReadOptions(**own, radius=settings["radius"], pivot=settings["pivot"])
+    with ended_politely():
+        summary = run(source, dest, ConvertConfig(read=options, **settings), overwrite=overwrite)
+    for line in (*summary.notes, *(f"left out: {reason}" for reason in summary.skipped)):
+        click.echo(line, err=True)
+    click.echo(f"wrote {summary.count} images of {summary.resolution} pixels to {dest} (from {summary.kind})")
+
+
+@main.command()
+@source_option
+@dest_option
+@workers_option
+@overwrite_option
+def mirror(source: str, dest: Path, workers: int, overwrite: bool) -> None:
+    """Write a data set with all of its pictures and their mirror images."""
+    from data_tools.mirror import mirror as run
+    from data_tools.parallel import ended_politely
+
+    with ended_politely():
+        done = run(source, dest, workers=workers, overwrite=overwrite)
+    click.echo(f"wrote {done.before} images and as many mirrored ones to {dest}")
+
+
+@main.command()
+@source_option
+@dest_option
+@click.option("--bins", type=click.IntRange(min=1), default=9, show_default=True, help="Equal parts of the range of yaws.")
+@click.option("--factor", type=click.FloatRange(min=1), default=4.0, show_default=True, help="Most copies of a picture.")
+@overwrite_option
+def rebalance(source: str, dest: Path, bins: int, factor: float, overwrite: bool) -> None:
+    """Write a data set in which pictures of rare yaws are repeated."""
+    from data_tools.mirror import rebalance as run
+    from data_tools.parallel import ended_politely
+
+    with ended_politely():
+        done = run(source, dest, bins=bins, factor=factor, overwrite=overwrite)
+    click.echo(f"wrote {done.after} images, {done.after - done.before} of them repeated, to {dest}")
+
+
+@main.command()
+@source_option
+@click.option("--strict", is_flag=True, help="Exit status 1 on warnings too.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--pictures", type=click.Path(path_type=Path), help="Folder for cameras.png and contact.png.")
+@click.option(
+    "--cfg",
+    type=click.Choice(["auto", "ffhq", "afhq", "shapenet", "heads"]),
+    default="auto",
+    show_default=True,
+    help="Preset whose scene the cameras must suit.",
+)
+@workers_option
+@click.pass_context
+def check(ctx: click.Context, source: str, strict: bool, as_json: bool, pictures: Path | None, cfg: str, workers: int) -> None:
+    """Say all that is wrong or odd about a data set and how to mend it; exit status 1 on errors."""
+    from data_tools.check import check_data
+    from data_tools.draw_cameras import draw_checked
+    from data_tools.parallel import ended_politely
+
+    try:
+        with ended_politely():
+            report, data = check_data(source, preset=cfg, workers=workers)
+    except UserError as error:
+        if as_json:
+            click.echo(json.dumps({"source": source, "ok": False, "errors": [{"code": "source", "message": str(error)}], "warnings": []}))
+            ctx.exit(1)
+        raise
+    if pictures and data.labels:
+        report.summary["drawn"] = ", ".join(str(path) for path in draw_checked(data, pictures))
+    click.echo(report.to_json() if as_json else report.to_text())
+    ctx.exit(0 if report.ok(strict) else 1)
 
 
 @main.command()

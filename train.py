@@ -32,6 +32,7 @@ SETTINGS = {
     "kimg": "training.kimg",
     "seed": "training.seed",
     "precision": "training.precision",
+    "compile": "training.compile",
     "freeze_d": "training.freeze_d",
     "nrr_initial": "training.nrr_initial",
     "nrr_final": "training.nrr_final",
@@ -231,6 +232,7 @@ class Number(click.FloatRange):
     type=click.Choice(["fp32", "bf16", "fp16"]),
     help="Of convolutions [default: fp16 on CUDA; heads on CPUs with bf16: bf16; else fp32].",
 )
+@click.option("--compile/--no-compile", default=None, help="Compile the networks: a minute at the start, a little faster then.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.FIELD=VALUE", help="Any other setting; may be repeated.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print the settings and stop.")
 def main(**options: Any) -> None:

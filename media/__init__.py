@@ -32,8 +32,12 @@ class DensityModel(Protocol):
     @property
     def rendering(self) -> RenderingConfig: ...
 
+    def sample_densities(self, points: Tensor, planes: Tensor) -> Tensor:
+        """Raw densities (N, M, 1) at world points (N, M, 3) of planes (N, 3, C, H, W)."""
+        ...
+
     def sample_planes(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw densities (N, M, 1) and colours (N, M, C >= 3) in [0, 1] at world points (N, M, 3) of planes (N, 3, C, H, W)."""
+        """The same densities, and colours (N, M, C >= 3) in [0, 1]."""
         ...
 
 

@@ -101,14 +101,14 @@ def _frustum_margin(points: Tensor, cam2world: Tensor, intrinsics: Tensor, near:
     return torch.cat([sides, distance - near, far - distance], dim=-1).amin(dim=-1)
 
 
-def _sample(generator: DensityModel, planes: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Raw densities (M,) and colours (M, 3) at points (M, 3), a chunk at a time."""
-    densities, colors = [], []
-    for chunk in points.split(CHUNK_POINTS):
-        sigma, rgb = generator.sample_planes(chunk[None], planes)
-        densities.append(sigma[0, :, 0].clone())  # a view would keep all of the decoder's channels
-        colors.append(rgb[0, :, :3].clone())
-    return torch.cat(densities), torch.cat(colors)
+def _densities(generator: DensityModel, planes: Tensor, points: Tensor) -> Tensor:
+    """Raw densities (M,) at points (M, 3), a chunk at a time."""
+    return torch.cat([generator.sample_densities(chunk[None], planes)[0, :, 0] for chunk in points.split(CHUNK_POINTS)])
+
+
+def _colors(generator: DensityModel, planes: Tensor, points: Tensor) -> Tensor:
+    """Colours (M, 3) at points (M, 3), a chunk at a time; copied, since a view would keep all of the decoder's channels."""
+    return torch.cat([generator.sample_planes(chunk[None], planes)[1][0, :, :3].clone() for chunk in points.split(CHUNK_POINTS)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -128,10 +128,10 @@ def surface_level(generator: DensityModel, planes: Tensor, region: Region) -> fl
     for label in region.cameras[chosen].to(planes).split(1):
         points, step = _ray_points(label, region)
         flat = points.flatten(0, 1)
-        sigma = _sample(generator, planes, flat)[0].where(region.margin(flat) > 0, -float("inf"))
+        sigma = _densities(generator, planes, flat).where(region.margin(flat) > 0, -float("inf"))
         seen.append(sigma[sigma > -float("inf")])
         surface = _half_light_points(points, sigma.unflatten(0, points.shape[:2]), step)
-        at_surface.append(_sample(generator, planes, surface)[0])
+        at_surface.append(_densities(generator, planes, surface))
     densities, samples = torch.cat(at_surface), torch.cat(seen)
     if not len(samples):
         return PUBLISHED_LEVEL
@@ -206,7 +206,7 @@ class DensityGrid:
         bound = slope.where(cells < 1, float("inf"))
         near = cells > -CUT_CELLS
         if near.any():
-            sigma = _sample(self.generator, self.planes, points[near])[0]
+            sigma = _densities(self.generator, self.planes, points[near])
             self._note(sigma[cells[near] > 0])
             bound[near] = torch.minimum(bound[near], sigma)
         return bound
@@ -344,7 +344,7 @@ def _largest(points: NDArray[np.float32], faces: NDArray[np.int32], grid: Densit
 @torch.no_grad()
 def _vertex_colors(grid: DensityGrid, points: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Colours (V, 4), opaque sRGB, of the model at points (V, 3)."""
-    _, colors = _sample(grid.generator, grid.planes, torch.from_numpy(points).to(grid.planes))
+    colors = _colors(grid.generator, grid.planes, torch.from_numpy(points).to(grid.planes))
     rgb = (colors.float() * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
     return np.concatenate([rgb, np.full_like(rgb[:, :1], 255)], axis=1)
 

@@ -13,12 +13,12 @@ import train
 from tests.tiny import call, finish, start
 
 TRAIN = """
---aug --batch --batch-gpu --cfg --data --device --dry-run --freeze-d --gamma --gen-pose-cond --gpus --help --init-from --kimg --metrics
---minutes --mirror --no-gen-pose-cond --no-mirror --nrr-fade-kimg --nrr-final --nrr-initial --outdir --p --precision --procs --resume
---seed --set --sizes --snap --target --tick --workers
+--aug --batch --batch-gpu --cfg --compile --data --device --dry-run --freeze-d --gamma --gen-pose-cond --gpus --help --init-from --kimg
+--metrics --minutes --mirror --no-compile --no-gen-pose-cond --no-mirror --nrr-fade-kimg --nrr-final --nrr-initial --outdir --p
+--precision --procs --resume --seed --set --sizes --snap --target --tick --workers
 """
 GEN_SAMPLES = """
---device --help --images --network --nrr --no-images --outdir --pitch --rows --seeds --shape-level --shape-res --shapes --trunc
+--device --help --images --network --nrr --no-images --outdir --pitch --precision --rows --seeds --shape-level --shape-res --shapes --trunc
 --trunc-cutoff --views
 """
 HEADS = "--background --count --depth --dest --help --overwrite --resolution --seed --views-per-identity --workers"

@@ -20,13 +20,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import gen_samples
+from dnnlib.options import Seeds
 from media.strips import to_uint8
 from open_eg3d import load_generator
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.config import Config
 from training.networks.generator import Generator
-from training.scene import CameraSummary
+from training.scene import CameraSummary, cameras_of
 
 COMMAND = Path(gen_samples.__file__)
 SIZE = 32
@@ -38,7 +39,7 @@ LEVEL = 15.0  # the densities of the tiny model reach from about 6 to 28
 
 
 def parse(text: str) -> list[int]:
-    return gen_samples.Seeds().convert(text, None, None)
+    return Seeds().convert(text, None, None)
 
 
 def test_seeds_of_the_documentation():
@@ -85,7 +86,7 @@ def test_cameras_without_a_summary_look_at_the_box():
     model = Config().model
     model.resolution, model.generator.channel_base, model.generator.plane_resolution = SIZE, 64, 16
     model.rendering.box_warp, model.rendering.ray_start, model.rendering.ray_end = 1.6, 1.0, 3.0
-    cameras = gen_samples.cameras_of(Generator(model))
+    cameras = cameras_of(Generator(model))
     assert cameras.radius == 2.0
     assert cameras.pivot == (0, 0, 0)
     assert cameras.radius / cameras.intrinsics[0] == pytest.approx(1.6 / 1.2)  # visible width

@@ -128,6 +128,7 @@ class TrainingConfig:
     nrr_initial: int = 64  # neural rendering resolution at the start of the run ...
     nrr_final: int = 64  # ... and after the fade
     nrr_fade_kimg: float = 1000.0
+    compile: bool = False  # torch.compile the networks' forward passes; R1 stays as it is
     shared_fakes: bool = False  # one generator forward serves both networks' main phases
     freeze_d: int = 0  # highest-resolution discriminator layers that do not learn
 

@@ -177,14 +177,14 @@ def check_labels(labels: np.ndarray, names: Sequence[str], where: str) -> None:
     Raises:
         UserError: for the first label with a problem; `where` and the label's index and name are said.
     """
-    for bad, problem in _label_problems(labels):
+    for bad, problem in label_problems(labels):
         if bad.any():
             index = int(bad.argmax())
             fx, _, cx, _, fy, cy = labels[index, 16:22]
             raise UserError(f"{where}: label {index} ({names[index]}) " + problem.format(fx=fx, fy=fy, cx=cx, cy=cy))
 
 
-def _label_problems(labels: np.ndarray) -> Iterator[tuple[np.ndarray, str]]:
+def label_problems(labels: np.ndarray) -> Iterator[tuple[np.ndarray, str]]:
     """Pairs of (which labels are bad (M,), in what way); each test may rely on those before it."""
     yield (
         ~np.all(np.abs(labels) < LARGEST_NUMBER, axis=1),

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write
 from torch_utils.distributed import is_distributed, rank, sum_over_processes, world_size
+from torch_utils.memory import keep_freed_memory
 from torch_utils.precision import use_full_fp32
 from training.checkpoint import Checkpoint, Weights, load_state, save_checkpoint
 from training.config import Config, to_dict
@@ -71,6 +72,7 @@ def run_training(config: Config, options: RunOptions) -> None:
     """
     started = time.monotonic()
     use_full_fp32()
+    keep_freed_memory()
     with StopSignals() as stop:
         dataset = open_dataset(config)
         cameras = CameraSummary.from_labels(dataset.labels)

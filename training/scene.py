@@ -25,6 +25,7 @@ from training.cameras import (
 )
 from training.config import RenderingConfig
 from training.dataset import ImageDataset
+from training.networks.generator import Generator
 
 KEPT_POSES = 1000
 BORDER_PICTURES = 500
@@ -35,6 +36,8 @@ CONCENTRATED = 0.5  # mean resultant length of the yaws; below, cameras go all a
 RANGE_QUANTILES = (0.01, 0.99)  # a few misjudged poses must not widen every video
 DEFAULT_YAW_RANGE = (-0.5, 0.5)  # where nothing but an orbit is known (released snapshots)
 DEFAULT_PITCH_RANGE = (-0.25, 0.25)
+
+ORBIT_PER_BOX = 2.7  # radius of the orbit in box sides where a checkpoint knows no cameras, as for the published face models
 
 Vector = tuple[float, float, float]
 
@@ -133,6 +136,17 @@ class CameraSummary:
         if high - low > 2 * math.pi - 1e-6:
             return [low + (high - low) * (index + 0.5) / count for index in range(count)]
         return [low + (high - low) * index / (count - 1) for index in range(count)]
+
+
+def cameras_of(generator: Generator) -> CameraSummary:
+    """Cameras of the training data; where the file tells none, an orbit around the box, which fills the picture."""
+    if generator.cameras:
+        return CameraSummary.from_dict(generator.cameras)
+    rendering = generator.rendering
+    radius = ORBIT_PER_BOX * rendering.box_warp
+    if rendering.ray_start != "auto" and rendering.ray_end != "auto":
+        radius = (rendering.ray_start + rendering.ray_end) / 2
+    return CameraSummary.from_dict({"radius": radius, "pivot": (0, 0, 0), "focal": BOX_PER_VIEW * radius / rendering.box_warp})
 
 
 def _numbers(values: Any, count: int) -> tuple[float, ...]:

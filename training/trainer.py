@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dnnlib.console import UserError
 from torch_utils.distributed import average_gradients, copy_from_first, rank, sum_over_processes, world_size
+from torch_utils.ops import library
 from torch_utils.stats import Statistics
 from training import loss
 from training.augment import AdaptiveProbability, AugmentPipe
@@ -88,6 +89,8 @@ class Trainer:
         self.G_optimizer = lazy_adam(self.G_parameters, options, options.lr_generator, options.g_reg_interval)
         self.D_optimizer = lazy_adam(self.D_parameters, options, options.lr_discriminator, options.d_reg_interval)
         self._set_precision()
+        if options.compile:
+            self._compile()
 
     # ----------------------------------------------------------------------------------------------------------------
     # A step
@@ -166,13 +169,13 @@ class Trainer:
                     c = batch.c[2, part]
                     with torch.no_grad():
                         fake = loss.generate(self.G, batch.z[2, part], c, schedule, True, batch.neighbours[2, part])
-                fake_logits = self.D(*loss.augment_pictures(self.augment, loss.fake_pictures(fake, schedule)), c)
-                fake_losses = loss.loss_fake(fake_logits)
-                self._backward(fake_losses.mean(), part, len(batch.real))
-                real = loss.augment_pictures(self.augment, loss.real_pictures(batch.real[part], schedule))
-                real_logits = self.D(*real, batch.real_c[part])
-                real_losses = loss.loss_real(real_logits)
-                self._backward(real_losses.mean(), part, len(batch.real))
+                fakes_shown = loss.augment_pictures(self.augment, loss.fake_pictures(fake, schedule))
+                reals_shown = loss.augment_pictures(self.augment, loss.real_pictures(batch.real[part], schedule))
+                shown = (torch.cat(pair) for pair in zip(fakes_shown, reals_shown, strict=True))
+                logits = self.D(*shown, torch.cat([c, batch.real_c[part]]), batches=2)
+                fake_logits, real_logits = logits.chunk(2)
+                fake_losses, real_losses = loss.loss_fake(fake_logits), loss.loss_real(real_logits)
+                self._backward((fake_losses + real_losses).mean(), part, len(batch.real))
                 self.adaptation.observe(real_logits)
                 self.statistics.report("Loss/D", fake_losses.detach() + real_losses.detach())
                 for name, logits in (("real", real_logits), ("fake", fake_logits)):
@@ -187,7 +190,8 @@ class Trainer:
                 with torch.no_grad():
                     real = loss.augment_pictures(self.augment, loss.real_pictures(batch.real[part], schedule))
                 real = Pictures(*(value.detach().requires_grad_() for value in real))
-                penalty = loss.r1_penalty(self.D(*real, batch.real_c[part]), real)
+                # Not through __call__, which may be compiled: AOTAutograd has no second derivatives.
+                penalty = loss.r1_penalty(self.D.forward(*real, batch.real_c[part]), real)
                 self._backward((penalty * (options.gamma / 2 * options.d_reg_interval)).mean(), part, len(batch.real))
                 self.statistics.report("Loss/R1", penalty)
 
@@ -236,8 +240,7 @@ class Trainer:
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = loss.ema_decay(self.config.training, self.progress.images)
-        for average, current in zip(self.G_ema.parameters(), self.G.parameters(), strict=True):
-            average.lerp_(current, 1 - decay)
+        torch._foreach_lerp_(list(self.G_ema.parameters()), list(self.G.parameters()), 1 - decay)
         w_avg = self.G.backbone.mapping.w_avg
         sum_over_processes(w_avg).div_(world_size())  # each process has seen its own fakes
         for kept, buffer in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):
@@ -256,6 +259,12 @@ class Trainer:
             for generator in (self.G, self.G_ema):
                 generator.set_conv_dtype(backbone=torch.float32, superresolution=torch.float16)
             self.D.set_conv_dtype(torch.float16, highest=FP16_DISCRIMINATOR_BLOCKS)
+
+    def _compile(self) -> None:
+        """Let torch.compile make the forward passes and their gradients."""
+        library.load()
+        setattr(self.G, "synthesis", torch.compile(self.G.synthesis))  # noqa: B010 - a method, which mypy would not see assigned
+        self.D.compile()
 
     @contextlib.contextmanager
     def _precise_discriminator(self) -> Iterator[None]:

@@ -22,8 +22,10 @@ import pytest
 import torch
 from PIL import Image
 
+import calc_metrics
 import dataset_tool
 import gen_samples
+import torch_utils.ops.__main__ as operators
 import train
 from tests.released_layout import Layout, write_snapshot
 from training.cameras import FFHQ_FOCAL, orbit_pose, pack_label, pinhole_intrinsics
@@ -38,9 +40,15 @@ from training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "THIRD_PARTY.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND_LINES: dict[str, click.Command] = {"train.py": train.main, "gen_samples.py": gen_samples.main, "dataset_tool.py": dataset_tool.main}
-SOURCES = [ROOT / name for name in ("train.py", "gen_samples.py", "dataset_tool.py")]
-SOURCES += [path for room in ("dnnlib", "training", "media", "data_tools") for path in sorted((ROOT / room).rglob("*.py"))]
+COMMAND_LINES: dict[str, click.Command] = {
+    "train.py": train.main,
+    "gen_samples.py": gen_samples.main,
+    "calc_metrics.py": calc_metrics.main,
+    "dataset_tool.py": dataset_tool.main,
+    "-m torch_utils.ops": operators.main,
+}
+SOURCES = [ROOT / name for name in COMMAND_LINES if name.endswith(".py")]
+SOURCES += [path for room in ("dnnlib", "training", "metrics", "media", "data_tools") for path in sorted((ROOT / room).rglob("*.py"))]
 LAYERS = {"dnnlib": 0, "torch_utils": 1, "metrics": 2, "training": 2, "open_eg3d": 3, "data_tools": 3, "media": 3, "tests": 5}
 TOP = 4  # the command lines
 PRESET_COLUMNS, SIZE_COLUMNS = {"ffhq", "afhq", "shapenet", "heads"}, {"published", "laptop"}
@@ -162,6 +170,8 @@ def test_drawing_can_be_made_again(tmp_path: Path) -> None:
 def parse(line: str) -> tuple[str, dict[str, Any]]:
     """Command line's file and the options it parses to; nothing is run."""
     program, *arguments = shlex.split(line, comments=True)[1:]
+    if program == "-m":
+        program = f"-m {arguments.pop(0)}"
     command = COMMAND_LINES[program]
     if isinstance(command, click.Group):
         command = command.commands[arguments.pop(0)]

@@ -129,9 +129,13 @@ class RecordingGenerator:
         self.calls["synthesis"] = {"ws": ws, "c": c, **options}
         return "fakes"
 
-    def sample(self, points: Tensor, ws: Tensor, **options: Any) -> tuple[Tensor, None]:
-        self.calls["sample"] = {"points": points, "ws": ws, **options}
-        return points @ DENSITY_SLOPE[:, None], None
+    def planes(self, ws: Tensor, **options: Any) -> str:
+        self.calls["planes"] = {"ws": ws, **options}
+        return "planes"
+
+    def sample_densities(self, points: Tensor, planes: str) -> Tensor:
+        self.calls["sample_densities"] = {"points": points, "planes": planes}
+        return points @ DENSITY_SLOPE[:, None]
 
 
 DENSITY_SLOPE = torch.tensor([3.0, -1.0, 2.0])
@@ -347,7 +351,7 @@ def test_density_regularisation_formula() -> None:
     schedule = Schedule(resolution=8, blur_sigma=0.0, swap_probability=1.0)
     distance, count = 0.004, 20_000
     value = loss.density_regularisation(cast(Generator, recorder), z, c, schedule, count, distance)
-    points = recorder.calls["sample"]["points"].double()
+    points = recorder.calls["sample_densities"]["points"].double()
     assert points.shape == (3, 2 * count, 3)
     here, there = points[:, :count], points[:, count:]
     assert float(here.abs().max()) <= 1
@@ -362,7 +366,7 @@ def test_density_regularisation_formula() -> None:
     assert float(value) == pytest.approx(distance * float(slope.norm()) * math.sqrt(2 / math.pi), rel=0.02)
     assert torch.equal(recorder.calls["mapping"]["c"], c.roll(1, 0))
     assert not recorder.calls["mapping"].get("update_w_avg")
-    assert recorder.calls["sample"]["noise_mode"] == "random"
+    assert recorder.calls["planes"]["noise_mode"] == "random"
 
 
 def test_density_regularisation_reaches_planes_and_decoder() -> None:

@@ -261,11 +261,10 @@ def test_generator_gradients_of_4_of_8_equal_those_of_8(monkeypatch: pytest.Monk
 
 def test_micro_batches_keep_whole_groups_of_the_minibatch_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer("training.batch=8", "training.batch_gpu=4")
-    sizes: list[int] = []
-    spy(monkeypatch, trainer.D, "forward", lambda logits, *_: sizes.append(len(logits)))
+    sizes: list[tuple[int, int]] = []
+    spy(monkeypatch, trainer.D, "forward", lambda logits, *_, batches=1: sizes.append((len(logits), batches)))
     take_steps(trainer, 1)
-    assert set(sizes) == {4}
-    assert len(sizes) == 2 * (1 + 2 + 1)  # G; D on fakes and reals; R1
+    assert sizes == [(4, 1)] * 2 + [(8, 2)] * 2 + [(4, 1)] * 2  # G; D on fakes and reals at once; R1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -329,11 +328,11 @@ def test_the_discriminator_sees_true_cameras_and_the_resolution_of_the_moment(mo
     rendered: list[Tensor] = []
     seen: list[tuple[int, Tensor]] = []
     spy(monkeypatch, trainer.G, "synthesis", lambda *given, **__: rendered.append(given[2]))
-    spy(monkeypatch, trainer.D, "forward", lambda *given: seen.append((given[2].shape[-1], given[3])))
+    spy(monkeypatch, trainer.D, "forward", lambda *given, **_: seen.append((given[2].shape[-1], given[3])))
     take_steps(trainer, 3)
-    assert [size for size, _ in seen] == [8] * 4 + [12] * 3 + [16] * 3
+    assert [size for size, _ in seen] == [8] * 3 + [12] * 2 + [16] * 2
     real_c = real_batch()[1]
-    for given, expected in zip((c for _, c in seen[:4]), (rendered[0], rendered[1], real_c, real_c), strict=True):
+    for given, expected in zip((c for _, c in seen[:3]), (rendered[0], torch.cat([rendered[1], real_c]), real_c), strict=True):
         assert torch.equal(given, expected)
 
 
@@ -404,11 +403,11 @@ def test_shared_fakes_are_the_generators_own(monkeypatch: pytest.MonkeyPatch) ->
     made: list[GeneratorOutput] = []
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
     spy(monkeypatch, trainer_module.loss, "generate", lambda fakes, *_, **__: made.append(fakes))
-    spy(monkeypatch, trainer.D, "forward", lambda _, *given: seen.append(given))
+    spy(monkeypatch, trainer.D, "forward", lambda _, *given, **__: seen.append(given))
     take_steps(trainer, 1)
     assert len(made) == 2
     for micro, fakes in enumerate(made):
-        of_generator, of_discriminator = seen[micro], seen[2 + 2 * micro]
+        of_generator, of_discriminator = seen[micro], [given[:4] for given in seen[2 + micro]]
         assert torch.equal(of_discriminator[0], fakes.image.detach())
         assert not of_discriminator[0].requires_grad
         for first, second in zip(of_generator, of_discriminator, strict=True):
@@ -483,7 +482,7 @@ def test_a_run_recovers_from_single_bad_updates(monkeypatch: pytest.MonkeyPatch)
 def say(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, sign: int) -> None:
     """Let D give all pictures logits of one sign."""
     original = trainer.D.forward
-    monkeypatch.setattr(trainer.D, "forward", lambda *given: sign * (original(*given).abs() + 0.1))
+    monkeypatch.setattr(trainer.D, "forward", lambda *given, **options: sign * (original(*given, **options).abs() + 0.1))
 
 
 def test_augmentation_probability_follows_the_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -501,12 +500,13 @@ def test_adaptation_observes_the_real_pictures(monkeypatch: pytest.MonkeyPatch) 
     trainer = make_trainer("augment.mode=ada", "training.gamma=0")
     observed: list[Tensor] = []
     said: list[tuple[Tensor, Tensor]] = []
-    spy(monkeypatch, trainer.D, "forward", lambda logits, *given: said.append((logits, given[2])))
+    spy(monkeypatch, trainer.D, "forward", lambda logits, *given, **_: said.append((logits, given[2])))
     spy(monkeypatch, trainer.adaptation, "observe", lambda _, logits: observed.append(logits))
     take_steps(trainer, 1)
-    (of_real,) = [logits for logits, c in said if torch.equal(c, real_batch()[1])]
+    real_c = real_batch()[1]
+    (of_both,) = [logits for logits, c in said if len(c) == 2 * len(real_c) and torch.equal(c[len(real_c) :], real_c)]
     assert len(observed) == 1
-    assert torch.equal(observed[0], of_real)
+    assert torch.equal(observed[0], of_both[len(real_c) :])
 
 
 @pytest.mark.parametrize(("mode", "expected"), [("noaug", 0.0), ("fixed", 0.3)])
@@ -704,3 +704,21 @@ def test_a_share_of_one_sample_is_swapped_with_another_camera():
     batch = trainer._draw(*real_batch(1))
     assert batch.neighbours.shape == batch.c.shape
     assert not torch.equal(batch.neighbours, batch.c)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# torch.compile
+
+
+def losses_of(trainer: Trainer, steps: int) -> dict[str, float]:
+    take_steps(trainer, steps)
+    return {name: value["mean"] for name, value in trainer.statistics.collect().items() if name.startswith(("Loss", "Gradients/norm"))}
+
+
+@pytest.mark.slow
+def test_compiled_training_is_training() -> None:
+    """Noise is drawn by other code, so that only what is drawn outside of the compiled part stays the same."""
+    options = ("generator.use_noise=false", "rendering.depth_resolution_importance=0")
+    compiled, plain = make_trainer("training.compile=true", *options), make_trainer(*options)
+    torch.testing.assert_close(losses_of(compiled, 3), losses_of(plain, 3), rtol=0.05, atol=0.01)
+    assert changed(compiled.G, weights_of(make_trainer(*options).G))

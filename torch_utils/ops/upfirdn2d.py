@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from torch_utils.ops import library
 
 IntPair = int | Sequence[int]
 
@@ -52,13 +55,30 @@ def upfirdn2d(
     Raises:
         ValueError: if the filter does not fit into the padded image or `padding` has another length.
     """
+    if library.use_kernels(x) and not (filter is not None and filter.requires_grad):
+        taps = torch.ones(1) if filter is None else filter.to(x.device)
+        paddings = four_paddings(padding)
+        check_fit(x.shape, taps, _pair(up), paddings)
+        return torch.ops.open_eg3d.upfirdn2d(x, taps, _pair(up), _pair(down), paddings, flip_filter, gain)
+    return upfirdn2d_reference(x, filter, up, down, padding, flip_filter, gain)
+
+
+def upfirdn2d_reference(
+    x: Tensor,
+    filter: Tensor | None,
+    up: IntPair = 1,
+    down: IntPair = 1,
+    padding: IntPair = 0,
+    flip_filter: bool = False,
+    gain: float = 1.0,
+) -> Tensor:
+    """`upfirdn2d` in plain PyTorch: its definition, for every device, and for filters that are to be learned."""
     up_x, up_y = _pair(up)
     down_x, down_y = _pair(down)
+    paddings = four_paddings(padding)
     filters = _filter_passes(filter, gain, flip_filter, x)
-    x = _insert_zeros(x, up_x, up_y)
-    x = F.pad(x, _four_paddings(padding))
-    if x.shape[2] < max(f.shape[0] for f in filters) or x.shape[3] < max(f.shape[1] for f in filters):
-        raise ValueError(f"filter of {tuple(filters[-1].shape)} taps does not fit into the padded image of {tuple(x.shape[2:])} pixels")
+    check_fit(x.shape, torch.ones(1) if filter is None else filter, (up_x, up_y), paddings)
+    x = F.pad(_insert_zeros(x, up_x, up_y), paddings)
     if len(filters) == 2:
         row, column = filters
         return _depthwise(_depthwise(x, row, (1, down_x)), column, (down_y, 1))
@@ -92,7 +112,12 @@ def _pair(value: IntPair) -> tuple[int, int]:
     return x, y
 
 
-def _four_paddings(padding: IntPair) -> tuple[int, int, int, int]:
+def four_paddings(padding: IntPair) -> tuple[int, int, int, int]:
+    """(x0, x1, y0, y1) from one number, (x, y) or all four.
+
+    Raises:
+        ValueError: for another count of numbers.
+    """
     if isinstance(padding, int):
         return padding, padding, padding, padding
     if len(padding) == 2:
@@ -102,6 +127,24 @@ def _four_paddings(padding: IntPair) -> tuple[int, int, int, int]:
         raise ValueError(f"padding has {len(padding)} numbers; give 1, 2 (x, y) or 4 (x0, x1, y0, y1)")
     x0, x1, y0, y1 = padding
     return x0, x1, y0, y1
+
+
+def check_fit(shape: Sequence[int], filter: Tensor, up: tuple[int, int], padding: tuple[int, int, int, int]) -> tuple[int, int]:
+    """Size (height, width) that images of `shape` (N, C, H, W) have after upsampling, padding and filtering.
+
+    Raises:
+        ValueError: if the filter does not fit.
+    """
+    height, width = shape[2] * up[1] + padding[2] + padding[3], shape[3] * up[0] + padding[0] + padding[1]
+    if height < filter.shape[0] or width < filter.shape[-1]:
+        raise ValueError(f"filter of {tuple(filter.shape)} taps does not fit into the padded image of {(height, width)} pixels")
+    return height - filter.shape[0] + 1, width - filter.shape[-1] + 1
+
+
+def result_format(x: Tensor) -> torch.memory_format:
+    """Memory format of the operators' results: channels-last where the channels of a pixel of `x` are adjacent."""
+    is_channels_last = x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+    return torch.channels_last if is_channels_last else torch.contiguous_format
 
 
 def _filter_passes(filter: Tensor | None, gain: float, flip_filter: bool, x: Tensor) -> list[Tensor]:
@@ -146,3 +189,64 @@ def _depthwise(x: Tensor, kernel: Tensor, stride: tuple[int, int]) -> Tensor:
 def _layout(x: Tensor) -> torch.memory_format:
     is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if is_channels_last else torch.contiguous_format
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The compiled operator
+
+
+def _result_size(size: int, up: int, down: int, padding: int, taps: int) -> Any:
+    """An int, symbolic where the sizes are."""
+    return torch.sym_max(0, (size * up + padding - taps) // down + 1)
+
+
+def _fake(
+    x: Tensor, filter: Tensor, up: Sequence[int], down: Sequence[int], padding: Sequence[int], _flip_filter: bool, _gain: float
+) -> Tensor:
+    """An empty result."""
+    height = _result_size(x.shape[2], up[1], down[1], padding[2] + padding[3], filter.shape[0])
+    width = _result_size(x.shape[3], up[0], down[0], padding[0] + padding[1], filter.shape[-1])
+    size = (x.shape[0], x.shape[1], height, width)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=result_format(x))
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, filter, ctx.up, ctx.down, padding, ctx.flip_filter, ctx.gain = inputs
+    ctx.save_for_backward(filter)
+    taps, sizes, results = (filter.shape[-1], filter.shape[0]), (x.shape[3], x.shape[2]), (output.shape[3], output.shape[2])
+    ctx.padding = []
+    for axis in range(2):
+        before = padding[2 * axis]
+        after = sizes[axis] * ctx.up[axis] - results[axis] * ctx.down[axis] + before - ctx.up[axis] + 1
+        ctx.padding += [taps[axis] - 1 - before, after]
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The transposed map: factors exchanged, filter turned, and as much padding as brings back the size of the input."""
+    (filter,) = ctx.saved_tensors
+    grad_x = torch.ops.open_eg3d.upfirdn2d(grad, filter, ctx.down, ctx.up, ctx.padding, not ctx.flip_filter, ctx.gain)
+    return grad_x, None, None, None, None, None, None
+
+
+@library.on_load
+def _register() -> None:
+    torch.library.register_fake("open_eg3d::upfirdn2d", _fake)
+    torch.library.register_autograd("open_eg3d::upfirdn2d", _backward, setup_context=_save_for_backward)
+
+
+def self_checks() -> Iterator[library.SelfCheck]:
+    """Small cases through the compiled operator and through the reference."""
+    filter = setup_filter([1, 3, 3, 1])
+    cases: dict[str, dict[str, Any]] = {
+        "2x up": {"filter": filter, "up": 2, "padding": (2, 1, 2, 1), "gain": 4.0},
+        "2x down": {"filter": filter, "down": 2, "padding": 1},
+        "full filter": {"filter": torch.arange(1.0, 10.0).view(3, 3) / 45, "padding": 1},
+    }
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.02), (torch.float16, 0.003), (torch.float64, 1e-12)):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = torch.linspace(-1, 1, 2 * 20 * 9 * 7).sin().view(2, 20, 9, 7).to(dtype, memory_format=layout)
+            for name, options in cases.items():
+                with library.path("cpp"):
+                    result = upfirdn2d(x, **options)
+                title = f"upfirdn2d, {name}, {str(dtype).removeprefix('torch.')}, {str(layout).removeprefix('torch.')}"
+                yield library.SelfCheck(title, result, upfirdn2d_reference(x, **options), tolerance)

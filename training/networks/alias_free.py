@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
+from torch_utils.ops.modulation import scale_channels
 from torch_utils.ops.upfirdn2d import upfirdn2d
 from training.config import ModelConfig
 from training.networks.layers import FullyConnected, modulated_conv2d, resize_image, to_conv_format
@@ -162,7 +163,9 @@ class AliasFreeLayer(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Apply the layer; output in the dtype of `x`."""
-        x = modulated_conv2d(x, self.weight, self.affine(w))
+        x, factors = modulated_conv2d(x, self.weight, self.affine(w))
+        if factors is not None:
+            x = scale_channels(x, factors)
         return filtered_lrelu(
             x, self.up_filter, self.down_filter, self.bias, up=self.up, down=self.down, padding=self.padding, clamp=self.conv_clamp
         )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from torch_utils.ops.decode_points import DecoderWeights
 from training.cameras import LABEL_SIZE, unpack_label
 from training.config import ModelConfig, RenderingConfig
 from training.networks.alias_free import AliasFreeSuperResolution
@@ -15,7 +16,7 @@ from training.networks.layers import FullyConnected
 from training.networks.stylegan2 import MappingNetwork, NoiseMode, SynthesisBlock, SynthesisNetwork
 from training.networks.superresolution import SuperResolution
 from training.rendering.rays import sample_rays
-from training.rendering.renderer import decode_points, render_rays
+from training.rendering.renderer import decode_points, point_densities, render_rays
 
 NUM_PLANES = 3
 SUPERRESOLUTIONS: dict[str, type[SuperResolution] | type[AliasFreeSuperResolution]] = {
@@ -62,6 +63,33 @@ class TriPlaneDecoder(nn.Module):
         """(N, M, C) -> raw densities (N, M, 1) and colours (N, M, K) slightly beyond [0, 1] (mip-NeRF, section 3.1)."""
         x = self.net(features)
         return x[..., :1], torch.sigmoid(x[..., 1:]) * 1.002 - 0.001
+
+    def two_layer_weights(self) -> DecoderWeights | None:
+        """What compiled operators need to do this module's work; None if anything about it was changed, so that it must be called.
+
+        Changed is a subclass with a `forward` of its own, another layer or activation in `net`, a parametrisation, and whatever
+        asks to be called on the way: hooks and replaced methods.
+        """
+        net: Any = self.net
+        if type(self).forward is not TriPlaneDecoder.forward or type(net) is not nn.Sequential or len(net) != 3:
+            return None
+        first, activation, second = net
+        is_softplus = type(activation) is nn.Softplus and activation.beta == 1 and activation.threshold == 20
+        is_linear = all(type(layer) is FullyConnected and layer.activation == "linear" for layer in (first, second))
+        if not is_softplus or not is_linear or any(self._is_observed(module) for module in (self, net, *net)):
+            return None
+        return DecoderWeights(*self._effective(first), *self._effective(second))
+
+    @staticmethod
+    def _effective(layer: Any) -> tuple[Tensor, Tensor]:
+        """What a `FullyConnected` multiplies by and adds."""
+        return layer.weight * layer.weight_gain, layer.bias if layer.bias_gain == 1 else layer.bias * layer.bias_gain
+
+    @staticmethod
+    def _is_observed(module: nn.Module) -> bool:
+        """Whether calling `module` does more than its class's `forward`."""
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        return any(len(hook) > 0 for hook in hooks) or "forward" in module.__dict__
 
 
 class Generator(nn.Module):
@@ -150,6 +178,10 @@ class Generator(nn.Module):
     def sample_planes(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
         """Raw density (N, M, 1), before softplus(x - 1), and colours (N, M, C) at points (N, M, 3) in the world."""
         return decode_points(planes, points, self.decoder, self.rendering)
+
+    def sample_densities(self, points: Tensor, planes: Tensor) -> Tensor:
+        """The densities of `sample_planes`, (N, M, 1), without the colours: faster."""
+        return point_densities(planes, points, self.decoder, self.rendering)
 
     def sample(self, points: Tensor, ws: Tensor, noise_mode: NoiseMode = "const") -> tuple[Tensor, Tensor]:
         """`sample_planes` of the planes of ws (N, num_ws, w_dim)."""

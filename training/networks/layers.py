@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_utils.ops.bias_act import ActivationName, bias_act
+from torch_utils.ops.modulation import scale_channels
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 
 RESAMPLE_TAPS = (1, 3, 3, 1)
@@ -34,6 +35,12 @@ def to_conv_format(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype=dtype, memory_format=torch.channels_last)
 
 
+def like_input(weight: Tensor, x: Tensor) -> Tensor:
+    """`weight` in the dtype and memory format of the images `x`: a copy here saves two in the convolution and its backward pass."""
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return weight.to(dtype=x.dtype, memory_format=torch.channels_last if is_channels_last else torch.contiguous_format)
+
+
 class FullyConnected(nn.Module):
     """Linear layer with equalised learning rate: (N, in_features) -> (N, out_features).
 
@@ -52,7 +59,8 @@ class FullyConnected(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        y = F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+        bias = self.bias if self.bias_gain == 1 else self.bias * self.bias_gain
+        y = torch.addmm(bias, x.flatten(0, -2), self.weight.t(), alpha=self.weight_gain).unflatten(0, x.shape[:-1])
         return bias_act(y, act=self.activation)
 
 
@@ -86,7 +94,7 @@ class Conv2d(nn.Module):
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
         """Apply the layer; `gain` scales the output and the clamp."""
-        weight = (self.weight * self.weight_gain).to(x.dtype)
+        weight = like_input(self.weight * self.weight_gain, x)
         kernel_size = weight.shape[-1]
         if self.down == 1:
             x = F.conv2d(x, weight, padding=kernel_size // 2)
@@ -105,31 +113,51 @@ def modulated_conv2d(
     weight: Tensor,  # (O, I, k, k)
     styles: Tensor,  # (N, I)
     *,
-    demodulate: bool = True,
     up: int = 1,
     resample_filter: Tensor | None = None,  # needed for up = 2
-) -> Tensor:
-    """Convolution whose weights are scaled by each sample's style and, if asked, normalised per output filter (StyleGAN2, section 2.2).
+) -> tuple[Tensor, Tensor | None]:
+    """Convolution whose weights are scaled by each sample's style and normalised per output filter (StyleGAN2, section 2.2).
 
-    Scaling inputs and outputs instead of weights is the same sum in another order, keeps one convolution for the whole batch,
-    and lets it run in the dtype and memory format of `x`. In fp16, weights and styles are first scaled to a largest magnitude
-    of one, which demodulation cancels, so that nothing overflows.
+    Scaling the channels that enter and leave instead of the weights is the same sum in another order, keeps one convolution for
+    the whole batch, and lets it run in the dtype and memory format of `x`. The scaling of what leaves is left to the caller, who
+    has more to do in the same pass. One large picture alone is faster with scaled weights. In fp16, weights and styles are first
+    scaled to a largest magnitude of one, which demodulation cancels, so that nothing overflows.
 
     Returns:
-        (N, O, H*up, W*up), dtype of `x`.
+        The convolution, (N, O, H*up, W*up) in the dtype of `x`, and the factors (N, O) that its channels still need, None = none.
     """
-    if x.dtype == torch.float16 and demodulate:
+    if x.dtype == torch.float16:
         weight = weight / (weight.abs().amax(dim=(1, 2, 3), keepdim=True) * math.sqrt(weight[0].numel()))
         styles = styles / styles.abs().amax(dim=1, keepdim=True)
-    x = x * styles.to(x.dtype)[:, :, None, None]
-    kernel = weight.to(x.dtype)
-    if up == 1:
-        x = F.conv2d(x, kernel, padding=weight.shape[-1] // 2)
+    factors: Tensor | None = demodulation(weight, styles)
+    if x.shape[0] == 1 and x[0, 0].numel() > weight[:, 0].numel():
+        assert factors is not None
+        weight, factors = weight * (factors[0, :, None] * styles)[..., None, None], None
     else:
-        assert resample_filter is not None, "upsampling needs a filter"
-        x = F.conv_transpose2d(x, kernel.transpose(0, 1), stride=up)
-        x = upfirdn2d(x, resample_filter, padding=1, gain=up**2)
-    if demodulate:
-        energy = styles.square() @ weight.square().sum(dim=(2, 3)).t()
-        x = x * (energy + 1e-8).rsqrt().to(x.dtype)[:, :, None, None]
-    return x
+        x = scale_channels(x, styles)
+    if up == 1:
+        return F.conv2d(x, like_input(weight, x), padding=weight.shape[-1] // 2), factors
+    assert resample_filter is not None, "upsampling needs a filter"
+    x = F.conv_transpose2d(x, like_input(weight.transpose(0, 1), x), stride=up)
+    return upfirdn2d(x, resample_filter, padding=1, gain=up**2), factors
+
+
+def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
+    """Factors (N, O) that bring the filters of `weight` (O, I, k, k), scaled by `styles` (N, I), to unit norm."""
+    energy = weight.square().flatten(2).sum(dim=2)
+    return (styles.square() @ energy.t() + 1e-8).rsqrt()
+
+
+def modulated_projection(
+    x: Tensor,  # (N, I, H, W), channels-last
+    weight: Tensor,  # (O, I)
+    styles: Tensor,  # (N, I)
+    bias: Tensor,  # (O,)
+) -> Tensor:
+    """1x1 convolution with weights scaled by each sample's style, without demodulation: (N, O, H, W), channels-last.
+
+    A product of matrices whose weights differ between samples, so that the picture itself is not scaled.
+    """
+    weights = (weight * styles[:, None]).to(x.dtype).transpose(1, 2)
+    y = torch.baddbmm(bias.to(x.dtype), x.permute(0, 2, 3, 1).flatten(1, 2), weights)
+    return y.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)

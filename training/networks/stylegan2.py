@@ -8,9 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.modulation import modulated_lrelu
 from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
-from training.networks.layers import RESAMPLE_TAPS, FullyConnected, modulated_conv2d, normalize_2nd_moment, to_conv_format
+from training.networks.layers import (
+    RESAMPLE_TAPS,
+    FullyConnected,
+    modulated_conv2d,
+    modulated_projection,
+    normalize_2nd_moment,
+    to_conv_format,
+)
 
 NoiseMode = Literal["random", "const", "none"]
 W_AVG_DECAY = 0.998
@@ -102,17 +109,14 @@ class SynthesisLayer(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise_mode: NoiseMode) -> Tensor:
         """Apply the layer; output in the dtype of `x`."""
-        x = modulated_conv2d(x, self.weight, self.affine(w), up=self.up, resample_filter=self.resample_filter)
-        noise = self._noise(x, noise_mode)
-        if noise is not None:
-            x = x + noise.to(x.dtype)
-        return bias_act(x, self.bias, act="lrelu", clamp=self.conv_clamp)
+        x, factors = modulated_conv2d(x, self.weight, self.affine(w), up=self.up, resample_filter=self.resample_filter)
+        return modulated_lrelu(x, factors, self._noise(x, noise_mode), self.bias, clamp=self.conv_clamp)
 
     def _noise(self, x: Tensor, noise_mode: NoiseMode) -> Tensor | None:
         if not self.use_noise or noise_mode == "none":
             return None
         if noise_mode == "const":
-            return self.noise_const * self.noise_strength
+            return (self.noise_const * self.noise_strength)[None, None]
         if noise_mode == "random":
             return torch.randn(x.shape[0], 1, *x.shape[2:], device=x.device) * self.noise_strength
         raise ValueError(f"unknown noise_mode {noise_mode!r}; known are random, const, none")
@@ -131,8 +135,8 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Apply the layer; output in the dtype of `x`."""
-        x = modulated_conv2d(x, self.weight, self.affine(w) * self.weight_gain, demodulate=False)
-        return bias_act(x, self.bias, clamp=self.conv_clamp)
+        x = modulated_projection(x, self.weight[:, :, 0, 0], self.affine(w) * self.weight_gain, self.bias)
+        return x if self.conv_clamp is None else x.clamp(-self.conv_clamp, self.conv_clamp)
 
 
 class SynthesisBlock(nn.Module):

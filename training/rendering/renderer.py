@@ -1,4 +1,8 @@
-"""The volume renderer: planes and rays to features, depth and coverage (EG3D, section 3.3)."""
+"""The volume renderer: planes and rays to features, depth and coverage (EG3D, section 3.3).
+
+What is written here in PyTorch is the definition and takes any decoder. The standard decoder's pictures come from compiled operators
+that compute the same (`dispatch.fused_weights` decides).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torch_utils.ops import decode_points as points_op
+from torch_utils.ops import render_rays as rays_op
+from torch_utils.ops.decode_points import DecoderWeights
 from training.config import RenderingConfig
 from training.rendering.compositing import add_background, expected_depth, interval_weights, sample_weights
+from training.rendering.dispatch import fused_weights
 from training.rendering.rays import box_limits
-from training.rendering.sampling import importance_depths, stratified_depths
+from training.rendering.sampling import Offsets, draw_offsets, importance_depths, stratified_depths
 from training.rendering.triplane import sample_planes
 
 Decoder = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -26,10 +34,33 @@ class RenderedRays(NamedTuple):
     weights_sum: Tensor  # (N, R, 1) coverage in [0, 1]
 
 
+class Rays(NamedTuple):
+    """Rays and where on them samples may lie."""
+
+    origins: Tensor  # (N, R, 3)
+    directions: Tensor  # (N, R, 3), unit length
+    near: Tensor  # (N, R, 1)
+    far: Tensor  # (N, R, 1)
+    hit: Tensor | None  # (N, R, 1), which rays meet the box at all; None = not asked
+
+
 def decode_points(planes: Tensor, points: Tensor, decoder: Decoder, config: RenderingConfig) -> tuple[Tensor, Tensor]:
-    """Raw densities (N, M, 1), times the density gain, and colours (N, M, K) at points (N, M, 3) in the world."""
-    densities, colors = decoder(sample_planes(planes, points, config.box_warp, config.plane_axes))
-    return (densities if config.density_gain == 1 else densities * config.density_gain), colors
+    """Raw densities (N, M, 1), times the density gain, and colours (N, M, K) at points (N, M, 3) in the world.
+
+    Planes (N, 3, C, H, W) may be of half precision; densities and colours have the points' dtype.
+    """
+    weights = fused_weights(decoder, planes, points)
+    if weights is not None:
+        return _decode_fused(planes, points, weights, config, with_colors=True)
+    return _decode_composable(planes, points, decoder, config)
+
+
+def point_densities(planes: Tensor, points: Tensor, decoder: Decoder, config: RenderingConfig) -> Tensor:
+    """The densities of `decode_points` alone; without their colours where the decoder is the standard one."""
+    weights = fused_weights(decoder, planes, points)
+    if weights is not None:
+        return _decode_fused(planes, points, weights, config, with_colors=False)[0]
+    return _decode_composable(planes, points, decoder, config)[0]
 
 
 def render_rays(
@@ -42,34 +73,26 @@ def render_rays(
 ) -> RenderedRays:
     """Render rays in two passes: even samples, then samples where those found density, composited together.
 
-    Sample positions carry no gradient. `deterministic` replaces the random offsets by fixed ones (evaluation, video).
+    Sample positions carry no gradient. `deterministic` replaces the random offsets by fixed ones (evaluation, video). Offsets are
+    drawn before it is decided who renders, so that a seed gives the same picture either way.
     """
-
-    def decode_at(depths: Tensor) -> tuple[Tensor, Tensor]:
-        points = ray_origins[:, :, None] + depths[..., None] * ray_directions[:, :, None]
-        densities, colors = decode_points(planes, points.flatten(1, 2), decoder, config)
-        return densities.view(depths.shape), colors.view(*depths.shape, -1)
-
-    near, far, hit = ray_limits(ray_origins, ray_directions, config)
-    depths = stratified_depths(near, far, config.depth_resolution, deterministic)
-    densities, colors = decode_at(depths)
-    passes = [colors]
-    order: Tensor | None = None
-    if config.depth_resolution_importance > 0:
-        coarse_weights = interval_weights(depths, densities.detach())
-        fine_depths = importance_depths(depths, coarse_weights, config.depth_resolution_importance, config.fine_sampling, deterministic)
-        fine_densities, fine_colors = decode_at(fine_depths)
-        passes.append(fine_colors)
-        depths, order = torch.cat([depths, fine_depths], dim=-1).sort(dim=-1, stable=True)
-        densities = torch.cat([densities, fine_densities], dim=-1).gather(-1, order)
-
-    weights = interval_weights(depths, densities)
-    if hit is not None:
-        weights = weights * hit
-    features = _sum_colors(passes, sample_weights(weights), order)
-    opacity = weights.sum(dim=-1, keepdim=True)
-    features = add_background(features, opacity, config.background) * 2 - 1
-    return RenderedRays(features, expected_depth(depths, weights), opacity)
+    rays = Rays(ray_origins, ray_directions, *ray_limits(ray_origins, ray_directions, config))
+    offsets = draw_offsets(rays.near, config.depth_resolution, config.depth_resolution_importance, deterministic)
+    weights = fused_weights(decoder, planes, ray_origins)
+    if weights is None:
+        return _render_composable(planes, decoder, rays, offsets, config)
+    fused = rays_op.render_rays(
+        planes,
+        weights,
+        *rays,
+        *offsets,
+        box_warp=config.box_warp,
+        plane_axes=config.plane_axes,
+        fine_sampling=config.fine_sampling,
+        density_gain=config.density_gain,
+        background=config.background,
+    )
+    return RenderedRays(*fused)
 
 
 def ray_limits(ray_origins: Tensor, ray_directions: Tensor, config: RenderingConfig) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -82,6 +105,52 @@ def ray_limits(ray_origins: Tensor, ray_directions: Tensor, config: RenderingCon
         return near, torch.where(overlaps, far, near + config.box_warp), hit & overlaps
     shape = (*ray_origins.shape[:-1], 1)
     return ray_origins.new_full(shape, config.ray_start), ray_origins.new_full(shape, config.ray_end), None
+
+
+def _decode_fused(
+    planes: Tensor, points: Tensor, weights: DecoderWeights, config: RenderingConfig, with_colors: bool
+) -> tuple[Tensor, Tensor]:
+    return points_op.decode_points(
+        planes,
+        weights,
+        points,
+        box_warp=config.box_warp,
+        plane_axes=config.plane_axes,
+        density_gain=config.density_gain,
+        with_colors=with_colors,
+    )
+
+
+def _decode_composable(planes: Tensor, points: Tensor, decoder: Decoder, config: RenderingConfig) -> tuple[Tensor, Tensor]:
+    densities, colors = decoder(sample_planes(planes, points, config.box_warp, config.plane_axes))
+    return (densities if config.density_gain == 1 else densities * config.density_gain), colors
+
+
+def _render_composable(planes: Tensor, decoder: Decoder, rays: Rays, offsets: Offsets, config: RenderingConfig) -> RenderedRays:
+    def decode_at(depths: Tensor) -> tuple[Tensor, Tensor]:
+        points = rays.origins[:, :, None] + depths[..., None] * rays.directions[:, :, None]
+        densities, colors = _decode_composable(planes, points.flatten(1, 2), decoder, config)
+        return densities.view(depths.shape), colors.unflatten(1, depths.shape[1:])
+
+    depths = stratified_depths(rays.near, rays.far, offsets.coarse)
+    densities, colors = decode_at(depths)
+    passes = [colors]
+    order: Tensor | None = None
+    if offsets.fine is not None:
+        coarse_weights = interval_weights(depths, densities.detach())
+        fine_depths = importance_depths(depths, coarse_weights, offsets.fine, config.fine_sampling)
+        fine_densities, fine_colors = decode_at(fine_depths)
+        passes.append(fine_colors)
+        depths, order = torch.cat([depths, fine_depths], dim=-1).sort(dim=-1, stable=True)
+        densities = torch.cat([densities, fine_densities], dim=-1).gather(-1, order)
+
+    weights = interval_weights(depths, densities)
+    if rays.hit is not None:
+        weights = weights * rays.hit
+    features = _sum_colors(passes, sample_weights(weights), order)
+    opacity = weights.sum(dim=-1, keepdim=True)
+    features = add_background(features, opacity, config.background) * 2 - 1
+    return RenderedRays(features, expected_depth(depths, weights), opacity)
 
 
 def _sum_colors(passes: list[Tensor], weights: Tensor, order: Tensor | None) -> Tensor:

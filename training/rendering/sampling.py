@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,24 +11,40 @@ WEIGHT_FLOOR = 0.01
 CDF_EPSILON = 1e-5
 
 
-def stratified_depths(near: Tensor, far: Tensor, count: int, deterministic: bool) -> Tensor:
+class Offsets(NamedTuple):
+    """The random numbers of a call, in [0, 1)."""
+
+    coarse: Tensor  # (N, R, S), how far each even depth moves towards the next
+    fine: Tensor | None  # (N, R, F), where in the cumulated weights each fine depth lies; None = there is no second pass
+
+
+def draw_offsets(like: Tensor, coarse: int, fine: int, deterministic: bool) -> Offsets:
+    """Offsets of `coarse` and `fine` samples for rays of the shape, dtype and device of `like` (N, R, 1).
+
+    `deterministic`: half a step for each coarse sample, the fine ones evenly at (i + 0.5) / fine; both expanded, not stored.
+    """
+    shape = like.shape[:-1]
+    if deterministic:
+        half = torch.full((), 0.5, dtype=like.dtype, device=like.device)
+        even = (torch.arange(fine, dtype=like.dtype, device=like.device) + 0.5) / max(fine, 1)
+        return Offsets(half.expand(*shape, coarse), even.expand(*shape, fine) if fine > 0 else None)
+    drawn = [torch.rand(*shape, count, dtype=like.dtype, device=like.device) for count in (coarse, fine) if count > 0]
+    return Offsets(drawn[0], drawn[1] if fine > 0 else None)
+
+
+def stratified_depths(near: Tensor, far: Tensor, u: Tensor) -> Tensor:
     """Evenly spaced depths from `near` to `far`, both included, each moved forward by u steps.
 
     Args:
         near, far: (N, R, 1).
-        deterministic: u = 0.5 instead of uniform in [0, 1).
+        u: (N, R, S) in [0, 1).
 
     Returns:
-        (N, R, count), increasing; the last may pass `far`.
+        (N, R, S), increasing; the last may pass `far`.
     """
+    count = u.shape[-1]
     steps = torch.linspace(0, 1, count, dtype=near.dtype, device=near.device)
     step = (far - near) / (count - 1)
-    shape = (*near.shape[:-1], count)
-    u = (
-        torch.full(shape, 0.5, dtype=near.dtype, device=near.device)
-        if deterministic
-        else torch.rand(shape, dtype=near.dtype, device=near.device)
-    )
     return near + (far - near) * steps + u * step
 
 
@@ -43,33 +59,26 @@ def smooth_weights(weights: Tensor) -> Tensor:
 def importance_depths(
     depths: Tensor,
     weights: Tensor,
-    count: int,
+    u: Tensor,
     placement: Literal["interval", "released"],
-    deterministic: bool,
 ) -> Tensor:
     """Depths drawn from the piecewise-constant density that the coarse weights give.
 
     Args:
         depths: (N, R, S) increasing coarse depths.
         weights: (N, R, S-1) compositing weights of the intervals between them.
-        count: Number of new depths a ray.
+        u: (N, R, F) in [0, 1), where in the cumulated weights the new depths lie.
         placement: `interval` spreads weight i between depths i and i+1. `released` is what the released models were trained
             with: without the first and last weight, the k-th remaining between the midpoints k and k+1 of the depths.
-        deterministic: Evenly spaced variates (i + 0.5) / count instead of random ones.
 
     Returns:
-        (N, R, count); increasing where `deterministic`.
+        (N, R, F); increasing where `u` is.
     """
     weights = smooth_weights(weights)
     edges = depths
     if placement == "released":
         weights = weights[..., 1:-1]
         edges = ((depths[..., 1:] + depths[..., :-1]) / 2)[..., : weights.shape[-1] + 1]
-    shape = (*depths.shape[:-1], count)
-    if deterministic:
-        u = ((torch.arange(count, dtype=depths.dtype, device=depths.device) + 0.5) / count).expand(shape)
-    else:
-        u = torch.rand(shape, dtype=depths.dtype, device=depths.device)
     return invert_cdf(edges, weights, u)
 
 

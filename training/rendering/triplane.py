@@ -20,17 +20,17 @@ def sample_planes(planes: Tensor, points: Tensor, box_warp: float, plane_axes: P
     """Mean of the bilinear look-ups in the three planes; planes are zero outside.
 
     Args:
-        planes: (N, 3, C, H, W), any memory format; they span a cube of side `box_warp` around the world's origin.
+        planes: (N, 3, C, H, W), any memory format and precision; they span a cube of side `box_warp` around the world's origin.
         points: (N, M, 3) in the world.
 
     Returns:
-        (N, M, C).
+        (N, M, C) of the points' dtype.
     """
     coordinates = points * (2 / box_warp)
     total: Tensor | None = None
     for index, axes in enumerate(PLANE_AXES[plane_axes]):
         grid = coordinates[:, None, :, list(axes)]
-        features = F.grid_sample(planes[:, index], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        features = F.grid_sample(planes[:, index].to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         total = features if total is None else total + features
     assert total is not None
     return total.squeeze(2).transpose(1, 2) / 3

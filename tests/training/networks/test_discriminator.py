@@ -123,6 +123,17 @@ def test_minibatch_standard_deviation(shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(append_minibatch_std(x, 4), minibatch_std_loop(x.numpy(), 4), rtol=1e-12)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("c_noise", [0.0, 0.5])
+def test_batches_at_once_are_as_in_turn(monkeypatch: pytest.MonkeyPatch, size: int, c_noise: float) -> None:
+    monkeypatch.setattr(torch, "randn_like", torch.ones_like)  # leaves of the noise on c what depends on the batch: its scale
+    D = build(c_noise=c_noise)
+    image, raw, c = pictures(2 * size)
+    together = D(image, raw, c, batches=2)
+    in_turn = torch.cat([D(*given) for given in zip(*(values.chunk(2) for values in (image, raw, c)), strict=True)])
+    torch.testing.assert_close(together, in_turn, rtol=1e-4, atol=1e-5)
+
+
 def test_a_batch_that_does_not_divide_into_groups_is_refused() -> None:
     with pytest.raises(ValueError, match="batch of 6 does not divide into groups of 4"):
         append_minibatch_std(torch.randn(6, 2, 4, 4), 4)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from open_eg3d import load_generator
 from tests import references
 from tests.released_layout import Layout, write_snapshot
+from torch_utils.ops import library
 from training.cameras import mirror_label, orbit_pose, pack_label, pinhole_intrinsics, unpack_label
 from training.config import GeneratorConfig, ModelConfig, RenderingConfig, SuperResolutionConfig
 from training.networks.generator import Generator, GeneratorOutput, TriPlaneDecoder
@@ -310,3 +311,27 @@ def test_gradient_of_the_density_is_its_slope(loaded: Generator) -> None:
         ahead, behind = loaded.sample(points + step, ws)[0], loaded.sample(points - step, ws)[0]
     same_side = torch.cosine_similarity((ahead - behind).flatten(), 2 * (slope * step).sum(-1).flatten(), dim=0)
     assert same_side > 0.99
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# torch.compile
+
+
+@pytest.mark.parametrize("kind", ["standard", "alias_free"])
+@pytest.mark.parametrize("path", ["reference", "cpp"])
+def test_compiles_without_graph_breaks_to_the_same_numbers(kind: str, path: str) -> None:
+    if path == "cpp" and not library.load():
+        pytest.skip(f"no compiled operators: {library.failure()}")
+    torch.compiler.reset()
+    G, c = build(kind), cameras(0.3, -0.2)
+    with library.path(path):
+        ws = G.mapping(torch.randn(2, G.z_dim), c)
+        for module in (G.mapping, G.planes, G.synthesis):
+            compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+            given: Any = (torch.randn(2, G.z_dim), c) if module == G.mapping else (ws,) if module == G.planes else (ws, c)
+            expected, result = module(*given), compiled(*given)
+            torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+        parameters = [p for name, p in G.named_parameters() if name.startswith(("superresolution", "decoder")) and name.endswith("weight")]
+        both: list[Any] = [G.synthesis, compiled]
+        gradients = [torch.autograd.grad(f(ws, c).image.square().sum(), parameters) for f in both]
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)

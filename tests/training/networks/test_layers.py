@@ -11,8 +11,16 @@ import torch
 from torch import Tensor
 
 from tests import references
+from torch_utils.ops.modulation import scale_channels
 from torch_utils.ops.upfirdn2d import setup_filter
-from training.networks.layers import Conv2d, FullyConnected, modulated_conv2d, normalize_2nd_moment, resize_image
+from training.networks.layers import (
+    Conv2d,
+    FullyConnected,
+    modulated_conv2d,
+    modulated_projection,
+    normalize_2nd_moment,
+    resize_image,
+)
 
 FILTER = setup_filter([1, 3, 3, 1])
 
@@ -102,21 +110,43 @@ def test_convolution(kernel_size: int, down: int, options: dict[str, Any], gain:
 # Modulated convolution
 
 
+def modulated(x: Tensor, weight: Tensor, styles: Tensor, up: int = 1) -> Tensor:
+    """The convolution with the factors that it leaves to its caller."""
+    y, factors = modulated_conv2d(x, weight, styles, up=up, resample_filter=FILTER)
+    return y if factors is None else scale_channels(y, factors)
+
+
 @pytest.mark.parametrize(("up", "kernel_size"), [(1, 1), (1, 3), (2, 3)])
-@pytest.mark.parametrize("demodulate", [True, False])
-def test_modulated_convolution(up: int, kernel_size: int, demodulate: bool) -> None:
-    x, styles = torch.randn(3, 4, 5, 6, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_modulated_convolution(up: int, kernel_size: int, batch: int) -> None:
+    x, styles = torch.randn(batch, 4, 5, 6, dtype=torch.float64), torch.randn(batch, 4, dtype=torch.float64)
     weight = torch.randn(2, 4, kernel_size, kernel_size, dtype=torch.float64)
-    result = modulated_conv2d(x, weight, styles, demodulate=demodulate, up=up, resample_filter=FILTER)
-    np.testing.assert_allclose(result, references.modulated(x.numpy(), weight.numpy(), styles.numpy(), demodulate, up), atol=1e-9)
+    result = modulated(x, weight, styles, up)
+    np.testing.assert_allclose(result, references.modulated(x.numpy(), weight.numpy(), styles.numpy(), True, up), atol=1e-9)
+
+
+def test_one_large_picture_scales_its_weights_and_small_ones_their_channels() -> None:
+    weight, styles = torch.randn(2, 4, 3, 3), torch.randn(1, 4)
+    assert modulated_conv2d(torch.randn(1, 4, 5, 5), weight, styles)[1] is None
+    assert modulated_conv2d(torch.randn(1, 4, 4, 4), weight, styles)[1] is not None
+    assert modulated_conv2d(torch.randn(2, 4, 5, 5), weight, styles.expand(2, -1))[1] is not None
+
+
+def test_modulated_projection() -> None:
+    x, styles = torch.randn(3, 4, 5, 6).to(memory_format=torch.channels_last), torch.randn(3, 4)
+    weight, bias = torch.randn(2, 4), torch.randn(2)
+    expected = references.modulated(x.double().numpy(), weight[..., None, None].double().numpy(), styles.double().numpy(), demodulate=False)
+    result = modulated_projection(x, weight, styles, bias)
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(result, expected + bias.numpy()[:, None, None], atol=1e-5)
 
 
 def test_each_sample_has_its_own_style() -> None:
     x, weight, styles = torch.randn(1, 4, 5, 5).expand(3, -1, -1, -1), torch.randn(2, 4, 3, 3), torch.randn(3, 4)
-    together = modulated_conv2d(x, weight, styles)
+    together = modulated(x, weight, styles)
     for n in range(3):
-        torch.testing.assert_close(together[n : n + 1], modulated_conv2d(x[n : n + 1], weight, styles[n : n + 1]))
-    torch.testing.assert_close(modulated_conv2d(x, weight, styles * 100), together)
+        torch.testing.assert_close(together[n : n + 1], modulated(x[n : n + 1], weight, styles[n : n + 1]))
+    torch.testing.assert_close(modulated(x, weight, styles * 100), together)
 
 
 @pytest.mark.parametrize("up", [1, 2])
@@ -125,7 +155,7 @@ def test_gradients_of_both_orders(up: int) -> None:
     inputs = tuple(torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
 
     def convolve(x: Tensor, weight: Tensor, styles: Tensor) -> Tensor:
-        return modulated_conv2d(x, weight, styles, up=up, resample_filter=FILTER)
+        return modulated(x, weight, styles, up)
 
     assert torch.autograd.gradcheck(convolve, inputs)
     assert torch.autograd.gradgradcheck(convolve, inputs)
@@ -138,8 +168,8 @@ def test_low_precision_stays_close_whatever_the_magnitudes(dtype: torch.dtype, t
     """Inputs at the clamp of 256; weights and styles of any size, which demodulation cancels."""
     x = torch.randn(2, 64, 8, 8).clamp(-2, 2) * 128
     weight, styles = torch.randn(16, 64, 3, 3) * scale, torch.randn(2, 64) * scale
-    expected = modulated_conv2d(x, weight, styles, up=up, resample_filter=FILTER)
-    result = modulated_conv2d(x.to(dtype), weight, styles, up=up, resample_filter=FILTER)
+    expected = modulated(x, weight, styles, up)
+    result = modulated(x.to(dtype), weight, styles, up)
     assert result.dtype == dtype
     assert result.isfinite().all()
     assert (result.float() - expected).abs().max() < tolerance * expected.abs().max()
@@ -148,7 +178,7 @@ def test_low_precision_stays_close_whatever_the_magnitudes(dtype: torch.dtype, t
 def test_fp16_gradients_are_finite() -> None:
     x = (torch.randn(2, 16, 8, 8) * 100).half().requires_grad_()
     weight, styles = (torch.randn(8, 16, 3, 3) * 1e4).requires_grad_(), (torch.randn(2, 16) * 1e4).requires_grad_()
-    modulated_conv2d(x, weight, styles).float().mean().backward()
+    modulated(x, weight, styles).float().mean().backward()
     for tensor in (x, weight, styles):
         assert tensor.grad is not None
         assert tensor.grad.isfinite().all()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests import references
-from training.rendering.sampling import importance_depths, invert_cdf, smooth_weights, stratified_depths
+from training.rendering.sampling import draw_offsets, importance_depths, invert_cdf, smooth_weights, stratified_depths
 
 PLACEMENTS = ["interval", "released"]
 
@@ -24,10 +24,37 @@ def random_ray_depths(rays: int, count: int) -> Tensor:
     return (torch.rand(2, rays, count, dtype=torch.float64) + 0.01).cumsum(dim=-1)
 
 
+def fine_offsets(depths: Tensor, count: int, deterministic: bool = True) -> Tensor:
+    u = draw_offsets(depths[..., :1], 2, count, deterministic).fine
+    assert u is not None
+    return u
+
+
+def test_offsets() -> None:
+    near = torch.zeros(2, 3, 1, dtype=torch.float64)
+    for deterministic in (True, False):
+        coarse, fine = draw_offsets(near, 4, 5, deterministic)
+        assert fine is not None
+        assert (coarse.shape, fine.shape, coarse.dtype, fine.dtype) == ((2, 3, 4), (2, 3, 5), near.dtype, near.dtype)
+        assert draw_offsets(near, 4, 0, deterministic).fine is None
+    fixed = draw_offsets(near, 4, 5, deterministic=True)
+    assert torch.all(fixed.coarse == 0.5)
+    torch.testing.assert_close(fixed.fine, torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]).double().expand(2, 3, 5))
+
+
+def test_offsets_are_drawn_in_one_order() -> None:
+    """Coarse ones first: what a seed gives must not change."""
+    drawn = draw_offsets(torch.zeros(2, 3, 1), 4, 5, deterministic=False)
+    torch.manual_seed(0)
+    for offsets, count in zip(drawn, (4, 5), strict=True):
+        assert offsets is not None
+        assert torch.equal(offsets, torch.rand(2, 3, count))
+
+
 @pytest.mark.parametrize("count", [2, 5, 48])
 def test_deterministic_depths(count: int) -> None:
     near, far = torch.rand(2, 3, 1, dtype=torch.float64), 2 + torch.rand(2, 3, 1, dtype=torch.float64)
-    depths = stratified_depths(near, far, count, deterministic=True)
+    depths = stratified_depths(near, far, draw_offsets(near, count, 0, deterministic=True).coarse)
     for sample in range(2):
         for ray in range(3):
             step = (far[sample, ray, 0] - near[sample, ray, 0]) / (count - 1)
@@ -37,7 +64,7 @@ def test_deterministic_depths(count: int) -> None:
 
 def test_random_depths_are_uniform_in_their_strata() -> None:
     near, far = torch.full((1, 4000, 1), 2.25), torch.full((1, 4000, 1), 3.3)
-    depths = stratified_depths(near, far, 8, deterministic=False)
+    depths = stratified_depths(near, far, draw_offsets(near, 8, 0, deterministic=False).coarse)
     u = (depths - near) / ((far - near) / 7) - torch.arange(8)
     assert torch.all((u > -1e-4) & (u < 1 + 1e-4))
     assert torch.any(depths[..., -1] > 3.3), "the last may pass far"
@@ -45,7 +72,7 @@ def test_random_depths_are_uniform_in_their_strata() -> None:
     torch.testing.assert_close(histogram / u.numel(), torch.full((10,), 0.1), atol=0.01, rtol=0)
     assert (u[0, :, 0] - u[0, :, 1]).abs().mean() > 0.3, "a draw for every sample"
     assert (u[0, 0] - u[0, 1]).abs().mean() > 0, "and for every ray"
-    assert not torch.equal(depths, stratified_depths(near, far, 8, deterministic=False))
+    assert not torch.equal(depths, stratified_depths(near, far, draw_offsets(near, 8, 0, deterministic=False).coarse))
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -87,7 +114,7 @@ def test_inverse_cdf_searches_the_upper_bound() -> None:
 def test_importance_depths(placement, coarse: int, fine: int) -> None:
     depths = random_ray_depths(3, coarse)
     weights = torch.rand(2, 3, coarse - 1, dtype=torch.float64) ** 8
-    result = importance_depths(depths, weights, fine, placement, deterministic=True)
+    result = importance_depths(depths, weights, fine_offsets(depths, fine), placement)
     assert result.shape == (2, 3, fine)
     assert torch.all(result.diff(dim=-1) > 0)
     for sample in range(2):
@@ -100,7 +127,8 @@ def test_where_a_single_weight_puts_its_samples() -> None:
     """`interval` centres them on the interval that has the weight, `released` half a step nearer."""
     depths, weights = torch.arange(20.0).view(1, 1, 20), torch.zeros(1, 1, 19)
     weights[..., 9] = 1.0
-    means = {p: importance_depths(depths, weights, 1000, p, deterministic=True).median().item() for p in PLACEMENTS}  # type: ignore[arg-type]
+    u = fine_offsets(depths, 1000)
+    means = {p: importance_depths(depths, weights, u, p).median().item() for p in PLACEMENTS}  # type: ignore[arg-type]
     assert means["interval"] == pytest.approx(9.5, abs=0.02)
     assert means["released"] == pytest.approx(9.0, abs=0.02)
 
@@ -108,21 +136,21 @@ def test_where_a_single_weight_puts_its_samples() -> None:
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_random_depths_follow_the_weights(placement) -> None:
     depths, weights = random_ray_depths(1, 8)[:1].float(), torch.rand(1, 1, 7)
-    random = importance_depths(depths, weights, 20000, placement, deterministic=False)[0, 0].sort().values
-    even = importance_depths(depths, weights, 20000, placement, deterministic=True)[0, 0]
+    random = importance_depths(depths, weights, fine_offsets(depths, 20000, False), placement)[0, 0].sort().values
+    even = importance_depths(depths, weights, fine_offsets(depths, 20000), placement)[0, 0]
     ranks = torch.searchsorted(even, random) / 20000
     torch.testing.assert_close(ranks, torch.arange(20000) / 20000, atol=0.015, rtol=0)
-    assert not torch.equal(random, importance_depths(depths, weights, 20000, placement, deterministic=False)[0, 0].sort().values)
+    assert not torch.equal(random, importance_depths(depths, weights, fine_offsets(depths, 20000, False), placement)[0, 0].sort().values)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_no_gradient_flows_into_fine_depths(placement) -> None:
     depths, weights = random_ray_depths(2, 6).requires_grad_(), torch.rand(2, 2, 5, dtype=torch.float64, requires_grad=True)
-    assert not importance_depths(depths, weights, 4, placement, deterministic=True).requires_grad
+    assert not importance_depths(depths, weights, fine_offsets(depths, 4), placement).requires_grad
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_empty_rays_are_sampled_evenly(placement) -> None:
     depths = torch.arange(10.0).view(1, 1, 10)
-    result = importance_depths(depths, torch.zeros(1, 1, 9), 9, placement, deterministic=True)[0, 0]
+    result = importance_depths(depths, torch.zeros(1, 1, 9), fine_offsets(depths, 9), placement)[0, 0]
     torch.testing.assert_close(result.diff(), result.diff().mean().expand(8))

@@ -1,0 +1,93 @@
+"""A data set made larger from within: with the mirror image of every picture, or with rare views repeated."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_tools.parallel import ordered_map
+from data_tools.pictures import mirror_picture
+from data_tools.sinks import Sink, check_dest, image_name, open_sink, write_labels
+from data_tools.source_files import SourceFiles
+from dnnlib.console import UserError, progress
+from training.balance import balance_copies
+from training.cameras import mirror_label
+from training.dataset import ImageDataset
+
+
+@dataclass(frozen=True)
+class Enlarged:
+    """Numbers of pictures before and after."""
+
+    before: int
+    after: int
+
+
+def mirror(source: str | Path, dest: str | Path, *, workers: int = 0, overwrite: bool = False) -> Enlarged:
+    """Write the data set `source` followed by all of its pictures mirrored left-right, with the mirrored cameras.
+
+    The order is that of `ImageDataset(source, mirror=True)`. Originals are copied byte for byte, mirror images are PNG.
+
+    Raises:
+        UserError: if `source` is no whole data set, or `dest` exists or cannot be written.
+    """
+    dataset, files = _open(source, dest, overwrite)
+    labels = dataset.labels.double()
+    both = np.concatenate([labels.numpy(), mirror_label(labels).numpy()])
+    names = dataset.file_names
+    with open_sink(Path(dest), overwrite=overwrite) as sink:
+        written = _copy(sink, files, names, range(len(names)))
+        mirrored = ordered_map(mirror_picture, files, names, len(names), workers)
+        with contextlib.closing(mirrored):
+            for data in progress(mirrored, "Mirroring", total=len(names), unit="img"):
+                if isinstance(data, UserError):
+                    raise data
+                written.append(image_name(len(written)))
+                sink.write(written[-1], data)
+        write_labels(sink, written, both)
+    return Enlarged(len(names), len(written))
+
+
+def rebalance(source: str | Path, dest: str | Path, *, bins: int = 9, factor: float = 4.0, overwrite: bool = False) -> Enlarged:
+    """Write the data set `source` with the pictures of rare yaws repeated (see `training.balance.balance_copies`).
+
+    The originals come first, then the copies in the same order.
+
+    Raises:
+        UserError: as `mirror`.
+    """
+    dataset, files = _open(source, dest, overwrite)
+    order = copied_order(balance_copies(dataset.labels, bins, factor))
+    with open_sink(Path(dest), overwrite=overwrite) as sink:
+        written = _copy(sink, files, dataset.file_names, order)
+        write_labels(sink, written, dataset.labels.double().numpy()[order])
+    return Enlarged(len(dataset), len(order))
+
+
+def copied_order(copies: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Indices of the pictures to write, given how often each shall be there (M,): all once, then what more is wanted, in rounds."""
+    rounds = [np.flatnonzero(copies > done) for done in range(int(copies.max()))]
+    return np.concatenate(rounds)
+
+
+def _open(source: str | Path, dest: str | Path, overwrite: bool) -> tuple[ImageDataset, SourceFiles]:
+    check_dest(Path(dest), overwrite)
+    dataset = ImageDataset(source)
+    if Path(dest).exists() and Path(dest).samefile(dataset.path):
+        raise UserError(f"--dest {dest} is the source itself; choose another")
+    return dataset, SourceFiles(dataset.path)
+
+
+def _copy(sink: Sink, files: SourceFiles, names: Sequence[str], order: Sequence[int] | NDArray[np.int64]) -> list[str]:
+    """Write pictures byte for byte; their new names."""
+    written: list[str] = []
+    for index in progress(order, "Copying", total=len(order), unit="img"):
+        name = names[index]
+        written.append(image_name(len(written), PurePosixPath(name).suffix.lower()))
+        sink.write(written[-1], files.read(name))
+    return written

@@ -1,0 +1,95 @@
+"""Where a finished data set goes: a stored ZIP or a folder that appears under its name only when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from dnnlib.console import UserError
+from dnnlib.files import atomic_write, make_dir, temporary_dir
+
+IMAGES_PER_FOLDER = 1000
+LABEL_FILE = "dataset.json"
+
+
+def image_name(index: int, suffix: str = ".png") -> str:
+    """Relative name of image number `index`."""
+    return f"{index // IMAGES_PER_FOLDER:05d}/img{index:08d}{suffix}"
+
+
+class Sink(Protocol):
+    """Takes files by relative name."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Store `data` under a name with forward slashes."""
+
+
+class _ZipSink:
+    def __init__(self, archive: zipfile.ZipFile) -> None:
+        self.archive = archive
+
+    def write(self, name: str, data: bytes) -> None:
+        # A fixed date, so that the same input gives the same archive.
+        self.archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), data)
+
+
+class _FolderSink:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def write_labels(sink: Sink, names: Sequence[str], labels: np.ndarray) -> None:
+    """Write dataset.json for pictures `names` with `labels` (M, 25)."""
+    lines = [json.dumps([name, label.tolist()]) for name, label in zip(names, labels, strict=True)]
+    sink.write(LABEL_FILE, ('{"labels": [\n' + ",\n".join(lines) + "\n]}\n").encode())
+
+
+def check_dest(dest: Path, overwrite: bool) -> None:
+    """Refuse a destination that must not or cannot be written.
+
+    Raises:
+        UserError: if it exists and is not empty, or is of the other kind (a name that ends in .zip is an archive).
+    """
+    is_zip = dest.suffix.lower() == ".zip"
+    if is_zip and dest.is_dir():
+        raise UserError(f"{dest} is a folder; remove it or choose another --dest")
+    if not is_zip and dest.is_file():
+        raise UserError(f"{dest} is a file; choose a folder or a name that ends in .zip")
+    if not overwrite and dest.exists() and (is_zip or any(dest.iterdir())):
+        raise UserError(f"{dest} already exists; choose another --dest or pass --overwrite")
+
+
+@contextlib.contextmanager
+def open_sink(dest: Path, *, overwrite: bool = False) -> Iterator[Sink]:
+    """A sink for `dest`: a stored ZIP if the name ends in .zip, else a folder. Appears under its name when the block ends well.
+
+    Raises:
+        UserError: if `dest` exists, or cannot be written (full disk, no permission).
+    """
+    check_dest(dest, overwrite)
+    if dest.suffix.lower() == ".zip":
+        with atomic_write(dest) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            yield _ZipSink(archive)
+        return
+    make_dir(dest.absolute().parent)
+    try:
+        with temporary_dir(dest.absolute().parent) as scratch:
+            fresh = Path(scratch) / "fresh"
+            fresh.mkdir()
+            yield _FolderSink(fresh)
+            with contextlib.suppress(FileNotFoundError):
+                dest.rename(Path(scratch) / "old")
+            fresh.rename(dest)
+    except OSError as error:
+        raise UserError(f"cannot write {dest}: {error.strerror or error}; free some space or choose another place") from error

@@ -1,0 +1,84 @@
+"""Which format a source has, and its reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, get_args
+
+from data_tools.source_files import SourceFiles
+from data_tools.sources import colmap, labels, srn, table, transforms
+from data_tools.sources.base import PICTURE_SUFFIXES, ReadOptions, Source
+from dnnlib.console import UserError
+from dnnlib.files import local_file
+
+Format = Literal["auto", "labels", "transforms", "colmap", "srn", "csv"]
+FORMATS: tuple[str, ...] = get_args(Format)
+UNREADABLE = (".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".mp4", ".mov")
+LOOKED_FOR = "dataset.json, transforms.json, a COLMAP model (cameras and images, .bin or .txt), rgb/ with pose/, or a CSV"
+
+
+def read_source(path: str | Path, kind: str = "auto", options: ReadOptions | None = None) -> Source:
+    """Pictures with cameras of a folder, a ZIP (also at a URL), or of one transforms.json or CSV.
+
+    Raises:
+        UserError: what is missing or wrong, where, and what to do.
+    """
+    options = options or ReadOptions()
+    path = local_file(path)
+    if path.is_file() and path.suffix.lower() in (".json", ".csv"):
+        return _read_list(path, kind, options)
+    files = SourceFiles(path)
+    found = [name for name, finder in _FINDERS.items() if finder(files)]
+    if "labels" in found and labels.LABEL_FILE not in files:
+        # Somewhere below: perhaps a data set that was made from this very source.
+        found.sort(key=lambda name: name == "labels")
+    if kind == "auto" and not found:
+        raise UserError(f"{path} holds no cameras: looked for {LOOKED_FOR}{_hint(files)}")
+    if kind != "auto" and kind not in found:
+        raise UserError(f"{path} does not look like --format {kind}" + (f", but like {found[0]}" if found else ""))
+    kind = found[0] if kind == "auto" else kind
+    _check_options(kind, options)
+    source = _READERS[kind](files, options)
+    if not source.frames:
+        raise UserError(f"{path} holds no pictures")
+    return source
+
+
+def _read_list(path: Path, kind: str, options: ReadOptions) -> Source:
+    """A source named by its list, read from the list's folder."""
+    own = "csv" if path.suffix.lower() == ".csv" else "labels" if path.name == labels.LABEL_FILE else "transforms"
+    if kind not in ("auto", own):
+        raise UserError(f"{path} is no --format {kind}")
+    _check_options(own, options)
+    files = SourceFiles(path.absolute().parent)
+    if own == "csv":
+        return table.read(files, options, path.name)
+    return labels.read(files, options) if own == "labels" else transforms.read(files, options, [path.name])
+
+
+def _check_options(kind: str, options: ReadOptions) -> None:
+    """Refuse options that would have no effect; radius and pivot also serve to recentre."""
+    for name in ("camera_axes", "poses", "intrinsics", "angles", "focal"):
+        if getattr(options, name) is not None and name not in _OPTIONS[kind]:
+            raise UserError(f"--{name.replace('_', '-')} has no effect on a source of --format {kind}; leave it out")
+
+
+def _hint(files: SourceFiles) -> str:
+    suffixes = [Path(name).suffix.lower() for name in files.names]
+    if unreadable := [suffix for suffix in suffixes if suffix in UNREADABLE]:
+        return f"; {len(unreadable)} {unreadable[0]} files cannot be read: export them as JPEG or PNG"
+    if count := sum(suffix in PICTURE_SUFFIXES for suffix in suffixes):
+        return f"; {count} pictures alone are not enough: docs/own-data.md shows how to get cameras for them"
+    return ""
+
+
+_MATRICES = ("camera_axes", "poses")
+_OPTIONS: dict[str, tuple[str, ...]] = {
+    "labels": (*_MATRICES, "intrinsics"),
+    "transforms": _MATRICES,
+    "colmap": (),
+    "srn": _MATRICES,
+    "csv": ("angles", "focal"),
+}
+_FINDERS = {"labels": labels.find, "transforms": transforms.find, "colmap": colmap.find, "srn": srn.find, "csv": table.find}
+_READERS = {"labels": labels.read, "transforms": transforms.read, "colmap": colmap.read, "srn": srn.read, "csv": table.read}

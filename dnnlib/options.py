@@ -1,0 +1,71 @@
+"""Kinds of values that several command lines take."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+MAX_SEED = 2**32 - 1  # the largest that numpy's RandomState takes
+MAX_SEEDS = 1_000_000
+
+
+def finite(text: str) -> float:
+    """Number from text; ValueError for anything else, infinities and NaN included."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
+class Seeds(click.ParamType):
+    """Seeds and ranges of seeds, ends included, in the order given: 0-10 or 1,5,7-9."""
+
+    name = "seeds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        """List of different seeds."""
+        if isinstance(value, list):
+            return value
+        seeds: dict[int, None] = {}
+        for item in str(value).split(","):
+            match = re.fullmatch(r"\s*(\d{1,10})\s*(?:-\s*(\d{1,10})\s*)?", item, re.ASCII)
+            if not match:
+                self.fail(f"{item.strip()!r} is neither a seed nor a range; write 0-10 or 1,5,7-9", param, ctx)
+            first, last = int(match[1]), int(match[2] or match[1])
+            if first > last:
+                self.fail(f"the range {item.strip()!r} runs backwards; write {last}-{first}", param, ctx)
+            if last > MAX_SEED or last - first >= MAX_SEEDS:
+                self.fail(f"{item.strip()!r}: seeds go up to {MAX_SEED}, at most {MAX_SEEDS} at once", param, ctx)
+            seeds.update(dict.fromkeys(range(first, last + 1)))
+        return list(seeds)
+
+
+class Commas(click.ParamType):
+    """Values separated by commas."""
+
+    def __init__(self, name: str, convert_one: Callable[[str], Any], expected: str) -> None:
+        self.name, self.convert_one, self.expected = name, convert_one, expected
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        """List of at least one value."""
+        try:
+            return value if isinstance(value, list) else [self.convert_one(item.strip()) for item in str(value).split(",")]
+        except ValueError:
+            return self.fail(f"{value!r} is not a list of {self.expected}", param, ctx)
+
+
+class Finite(click.ParamType):
+    """A finite number."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        try:
+            return finite(str(value))
+        except ValueError:
+            return self.fail(f"{value!r} is not a number", param, ctx)

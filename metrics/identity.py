@@ -1,0 +1,24 @@
+"""Identity: does a face stay the same person from another side? (EG3D, section 5.2; the embedder is the user's, ArcFace in the paper)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from metrics.onnx_models import OnnxModel
+from metrics.processes import Team
+from metrics.sampling import GeneratorSampler
+
+
+def identity_similarity(sampler: GeneratorSampler, embedder: OnnxModel, count: int, batch: int, team: Team) -> dict[str, float]:
+    """Mean and standard deviation over `count` fakes of the cosine between the embeddings of two views."""
+    cosines = torch.zeros(count, dtype=torch.float64)
+    for start, size in sampler.batches(count, batch, team, "Identity"):
+        cameras = sampler.cameras(start, size), sampler.second_cameras(start, size)
+        ws = sampler.ws(sampler.latents(start, size), cameras[0])
+        with torch.no_grad():
+            planes = sampler.model.planes(ws)
+        first, second = (embedder(sampler.render(ws, c, start, planes).image) for c in cameras)
+        cosines[start : start + size] = F.cosine_similarity(first, second)
+    cosines = team.sum(cosines)
+    return {"identity": float(cosines.mean()), "std": float(cosines.std(correction=0))}

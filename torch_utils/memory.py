@@ -1,0 +1,21 @@
+"""How the process keeps its memory."""
+
+from __future__ import annotations
+
+import torch
+
+from torch_utils.ops import library
+
+KEPT_BYTES = 1 << 30
+
+
+def keep_freed_memory(limit: int = KEPT_BYTES) -> bool:
+    """Keep up to `limit` bytes of freed CPU buffers for later tensors; True where the compiled operators, which do it, are there.
+
+    Training and rendering ask for the same buffers again and again. The C library returns large ones to the system each time, and
+    writing a fresh one then costs a page fault for every 4 KB: several times the price of the writing. Results do not depend on it.
+    """
+    if not library.load():
+        return False
+    torch.ops.open_eg3d.keep_freed_buffers(limit)
+    return True

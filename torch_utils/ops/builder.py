@@ -1,0 +1,246 @@
+"""Compiles csrc/ once a machine: by ninja, into a cache folder that is named after all that decides what comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnnlib import files
+
+SOURCE_DIR = Path(__file__).parent / "csrc"
+LIBRARY_NAME = "open_eg3d_ops.so"
+# NaN and infinities keep their meaning: nothing here lets the compiler assume that there are none.
+FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
+OPTIONAL_FLAGS = ("-march=native", "-fopenmp")  # left out where the compiler refuses them
+MOST_JOBS = 4  # a compiler takes up to a gigabyte
+
+
+class BuildError(Exception):
+    """The operators cannot be compiled here. The message is one line: why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Toolchain:
+    """A compiler, the flags that it takes, and `target`, a digest of the macros it then predefines (version, instruction sets)."""
+
+    compiler: str
+    version: str
+    flags: tuple[str, ...]
+    target: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished library and how it was made; `seconds` is the time that compiling took."""
+
+    library: str
+    compiler: str
+    version: str
+    flags: tuple[str, ...]
+    torch: str
+    seconds: float
+
+
+def sources() -> list[Path]:
+    """The C++ files to compile, in a fixed order."""
+    return sorted([*SOURCE_DIR.glob("*.cpp"), *SOURCE_DIR.glob("cpu/*.cpp")])
+
+
+def headers() -> list[Path]:
+    """The headers that they include."""
+    return sorted(SOURCE_DIR.rglob("*.h"))
+
+
+def find_toolchain() -> Toolchain:
+    """The compiler $CXX, else c++, and the flags that it takes.
+
+    Raises:
+        BuildError: if there is none.
+    """
+    command = shlex.split(_cpp_extension().get_cxx_compiler())
+    if shutil.which(command[0]) is None:
+        raise BuildError(f"there is no C++ compiler {command[0]!r}; install g++ or set CXX")
+    flags: tuple[str, ...] = FLAGS + OPTIONAL_FLAGS
+    macros = _predefined_macros(command, flags)
+    if macros is None:
+        flags = FLAGS + tuple(flag for flag in OPTIONAL_FLAGS if _predefined_macros(command, (*FLAGS, flag)) is not None)
+        macros = _predefined_macros(command, flags)
+    if macros is None:
+        raise BuildError(f"the compiler {shlex.join(command)} does not take the flags {' '.join(FLAGS)}; set CXX to a C++20 compiler")
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout.strip().split("\n")[0]
+    return Toolchain(shlex.join(command), version, flags, hashlib.sha256(macros).hexdigest())
+
+
+def cache_key(toolchain: Toolchain) -> str:
+    """Name of the cache folder: a digest of sources, torch, compiler, flags and instruction sets."""
+    digest = hashlib.sha256(json.dumps([torch.__version__, sys.platform, asdict(toolchain)]).encode())
+    for path in sources() + headers():
+        digest.update(f"\0{path.relative_to(SOURCE_DIR)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build() -> Built:
+    """The library for this machine, compiled now unless an earlier process did; one process compiles, others wait for it.
+
+    Raises:
+        BuildError: if there is no compiler or no ninja, if compiling fails, or if the cache folder cannot be written.
+    """
+    toolchain = find_toolchain()
+    root = files.cache_dir() / "ops"
+    target = root / cache_key(toolchain)
+    finished = _read(target)
+    if finished is not None:
+        return finished
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with _lock(root / "lock"):
+            finished = _read(target)  # another process may have been at it while this one waited
+            if finished is None:
+                finished = _build_into(target, toolchain)
+            return finished
+    except OSError as error:
+        raise BuildError(
+            f"cannot write to {root}: {error.strerror or error}; free some space or set OPEN_EG3D_CACHE to a writable folder"
+        ) from error
+
+
+def _predefined_macros(command: Sequence[str], flags: Sequence[str]) -> bytes | None:
+    """What the compiler defines under `flags`, or None if it refuses them."""
+    result = subprocess.run([*command, *flags, "-E", "-dM", "-x", "c++", os.devnull], capture_output=True, check=False)
+    return None if result.returncode else result.stdout
+
+
+def _cpp_extension() -> Any:
+    """torch.utils.cpp_extension without its note about a CUDA toolkit, which is of no use to anyone here."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import torch.utils.cpp_extension as cpp_extension
+    finally:
+        logger.setLevel(level)
+    return cpp_extension
+
+
+def _read(folder: Path) -> Built | None:
+    try:
+        record = json.loads((folder / "build.json").read_text())
+    except OSError:
+        return None
+    return Built(**{**record, "library": str(folder / LIBRARY_NAME), "flags": tuple(record["flags"])})
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold `path` alone. The kernel lets go of it when the process ends, however that comes about."""
+    import fcntl  # not on Windows
+
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("Waiting for another process that compiles the operators", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build_into(target: Path, toolchain: Toolchain) -> Built:
+    """Compile in a scratch folder, then rename: `target` is never there in part."""
+    for left_over in target.parent.glob(".tmp-*"):  # of builders that were killed: the lock says that none is at work
+        shutil.rmtree(left_over, ignore_errors=True)
+    print(f"Compiling the operators into {target} (once; one to a few minutes)", file=sys.stderr, flush=True)
+    start = time.monotonic()
+    with _scratch_folder(target) as scratch:
+        _write_ninja_file(scratch, toolchain)
+        _run_ninja(scratch, target.with_suffix(".log"))
+        built = Built(LIBRARY_NAME, toolchain.compiler, toolchain.version, toolchain.flags, torch.__version__, time.monotonic() - start)
+        (scratch / "build.json").write_text(json.dumps(asdict(built), indent=1) + "\n")
+        for unneeded in (*scratch.glob("*.o"), *scratch.glob(".ninja*")):
+            unneeded.unlink()
+        for name in (LIBRARY_NAME, "build.json"):
+            _sync(scratch / name)
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(scratch, target)
+        files.sync_dir(target.parent)
+    finished = _read(target)
+    assert finished is not None
+    return finished
+
+
+@contextlib.contextmanager
+def _scratch_folder(target: Path) -> Iterator[Path]:
+    scratch = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _write_ninja_file(folder: Path, toolchain: Toolchain) -> None:
+    extension = _cpp_extension()
+    includes = [f"-isystem {shlex.quote(path)}" for path in extension.include_paths()]
+    libraries = [f"-L{shlex.quote(path)}" for path in extension.library_paths()] + ["-lc10", "-ltorch_cpu", "-ltorch"]
+    objects = {"-".join(path.relative_to(SOURCE_DIR).with_suffix(".o").parts): path for path in sources()}
+    lines = [
+        "ninja_required_version = 1.3",
+        "rule compile",
+        f"  command = {toolchain.compiler} {' '.join(toolchain.flags)} -I{_escape(shlex.quote(str(SOURCE_DIR)))} "
+        f"{_escape(' '.join(includes))} -c $in -o $out",
+        "rule link",
+        f"  command = {toolchain.compiler} {' '.join(toolchain.flags)} -shared $in {_escape(' '.join(libraries))} -o $out",
+        *(f"build {name}: compile {_escape(str(path)).replace(' ', '$ ').replace(':', '$:')}" for name, path in objects.items()),
+        f"build {LIBRARY_NAME}: link {' '.join(objects)}",
+    ]
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+
+
+def _escape(text: str) -> str:
+    return text.replace("$", "$$")
+
+
+def _run_ninja(folder: Path, failure_log: Path) -> None:
+    """Raises BuildError with the first error line; `failure_log` then holds all that was printed."""
+    search_path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
+    ninja = shutil.which("ninja", path=search_path)
+    if ninja is None:
+        raise BuildError("there is no ninja; install it: pip install ninja")
+    command = [ninja, "-v", "-j", str(_jobs())]
+    result = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False)
+    if result.returncode == 0:
+        return
+    failure_log.write_text(result.stdout)
+    raise BuildError(f"compiling failed: {first_error(result.stdout)}; all of it is in {failure_log}")
+
+
+def _jobs() -> int:
+    asked = os.environ.get("MAX_JOBS", "")
+    return max(1, int(asked)) if asked.isdigit() else min(os.cpu_count() or 1, MOST_JOBS)
+
+
+def first_error(log: str) -> str:
+    """The line of a compiler's output to look at first."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r"\berror\b|undefined reference|cannot find|Killed|No space left", line)]
+    return (errors or lines[-1:] or ["the compiler printed nothing"])[0]
