@@ -24,6 +24,7 @@ from PIL import Image
 
 import calc_metrics
 import dataset_tool
+import export
 import gen_samples
 import torch_utils.ops.__main__ as operators
 import train
@@ -45,6 +46,7 @@ COMMAND_LINES: dict[str, click.Command] = {
     "gen_samples.py": gen_samples.main,
     "calc_metrics.py": calc_metrics.main,
     "dataset_tool.py": dataset_tool.main,
+    "export.py": export.main,
     "-m torch_utils.ops": operators.main,
 }
 SOURCES = [ROOT / name for name in COMMAND_LINES if name.endswith(".py")]
