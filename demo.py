@@ -1,4 +1,4 @@
-"""`make demo`: train the built-in heads for twenty minutes and show what came out."""
+"""`make demo`: show the model that comes with the program, train the built-in heads for twenty minutes and show what came out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from open_eg3d import load_generator
 from training.launch import newest_snapshot
 from training.scene import CameraSummary
 
+SHIPPED = Path(__file__).parent / "models" / "heads64.pkl"
 IDENTITIES, VIEWS = 6, 5
 MESH_RESOLUTION = 160
 
@@ -24,11 +25,18 @@ MESH_RESOLUTION = 160
 @click.option("--outdir", type=click.Path(path_type=Path), default="demo", show_default=True, help="Where everything goes.")
 @click.option("--minutes", type=click.FloatRange(0, min_open=True), default=20.0, show_default=True, help="Training time.")
 def main(outdir: Path, minutes: float) -> None:
-    """Train the built-in heads, then make a grid of identities and a coloured mesh. A second call goes on training."""
+    """Show the shipped heads; train new ones and show them, too: grids of identities and coloured meshes. A second call trains on."""
+    report("Shipped model", SHIPPED, show(SHIPPED, outdir, "shipped"))
     train(outdir, minutes)
     snapshot = newest_snapshot(outdir)
-    grid, mesh = show(snapshot, outdir)
-    click.echo(f"Model: {snapshot}\nHeads, their rendering and depth as they turn: {grid}\nColoured mesh of the first head: {mesh}")
+    report("Model", snapshot, show(snapshot, outdir, "heads"))
+
+
+def report(title: str, network: Path, files: tuple[Path, Path]) -> None:
+    """Say what lies where."""
+    click.echo(
+        f"{title}: {network}\nHeads, their rendering and depth as they turn: {files[0]}\nColoured mesh of the first head: {files[1]}"
+    )
 
 
 def train(outdir: Path, minutes: float) -> None:
@@ -45,14 +53,14 @@ def train(outdir: Path, minutes: float) -> None:
 
 
 @torch.no_grad()
-def show(snapshot: Path, outdir: Path) -> tuple[Path, Path]:
-    """Write the picture of identities x yaws and the mesh of the first identity; returns both paths."""
+def show(snapshot: Path, outdir: Path, name: str) -> tuple[Path, Path]:
+    """Write the picture of identities x yaws, NAME.png, and the mesh of the first identity, NAME.glb; returns both paths."""
     generator = load_generator(snapshot)
     cameras = CameraSummary.from_dict(generator.cameras or {})
     z = torch.cat([seed_latent(seed, generator.z_dim) for seed in range(IDENTITIES)])
     conditioning = cameras.frontal_label().expand(IDENTITIES, -1)
     ws = generator.mapping(z, conditioning, truncation_psi=0.8)
-    grid, mesh = outdir / "heads.png", outdir / "head.glb"
+    grid, mesh = outdir / f"{name}.png", outdir / f"{name}.glb"
     save_png(grid, identity_grid(generator, ws, cameras, cameras.default_yaws(VIEWS), cameras.pitch))
     save_mesh(mesh, extract_mesh(generator, generator.planes(ws[:1]), camera_grid(cameras), MESH_RESOLUTION))
     return grid, mesh

@@ -1,0 +1,89 @@
+"""The model that comes with the program: what it promises, on a few seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import demo
+from media.strips import seed_latent
+from metrics.consistency import view_consistency
+from metrics.processes import Team
+from metrics.sampling import GeneratorSampler
+from open_eg3d import load_generator
+from training.networks.generator import Generator, GeneratorOutput
+from training.scene import cameras_of
+
+SEEDS = range(6)
+YAWS = (-40.0, 0.0, 40.0)  # degrees
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return load_generator(demo.SHIPPED)
+
+
+@torch.no_grad()
+def heads(generator: Generator, yaw: float) -> GeneratorOutput:
+    """All seeds from one side."""
+    cameras = cameras_of(generator)
+    z = torch.cat([seed_latent(seed, generator.z_dim) for seed in SEEDS])
+    ws = generator.mapping(z, cameras.frontal_label().expand(len(z), -1))
+    return generator.synthesis(ws, cameras.label(math.radians(yaw), cameras.pitch).expand(len(z), -1))
+
+
+def psnr(first: Tensor, second: Tensor) -> float:
+    return float(10 * torch.log10(4 / (first - second).square().mean()))
+
+
+@pytest.fixture
+def low_precision(generator: Generator) -> Iterator[None]:
+    generator.set_conv_dtype(torch.bfloat16, torch.bfloat16)
+    yield
+    generator.set_conv_dtype(torch.float32, torch.float32)
+
+
+def test_it_is_small_and_of_the_heads() -> None:
+    assert demo.SHIPPED.stat().st_size < 10e6
+    assert Path(demo.SHIPPED).parent.joinpath("README.md").exists()
+
+
+@pytest.mark.parametrize("yaw", YAWS)
+def test_bf16_shows_the_same(generator: Generator, yaw: float, request: pytest.FixtureRequest) -> None:
+    exact = heads(generator, yaw)
+    request.getfixturevalue("low_precision")
+    rounded = heads(generator, yaw)
+    assert psnr(rounded.image, exact.image) > 40
+    assert psnr(rounded.image_raw, exact.image_raw) > 40
+
+
+@pytest.mark.parametrize("yaw", YAWS)
+def test_heads_fill_their_part_of_the_picture_and_have_relief(generator: Generator, yaw: float) -> None:
+    shown = heads(generator, yaw)
+    coverage = shown.weights_sum.mean(dim=(1, 2, 3))
+    assert ((coverage > 0.25) & (coverage < 0.75)).all()
+    for depth, weight in zip(shown.image_depth, shown.weights_sum, strict=True):
+        assert float(depth[weight > 0.9].std()) > 0.05  # a flat card has none; heads are 0.2 deep
+    border = shown.weights_sum[:, :, :2]
+    assert border.mean() < 0.1  # nothing floats above the heads
+
+
+def test_people_differ(generator: Generator) -> None:
+    images = heads(generator, 0.0).image
+    distances = [psnr(images[i], images[j]) for i in SEEDS for j in SEEDS if i < j]
+    assert max(distances) < 25
+    assert images.std(dim=0).mean() > 0.1
+
+
+def test_a_head_stays_the_same_as_it_turns(generator: Generator) -> None:
+    cameras = cameras_of(generator)
+    poses = cameras.poses
+    sampler = GeneratorSampler(generator, lambda random: poses[random.randint(len(poses))], torch.device("cpu"))
+    values = view_consistency(sampler, 16, 8, Team())
+    assert values["psnr_raw"] > 26
+    assert values["share"] > 0.7
