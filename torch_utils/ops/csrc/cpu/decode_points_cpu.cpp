@@ -72,7 +72,7 @@ class PointDecoder {
   const Mapping& mapping_;
   const T gain_;
   alignas(64) T at_[3][kTile] = {}, gradients_[3][kTile] = {}, densities_[kTile] = {};
-  std::vector<T> features_, hidden_, slopes_, hidden_gradients_, sigmoids_, output_gradients_;
+  Buffer<T> features_, hidden_, slopes_, hidden_gradients_, sigmoids_, output_gradients_;
 };
 
 // Points of all samples in turn, cut into tiles that lie in one sample and in one block.

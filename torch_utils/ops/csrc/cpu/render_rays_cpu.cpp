@@ -11,23 +11,24 @@ namespace {
 
 constexpr int64_t kForwardBlock = 64, kBackwardBlock = 32;  // rays that a thread takes at a time
 
-// The order in which a sample's rays are followed: in squares, so that rays near each other, which read the same texels, come soon
-// after each other. Rays that are not a square picture, row by row, are taken as they come; results are the same.
+// The order in which a sample's rays are followed: in strips of a few columns, each from top to bottom, so that rays near each other,
+// which read the same texels, come soon after each other: those of a column share what they read of the plane of x and z, which for so
+// few columns stays in the cache. Rays that are not a square picture, row by row, are taken as they come; results are the same.
 class RayOrder {
  public:
-  explicit RayOrder(int64_t rays) : side_(std::llround(std::sqrt(static_cast<double>(rays)))), tile_(8) {
-    while (tile_ > 1 && (side_ * side_ != rays || side_ % tile_ != 0)) tile_ /= 2;
+  explicit RayOrder(int64_t rays) : side_(std::llround(std::sqrt(static_cast<double>(rays)))), width_(8) {
+    while (width_ > 1 && (side_ * side_ != rays || side_ % width_ != 0)) width_ /= 2;
   }
 
   // Number of the ray that is followed as the i-th.
   int64_t operator()(int64_t i) const {
-    if (tile_ == 1) return i;
-    const int64_t tile = i / (tile_ * tile_), inside = i % (tile_ * tile_), per_row = side_ / tile_;
-    return (tile / per_row * tile_ + inside / tile_) * side_ + tile % per_row * tile_ + inside % tile_;
+    if (width_ == 1) return i;
+    const int64_t strip = i / (width_ * side_), inside = i % (width_ * side_);
+    return inside / width_ * side_ + strip * width_ + inside % width_;
   }
 
  private:
-  int64_t side_, tile_;
+  int64_t side_, width_;
 };
 
 // The arguments that describe rays, as contiguous tensors; offsets keep their strides, since fixed ones are expanded numbers.

@@ -124,7 +124,7 @@ class PlaneGradient {
   at::Tensor result_, sum_;
   const Mapping mapping_;
   const int stride_;
-  std::vector<T> features_, points_[3];
+  Buffer<T> features_, points_[3];
 };
 
 // Gradients of the decoder's weights: each block of a chunk adds to its own, and these are added up in turn.

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "simd.h"
 
@@ -50,12 +49,16 @@ class Compositor {
     T opacity, depth;
   };
   Totals totals(const Samples<T>& samples) const {
-    double opacity = 0, depth = 0;
-    for (int i = 0; i + 1 < samples.count; ++i) {
-      opacity += weights_[i];
-      depth += weights_[i] * ((samples.depths[i + 1] + samples.depths[i]) / 2);
-    }
-    return {T(opacity), T(depth)};
+    double opacity[4] = {}, depth[4] = {};  // several of each, since an addition waits for the one before
+    const auto add = [&](int to, int i) {
+      opacity[to] += weights_[i];
+      depth[to] += weights_[i] * ((samples.depths[i + 1] + samples.depths[i]) / 2);
+    };
+    int i = 0;
+    for (; i + 4 < samples.count; i += 4)
+      for (int k = 0; k < 4; ++k) add(k, i + k);
+    for (; i + 1 < samples.count; ++i) add(0, i);
+    return {T((opacity[0] + opacity[1]) + (opacity[2] + opacity[3])), T((depth[0] + depth[1]) + (depth[2] + depth[3]))};
   }
 
   // From gradients of the weights to those of densities and depths, which are added to. `weight_gradients` has room for whole vectors.
@@ -89,7 +92,7 @@ class Compositor {
     return (load(samples.densities + i + 1) + load(samples.densities + i)) * T(0.5) - T(kDensityShift);
   }
 
-  std::vector<T> alphas_, passing_, transmittance_, weights_;  // of intervals; backward overwrites all but the weights
+  Buffer<T> alphas_, passing_, transmittance_, weights_;  // of intervals; backward overwrites all but the weights
 };
 
 // Mean depth of what a ray sees, kept within its samples' range; the farthest sample where it sees nothing.
@@ -100,10 +103,15 @@ struct MeanDepth {
 
   MeanDepth(const Samples<T>& samples, T opacity, T weighted_depth)
       : nearest(samples.depths[0]), farthest(samples.depths[0]), is_empty(opacity == 0) {
-    for (int i = 1; i < samples.count; ++i) {
-      nearest = std::min(nearest, samples.depths[i]);
-      farthest = std::max(farthest, samples.depths[i]);
+    Vec<T> low = splat(nearest), high = low;
+    int i = 0;
+    for (; i + kLanes<T> <= samples.count; i += kLanes<T>) {
+      const Vec<T> depths = load(samples.depths + i);
+      low = depths < low ? depths : low;
+      high = high < depths ? depths : high;
     }
+    for (; i < samples.count; ++i) include(samples.depths[i], samples.depths[i]);
+    for (int lane = 0; lane < kLanes<T>; ++lane) include(low[lane], high[lane]);
     mean = is_empty ? farthest : weighted_depth / opacity;
   }
 
@@ -126,6 +134,11 @@ struct MeanDepth {
   }
 
  private:
+  void include(T low, T high) {
+    nearest = std::min(nearest, low);
+    farthest = std::max(farthest, high);
+  }
+
   static void to_extreme(const Samples<T>& samples, T extreme, T gradient, T* depth_gradients) {
     const auto ties = std::count(samples.depths, samples.depths + samples.count, extreme);
     for (int i = 0; i < samples.count; ++i)

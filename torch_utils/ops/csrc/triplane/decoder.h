@@ -5,7 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "gemm.h"
 #include "planes.h"
@@ -65,7 +64,7 @@ class Decoder {
 
   // Gradients of the weights in packed form: one after the other, to be added up and unpacked at the end.
   struct Gradients {
-    std::vector<T> w0, b0, w1, b1;  // (H, Cp) w.r.t. the sum over planes, (Hp), (K + 1, Hp) with the density last, (outputs_padded)
+    Buffer<T> w0, b0, w1, b1;  // (H, Cp) w.r.t. the sum over planes, (Hp), (K + 1, Hp) with the density last, (outputs_padded)
 
     explicit Gradients(const Decoder& d)
         : w0(d.hidden * d.features_padded), b0(d.hidden_padded), w1((d.colors + 1) * d.hidden_padded), b1(d.outputs_padded) {}
@@ -79,7 +78,7 @@ class Decoder {
     }
 
    private:
-    static void add_to(std::vector<T>& to, const std::vector<T>& from) {
+    static void add_to(Buffer<T>& to, const Buffer<T>& from) {
       for (size_t i = 0; i < to.size(); ++i) to[i] += from[i];
     }
   };
@@ -127,6 +126,7 @@ class Decoder {
     Vec<T> totals[4] = {};
     for (int h = 0; h < hidden_padded; h += kLanes<T>) {
       const Vec<T> weight = load(weights + h);
+#pragma GCC unroll 4
       for (int i = 0; i < Rows; ++i) {
         const int64_t at = static_cast<int64_t>(first + i) * hidden_padded + h;
         Vec<T> value;
@@ -154,7 +154,7 @@ class Decoder {
     }
   }
 
-  std::vector<T> forward0_, forward1_, backward0_, backward1_, bias0_, bias1_;
+  Buffer<T> forward0_, forward1_, backward0_, backward1_, bias0_, bias1_;
   T density_bias_;
 };
 

@@ -49,7 +49,7 @@ struct RayGradients {
 
 template <class T, class P>
 class RayTracer {
-  static constexpr int kMarchCoarse = 12, kMarchMerged = 24;  // samples between two looks at the light that is left
+  static constexpr int kMarch = 24;  // samples decoded between two looks at the light that is left: whole register tiles of the products
 
  public:
   RayTracer(const Scene<T>& scene, const Decoder<T>& decoder, bool keeps_features)
@@ -128,7 +128,7 @@ class RayTracer {
     decoded_count_ = 0;
     std::fill(slots_.begin(), slots_.end(), -1);
     double light = 1;
-    const int coarse_step = scene_.stop > 0 ? kMarchCoarse : coarse;
+    const int coarse_step = scene_.stop > 0 ? kMarch : coarse;
     for (used_ = 0; used_ < coarse && light >= scene_.stop;) {
       const int first = used_;
       used_ = std::min(first + coarse_step, coarse);
@@ -144,13 +144,12 @@ class RayTracer {
     sampler_.fine_depths(compositor_.weights(), ray.u_fine, ray.u_fine_stride, depths_.data());
     sampler_.sort(depths_.data(), order_.data(), sorted_depths_.data());
     light = 1;
-    const int step = scene_.stop > 0 ? kMarchMerged : count;
+    const int step = scene_.stop > 0 ? kMarch : count;
     for (used_ = 0; used_ < count && light >= scene_.stop;) {
       const int first = used_;
-      used_ = std::min(first + step, count);
       int pending = 0;
-      for (int k = first; k < used_; ++k)
-        if (slots_[order_[k]] < 0) pending_[pending++] = order_[k];
+      for (; used_ < count && pending < step; ++used_)
+        if (slots_[order_[used_]] < 0) pending_[pending++] = order_[used_];
       decode(planes, ray, pending);
       for (int k = first; k < used_; ++k) sorted_densities_[k] = densities_[order_[k]];
       light = compositor_.weigh({sorted_depths_.data(), sorted_densities_.data(), used_}, std::max(first - 1, 0), used_ - 1, light);
@@ -162,11 +161,10 @@ class RayTracer {
     for (int start = 0; start < count; start += kTile) {
       const int tile = std::min(kTile, count - start), slot = decoded_count_;
       const int* const samples = pending_.data() + start;
-      const T* at[3];
-      for (int a = 0; a < 3; ++a) {
-        T* const coordinates = points_[a].data() + slot;
-        for (int i = 0; i < tile; ++i) coordinates[i] = ray.origin[a] + depths_[samples[i]] * ray.direction[a];
-        at[a] = coordinates;
+      T* const at[3] = {points_[0].data() + slot, points_[1].data() + slot, points_[2].data() + slot};
+      for (int i = 0; i < tile; ++i) {
+        const T depth = depths_[samples[i]];
+        for (int a = 0; a < 3; ++a) at[a][i] = ray.origin[a] + depth * ray.direction[a];
       }
       T* const features = features_.data() + (keeps_ ? static_cast<int64_t>(slot) * decoder_.features_padded : 0);
       gather<T, P>(planes, scene_.mapping, at, tile, features, decoder_.features_padded);
@@ -197,9 +195,14 @@ class RayTracer {
       const int tile = std::min(kTile, active - start);
       decoder_.sigmoids(hidden_.data(), rows_.data() + start, tile, sigmoids_.data());
       for (int n = 0; n < decoder_.colors; n += kLanes<T>) {
-        Vec<T> acc{};
-        for (int i = 0; i < tile; ++i) acc += shown_[start + i] * load(sigmoids_.data() + i * decoder_.colors_padded + n);
-        for (int k = 0; k < kLanes<T> && n + k < decoder_.colors; ++k) features[n + k] += T(kColorScale) * acc[k];
+        Vec<T> sums[4] = {};  // several, since an addition waits for the one before
+        const auto add = [&](int to, int i) { sums[to] += shown_[start + i] * load(sigmoids_.data() + i * decoder_.colors_padded + n); };
+        int i = 0;
+        for (; i + 4 <= tile; i += 4)
+          for (int k = 0; k < 4; ++k) add(k, i + k);
+        for (; i < tile; ++i) add(0, i);
+        const Vec<T> sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        for (int k = 0; k < kLanes<T> && n + k < decoder_.colors; ++k) features[n + k] += T(kColorScale) * sum[k];
       }
     }
     for (int k = 0; k < decoder_.colors; ++k) features[k] += T(kColorShift) * total;
@@ -298,14 +301,14 @@ class RayTracer {
   const bool keeps_;        // features and slopes, for the backward pass
   int used_ = 0;            // samples in depth order up to where the ray ends
   int decoded_count_ = 0;   // slots in use
-  std::vector<T> depths_, densities_;                // by number of the sample: coarse ones, then fine ones
-  std::vector<T> sorted_depths_, sorted_densities_;  // in depth order
+  Buffer<T> depths_, densities_;                // by number of the sample: coarse ones, then fine ones
+  Buffer<T> sorted_depths_, sorted_densities_;  // in depth order
   std::vector<int> order_;                           // number of the k-th sample in depth order
   std::vector<int> slots_, decoded_;                 // row of a sample in the buffers below, -1 = none; and back
-  std::vector<T> points_[3], features_, hidden_, slopes_, sigmoids_;  // by slot
-  std::vector<T> new_densities_, shown_, color_gradients_;
+  Buffer<T> points_[3], features_, hidden_, slopes_, sigmoids_;  // by slot
+  Buffer<T> new_densities_, shown_, color_gradients_;
   std::vector<int> pending_, rows_;
-  std::vector<T> density_gradients_, depth_gradients_, weight_gradients_, output_gradients_, hidden_gradients_;
+  Buffer<T> density_gradients_, depth_gradients_, weight_gradients_, output_gradients_, hidden_gradients_;
 };
 
 }  // namespace open_eg3d::triplane

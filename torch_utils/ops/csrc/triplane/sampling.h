@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <vector>
 
 #include "simd.h"
 
@@ -55,6 +54,25 @@ inline T larger(T a, T b) {
   return a > b || a != a ? a : b;
 }
 
+// No value is below the one before it, and none of two or more is NaN.
+template <class T>
+inline bool is_ascending(const T* values, int count) {
+  IntVec<T> good = IntVec<T>{} - 1;
+  int i = 0;
+  for (; i + kLanes<T> < count; i += kLanes<T>) good &= load(values + i) <= load(values + i + 1);
+  bool all = true;
+  for (; i + 1 < count; ++i) all &= values[i] <= values[i + 1];
+  for (int lane = 0; lane < kLanes<T>; ++lane) all &= good[lane] != 0;
+  return all;
+}
+
+template <class T>
+inline bool has_nan(const T* values, int count) {
+  bool found = false;
+  for (int i = 0; i < count; ++i) found |= values[i] != values[i];
+  return found;
+}
+
 // Draws depths of one ray and sorts them. Buffers have room for whole vectors.
 template <class T>
 class DepthSampler {
@@ -89,19 +107,23 @@ class DepthSampler {
     for (int j = 0; j < fine_; ++j) variates_[j] = u[j * u_stride];
     std::fill(counts_.begin(), counts_.end(), 0);
     count_below<T, true>(cdf_.data(), bins + 1, variates_.data(), fine_, counts_.data());
-    for (int j = 0; j < fine_; ++j) {
-      const int above = std::min<int>(static_cast<int>(counts_[j]), bins), below = std::max(above - 1, 0);
-      T width = cdf_[above] - cdf_[below];
-      if (width < T(kCdfEpsilon)) width = 1;
-      depths[coarse_ + j] = edges[below] + (variates_[j] - cdf_[below]) / width * (edges[above] - edges[below]);
+    T* const fine = depths + coarse_;
+    for (int first = 0; first < fine_; first += kLanes<T>) {
+      Vec<T> start{}, end{}, near{}, far{};
+      for (int lane = 0; lane < kLanes<T>; ++lane) {
+        const int above = std::min<int>(static_cast<int>(counts_[first + lane]), bins), below = std::max(above - 1, 0);
+        start[lane] = cdf_[below], end[lane] = cdf_[above], near[lane] = edges[below], far[lane] = edges[above];
+      }
+      Vec<T> width = end - start;
+      width = width < T(kCdfEpsilon) ? splat(T(1)) : width;
+      store(fine + first, near + (load(variates_.data() + first) - start) / width * (far - near));
     }
   }
 
   // Stable order of all depths: order[k] is the number of the k-th nearest, sorted[k] its depth. NaN come last.
   void sort(const T* depths, int* order, T* sorted) {
     const int count = coarse_ + fine_;
-    const bool is_usual = std::is_sorted(depths, depths + coarse_) && !std::any_of(depths, depths + count, [](T x) { return x != x; });
-    if (is_usual) {
+    if (is_ascending(depths, coarse_) && !has_nan(depths + coarse_, fine_)) {
       merge(depths, order);
     } else {
       std::iota(order, order + count, 0);
@@ -142,7 +164,7 @@ class DepthSampler {
     for (int i = 0; i < coarse_; ++i) order[i + counts_[i]] = i;
     std::fill(counts_.begin(), counts_.end(), 0);
     count_below<T, true>(depths, coarse_, fine, fine_, counts_.data());
-    if (std::is_sorted(fine, fine + fine_)) {
+    if (is_ascending(fine, fine_)) {
       for (int j = 0; j < fine_; ++j) counts_[j] += j;
     } else {
       count_ranks(fine, fine_, counts_.data());
@@ -152,9 +174,9 @@ class DepthSampler {
 
   const int coarse_, fine_;
   const bool is_released_;
-  std::vector<T> smooth_, cdf_, edges_, variates_;
-  std::vector<Integer> counts_;
-  std::vector<T> even_;
+  Buffer<T> smooth_, cdf_, edges_, variates_;
+  Buffer<Integer> counts_;
+  Buffer<T> even_;
 };
 
 }  // namespace open_eg3d::triplane

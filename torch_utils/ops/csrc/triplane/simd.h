@@ -7,6 +7,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
+#include <vector>
 
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -52,6 +54,23 @@ template <class T>
 constexpr int padded(int count) {
   return (count + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
+
+// Allocates at cache lines, which no vector then straddles; a straddling access costs twice.
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
+  void deallocate(T* memory, size_t) { ::operator delete(memory, kLine); }
+  friend bool operator==(LineAllocator, LineAllocator) { return true; }
+};
+
+template <class T>
+using Buffer = std::vector<T, LineAllocator<T>>;
 
 template <class T>
 inline Vec<T> load(const T* from) {
