@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from metrics.sampling import GeneratorSampler
+from torch_utils.memory import drop_kept_memory
 
 FRAMES, WARM_UP = 10, 2
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -65,8 +66,9 @@ def peak_memory(frame: Callable[[], object], device: torch.device) -> int | None
         return torch.cuda.max_memory_allocated(device) - before
     if device.type != "cpu":
         return None
+    # Freed memory that allocators keep would hide what the frame takes out of it.
+    drop_kept_memory()
     with contextlib.suppress(OSError, AttributeError):
-        # Freed memory that the allocator keeps would hide what the frame takes out of it.
         ctypes.CDLL(None).malloc_trim(0)
     try:
         CLEAR.write_text("5")  # resets the peak
