@@ -32,7 +32,7 @@ from metrics.results import append_results, as_json, as_text, show_in_tensorboar
 from metrics.sampling import LARGEST_SEED, CameraDraw, GeneratorSampler
 from metrics.weights import file_hash
 from open_eg3d import __version__, load_generator
-from torch_utils.devices import choose_device
+from torch_utils.devices import device_option
 from torch_utils.precision import use_full_fp32
 from training.dataset import IN_MEMORY_BYTES, ImageDataset
 from training.networks.generator import Generator
@@ -312,14 +312,7 @@ def default_outdir(network: str) -> Path:
 @click.option("--mirror/--no-mirror", default=False, help="Add the mirror images of the real pictures.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Pictures at once.")
 @click.option("--procs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that share the work (GPUs).")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-    callback=choose_device,
-    help="Where to compute.",
-)
+@device_option
 @click.option("--outdir", type=click.Path(path_type=Path), help="Folder of metric-<name>.jsonl.  [default: the network's]")
 @click.option("--json", "prints_json", is_flag=True, help="Print one line of JSON a metric.")
 def main(

@@ -15,7 +15,7 @@ from dnnlib.options import Commas, Finite, Seeds, finite
 from media.shapes import FORMATS, save_shape
 from media.strips import ROWS, camera_grid, save_png, seed_latent, strip_picture, yaw_strip
 from open_eg3d import load_generator
-from torch_utils.devices import choose_device
+from torch_utils.devices import device_option
 from torch_utils.memory import keep_freed_memory
 from torch_utils.precision import use_full_fp32
 from training.scene import cameras_of
@@ -59,14 +59,7 @@ def row_name(text: str) -> str:
     help="Of convolutions; bf16 where the processor has it.",
 )
 @click.option("--images/--no-images", default=True, show_default=True, help="Write the picture strips.")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-    callback=choose_device,
-    help="Where to compute.",
-)
+@device_option
 def main(
     network: str,
     seeds: list[int],

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import multiprocessing
 import os
 import signal
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,8 +20,8 @@ from data_tools.heads_basis import HeadBasis, load_basis
 from data_tools.heads_model import Head, build_head, head_mesh, random_person
 from data_tools.heads_paint import light, paint
 from data_tools.heads_render import Array, Picture, Raycaster
+from data_tools.sinks import LABEL_FILE, Sink, check_dest, image_name, open_sink
 from dnnlib.console import UserError, progress
-from dnnlib.files import atomic_write, make_dir, temporary_dir
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics, unpack_label
 
 __all__ = ["DEPTH_UNIT", "HEADS_BACKGROUND", "HEADS_BOX", "HEADS_FAR", "HEADS_FOCAL", "HEADS_NEAR", "HEADS_PIVOT", "HEADS_RADIUS"]
@@ -40,7 +37,6 @@ HEADS_YAW, HEADS_PITCH = 45.0, 20.0
 HEADS_BACKGROUND = (77, 153, 158)
 # A depth PNG counts in steps of this length (the world's unit is the side of the heads' box); 0 is background.
 DEPTH_UNIT = 1e-4
-IMAGES_PER_FOLDER = 1000
 # Streams of random numbers of one identity: its head, its cameras. Views added later leave the heads as they are.
 HEAD_STREAM, CAMERA_STREAM = 0, 1
 
@@ -65,37 +61,6 @@ class HeadsConfig:
     depth: bool = False
     supersampling: int = 3
     workers: int = 0
-
-
-class Sink(Protocol):
-    """Where finished files go."""
-
-    def write(self, name: str, data: bytes) -> None:
-        """Store `data` under a relative name with forward slashes."""
-
-
-class _ZipSink:
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self.archive = archive
-
-    def write(self, name: str, data: bytes) -> None:
-        # A fixed date, so that the same options give the same archive.
-        self.archive.writestr(zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0)), data)
-
-
-class _FolderSink:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def write(self, name: str, data: bytes) -> None:
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-
-def image_name(index: int) -> str:
-    """Relative name of image number `index`."""
-    return f"{index // IMAGES_PER_FOLDER:05d}/img{index:08d}.png"
 
 
 def random_labels(seed: int, identity: int, count: int) -> torch.Tensor:
@@ -186,7 +151,7 @@ def _fill(sink: Sink, config: HeadsConfig) -> None:
                     sink.write(file_name, data)
                 labels.append([name, label])
             bar.update(len(views))
-    sink.write("dataset.json", json.dumps({"labels": labels}).encode())
+    sink.write(LABEL_FILE, json.dumps({"labels": labels}).encode())
 
 
 def check_config(config: HeadsConfig) -> None:
@@ -226,35 +191,9 @@ def generate_heads(dest: str | os.PathLike[str], config: HeadsConfig | None = No
     config = config or HeadsConfig()
     check_config(config)
     dest = Path(dest)
-    if not overwrite and dest.exists() and (dest.is_file() or any(dest.iterdir())):
-        raise UserError(f"{dest} already exists; choose another --dest or pass --overwrite")
+    check_dest(dest, overwrite)
     # In this process, so that a missing package or a full disk is one line and not a worker's traceback.
     _basis()
-    if dest.suffix.lower() == ".zip":
-        _generate_zip(dest, config)
-    else:
-        _generate_folder(dest, config)
+    with open_sink(dest, overwrite=overwrite) as sink:
+        _fill(sink, config)
     return dest
-
-
-def _generate_zip(dest: Path, config: HeadsConfig) -> None:
-    if dest.is_dir():
-        raise UserError(f"{dest} is a folder; remove it or choose another --dest")
-    with atomic_write(dest) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        _fill(_ZipSink(archive), config)
-
-
-def _generate_folder(dest: Path, config: HeadsConfig) -> None:
-    if dest.is_file():
-        raise UserError(f"{dest} is a file; choose a folder or a name ending in .zip")
-    make_dir(dest.absolute().parent)
-    try:
-        with temporary_dir(dest.absolute().parent) as scratch:
-            fresh = Path(scratch) / "fresh"
-            fresh.mkdir()
-            _fill(_FolderSink(fresh), config)
-            with contextlib.suppress(FileNotFoundError):
-                dest.rename(Path(scratch) / "old")
-            fresh.rename(dest)
-    except OSError as error:
-        raise UserError(f"cannot write {dest}: {error.strerror or error}; free some space or choose another place") from error

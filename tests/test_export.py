@@ -35,7 +35,7 @@ def test_the_same_pictures_from_a_smaller_file(network: Path, tmp_path: Path) ->
     assert b"/some/where" not in dest.read_bytes()
 
 
-def test_what_cannot_be_exported_is_one_line(network: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     bare = tmp_path / "bare.pkl"
     save_checkpoint(bare, Checkpoint(tiny_config()))
@@ -51,5 +51,5 @@ def test_nothing_is_overwritten_unasked(network: Path, tmp_path: Path) -> None:
     assert dest.read_bytes() == b"mine"
     call(export.main, "--network", str(network), "--dest", str(network), "--overwrite").assert_refused(1, "exists already")
     call(export.main, "--network", str(network), "--dest", str(dest), "--overwrite").assert_done()
-    with pytest.raises(Exception, match="no discriminator|holds"):
+    with pytest.raises(Exception, match="discriminator"):
         load_discriminator(dest)

@@ -14,3 +14,13 @@ def choose_device(ctx: click.Context, param: click.Parameter, name: str) -> torc
     if not available[name]:
         raise click.BadParameter(f"this machine has no {name} device; choose --device cpu", ctx, param)
     return torch.device(name)
+
+
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
+    default="auto",
+    show_default=True,
+    callback=choose_device,
+    help="Where to compute.",
+)

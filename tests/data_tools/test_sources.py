@@ -133,7 +133,7 @@ def test_folder_with_very_many_files(tmp_path: Path):
 def test_safe_names_stay_below(name: str):
     safe = safe_name(name)
     if safe is not None:
-        root = os.path.normpath("/root/folder")
+        root = os.path.normpath("/elsewhere/folder")
         assert os.path.normpath(os.path.join(root, safe)).startswith(root)
         assert safe == safe_name(safe)
 
