@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import struct
@@ -425,7 +426,8 @@ def test_any_value_in_a_list_is_used_or_refused(listing: str, write: Any, data: 
         (source / "kept").write_text((source / listing).read_text())
     content = json.loads((source / "kept").read_text())
     for _ in range(data.draw(st.integers(1, 3))):
-        set_at(*data.draw(st.sampled_from(places_in(content)), label="place"), data.draw(ODD, label="value"))(content)
+        place = data.draw(st.sampled_from(places_in(content)), label="place")
+        set_at(*place, copy.deepcopy(data.draw(ODD, label="value")))(content)  # a later change may go inside the value
     (source / listing).write_text(json.dumps(content))
     dest = source.with_suffix(".zip")
     with contextlib.suppress(UserError):
