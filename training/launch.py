@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import re
@@ -254,7 +255,16 @@ def _worker(process: int, job: _Job, address: str, errors: Path) -> None:
     except UserError as error:
         (errors / f"{process:05d}").write_text(str(error), encoding="utf-8")
         os._exit(1)
+    dist.barrier()
     dist.destroy_process_group()
+    # All is written and closed. Threads of the libraries below, torn down while other processes end, have been seen to abort.
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _free_port() -> int:
