@@ -16,7 +16,6 @@ from media.shapes import FORMATS, save_shape
 from media.strips import ROWS, camera_grid, save_png, seed_latent, strip_picture, yaw_strip
 from open_eg3d import load_generator
 from torch_utils.devices import device_option
-from torch_utils.memory import keep_freed_memory
 from torch_utils.precision import use_full_fp32
 from training.scene import cameras_of
 
@@ -82,7 +81,6 @@ def main(
         raise click.UsageError("--no-images without --shapes leaves nothing to do")
     make_dir(outdir)
     use_full_fp32()
-    keep_freed_memory()
     generator = load_generator(network).to(device)
     if precision == "bf16":
         generator.set_conv_dtype(backbone=torch.bfloat16, superresolution=torch.bfloat16)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from torch_utils.ops.bias_act import ActivationName, bias_act
 from torch_utils.ops.modulation import scale_channels
-from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
+from torch_utils.ops.upfirdn2d import result_format, setup_filter, upfirdn2d
 
 RESAMPLE_TAPS = (1, 3, 3, 1)
 
@@ -37,8 +37,7 @@ def to_conv_format(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def like_input(weight: Tensor, x: Tensor) -> Tensor:
     """`weight` in the dtype and memory format of the images `x`: a copy here saves two in the convolution and its backward pass."""
-    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return weight.to(dtype=x.dtype, memory_format=torch.channels_last if is_channels_last else torch.contiguous_format)
+    return weight.to(dtype=x.dtype, memory_format=result_format(x))
 
 
 class FullyConnected(nn.Module):

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dnnlib.console import UserError
+from tests.operators import PATHS, on_path
 from torch_utils.ops import library
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act, bias_act_reference, self_checks
 
@@ -35,27 +35,16 @@ GAINS = {"relu": math.sqrt(2), "lrelu": math.sqrt(2), "swish": math.sqrt(2)}
 ROUNDING = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
-@pytest.fixture(params=["reference", "cpp"])
+@pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "cpp":
-        skip_without_kernels()
-    with library.path(request.param):
-        yield request.param
+    with on_path(request.param) as name:
+        yield name
 
 
 @pytest.fixture
 def kernels() -> Iterator[None]:
-    skip_without_kernels()
-    with library.path("cpp"):
+    with on_path("cpp"):
         yield
-
-
-def skip_without_kernels() -> None:
-    try:
-        with library.path("cpp"):
-            pass
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 def test_no_activation_is_left_untested() -> None:
@@ -386,8 +375,8 @@ def test_as_many_threads_work_as_torch_is_set_to(threads: int) -> None:
     assert int(run.stdout) == threads
 
 
+@pytest.mark.usefixtures("kernels")
 def test_self_checks_compare_every_activation_in_every_dtype() -> None:
-    skip_without_kernels()
     checks = list(self_checks())
     for act in ACTIVATIONS:
         for dtype in ("float32", "bfloat16", "float16", "float64"):

@@ -14,23 +14,19 @@ from hypothesis import strategies as st
 from scipy import signal
 
 from tests import references
-from torch_utils.ops import builder, filtered_lrelu, library, setup_filter
+from tests.operators import PATHS, on_path
+from torch_utils.ops import filtered_lrelu, setup_filter
 from torch_utils.ops.filtered_lrelu import filtered_lrelu_reference
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 LOWPASS = torch.from_numpy(signal.firwin(12, 0.5, width=0.3))
 
 
-@pytest.fixture(scope="module", params=["reference", "cpp"], autouse=True)
+@pytest.fixture(scope="module", params=PATHS, autouse=True)
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every test runs on either path; without a compiler there is only one."""
-    if request.param == "cpp":
-        try:
-            builder.find_toolchain()
-        except builder.BuildError as error:
-            pytest.skip(str(error))
-    with library.path(request.param):
-        yield request.param
+    with on_path(request.param) as name:
+        yield name
 
 
 # For tests of what only the compiled operator promises.

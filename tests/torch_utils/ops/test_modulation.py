@@ -12,23 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from torch_utils.ops import library
+from tests.operators import PATHS, on_path
 from torch_utils.ops.modulation import modulated_lrelu, modulated_lrelu_reference, scale_channels, scale_channels_reference
 
 
-@pytest.fixture(params=["reference", "cpp"])
+@pytest.fixture(params=PATHS)
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "cpp" and not library.load():
-        pytest.skip(f"no compiled operators: {library.failure()}")
-    with library.path(request.param):
-        yield request.param
+    with on_path(request.param) as name:
+        yield name
 
 
 @pytest.fixture
 def kernels() -> Iterator[None]:
-    if not library.load():
-        pytest.skip(f"no compiled operators: {library.failure()}")
-    with library.path("cpp"):
+    with on_path("cpp"):
         yield
 
 

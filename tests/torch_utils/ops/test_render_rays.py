@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.operators import on_path
 from torch_utils.ops import decode_points as points_op
-from torch_utils.ops import library
 from torch_utils.ops import render_rays as rays_op
 from torch_utils.ops.decode_points import DecoderWeights, decode_points
 
@@ -24,9 +24,7 @@ render_rays: Any = rays_op.render_rays  # arguments are given in groups here, wh
 @pytest.fixture(autouse=True)
 def kernels() -> Iterator[None]:
     torch.manual_seed(0)
-    if not library.load():
-        pytest.skip(f"no compiled operators: {library.failure()}")
-    with library.path("cpp"):
+    with on_path("cpp"):
         yield
 
 

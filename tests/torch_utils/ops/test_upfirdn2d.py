@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy import signal
 
 from tests import references
-from torch_utils.ops import builder, downsample2d, filter2d, library, setup_filter, upfirdn2d, upsample2d
+from tests.operators import PATHS, on_path
+from torch_utils.ops import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 from torch_utils.ops.upfirdn2d import upfirdn2d_reference
 
 factors = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -23,16 +24,11 @@ paddings = st.tuples(*[st.integers(-2, 4)] * 4)
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
-@pytest.fixture(scope="module", params=["reference", "cpp"], autouse=True)
+@pytest.fixture(scope="module", params=PATHS, autouse=True)
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every test runs on either path; without a compiler there is only one."""
-    if request.param == "cpp":
-        try:
-            builder.find_toolchain()
-        except builder.BuildError as error:
-            pytest.skip(str(error))
-    with library.path(request.param):
-        yield request.param
+    with on_path(request.param) as name:
+        yield name
 
 
 # For tests of what only the compiled operator promises.

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from open_eg3d import load_generator
 from tests import references
+from tests.operators import PATHS, on_path
 from tests.released_layout import Layout, write_snapshot
-from torch_utils.ops import library
 from training.cameras import mirror_label, orbit_pose, pack_label, pinhole_intrinsics, unpack_label
 from training.config import GeneratorConfig, ModelConfig, RenderingConfig, SuperResolutionConfig
 from training.networks.generator import Generator, GeneratorOutput, TriPlaneDecoder
@@ -318,13 +318,11 @@ def test_gradient_of_the_density_is_its_slope(loaded: Generator) -> None:
 
 
 @pytest.mark.parametrize("kind", ["standard", "alias_free"])
-@pytest.mark.parametrize("path", ["reference", "cpp"])
+@pytest.mark.parametrize("path", PATHS)
 def test_compiles_without_graph_breaks_to_the_same_numbers(kind: str, path: str) -> None:
-    if path == "cpp" and not library.load():
-        pytest.skip(f"no compiled operators: {library.failure()}")
     torch.compiler.reset()
     G, c = build(kind), cameras(0.3, -0.2)
-    with library.path(path):
+    with on_path(path):
         ws = G.mapping(torch.randn(2, G.z_dim), c)
         for module in (G.mapping, G.planes, G.synthesis):
             compiled = torch.compile(module, backend="aot_eager", fullgraph=True)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tests.operators import on_path
 from torch_utils.ops import library
 from training.config import RenderingConfig
 from training.networks.generator import TriPlaneDecoder
@@ -29,9 +30,7 @@ from training.rendering.sampling import Offsets, draw_offsets
 @pytest.fixture(autouse=True)
 def kernels() -> Iterator[None]:
     torch.manual_seed(0)
-    if not library.load():
-        pytest.skip(f"no compiled operators: {library.failure()}")
-    with library.path("cpp"):
+    with on_path("cpp"):
         yield
 
 
