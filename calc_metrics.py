@@ -26,7 +26,7 @@ from dnnlib.files import is_url, local_file, make_dir
 from dnnlib.options import Finite
 from metrics.evaluate import MetricOptions, MetricResult, check_inputs, evaluate
 from metrics.names import DETECTORS, VALID_FORMS, DetectorName, parse_metrics
-from metrics.processes import Team, run_processes
+from metrics.processes import Team
 from metrics.reals import RealImages
 from metrics.results import append_results, as_json, as_text, show_in_tensorboard
 from metrics.sampling import LARGEST_SEED, CameraDraw, GeneratorSampler
@@ -34,6 +34,7 @@ from metrics.weights import file_hash
 from open_eg3d import __version__, load_generator
 from torch_utils.devices import device_option
 from torch_utils.precision import use_full_fp32
+from torch_utils.processes import run_processes
 from training.dataset import IN_MEMORY_BYTES, ImageDataset
 from training.networks.generator import Generator
 from training.scene import CameraSummary, cameras_of
@@ -348,7 +349,7 @@ def main(
     )
     check_options(job, detector, device, procs)
     make_dir(job.outdir)
-    run_processes(procs, device.type, run_job, job)
+    run_processes(procs, device.type, run_job, job, hint="try fewer --procs or a smaller --batch")
 
 
 if __name__ == "__main__":

@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
-import os
 import re
-import signal
-import socket
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
 
 from dnnlib.console import UserError
 from dnnlib.files import is_url, make_dir
+from torch_utils.processes import run_processes
 from training.checkpoint import Checkpoint, load_checkpoint, load_weights
 from training.config import Config
 from training.interop import Weights
-from training.loop import Observer, RunOptions, StopSignals, run_training
+from training.loop import Observer, RunOptions, run_training
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 SNAPSHOT_PATTERN = "network-snapshot-*.pkl"
-JOIN_SECONDS = 0.5  # between looks at whether to pass a signal on
 
 
 class Launch:
@@ -35,10 +29,6 @@ class Launch:
 
     def __init__(self, device: str, processes: int, note: str) -> None:
         self.device, self.processes, self.note = device, processes, note
-
-    def device_of(self, process: int) -> torch.device:
-        """Device of one process."""
-        return torch.device("cuda", process) if self.device == "cuda" else torch.device(self.device)
 
 
 def choose_devices(device: DeviceName, gpus: int | None, procs: int | None) -> Launch:
@@ -187,33 +177,8 @@ def launch_training(
     Raises:
         UserError: as `run_training`.
     """
-    job = _Job(config, launch, run_dir, resume, init_from, time_limit, observers)
-    if launch.processes == 1:
-        job.run(0)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        errors = Path(folder)
-        address = f"tcp://127.0.0.1:{_free_port()}"
-        try:
-            _run_processes(launch.processes, (job, address, errors))
-        except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException) as error:
-            # Where one process met a mistake of the user, the others fail too, for lack of an answer from it.
-            messages = [path.read_text(encoding="utf-8") for path in sorted(errors.iterdir())]
-            if not messages and isinstance(error, torch.multiprocessing.ProcessRaisedException):
-                raise
-            raise UserError(messages[0] if messages else f"a training process died: {error}") from error
-
-
-def _run_processes(count: int, arguments: tuple[Any, ...]) -> None:
-    """Run `_worker` in `count` processes to their end; signals to stop are passed on to them."""
-    with StopSignals() as stop:
-        context = torch.multiprocessing.spawn(_worker, args=arguments, nprocs=count, join=False)
-        is_told = False
-        while not context.join(timeout=JOIN_SECONDS):
-            if stop.received and not is_told:
-                is_told = True
-                for process in context.pids():
-                    os.kill(process, signal.SIGTERM)
+    job = _Job(config, run_dir, resume, init_from, time_limit, observers)
+    run_processes(launch.processes, launch.device, job.run, hint="go on with --resume latest")
 
 
 class _Job:
@@ -222,52 +187,19 @@ class _Job:
     def __init__(
         self,
         config: Config,
-        launch: Launch,
         run_dir: Path,
         resume: Path | None,
         init_from: str | None,
         time_limit: float | None,
         observers: tuple[Callable[..., None], ...],
     ) -> None:
-        self.config, self.launch, self.run_dir, self.resume = config, launch, run_dir, resume
+        self.config, self.run_dir, self.resume = config, run_dir, resume
         self.init_from, self.time_limit, self.observers = init_from, time_limit, observers
 
-    def run(self, process: int) -> None:
-        device = self.launch.device_of(process)
+    def run(self, device: torch.device) -> None:
         run_training(self.config, RunOptions(self.run_dir, device, *self._load(), self.time_limit, self.observers))
 
     def _load(self) -> tuple[Checkpoint | None, Weights | None]:
         if self.resume:
             return load_checkpoint(self.resume), None
         return None, load_weights(self.init_from) if self.init_from else None
-
-
-def _worker(process: int, job: _Job, address: str, errors: Path) -> None:
-    """Entry point of one of several processes; a mistake of the user is handed to the parent as text."""
-    if job.launch.device == "cuda":
-        torch.cuda.set_device(process)
-    else:
-        torch.set_num_threads(max(torch.get_num_threads() // job.launch.processes, 1))
-    backend = "nccl" if job.launch.device == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=address, rank=process, world_size=job.launch.processes)
-    try:
-        job.run(process)
-    except UserError as error:
-        (errors / f"{process:05d}").write_text(str(error), encoding="utf-8")
-        os._exit(1)
-    dist.barrier()
-    dist.destroy_process_group()
-    # All is written and closed. Threads of the libraries below, torn down while other processes end, have been seen to abort.
-    atexit.register(_leave)
-
-
-def _leave() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

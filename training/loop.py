@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -24,6 +22,7 @@ from dnnlib.files import atomic_write
 from torch_utils.distributed import is_distributed, rank, sum_over_processes, world_size
 from torch_utils.memory import keep_freed_memory
 from torch_utils.precision import use_full_fp32
+from torch_utils.processes import StopSignals
 from training.checkpoint import Checkpoint, Weights, load_state, save_checkpoint
 from training.config import Config, to_dict
 from training.dataset import IN_MEMORY_BYTES, ImageDataset, to_float, training_batches
@@ -121,33 +120,6 @@ def initialise(trainer: Trainer, weights: Weights) -> None:
 def snapshot_name(images: int) -> str:
     """File name of the checkpoint after `images` images."""
     return f"network-snapshot-{images // 1000:06d}.pkl"
-
-
-class StopSignals:
-    """Turns SIGINT and SIGTERM into a flag that is looked at after each step."""
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: object) -> None:
-        self.received = signal.Signals(number).name
-
-    def agreed(self, device: torch.device) -> bool:
-        """Whether any process was told to stop."""
-        if not is_distributed():
-            return self.received is not None
-        return bool(sum_over_processes(torch.tensor(float(self.received is not None), device=device)) > 0)
 
 
 class RunFolder:

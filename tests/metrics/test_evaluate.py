@@ -21,11 +21,12 @@ from metrics.moments import Moments
 from metrics.names import parse_metrics
 from metrics.ppl import path_length
 from metrics.precision_recall import precision_recall
-from metrics.processes import ALONE, Team, run_processes
+from metrics.processes import ALONE, Team
 from metrics.reals import RealImages, cached_arrays
 from metrics.results import append_results, as_json
 from metrics.sampling import GeneratorSampler
 from tests.metrics.scenes import Linear, Scene, draw_camera, sampler_of, squared
+from torch_utils.processes import run_processes
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Real pictures and their cache
@@ -111,22 +112,11 @@ def flattened(value: Any) -> list[float]:
 
 def test_processes_find_together_what_one_finds_alone(tmp_path: Path):
     for count in (1, 3):
-        run_processes(count, "cpu", shared_work, tmp_path)
+        run_processes(count, "cpu", shared_work, tmp_path, hint="")
     results = {path.name: flattened(json.loads(path.read_text())) for path in tmp_path.iterdir()}
     assert len(results) == 1 + 3
     for values in results.values():
         assert values == pytest.approx(results["1-0.json"], rel=1e-10)
-
-
-def complain(_: torch.device) -> None:
-    if Team.of_group(torch.device("cpu")).rank == 1:
-        raise UserError("the second process does not like its data")
-    Team.of_group(torch.device("cpu")).sum(torch.zeros(1))
-
-
-def test_a_mistake_met_in_any_process_is_told():
-    with pytest.raises(UserError, match="the second process does not like"):
-        run_processes(2, "cpu", complain)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -18,10 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dnnlib.console import UserError
 from tests.tiny import differing, tiny_config, write_dataset
+from torch_utils.processes import StopSignals
 from training import loop
 from training.checkpoint import load_checkpoint, load_weights
 from training.config import Config, from_dict, to_dict
-from training.loop import RunFolder, RunOptions, SnapshotState, StopSignals, initialise, keep_lines_until, run_training, snapshot_name
+from training.loop import RunFolder, RunOptions, SnapshotState, initialise, keep_lines_until, run_training, snapshot_name
 from training.scene import CameraSummary
 from training.trainer import Trainer
 
