@@ -56,17 +56,27 @@ def save_png(path: str | os.PathLike[str], picture: Pictures) -> None:
         Image.fromarray(picture).save(file, format="PNG")
 
 
-def shade_depth(depth: Tensor, opacity: Tensor) -> Pictures:
-    """Grey pictures (K, H, W, 3) of depths (K, 1, H, W), world units, and opacities (K, 1, H, W) in [0, 1].
-
-    The scale runs over the depths of the opaque pixels of all K views.
-    """
-    depth, opacity = depth.detach().float().cpu(), opacity.detach().float().cpu()
+def depth_limits(depth: Tensor, opacity: Tensor) -> tuple[float, float] | None:
+    """Nearest and farthest depth of the opaque pixels, less `OUTLIERS`; none where there is no such pixel. Any shape."""
     solid = (opacity > OPAQUE) & depth.isfinite()
     if not solid.any():
-        return to_uint8(torch.full_like(depth, -1).expand(-1, 3, -1, -1))
+        return None
     near, far = np.percentile(depth[solid].numpy(), (OUTLIERS, 100 - OUTLIERS))
+    return float(near), float(far)
+
+
+def shade_depth(depth: Tensor, opacity: Tensor, limits: tuple[float, float] | None = None) -> Pictures:
+    """Grey pictures (K, H, W, 3) of depths (K, 1, H, W), world units, and opacities (K, 1, H, W) in [0, 1].
+
+    The scale runs over `limits`, by default over the depths of the opaque pixels of all K views.
+    """
+    depth, opacity = depth.detach().float().cpu(), opacity.detach().float().cpu()
+    limits = limits or depth_limits(depth, opacity)
+    if limits is None:
+        return to_uint8(torch.full_like(depth, -1).expand(-1, 3, -1, -1))
+    near, far = limits
     closeness = ((far - depth) / max(far - near, 1e-6)).clamp(0, 1)
+    solid = (opacity > OPAQUE) & depth.isfinite()
     grey = torch.where(solid, FARTHEST_GREY + (1 - FARTHEST_GREY) * closeness, 0.0)
     return to_uint8((grey * 2 - 1).expand(-1, 3, -1, -1))
 
