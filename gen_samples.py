@@ -12,7 +12,8 @@ import torch
 from dnnlib.console import progress, run_cli
 from dnnlib.files import make_dir
 from dnnlib.options import Commas, Finite, Seeds, finite
-from media.shapes import FORMATS, save_shape
+from media.mesh_files import TEXTURE_FORMATS
+from media.shapes import FORMATS, TEXTURED_FACES, save_shape
 from media.strips import ROWS, camera_grid, save_png, seed_latent, strip_picture, yaw_strip
 from open_eg3d import load_generator
 from torch_utils.devices import device_option
@@ -51,6 +52,10 @@ def row_name(text: str) -> str:
 @click.option("--shape-res", type=click.IntRange(8, 4096), default=256, show_default=True, help="Cells along a side of the shape's grid.")
 @click.option("--shape-level", type=Finite(), help="Raw density at the surface.  [default: the visible surface's]")
 @click.option(
+    "--shape-faces", type=click.IntRange(4), help=f"Reduce meshes to so many triangles.  [default: all; textured {TEXTURED_FACES}]"
+)
+@click.option("--texture", type=click.IntRange(16, 8192), help="Bake colours into a texture of so many pixels a side (glb, obj).")
+@click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16"]),
     default="fp32",
@@ -72,6 +77,8 @@ def main(
     shapes: str,
     shape_res: int,
     shape_level: float | None,
+    shape_faces: int | None,
+    texture: int | None,
     precision: str,
     images: bool,
     device: torch.device,
@@ -79,6 +86,8 @@ def main(
     """Write a picture strip (views side by side) and, if asked, a shape for each seed. The same seed gives the same files."""
     if not images and shapes == "none":
         raise click.UsageError("--no-images without --shapes leaves nothing to do")
+    if texture and shapes not in TEXTURE_FORMATS:
+        raise click.UsageError(f"--texture needs --shapes {' or '.join(TEXTURE_FORMATS)}; other files hold no texture")
     make_dir(outdir)
     use_full_fp32()
     generator = load_generator(network).to(device)
@@ -101,7 +110,7 @@ def main(
                 path = outdir / f"seed{seed:04d}.{shapes}"
                 with torch.no_grad():
                     planes = generator.planes(ws)
-                save_shape(path, generator, planes, camera_grid(cameras), shape_res, shape_level)
+                save_shape(path, generator, planes, camera_grid(cameras), shape_res, shape_level, texture, shape_faces)
                 bar.write(str(path), file=sys.stdout)
 
 

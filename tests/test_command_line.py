@@ -9,6 +9,7 @@ import pytest
 
 import dataset_tool
 import gen_samples
+import gen_videos
 import train
 from tests.tiny import call, finish, start
 
@@ -18,14 +19,23 @@ TRAIN = """
 --precision --procs --resume --seed --set --sizes --snap --target --tick --workers
 """
 GEN_SAMPLES = """
---device --help --images --network --nrr --no-images --outdir --pitch --precision --rows --seeds --shape-level --shape-res --shapes --trunc
---trunc-cutoff --views
+--device --help --images --network --nrr --no-images --outdir --pitch --precision --rows --seeds --shape-faces --shape-level --shape-res
+--shapes --texture --trunc --trunc-cutoff --views
+"""
+GEN_VIDEOS = """
+--camera --device --formats --fps --frames --grid --help --interpolate --network --nrr --outdir --pitch --pitch-swing --precision
+--ray-samples --seeds --show --size --trunc --trunc-cutoff --yaw-swing
 """
 HEADS = "--background --count --depth --dest --help --overwrite --resolution --seed --views-per-identity --workers"
-COMMANDS = [(train.main, (), TRAIN), (gen_samples.main, (), GEN_SAMPLES), (dataset_tool.main, ("heads",), HEADS)]
+COMMANDS = [
+    (train.main, (), TRAIN),
+    (gen_samples.main, (), GEN_SAMPLES),
+    (gen_videos.main, (), GEN_VIDEOS),
+    (dataset_tool.main, ("heads",), HEADS),
+]
 
 
-@pytest.mark.parametrize(("command", "path", "expected"), COMMANDS, ids=["train", "gen_samples", "heads"])
+@pytest.mark.parametrize(("command", "path", "expected"), COMMANDS, ids=["train", "gen_samples", "gen_videos", "heads"])
 def test_option_names(command: click.Command, path: tuple[str, ...], expected: str) -> None:
     ended = call(command, *path, "--help").assert_done()
     names = re.findall(r"(?<![\w-])--[a-z][a-z-]*", options_of(ended.out))
@@ -79,7 +89,7 @@ def test_shapes_of_gen_samples() -> None:
     assert set(option.type.choices) == {"none", "ply", "obj", "glb", "mrc"}
 
 
-@pytest.mark.parametrize("script", ["train.py", "gen_samples.py", "dataset_tool.py"])
+@pytest.mark.parametrize("script", ["train.py", "gen_samples.py", "gen_videos.py", "dataset_tool.py"])
 def test_help_of_every_script(script: str) -> None:
     ended = finish(start(script, "--help")).assert_done()
     assert ended.out.startswith("Usage: ")

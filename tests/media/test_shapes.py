@@ -12,10 +12,11 @@ import pytest
 import torch
 import trimesh
 from scipy import integrate, optimize
+from skimage.measure import marching_cubes
 from torch import Tensor
 
 from dnnlib.console import UserError
-from media import shapes
+from media import density, region, shapes
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.config import RenderingConfig
 
@@ -104,7 +105,7 @@ def test_box_side_scales_the_world():
 
 
 def test_vertex_colours_are_the_models_at_the_vertices():
-    mesh = extract(ball())
+    mesh = extract(ball(steepness=1e6))
     expected = np.rint((mesh.vertices + 0.5) * 255)
     assert np.abs(colors(mesh)[:, :3] - expected).max() <= 1
     assert (colors(mesh)[:, 3] == 255).all()
@@ -136,7 +137,7 @@ def test_the_mesh_does_not_depend_on_the_slabs_thickness(layers: int):
 def test_the_mesh_is_that_of_the_whole_grid():
     centres = (np.arange(-1, 41) + 0.5) / 40 - 0.5
     grid = torch.tensor(np.stack(np.meshgrid(centres, centres, centres, indexing="ij"), axis=-1), dtype=torch.float32)
-    vertices, faces, _, _ = shapes.marching_cubes(bumpy(grid).numpy(), 10.0)
+    vertices, faces, _, _ = marching_cubes(bumpy(grid).numpy(), 10.0)
     reference = trimesh.Trimesh(vertices / 40 + centres[0], faces)
     mesh = extract(bumpy, 40, slab_samples=5 * 42**2)
     assert mesh.volume == pytest.approx(abs(reference.volume), rel=1e-5)
@@ -146,11 +147,12 @@ def test_the_mesh_is_that_of_the_whole_grid():
 
 @pytest.mark.parametrize("resolution", [16, 48, 80])
 def test_no_more_points_or_layers_at_once_than_allowed(resolution: int, monkeypatch):
-    monkeypatch.setattr(shapes, "CHUNK_POINTS", 1000)
+    for module in (density, region):
+        monkeypatch.setattr(module, "CHUNK_POINTS", 1000)
     scene = Scene(ball())
-    grid = shapes.density_grid(scene, PLANES, EVERYWHERE, resolution, 10.0)
+    grid = density.density_grid(scene, PLANES, EVERYWHERE, resolution, 10.0)
     samples = 3 * 82**2
-    slabs = list(shapes.density_slabs(grid, padding=1, slab_samples=samples))
+    slabs = list(density.density_slabs(grid, padding=1, slab_samples=samples))
     assert max(scene.asked) <= 1000
     assert max(slab.size for _, slab in slabs) <= samples
     covered = [first + layer for first, slab in slabs for layer in range(len(slab))]
@@ -212,13 +214,13 @@ def test_an_object_that_leaves_the_box_ends_flat():
 
 
 def test_margin_is_the_distance_to_the_border_of_a_frustum():
-    region = shapes.seen_region(
+    seen = region.seen_region(
         Scene(ball(), ray_start=2.3, ray_end=3.0), PLANES, pack_label(orbit_pose(0.0, 0.0, ORBIT), pinhole_intrinsics(4.0))[None]
     )
     points = torch.tensor([[0.0, 0.0, 0.0], [0.3, 0.0, 0.0], [0.0, -0.4, 0.0], [0.0, 0.0, 0.35], [0.0, 0.0, -0.35]])
     half_width = ORBIT / 4 / 2
     expected = [0.3, half_width - 0.3, half_width - 0.4, ORBIT - 0.35 - 2.3, 3.0 - ORBIT - 0.35]
-    np.testing.assert_allclose(region.margin(points), expected, atol=0.01)
+    np.testing.assert_allclose(seen.margin(points), expected, atol=0.01)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -233,7 +235,7 @@ def test_level_is_the_density_where_half_of_the_light_is_left(steepness: float):
     depth = optimize.brentq(lambda reach: optical_depth(reach) - math.log(2), -0.1, 0.1)
     scene = Scene(ball(0.3, (0.0, 0.0, 0.0), steepness))
     far_away = pack_label(orbit_pose(0.0, 0.0, 50.0), pinhole_intrinsics(1000.0))[None]  # a thin beam through the centre
-    level = shapes.surface_level(scene, PLANES, shapes.seen_region(scene, PLANES, far_away))
+    level = region.surface_level(scene, PLANES, region.seen_region(scene, PLANES, far_away))
     assert level == pytest.approx(10 + steepness * depth, abs=0.02 * steepness**0.5)
 
 
@@ -251,7 +253,7 @@ def test_level_of_a_step_lies_inside_the_step():
 @pytest.mark.parametrize(("inside", "expected"), [(-2.0, -6.0), (0.5, -4.75)])
 def test_level_of_a_fog_is_the_middle_of_its_densities(inside: float, expected: float):
     scene = Scene(lambda p: torch.where(p.norm(dim=-1) < 0.3, inside, -10.0))
-    assert shapes.surface_level(scene, PLANES, shapes.seen_region(scene, PLANES, EVERYWHERE)) == pytest.approx(expected)
+    assert region.surface_level(scene, PLANES, region.seen_region(scene, PLANES, EVERYWHERE)) == pytest.approx(expected)
 
 
 def test_no_surface_is_one_line_with_the_range():
@@ -279,21 +281,21 @@ def to_linear(srgb: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("kind", shapes.MESH_FORMATS)
 def test_mesh_files_hold_shape_and_colours_and_are_the_same_twice(tmp_path, kind: str):
     for name in ("a", "b"):
-        shapes.save_shape(tmp_path / f"{name}.{kind}", Scene(ball()), PLANES, EVERYWHERE, 32, 10.0)
+        shapes.save_shape(tmp_path / f"{name}.{kind}", Scene(ball(steepness=1e5)), PLANES, EVERYWHERE, 32, 10.0)
     assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"a.{kind}", f"b.{kind}"]
-    mesh = trimesh.load_mesh(tmp_path / f"a.{kind}", process=False)
+    mesh = trimesh.load_mesh(tmp_path / f"a.{kind}", process=False, **{"skip_materials": True} if kind == "glb" else {})
     np.testing.assert_allclose(radii(mesh), RADIUS, atol=2e-3)
     assert mesh.is_watertight
     assert mesh.volume > 0
     expected = mesh.vertices + 0.5
     expected = to_linear(expected) if kind == "glb" else expected
-    assert np.abs(colors(mesh)[:, :3] - expected * 255).max() <= 2
+    assert np.abs(colors(mesh)[:, :3] - expected * 255).max() <= (3 if kind == "glb" else 2)  # trimesh cuts off a GLB's decimals
 
 
 @pytest.mark.parametrize("slab_samples", [500, 10**6])
 def test_mrc_volume_holds_the_density_at_its_places(tmp_path, slab_samples: int, monkeypatch):
-    monkeypatch.setattr(shapes.density_slabs, "__defaults__", (0, slab_samples))
+    monkeypatch.setattr(density.density_slabs, "__defaults__", (0, slab_samples))
     shapes.save_shape(tmp_path / "x.mrc", Scene(ball()), PLANES, EVERYWHERE, 20, 10.0)
     assert mrcfile.validate(tmp_path / "x.mrc")
     with mrcfile.open(tmp_path / "x.mrc") as volume:
