@@ -106,6 +106,8 @@ def plan_cells(request: Request) -> list[tuple[str, list[list[int]]]]:
     cells = columns_rows[0] * columns_rows[1]
     if request.grid and (len(seeds) % cells or (len(seeds) != cells and not request.interpolate)):
         raise click.BadParameter(f"{len(seeds)} seeds do not fill a grid of {cells}; change --seeds or the grid", param_hint="'--grid'")
+    if request.interpolate and len(seeds) < 2 * cells:
+        raise click.BadParameter("an interpolation needs at least two seeds in each cell", param_hint="'--seeds'")
     if request.interpolate:
         per_cell = len(seeds) // cells
         return [("interpolation", [seeds[start : start + per_cell] for start in range(0, len(seeds), per_cell)])]

@@ -143,6 +143,15 @@ def load_weights(path_or_url: str | os.PathLike[str]) -> Weights:
     return Weights(checkpoint.config.model, checkpoint.G, checkpoint.D, checkpoint.G_ema, checkpoint.cameras, "ours")
 
 
+def is_released(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a pickle, as released snapshots are, and not a checkpoint of ours.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    return _file_kind(Path(path)) == "pickle"
+
+
 def _file_kind(path: Path) -> str:
     """`zip`, `pickle` or `other`, by the first bytes."""
     if path.is_dir():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from dnnlib.console import UserError
 from media.mesh_files import glb_bytes, save_mesh
 from media.shapes import extract_mesh
 from tests.media.test_shapes import EVERYWHERE, PLANES, RADIUS, Scene, ball, radii
-from tests.tiny import ROOT
 
 VALIDATE = """
 const validator = require('gltf-validator');
@@ -31,12 +31,12 @@ validator.validateBytes(new Uint8Array(require('fs').readFileSync(process.argv[1
 @cache
 def validator_folder() -> Path:
     """Where `make` installs the validator."""
-    return ROOT / ".venv" / "gltf-validator" / "node_modules"
+    return Path(sys.prefix) / "gltf-validator" / "node_modules"
 
 
 def validate(path: Path) -> dict[str, Any]:
     """Report of Khronos' glTF validator on a file."""
-    node = ROOT / ".venv" / "bin" / "node"
+    node = Path(sys.prefix) / "bin" / "node"
     done = subprocess.run(
         [node, "-e", VALIDATE, path], env={"NODE_PATH": str(validator_folder())}, capture_output=True, text=True, check=False, timeout=120
     )
