@@ -9,7 +9,11 @@ from typing import NoReturn, TypeVar
 import click
 from tqdm import tqdm
 
+from dnnlib.interrupts import raise_on_interrupt
+
 T = TypeVar("T")
+
+LONGEST_LINE = 2000  # characters of an error message
 
 
 class UserError(Exception):
@@ -22,8 +26,12 @@ def progress(items: Iterable[T], description: str, *, total: int | None = None, 
 
 
 def fail(message: str, status: int) -> NoReturn:
-    """Print one line on stderr and exit with `status`."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    """Print one line on stderr and exit with `status`. What a file brings into the message cannot steer the terminal or fill it."""
+    line = " ".join(message.split())
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
+    printable = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+    print("error: " + printable, file=sys.stderr)
     sys.exit(status)
 
 
@@ -32,6 +40,7 @@ def run_cli(command: click.Command) -> NoReturn:
 
     Exit status: 0 success, 2 a wrong option, 1 a wrong file or any other `UserError`, 130 Ctrl-C.
     """
+    raise_on_interrupt()
     try:
         status = command.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
