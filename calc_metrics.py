@@ -9,6 +9,7 @@ quit_on_interrupt(__name__)  # the imports below take seconds
 import dataclasses
 import datetime
 import functools
+import hashlib
 import io
 import math
 import re
@@ -42,6 +43,7 @@ from torch_utils.processes import run_processes
 from training.dataset import IN_MEMORY_BYTES, ImageDataset
 from training.networks.generator import Generator
 from training.scene import CameraSummary, cameras_of
+from training.weights_folder import FILES as WEIGHTS_FILES
 
 ON_URL_OUTDIR = Path("out")
 DEPTH_ERRORS = (OSError, KeyError, ValueError, SyntaxError, zipfile.BadZipFile)
@@ -178,10 +180,18 @@ def run_job(device: torch.device, job: Job) -> None:
         sizes = f"{dataset.resolution} pixels, {job.network} makes {generator.config.resolution}"
         raise UserError(f"data {dataset.path} has pictures of {sizes}; resize the data, or take the network made for it")
     sampler = make_sampler(job, generator, dataset.labels if dataset is not None else None, device)
-    sampler.details |= {"network_sha256": file_hash(path), "open_eg3d": __version__}
+    sampler.details |= {"network_sha256": network_hash(path), "open_eg3d": __version__}
     results = evaluate(job.metrics, sampler, reals, options)
     if team.rank == 0:
         report(job, results)
+
+
+def network_hash(path: Path) -> str:
+    """SHA-256 of a file; of a folder of weights, that of its files' hashes, one after the other."""
+    if path.is_file():
+        return file_hash(path)
+    hashes = [file_hash(path / name) for name in WEIGHTS_FILES if (path / name).exists()]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def make_sampler(job: Job, generator: Generator, labels: Tensor | None, device: torch.device) -> GeneratorSampler:
@@ -290,7 +300,7 @@ def default_outdir(network: str) -> Path:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--network", required=True, metavar="FILE|URL", help="Checkpoint, ours or released.")
+@click.option("--network", required=True, metavar="FILE|DIR|URL", help="Checkpoint, ours or released, or a folder of weights.")
 @click.option("--data", metavar="ZIP|DIR|URL", help="Real pictures with cameras, at the model's resolution.")
 @click.option("--metrics", "names", type=Metrics(), required=True, metavar="A,B,...", help=f"What to compute: {VALID_FORMS}.")
 @click.option("--detector", type=click.Choice(DETECTORS), default="inception", show_default=True, help="Network of fid, kid, pr, is.")

@@ -1,4 +1,4 @@
-"""The generator of a checkpoint, and nothing else: python export.py --network run/network-snapshot-000200.pkl --dest heads.pkl."""
+"""The generator of a file in another form: python export.py --network run/network-snapshot-000200.pkl --dest heads.pkl."""
 
 from __future__ import annotations
 
@@ -8,39 +8,147 @@ quit_on_interrupt(__name__)  # the imports below take seconds
 
 import copy
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import local_file
-from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.checkpoint import Checkpoint, build_generator, load_checkpoint, load_weights, save_checkpoint
+from training.config import Config
+from training.interop import Weights
+from training.onnx_graphs import write_image_graph, write_planes_graph
+from training.weights_folder import FILES, write_weights_folder
 
 
-def inference_checkpoint(checkpoint: Checkpoint) -> Checkpoint:
-    """What making pictures needs: averaged weights, settings, cameras, progress. The name of the data stays, its folder does not.
+@dataclass(frozen=True)
+class Job:
+    """What is to be exported, and where to."""
+
+    source: Path
+    weights: Weights
+    dest: Path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writers: each takes a job and returns the files it has written
+
+
+def write_checkpoint(job: Job) -> list[Path]:
+    """Our checkpoint without what only training needs."""
+    save_checkpoint(job.dest, inference_checkpoint(job))
+    return [job.dest]
+
+
+def write_safetensors(job: Job) -> list[Path]:
+    """A folder of safetensors and config.json."""
+    write_weights_folder(job.dest, job.weights)
+    return [path for path in targets_safetensors(job.dest) if path.exists()]
+
+
+def write_onnx(job: Job) -> list[Path]:
+    """Two graphs: latent to planes, planes to pictures."""
+    generator = build_generator(job.weights)
+    planes, image = targets_onnx(job.dest)
+    write_planes_graph(planes, generator)
+    write_image_graph(image, generator)
+    return [planes, image]
+
+
+def targets_safetensors(dest: Path) -> list[Path]:
+    """Files that `write_safetensors` may write."""
+    return [dest / name for name in FILES]
+
+
+def targets_onnx(dest: Path) -> list[Path]:
+    """NAME.onnx stands for two files beside each other, another name for a folder."""
+    stem = f"{dest.stem}." if dest.suffix == ".onnx" else ""
+    folder = dest.parent if stem else dest
+    return [folder / f"{stem}planes.onnx", folder / f"{stem}image.onnx"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file: its writer, and the files that a --dest stands for."""
+
+    write: Callable[[Job], list[Path]]
+    targets: Callable[[Path], list[Path]]
+
+
+FORMATS = {
+    "checkpoint": Format(write_checkpoint, lambda dest: [dest]),
+    "safetensors": Format(write_safetensors, targets_safetensors),
+    "onnx": Format(write_onnx, targets_onnx),
+}
+SUFFIXES = {"": "safetensors", ".onnx": "onnx"}  # any other is a checkpoint
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What they write
+
+
+def inference_checkpoint(job: Job) -> Checkpoint:
+    """What making pictures needs: averaged weights, settings, cameras, progress. The name of the data stays, its folder does not."""
+    weights = job.weights
+    if weights.source == "ours" and job.source.is_file():
+        run = load_checkpoint(job.source)
+        config, progress = copy.deepcopy(run.config), run.progress
+        config.data.path = Path(config.data.path).name
+    else:
+        config, progress = Config(model=weights.config), {}
+    return Checkpoint(config, progress=progress, G_ema=weights.G_ema, cameras=weights.cameras)
+
+
+def load_averaged(source: Path) -> Weights:
+    """Weights of any file that this program reads, the averaged generator alone.
 
     Raises:
         UserError: if there are no averaged weights.
     """
-    if checkpoint.G_ema is None:
-        raise UserError("the checkpoint has no averaged generator weights (G_ema); export one that training has written")
-    config = copy.deepcopy(checkpoint.config)
-    config.data.path = Path(config.data.path).name
-    return Checkpoint(config, progress=checkpoint.progress, G_ema=checkpoint.G_ema, cameras=checkpoint.cameras)
+    weights = load_weights(source)
+    if weights.G_ema is None:
+        raise UserError(f"{source} has no averaged generator weights (G_ema); export a file that training has written")
+    return Weights(weights.config, None, None, weights.G_ema, weights.cameras, weights.source)
+
+
+def choose_format(dest: Path, named: str | None) -> str:
+    """--format, else what the ending of --dest says; a folder is one of safetensors."""
+    return named or SUFFIXES.get("" if dest.is_dir() else dest.suffix.lower(), "checkpoint")
+
+
+def check_dest(source: Path, dest: Path, kind: Format, overwrite: bool) -> None:
+    """Raise a UserError unless all files to write are new, or may be replaced and are not the source's."""
+    targets = kind.targets(dest)
+    if targets == [dest] and dest.is_dir():
+        raise UserError(f"{dest} is a folder; name a file, or choose another --format")
+    if targets != [dest] and dest.is_file():
+        raise UserError(f"{dest} exists already and is a file; choose another --dest")
+    sources = [source / name for name in FILES] if source.is_dir() else [source]
+    for target in targets:
+        is_source = any(target.exists() and path.exists() and os.path.samefile(path, target) for path in sources)
+        if target.exists() and (not overwrite or is_source):
+            raise UserError(f"{target} exists already; choose another --dest, or --overwrite a file other than the source")
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--network", required=True, metavar="FILE|URL", help="Checkpoint that training has written.")
-@click.option("--dest", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
-@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
-def main(network: str, dest: Path, overwrite: bool) -> None:
-    """Write the generator without what only training needs: a tenth of the size. Every program here reads the file."""
+@click.option("--network", required=True, metavar="FILE|DIR|URL", help="Checkpoint, ours or released, or a folder written by this program.")
+@click.option("--dest", required=True, type=click.Path(path_type=Path), metavar="FILE|DIR", help="File or folder to write.")
+@click.option(
+    "--format",
+    "named",
+    type=click.Choice(list(FORMATS)),
+    help="What to write.  [default: NAME.onnx two ONNX graphs, a name without ending a folder of safetensors, else a checkpoint]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace existing files.")
+def main(network: str, dest: Path, named: str | None, overwrite: bool) -> None:
+    """Write the generator alone: as a checkpoint a tenth of the size, as safetensors, or as ONNX graphs for other programs."""
     source = local_file(network)
-    if dest.exists() and (not overwrite or os.path.samefile(source, dest)):
-        raise UserError(f"{dest} exists already; choose another --dest, or --overwrite a file other than the source")
-    save_checkpoint(dest, inference_checkpoint(load_checkpoint(source)))
-    click.echo(f"Wrote {dest}, {dest.stat().st_size / 1e6:.1f} MB")
+    kind = FORMATS[choose_format(dest, named)]
+    check_dest(source, dest, kind, overwrite)
+    for path in kind.write(Job(source, load_averaged(source), dest)):
+        click.echo(f"Wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def row_name(text: str) -> str:
 
 
 @click.command()
-@click.option("--network", required=True, metavar="FILE|URL", help="Checkpoint, ours or released.")
+@click.option("--network", required=True, metavar="FILE|DIR|URL", help="Checkpoint, ours or released, or folder of weights.")
 @click.option("--seeds", type=Seeds(), default="0-7", show_default=True, help="Which latents: 0-10 or 1,5,7-9.")
 @click.option("--outdir", type=click.Path(path_type=Path), default="out", show_default=True, help="Folder for the files.")
 @click.option("--trunc", type=Finite(), default=1.0, show_default=True, help="Truncation psi: 1 none, 0 the average.")

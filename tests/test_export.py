@@ -1,15 +1,23 @@
-"""export.py: the same pictures from a smaller file."""
+"""export.py: the same pictures from a smaller file, from a folder, from ONNX graphs."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 
+import calc_metrics
 import export
+import gen_samples
+import train
 from open_eg3d import load_discriminator, load_generator
-from tests.tiny import call, finish, orbit_labels, start, tiny_config
+from tests.released_layout import Layout, write_snapshot
+from tests.tiny import TINY_OPTIONS, call, differing, finish, kimg, orbit_labels, start, tiny_config, write_dataset
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.trainer import Trainer
 
@@ -53,3 +61,71 @@ def test_nothing_is_overwritten_unasked(network: Path, tmp_path: Path) -> None:
     call(export.main, "--network", str(network), "--dest", str(dest), "--overwrite").assert_done()
     with pytest.raises(Exception, match="discriminator"):
         load_discriminator(dest)
+
+
+def test_every_command_line_takes_a_folder(network: Path, tmp_path: Path) -> None:
+    """From checkpoint to folder, from folder to checkpoint, and into the programs that load networks."""
+    folder, back = tmp_path / "folder", tmp_path / "back.pkl"
+    ended = finish(start("export.py", "--network", network, "--dest", folder)).assert_done()
+    assert str(folder / "model.safetensors") in ended.out
+    call(export.main, "--network", folder, "--dest", back).assert_done()
+    pictures = []
+    for path in (network, folder, back):
+        assert differing(dict(load_generator(network).state_dict()), dict(load_generator(path).state_dict())) == []
+        options = ("--seeds", "3", "--views", "0", "--outdir", tmp_path / "pictures")
+        call(gen_samples.main, "--network", path, *options).assert_done()
+        pictures.append((tmp_path / "pictures" / "seed0003.png").read_bytes())
+    assert pictures[0] == pictures[1] == pictures[2]
+    data = write_dataset(tmp_path / "data.zip")
+    call(train.main, "--data", data, *TINY_OPTIONS, "--kimg", kimg(1), "--init-from", folder, "--dry-run").assert_done()
+    ended = call(calc_metrics.main, "--network", folder, "--metrics", "consistency2", "--json").assert_done()
+    assert re.search(r'"network_sha256": "[0-9a-f]{64}"', ended.out)
+
+
+def test_formats_follow_the_name_or_the_option(tmp_path: Path) -> None:
+    (tmp_path / "run.1").mkdir()
+    names = {"a.pkl": "checkpoint", "a.pt": "checkpoint", "a": "safetensors", "run.1": "safetensors", "a.onnx": "onnx", "A.ONNX": "onnx"}
+    for name, chosen in names.items():
+        assert export.choose_format(tmp_path / name, None) == chosen
+    assert export.choose_format(tmp_path / "a.pkl", "onnx") == "onnx"
+    assert [path.name for path in export.targets_onnx(Path("x/heads.onnx"))] == ["heads.planes.onnx", "heads.image.onnx"]
+    assert export.targets_onnx(Path("x/heads")) == [Path("x/heads/planes.onnx"), Path("x/heads/image.onnx")]
+
+
+def test_released_snapshots_export_too(tmp_path: Path) -> None:
+    layout = Layout(plane_channels=4, neural_rendering_resolution=16, rendering={"depth_resolution": 6, "depth_resolution_importance": 6})
+    source = write_snapshot(tmp_path / "released.pkl", layout)
+    expected = load_generator(source)
+    for name in ("ours.pkl", "folder"):
+        call(export.main, "--network", str(source), "--dest", str(tmp_path / name)).assert_done()
+        found = load_generator(tmp_path / name)
+        assert differing(dict(expected.state_dict()), dict(found.state_dict())) == []
+        assert (found.config, found.cameras) == (expected.config, expected.cameras)
+
+
+def test_onnx_files(network: Path, tmp_path: Path) -> None:
+    ended = call(export.main, "--network", network, "--dest", tmp_path / "heads.onnx").assert_done()
+    assert ended.lines == []
+    assert [line.split()[1].rsplit("/", 1)[1] for line in ended.out.splitlines()] == ["heads.planes.onnx,", "heads.image.onnx,"]
+    generator, c = load_generator(network), orbit_labels(1)
+    z = torch.randn(1, generator.z_dim)
+    values: dict[str, Any] = {"z": z.numpy(), "c": c.numpy(), "truncation_psi": np.ones((), dtype=np.float32)}
+    for part, names in (("planes", ("planes", "ws")), ("image", ("image", "image_raw", "image_depth"))):
+        session = onnxruntime.InferenceSession(str(tmp_path / f"heads.{part}.onnx"), providers=["CPUExecutionProvider"])
+        wanted = [item.name for item in session.get_inputs()]
+        values |= dict(zip(names, session.run(list(names), {name: values[name] for name in wanted}), strict=True))
+    expected = generator(z, c)
+    np.testing.assert_allclose(values["image"], expected.image.numpy(), atol=2e-5 * float(expected.image.abs().max()), rtol=0)
+
+
+def test_folders_and_files_are_not_mixed_up(network: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    call(export.main, "--network", str(network), "--dest", str(tmp_path / "file")).assert_refused(1, "is a file")
+    refused = call(export.main, "--network", str(network), "--dest", str(tmp_path), "--format", "checkpoint")
+    refused.assert_refused(1, "is a folder")
+    call(export.main, "--network", str(network), "--dest", str(tmp_path / "folder")).assert_done()
+    call(export.main, "--network", str(network), "--dest", str(tmp_path / "folder")).assert_refused(1, "config.json exists already")
+    call(export.main, "--network", str(network), "--dest", str(tmp_path / "folder"), "--overwrite").assert_done()
+    onto_itself = ("--network", str(tmp_path / "folder"), "--dest", str(tmp_path / "folder"), "--overwrite")
+    call(export.main, *onto_itself).assert_refused(1, "other than the source")
+    assert (tmp_path / "file").read_bytes() == b"mine"

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -21,18 +19,21 @@ from torch import Tensor, nn
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, local_file
 from training.config import Config, ModelConfig, from_dict, to_dict
+from training.file_checks import check_model, is_plain
 from training.interop import Weights, read_released_snapshot
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
+from training.torch_archive import read_torch_archive
+from training.weights_folder import is_weights_folder, read_weights_folder
 
-Network = TypeVar("Network", Generator, Discriminator)
+Network = TypeVar("Network", bound=nn.Module)
+AnyGenerator = TypeVar("AnyGenerator", bound=Generator)
 
 FORMAT_NAME = "open-eg3d checkpoint"
 FORMAT_VERSION = 1
 ZIP_MAGIC = b"PK\x03\x04"
 PICKLE_MAGIC = b"\x80"
 NAMES_SHOWN = 4
-MAX_DEPTH = 20
 BUILT_IN_BUFFER = "resample_filter"  # fixed by the architecture; released files also keep copies that nothing uses
 
 
@@ -96,12 +97,12 @@ class _ErrorRecorder:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """`value` with its tensors detached, on the CPU and without the unused rest of a shared storage."""
+    """`value` with its tensors detached, on the CPU and with memory of their own, one place a number."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Tensor):
         tensor = value.detach().cpu()
-        return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size() else tensor
+        return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size() else tensor
     if isinstance(value, dict) and all(type(key) in (str, int) for key in value):
         return {key: _plain(item, f"{where}.{key}") for key, item in value.items()}
     if type(value) in (list, tuple):
@@ -127,18 +128,24 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         )
     if kind == "other":
         raise UserError(f"{path} is not a checkpoint: it is neither a file of this program nor a released snapshot")
-    return _parse(_load_zip(path), path)
+    return _parse(read_torch_archive(path), path)
 
 
 def load_weights(path_or_url: str | os.PathLike[str]) -> Weights:
-    """Networks from a checkpoint of ours or a released snapshot, told apart by their first bytes. Runs nothing in either.
+    """Networks from a checkpoint of ours, a folder of weights or a released snapshot. Runs nothing in any of them.
+
+    Files are told apart by their first bytes.
 
     Raises:
-        UserError: as `load_checkpoint` and `read_released_snapshot`; also if a download fails.
+        UserError: as `load_checkpoint`, `read_weights_folder` and `read_released_snapshot`; also if a download fails.
     """
     path = local_file(path_or_url)
+    if is_weights_folder(path):
+        return read_weights_folder(path)
     if _file_kind(path) == "pickle":
-        return read_released_snapshot(path)
+        weights = read_released_snapshot(path)
+        check_model(weights.config, str(path))
+        return weights
     checkpoint = load_checkpoint(path)
     return Weights(checkpoint.config.model, checkpoint.G, checkpoint.D, checkpoint.G_ema, checkpoint.cameras, "ours")
 
@@ -156,6 +163,8 @@ def _file_kind(path: Path) -> str:
     """`zip`, `pickle` or `other`, by the first bytes."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a checkpoint file in it")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a device or a pipe, not a file; copy the checkpoint to a file")
     try:
         with open(path, "rb") as file:
             start = file.read(len(ZIP_MAGIC))
@@ -166,34 +175,17 @@ def _file_kind(path: Path) -> str:
     return "zip" if start == ZIP_MAGIC else "pickle" if start.startswith(PICKLE_MAGIC) else "other"
 
 
-def _load_zip(path: Path) -> Any:
-    """Content of a file that `torch.save` wrote, after a check of the archive's sizes and checksums."""
-    damaged = f"{path} is damaged or cut off; take an earlier checkpoint or fetch the file again"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-            if not any(record.filename.rpartition("/")[2] == "data.pkl" for record in records):
-                raise UserError(f"{path} is a zip archive of another program, not a checkpoint")
-            if any(record.compress_type != zipfile.ZIP_STORED for record in records) or archive.testzip() is not None:
-                raise UserError(damaged)
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
-        raise UserError(damaged) from error
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # hostile bytes can fail in any way; the person sees one line whichever it is
-        reason = "it holds more than tensors and plain values, and nothing in it was run"
-        raise UserError(f"{path} is not a checkpoint of this program: {reason}") from error
-
-
 def _parse(content: Any, path: Path) -> Checkpoint:
     """`Checkpoint` from the loaded dict."""
     mark = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(mark, dict) or mark.get("name") != FORMAT_NAME or type(mark.get("version")) is not int:
+    if not isinstance(mark, dict) or not is_plain(mark) or mark.get("name") != FORMAT_NAME or type(mark.get("version")) is not int:
         raise UserError(f"{path} is a torch file of another program, not a checkpoint of this one")
     if mark["version"] > FORMAT_VERSION:
         raise UserError(f"{path} has format {mark['version']}, this program reads up to {FORMAT_VERSION}; update the program")
+    if not is_plain(content.get("config")):
+        raise UserError(f"{path}: section config has the wrong form; it was not written by this program or is damaged")
     values: dict[str, Any] = {"config": from_dict(Config, content.get("config"), f"{path}: config")}
+    check_model(values["config"].model, f"{path}: config")
     for item in dataclasses.fields(Checkpoint):
         if item.name != "config":
             if item.name not in content:
@@ -208,20 +200,9 @@ def _check_section(name: str, value: Any, path: Path) -> Any:
     is_right = (optional and value is None) or (isinstance(value, dict) and all(isinstance(key, str) for key in value))
     if is_right and network and value is not None:
         is_right = all(isinstance(tensor, Tensor) for tensor in value.values())
-    if not is_right or not _is_plain(value):
+    if not is_right or not is_plain(value):
         raise UserError(f"{path}: section {name} has the wrong form; it was not written by this program or is damaged")
     return value
-
-
-def _is_plain(value: Any, depth: int = 0) -> bool:
-    """Whether a value is built of what `save_checkpoint` writes, and not endlessly deep."""
-    if depth > MAX_DEPTH:
-        return False
-    if isinstance(value, dict):
-        return all(type(key) in (str, int) and _is_plain(item, depth + 1) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(item, depth + 1) for item in value)
-    return value is None or isinstance(value, (str, int, float, bool, Tensor))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -277,7 +258,12 @@ def build_generator(weights: Weights) -> Generator:
     Raises:
         UserError: if there is no generator, or its weights do not fit its settings.
     """
-    generator = _build(Generator, weights.config, weights.G if weights.G_ema is None else weights.G_ema, "generator")
+    return build_generator_as(Generator, weights)
+
+
+def build_generator_as(kind: Callable[[ModelConfig], AnyGenerator], weights: Weights) -> AnyGenerator:
+    """`build_generator` for a subclass that, as `Generator`, is made from its settings alone."""
+    generator = _build(kind, weights.config, weights.G if weights.G_ema is None else weights.G_ema, "generator")
     generator.cameras = weights.cameras
     return generator
 
@@ -291,7 +277,7 @@ def build_discriminator(weights: Weights) -> Discriminator:
     return _build(Discriminator, weights.config, weights.D, "discriminator")
 
 
-def _build(network: type[Network], config: ModelConfig, state: dict[str, Tensor] | None, what: str) -> Network:
+def _build(network: Callable[[ModelConfig], Network], config: ModelConfig, state: dict[str, Tensor] | None, what: str) -> Network:
     """A network with its weights. Shapes are compared before memory is asked for, as settings in a file may say anything."""
     if state is None:
         raise UserError(f"the file holds no {what}")

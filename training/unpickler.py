@@ -8,6 +8,7 @@ an inert `Stub` that remembers what was asked for. Nothing is imported and no em
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import mmap
@@ -15,7 +16,7 @@ import os
 import pickletools
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -29,6 +30,8 @@ from torch.serialization import MAGIC_NUMBER
 from dnnlib.console import UserError
 
 MAX_INSTRUCTIONS = 2_000_000  # a 512-pixel snapshot has about 0.1 million
+MAX_STORAGE_INSTRUCTIONS = 100  # of each of the pickles around a tensor's numbers
+SPARE_BYTES = 1 << 20
 STORAGE_ITEM_SIZES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8,
     "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1,
@@ -66,13 +69,33 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     path = Path(path)
     try:
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _Machine(REBUILDERS).run(content)
+            return _Machine(REBUILDERS, budget=_Budget(2 * len(content) + SPARE_BYTES)).run(content)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # hostile bytes can fail in any way; the person sees one line whichever it is
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         advice = "nothing in it was run; fetch it again from a source you trust"
         raise UserError(f"{path} cannot be read as a snapshot: {reason}; {advice}") from error
+
+
+def check_instructions(content: bytes, names: Collection[tuple[str, str]], persistent: Callable[[Any], Any]) -> None:
+    """Go through a pickle that another reader is to open, building nothing, and refuse what could hurt that reader.
+
+    Args:
+        names: Module and name of all that the pickle may mention.
+        persistent: Checks each reference to data outside the pickle.
+
+    Raises:
+        UnpicklingError: for other names, keys that take for ever to hash, and more instructions than any checkpoint has.
+        Exception: of any kind, for damaged content.
+    """
+    inert = {(module, name): functools.partial(_inert, Name(module, name)) for module, name in names}
+    _Machine(inert, persistent, names=names).run(io.BytesIO(content))
+
+
+def _inert(name: Name, *args: Any) -> Any:
+    """What stands for a call; an ordered dict must take entries."""
+    return {} if name.name == "OrderedDict" else Stub(name, args)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -103,12 +126,43 @@ _STORE = {"PUT", "BINPUT", "LONG_BINPUT"}
 _FETCH = {"GET", "BINGET", "LONG_BINGET"}
 
 
-class _Machine:
-    """Carries out a pickle's instructions on a stack; `rebuilders` are the only functions that a pickle can reach."""
+class _Budget:
+    """Limits what calls may copy altogether: a pickle can mention one large object a million times."""
 
-    def __init__(self, rebuilders: dict[tuple[str, str], Callable[..., Any]], persistent: Callable[[Any], Any] | None = None) -> None:
+    def __init__(self, data_bytes: int) -> None:
+        self.bytes, self.items = data_bytes, MAX_INSTRUCTIONS
+
+    def charge(self, args: tuple[Any, ...]) -> None:
+        """Count what a call is given."""
+        self.bytes -= sum(len(arg) for arg in args if isinstance(arg, (bytes, bytearray, str)))
+        self.items -= len(args) + sum(len(arg) for arg in args if isinstance(arg, (list, tuple, dict, set, frozenset)))
+        if self.bytes < 0 or self.items < 0:
+            raise UnpicklingError("it copies its content again and again")
+
+
+class _Machine:
+    """Carries out a pickle's instructions on a stack; `rebuilders` are the only functions that a pickle can reach.
+
+    Args:
+        persistent: What a reference to data outside the pickle stands for; None = there may be none.
+        names: All that the pickle may mention; None = anything, which stays inert.
+        budget: None = calls copy nothing.
+    """
+
+    def __init__(
+        self,
+        rebuilders: Mapping[tuple[str, str], Callable[..., Any]],
+        persistent: Callable[[Any], Any] | None = None,
+        *,
+        names: Collection[tuple[str, str]] | None = None,
+        budget: _Budget | None = None,
+        max_instructions: int = MAX_INSTRUCTIONS,
+    ) -> None:
         self.rebuilders = rebuilders
         self.persistent = persistent
+        self.names = names
+        self.budget = budget
+        self.max_instructions = max_instructions
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
@@ -116,7 +170,7 @@ class _Machine:
     def run(self, stream: IO[bytes] | mmap.mmap) -> Any:
         """Result of the pickle that starts at the position of `stream`, which is left behind its end."""
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
-            if count > MAX_INSTRUCTIONS:
+            if count > self.max_instructions:
                 raise UnpicklingError("it has more instructions than any snapshot")
             if opcode.name != "STOP":
                 self._step(opcode.name, argument)
@@ -185,12 +239,17 @@ class _Machine:
         _set_items(self.stack[-1], items)
 
     def _on_global(self, argument: str) -> None:
-        self.stack.append(Name(*argument.split(" ", 1)))
+        self._mention(*argument.split(" ", 1))
 
     def _on_stack_global(self, _: None) -> None:
         module, name = self._pop(2)
         if type(module) is not str or type(name) is not str:
             raise UnpicklingError("it names a class by something that is no text")
+        self._mention(module, name)
+
+    def _mention(self, module: str, name: str) -> None:
+        if self.names is not None and (module, name) not in self.names:
+            raise UnpicklingError(f"it names {Name(module, name)}, which no checkpoint needs")
         self.stack.append(Name(module, name))
 
     def _on_reduce(self, _: None) -> None:
@@ -209,6 +268,8 @@ class _Machine:
             raise UnpicklingError("it calls something that is no name")
         rebuild = self.rebuilders.get((callee.module, callee.name))
         if rebuild is not None:
+            if self.budget is not None:
+                self.budget.charge(args)
             return rebuild(*args)
         root = callee.module.split(".")[0]
         if root == "__builtin__" or (root in sys.stdlib_module_names and root not in HARMLESS_STANDARD_MODULES):
@@ -223,6 +284,8 @@ class _Machine:
         elif isinstance(target, _NumpyType):
             target.set_byte_order(state)
         elif isinstance(target, np.ndarray):
+            if self.budget is not None and isinstance(state, tuple):
+                self.budget.charge(state)
             _fill_array(target, state)
         elif not isinstance(target, (dict, Tensor)):  # these are complete without their extra attributes
             raise UnpicklingError("it gives a state to something that has none")
@@ -284,9 +347,7 @@ def _load_storage(payload: Any) -> Any:
 def _check_storage_payload(payload: bytes) -> None:
     """Refuse a nested torch file that holds anything but one storage whose declared size is the size of its data."""
     stream = io.BytesIO(payload)
-    magic, _version, _system = (_Machine({}).run(stream) for _ in range(3))
-    reference = _Machine({}, persistent=lambda value: (value,)).run(stream)
-    keys = _Machine({}).run(stream)
+    magic, _version, _system, reference, keys = (_read_part(stream) for _ in range(5))
     try:
         ((kind, storage, key, location, length, view),) = reference
         item_size = STORAGE_ITEM_SIZES[storage.name]
@@ -297,6 +358,11 @@ def _check_storage_payload(payload: bytes) -> None:
         raise UnpicklingError("a tensor in it is no plain tensor")
     if length < 0 or len(payload) - stream.tell() != 8 + length * item_size:
         raise UnpicklingError("a tensor in it is cut off")
+
+
+def _read_part(stream: IO[bytes]) -> Any:
+    """One of the pickles of a nested torch file."""
+    return _Machine({}, persistent=lambda value: (value,), max_instructions=MAX_STORAGE_INSTRUCTIONS).run(stream)
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:

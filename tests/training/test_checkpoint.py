@@ -319,13 +319,19 @@ RING.append(RING)
 WRONG_SECTIONS: list[tuple[str, Any]] = [
     ("config", None), ("config", {"model": {"resolution": "large"}}), ("config", {"modl": {}}), ("progress", None), ("progress", [1]),
     ("G", [1]), ("G", {"w": 3}), ("D", torch.zeros(2)), ("G_ema", {1: torch.zeros(2)}), ("optimizers", {"D": {"state": {(1, 2): 3}}}),
-    ("rng", {"torch": {1, 2}}), ("cameras", 3), ("statistics", {"ring": RING}), ("augment", {"dtype": torch.float32}),
+    ("rng", {"torch": {"text": 1 << 70}}), ("cameras", 3), ("statistics", {"ring": RING}),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG_SECTIONS)
 def test_sections_of_the_wrong_form(saved: Path, tmp_path: Path, key: str, value: Any) -> None:
     assert key in one_line(rewritten(saved, tmp_path / "wrong.pkl", **{key: value}))
+
+
+@pytest.mark.parametrize("value", [{1, 2}, torch.float32, torch.Size([3]), torch.eye(3).to_sparse(), torch.zeros(2, device="meta")])
+def test_values_that_no_checkpoint_has(saved: Path, tmp_path: Path, value: Any) -> None:
+    """PyTorch would rebuild them; they are refused before it looks at the file."""
+    assert "more than tensors and plain values" in one_line(rewritten(saved, tmp_path / "wrong.pkl", augment={"p": value}))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
