@@ -18,9 +18,10 @@ from data_tools.check_report import Report, statistics
 from data_tools.guess import guess_mistakes
 from data_tools.parallel import ordered_map
 from data_tools.pictures import open_picture
-from data_tools.source_files import SourceFiles, safe_name, shown
+from data_tools.source_files import SourceFiles, shown
 from data_tools.sources.base import Array
 from data_tools.sources.labels import LABEL_FILE, is_picture, label_entries
+from dnnlib.archives import safe_name
 from dnnlib.console import UserError, progress
 from dnnlib.files import local_file
 from training.cameras import LABEL_SIZE, nearest_point_to_rays, orbit_angles, viewing_rays

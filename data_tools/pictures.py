@@ -27,6 +27,7 @@ DECODE_ERRORS = (*READ_ERRORS, SyntaxError, struct.error, Image.DecompressionBom
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 PNG_LEVEL = 1  # level 6 takes three times as long for a tenth less
 ASPECT_TOLERANCE = 0.01
+LARGEST_PICTURE = 128_000_000  # pixels; the largest cameras of phones have 108 million by default, and each copy takes four bytes a pixel
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ def open_picture(data: bytes, where: str) -> ImageFile.ImageFile:
     except DECODE_ERRORS as error:
         reason = "it is no PNG, JPEG, WebP, BMP, TIFF or GIF" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise UserError(f"{where} cannot be read: {reason}; copy or make this file again") from error
+    if image.width * image.height > LARGEST_PICTURE:
+        raise UserError(f"{where} is larger than {LARGEST_PICTURE:,} pixels; leave it out or make it smaller")
     # Phones write several JPEGs into one MPO file, the first of which is the picture.
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         raise UserError(f"{where} is animated or has several pages; save the one that you want as PNG")
@@ -133,7 +136,7 @@ def turn_upright(image: ImageFile.ImageFile, lens: Lens, upright: bool | None) -
         if orientation in QUARTER_TURNS and lens.size:
             fits_stored = abs(lens.size[0] / lens.size[1] - image.width / image.height) < ASPECT_TOLERANCE
             upright = not fits_stored
-    return ImageOps.exif_transpose(image) if upright else image
+    return ImageOps.exif_transpose(image) if upright and orientation != 1 else image
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] | None, where: str) -> Image.Image:
@@ -151,7 +154,7 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] | None, where: s
         image = _to_srgb(image, profile)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         return _on_background(image.convert("RGBA"), background, where)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:

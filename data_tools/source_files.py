@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import os
 import posixpath
-import re
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
+from dnnlib.archives import is_link, read_member, safe_name
 from dnnlib.console import UserError
 
 MAX_FILE_BYTES = 1 << 30  # a larger member is no picture and no list of cameras
-MAX_UNPACK_RATIO = 200  # of members above SMALL_BYTES; deflate's best on zeros is 1032
-SMALL_BYTES = 64 << 20
+TEXT_SPARE, TEXT_PER_FILE = 16 << 20, 4096  # bytes of a list of cameras: a picture takes about 1000
 READ_ERRORS = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 HIDDEN = ("__MACOSX", "Thumbs.db", "desktop.ini")
 
@@ -27,15 +25,6 @@ HIDDEN = ("__MACOSX", "Thumbs.db", "desktop.ini")
 def shown(name: str) -> str:
     """A file name that every terminal can print."""
     return name.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
-
-
-def safe_name(name: str) -> str | None:
-    """`name` with forward slashes and without dots that mean folders; None if it is absolute or climbs out of its folder."""
-    name = name.replace("\\", "/")
-    if name.startswith("/") or "\0" in name:
-        return None
-    name = posixpath.normpath(name)
-    return None if name == ".." or name.startswith("../") or re.match(r"[A-Za-z]:", name) else name
 
 
 class SourceFiles:
@@ -62,8 +51,10 @@ class SourceFiles:
             names = self._folder_names() if self._is_folder else self._zip_names()
         except zipfile.BadZipFile as error:
             raise UserError(f"source {path} is neither a folder nor a whole ZIP ({error}); it was cut off or is another kind") from error
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"source {path} cannot be read: {error}") from error
+        except UserError:
+            raise
+        except Exception as error:  # damaged bytes can fail in any way; the person sees one line whichever it is
+            raise UserError(f"source {path} cannot be read: {error or type(error).__name__}") from error
         self.names = sorted(name for name in names if not _hidden(name))
         self._known = frozenset(self.names)
         if not self.names:
@@ -92,7 +83,7 @@ class SourceFiles:
     def _zip_names(self) -> list[str]:
         names = [info.filename for info in self._zip().infolist() if not info.is_dir()]
         for name in names:
-            if safe_name(name) is None:
+            if safe_name(name) is None or is_link(self._zip().getinfo(name)):
                 raise UserError(
                     f"{self.path} holds the name {shown(name)!r}, which leads out of the archive; pack it again with plain names"
                 )
@@ -106,32 +97,26 @@ class SourceFiles:
             self._archive = zipfile.ZipFile(self.path)
         return self._archive
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, largest: int = MAX_FILE_BYTES) -> bytes:
         """Content of a file.
 
         Raises:
             UserError: naming the file, if it cannot be read or is far too large.
         """
         try:
-            with self._open(name) as file:
-                return file.read()
+            return self._read_file(self.path / name, largest) if self._is_folder else read_member(self._zip(), name, largest)
         except KeyError as error:
             raise UserError(f"{self.where(name)} does not exist") from error
         except READ_ERRORS as error:
             raise UserError(f"{self.where(name)} cannot be read: {error}; copy or make this file again") from error
 
-    def _open(self, name: str) -> IO[bytes]:
-        if self._is_folder:
-            path = self.path / name
-            self._check_size(name, path.stat().st_size, 1)
-            return open(path, "rb")
-        info = self._zip().getinfo(name)
-        self._check_size(name, info.file_size, info.file_size / max(info.compress_size, 1))
-        return self._zip().open(info)
-
-    def _check_size(self, name: str, size: int, ratio: float) -> None:
-        if size > MAX_FILE_BYTES or (size > SMALL_BYTES and ratio > MAX_UNPACK_RATIO):
-            raise UserError(f"{self.where(name)} unpacks to {size >> 20} MB; that is no picture and no list of cameras: leave it out")
+    @staticmethod
+    def _read_file(path: Path, largest: int) -> bytes:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is a device or a pipe")
+        if path.stat().st_size > largest:
+            raise ValueError(f"it unpacks to {path.stat().st_size >> 20} MB; that is no picture and no list of cameras: leave it out")
+        return path.read_bytes()
 
     def text(self, name: str) -> str:
         """Content of a UTF-8 text file.
@@ -140,7 +125,7 @@ class SourceFiles:
             UserError: naming the file.
         """
         try:
-            return self.read(name).decode("utf-8-sig")
+            return self.read(name, largest=TEXT_SPARE + TEXT_PER_FILE * len(self.names)).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{self.where(name)} is not UTF-8 text ({error.reason} at byte {error.start}); save it again as UTF-8"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 from collections.abc import Iterable
 from typing import NoReturn, TypeVar
@@ -18,6 +19,13 @@ LONGEST_LINE = 2000  # characters of an error message
 
 class UserError(Exception):
     """Bad input. The message is one line: what is wrong, where, and what to do."""
+
+
+def brief(value: object, length: int = 60) -> str:
+    """The beginning of a value from a file, for an error message: it may be of any size and depth."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = max(length, 20)
+    return (value if isinstance(value, str) else short.repr(value))[:length]
 
 
 def progress(items: Iterable[T], description: str, *, total: int | None = None, unit: str = "it") -> tqdm[T]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import reprlib
 import sys
 import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dnnlib.console import UserError
+from dnnlib.console import UserError, brief
 
 Precision = Literal["fp32", "bf16", "fp16"]
 LONGEST_VALUE = 100  # characters of a value in an error message
@@ -184,11 +183,11 @@ def from_dict(kind: type, values: Any, where: str = "config") -> Any:
         UserError: for unknown names and for values of the wrong type, with their place.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected a group of settings, found {_shown(values)}")
+        raise UserError(f"{where}: expected a group of settings, found {brief(values, LONGEST_VALUE)}")
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(map(str, values)) - set(hints))
     if unknown:
-        raise UserError(f"{where}: unknown setting {_shown(unknown[0])}; known are {', '.join(hints)}")
+        raise UserError(f"{where}: unknown setting {brief(unknown[0], LONGEST_VALUE)!r}; known are {', '.join(hints)}")
     return kind(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
 
 
@@ -213,14 +212,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if hint in (int, bool, str) and type(value) is hint:
         return value
-    raise UserError(f"{where}: {_shown(value)} is not {describe_type(hint)}")
+    raise UserError(f"{where}: {_quoted(value)} is not {describe_type(hint)}")
 
 
-def _shown(value: Any) -> str:
-    """A value that may come from a file, for an error message: shortened, as it may be of any length and depth."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = LONGEST_VALUE
-    return short.repr(value)
+def _quoted(value: Any) -> str:
+    return repr(brief(value, LONGEST_VALUE)) if isinstance(value, str) else brief(value, LONGEST_VALUE)
 
 
 def describe_type(hint: Any) -> str:

@@ -16,8 +16,7 @@ import os
 import signal
 import warnings
 import zipfile
-import zlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -26,7 +25,8 @@ import torch
 from PIL import Image, ImageFile
 from torch import Tensor
 
-from dnnlib.console import UserError, progress
+from dnnlib.archives import is_link, open_member, read_member, safe_name
+from dnnlib.console import UserError, brief, progress
 from dnnlib.files import local_file
 from training.cameras import LABEL_SIZE, mirror_label
 
@@ -44,17 +44,8 @@ LARGEST_NUMBER = 1e30  # labels are kept in float32
 IN_MEMORY_BYTES = 512 << 20  # a data set of up to this many bytes is decoded once
 LONG_SCAN = 20_000  # pictures whose check takes long enough for a progress bar
 LONG_READ = 100 << 20  # bytes of pixels of which decoding does
-READ_ERRORS = (  # that zipfile and Pillow raise for damaged files
-    OSError,
-    EOFError,
-    RuntimeError,
-    SyntaxError,
-    ValueError,
-    zipfile.BadZipFile,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+LARGEST_PICTURE = 64 << 20  # bytes of a file; a picture of the largest size takes 3 MB unpacked
+LABELS_SPARE, LABELS_PER_FILE = 16 << 20, 4096  # bytes of dataset.json: a label takes about 600
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -69,12 +60,32 @@ class _Folder:
 
     def stamps(self) -> dict[str, str]:
         """All file names with a text that changes when the file does."""
-        files = [Path(parent) / name for parent, _, names in os.walk(self.path, followlinks=True) for name in names]
+        files = [Path(parent) / name for parent, names in self._walk() for name in names]
         status = {file.relative_to(self.path).as_posix(): file.stat() for file in files if file.is_file()}
         return {name: f"{value.st_size} {value.st_mtime_ns}" for name, value in status.items()}
 
+    def _walk(self) -> Iterator[tuple[str, list[str]]]:
+        """Folders and the names of their files. Each folder comes once: links may lead back to a folder above."""
+        seen = set()
+        for parent, folders, names in os.walk(self.path, followlinks=True):
+            real = os.path.realpath(parent)
+            if real in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            folders.sort()
+            yield parent, names
+
     def open(self, name: str) -> IO[bytes]:
         return open(self.path / name, "rb")
+
+    def read(self, name: str, largest: int) -> bytes:
+        """Content of a file of at most `largest` bytes."""
+        with self.open(name) as file:
+            content = file.read(largest + 1)
+        if len(content) > largest:
+            raise ValueError(f"it is larger than {largest >> 20} MB")
+        return content
 
 
 class _Zip:
@@ -95,10 +106,18 @@ class _Zip:
 
     def stamps(self) -> dict[str, str]:
         """All file names with a text that changes when the file does."""
-        return {info.filename: f"{info.file_size} {info.CRC}" for info in self.archive().infolist() if not info.is_dir()}
+        members = [info for info in self.archive().infolist() if not info.is_dir()]
+        for info in members:
+            if safe_name(info.filename) is None or is_link(info):
+                raise UserError(f"data {self.path}: {brief(info.filename)!r} leads out of the archive; pack it again with plain names")
+        return {info.filename: f"{info.file_size} {info.CRC}" for info in members}
 
     def open(self, name: str) -> IO[bytes]:
-        return self.archive().open(name)
+        return open_member(self.archive(), name)
+
+    def read(self, name: str, largest: int) -> bytes:
+        """Content of a member of at most `largest` bytes."""
+        return read_member(self.archive(), name, largest)
 
 
 _Files = _Folder | _Zip
@@ -108,22 +127,27 @@ def _open_files(path: Path) -> tuple[_Files, dict[str, str]]:
     """The files of a data set and their stamps; hidden files and what macOS adds to archives left out."""
     if not path.exists():
         raise UserError(f"data {path} does not exist; check the path")
+    if not path.is_dir() and not path.is_file():
+        raise UserError(f"data {path} is a device or a pipe; it must be a ZIP or a folder")
     files: _Files = _Folder(path) if path.is_dir() else _Zip(path)
     try:
         stamps = files.stamps()
-    except zipfile.BadZipFile as error:
-        raise UserError(f"data {path} is neither a folder nor a whole ZIP ({error}); it was cut off or is another kind of file") from error
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read data {path}: {error.strerror or error}; check the file and its permissions") from error
+    except Exception as error:  # damaged bytes can fail in any way; the person sees one line whichever it is
+        reason = f"{error or type(error).__name__}"
+        raise UserError(f"data {path} is neither a folder nor a whole ZIP ({reason}); it was cut off or is another kind of file") from error
     visible = {name: stamp for name, stamp in stamps.items() if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))}
     if not visible:
         raise UserError(f"data {path} is empty; it must hold pictures (PNG, JPEG, WebP) and {LABEL_FILE}")
     return files, visible
 
 
-def _read(files: _Files, name: str) -> bytes:
-    with _errors_named(f"{files.path}: {name}"), files.open(name) as file:
-        return file.read()
+def _read(files: _Files, name: str, largest: int = LARGEST_PICTURE) -> bytes:
+    with _errors_named(f"{files.path}: {name}"):
+        return files.read(name, largest)
 
 
 @contextlib.contextmanager
@@ -131,22 +155,25 @@ def _errors_named(where: str) -> Iterator[None]:
     """What goes wrong while reading or decoding, as a UserError that names the file."""
     try:
         yield
-    except READ_ERRORS as error:
-        raise UserError(f"{where} cannot be read: {error}; copy or make this file again") from error
+    except UserError:
+        raise
+    except Exception as error:  # zipfile and Pillow let through whatever damaged bytes lead to
+        raise UserError(f"{where} cannot be read: {error or type(error).__name__}; copy or make this file again") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Labels
 
 
-def _read_labels(files: _Files, names: Iterable[str]) -> tuple[list[str], np.ndarray]:
+def _read_labels(files: _Files, names: Collection[str]) -> tuple[list[str], np.ndarray]:
     """Names and label numbers (M, 25) in the order of dataset.json."""
     if LABEL_FILE not in names:
         deeper = next((f" (there is {name}: the data must start at its folder)" for name in names if name.endswith("/" + LABEL_FILE)), "")
         raise UserError(f"{files.path}: no {LABEL_FILE} with the camera labels at the top{deeper}; docs/training.md shows how to write it")
     where = f"{files.path}: {LABEL_FILE}"
     try:
-        entries = json.loads(_read(files, LABEL_FILE), parse_int=float).get("labels")
+        content = _read(files, LABEL_FILE, largest=LABELS_SPARE + LABELS_PER_FILE * len(names))
+        entries = json.loads(content, parse_int=float).get("labels")
     except (ValueError, AttributeError, RecursionError) as error:
         raise UserError(f'{where} is not JSON of the form {{"labels": [[NAME, [25 numbers]], ...]}}: {error}') from error
     if isinstance(entries, dict):  # the released tools take this form as well
@@ -161,14 +188,14 @@ def _read_labels(files: _Files, names: Iterable[str]) -> tuple[list[str], np.nda
 def _check_entry(entry: Any, where: str) -> None:
     """Refuse what is not [NAME, [25 numbers]]."""
     if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
-        raise UserError(f"{where} is {str(entry)[:60]} instead of [NAME, [25 numbers]]")
+        raise UserError(f"{where} is {brief(entry)} instead of [NAME, [25 numbers]]")
     name, numbers = entry
     if not isinstance(numbers, list) or len(numbers) != LABEL_SIZE:
-        found = f"{len(numbers)} numbers" if isinstance(numbers, list) else str(numbers)[:60]
+        found = f"{len(numbers)} numbers" if isinstance(numbers, list) else brief(numbers)
         raise UserError(f"{where} ({name}) has {found} instead of 25: 16 of the camera-to-world matrix, then 9 of the intrinsics")
     for value in numbers:
         if type(value) is not float:
-            raise UserError(f"{where} ({name}) holds {str(value)[:60]!r}, which is not a number; estimate its camera again")
+            raise UserError(f"{where} ({name}) holds {brief(value)!r}, which is not a number; estimate its camera again")
 
 
 def check_labels(labels: np.ndarray, names: Sequence[str], where: str) -> None:

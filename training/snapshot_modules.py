@@ -13,6 +13,7 @@ from dnnlib.console import UserError
 from training.unpickler import Stub
 
 MAX_MODULES = 5000  # a 1024-pixel generator has about 150
+MAX_CHILDREN = 500  # of one module, tensors likewise
 MAX_DEPTH = 16
 DROPPED_BUFFERS = {"dataset_label_std"}  # a statistic that the released training kept beside the weights
 
@@ -68,7 +69,7 @@ class Part(Settings):
 
     def children(self) -> dict[str, Part]:
         """Modules directly inside, by name."""
-        modules = self.get("_modules", lambda v: isinstance(v, dict), "a group of modules", {})
+        modules = self.get("_modules", _is_group, "a group of modules", {})
         return {_check_name(name): Part(module, f"{self.where}.{name}") for name, module in modules.items() if module is not None}
 
     def child(self, path: str) -> Part:
@@ -100,7 +101,7 @@ class Part(Settings):
         """Parameters and buffers of this module alone, frozen layers' included (those are stored among the buffers)."""
         found: dict[str, Tensor] = {}
         for group in ("_parameters", "_buffers"):
-            for key, value in self.get(group, lambda v: isinstance(v, dict), "a group of tensors", {}).items():
+            for key, value in self.get(group, _is_group, "a group of tensors", {}).items():
                 if isinstance(value, Tensor) and key not in DROPPED_BUFFERS:
                     found[_check_name(key)] = value
                 elif value is not None and not isinstance(value, Tensor):
@@ -115,6 +116,10 @@ class Part(Settings):
         if tensor is None or tensor.ndim != dims:
             raise UserError(f"{part.where} lacks a tensor {name} of {dims} dimensions")
         return tensor.shape
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) <= MAX_CHILDREN
 
 
 def _check_name(name: Any) -> str:

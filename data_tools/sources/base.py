@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.source_files import SourceFiles, shown
-from dnnlib.console import UserError
+from dnnlib.console import UserError, brief
 
 Array = NDArray[np.float64]
 CameraAxes = Literal["opencv", "opengl"]
@@ -146,7 +146,7 @@ def number(value: object, where: str) -> float:
     except (ValueError, OverflowError):
         result = math.nan
     if not abs(result) < LARGEST_NUMBER:
-        raise UserError(f"{where} is {shown(str(value)[:60])!r}, which is no usable number")
+        raise UserError(f"{where} is {shown(brief(value))!r}, which is no usable number")
     return result
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from data_tools.source_files import SourceFiles, folders_with, safe_name, shown
+from data_tools.source_files import SourceFiles, folders_with, shown
 from data_tools.sources.base import LARGEST_NUMBER, Frame, Lens, ReadOptions, Source, pose
-from dnnlib.console import UserError
+from dnnlib.archives import safe_name
+from dnnlib.console import UserError, brief
 
 LABEL_FILE = "dataset.json"
 AUXILIARY = ("depth/", "mask/")
@@ -55,11 +56,11 @@ def label_entries(files: SourceFiles, listing: str = LABEL_FILE) -> list[Any]:
 def _frame(entry: Any, index: int, folder: str, files: SourceFiles, listing: str, options: ReadOptions) -> Frame:
     where = f"{files.where(listing)}: label {index}"
     if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
-        raise UserError(f"{where} is {shown(str(entry)[:60])} instead of [NAME, [25 numbers]]")
+        raise UserError(f"{where} is {shown(brief(entry))} instead of [NAME, [25 numbers]]")
     where += f" ({shown(entry[0])})"
     values = entry[1]
     if not isinstance(values, list) or len(values) != 25:
-        found = f"{len(values)} numbers" if isinstance(values, list) else shown(str(values)[:60])
+        found = f"{len(values)} numbers" if isinstance(values, list) else shown(brief(values))
         raise UserError(f"{where} has {found} instead of 25: 16 of the camera-to-world matrix, then 9 of the intrinsics")
     if not all(type(value) is float for value in values):
         raise UserError(f"{where} holds something that is not a number; estimate its camera again")

@@ -16,7 +16,7 @@ import numpy as np
 
 from data_tools.source_files import SourceFiles, shown
 from data_tools.sources.base import PICTURE_SUFFIXES, Frame, Lens, ReadOptions, Source, number, pose
-from dnnlib.console import UserError
+from dnnlib.console import UserError, brief
 
 PINHOLE_MODELS = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV", "PERSPECTIVE")
 DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
@@ -47,7 +47,7 @@ def read(files: SourceFiles, options: ReadOptions, listings: list[str] | None = 
         for index, entry in enumerate(entries):
             where = f"{files.where(listing)}: frame {index}"
             if not isinstance(entry, dict):
-                raise UserError(f"{where} is {shown(str(entry)[:60])} instead of an object")
+                raise UserError(f"{where} is {shown(brief(entry))} instead of an object")
             frames.append(_frame(entry, {**content, **entry}, where, files, listing, options))
         if any(_distorted({**content, **entry}) for entry in entries):
             notes.append(f"{shown(listing)}: lens distortion was ignored; undistort the pictures first where lines look bent")

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 from data_tools import source_files
 from data_tools.check import check_data
 from data_tools.convert import ConvertConfig, convert
-from data_tools.source_files import SourceFiles, safe_name, shown
+from data_tools.source_files import SourceFiles, shown
 from data_tools.sources.base import ReadOptions
 from data_tools.sources.detect import read_source
+from dnnlib.archives import safe_name
 from dnnlib.console import UserError
 from tests.data_tools import scenes
 from tests.data_tools.scenes import Scene, orbit
