@@ -8,7 +8,7 @@ GLTF_VALIDATOR := gltf-validator@2.0.0-dev.3.10  # Khronos', which judges GLB fi
 # A waiting thread that spins slows everybody on a busy machine; results do not depend on it.
 test test-slow: export OMP_WAIT_POLICY ?= passive
 
-.PHONY: install test test-slow lint demo docs-media clean
+.PHONY: install browser test test-slow lint demo docs-media clean
 
 install: $(INSTALLED)
 
@@ -24,10 +24,13 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
 
-test: lint
+browser: install
+	$(BIN)/python -m tests.browser
+
+test: lint browser
 	$(BIN)/pytest
 
-test-slow: install
+test-slow: install browser
 	$(BIN)/pytest -m slow
 
 demo: install
