@@ -14,15 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from dnnlib.console import UserError, run_cli
-from dnnlib.files import cache_dir, local_file
+from dnnlib.files import cache_dir, is_url, local_file
 from media.snapshots import save_pictures
+from metrics.command_line import Metrics, network_options
+from metrics.evaluate import MetricOptions, check_inputs, check_networks
+from metrics.names import parse_metrics
+from metrics.results import drop_later_results
+from open_eg3d.measuring import SnapshotMetrics, real_images
 from training.checkpoint import load_weights
 from training.checks import check_config
 from training.config import Config, Precision, differences, set_option, to_dict
 from training.dataset import ImageDataset
 from training.launch import Launch, choose_devices, find_checkpoint, has_fast_bf16, launch_training, new_run_dir, set_aside_later
+from training.loop import Observer
 from training.presets import LAPTOP_MAX_RESOLUTION, PRESETS, PresetName, Sizes, make_config
 from training.scene import apply_scene, fit_dataset_scene
 
@@ -47,20 +54,20 @@ SETTINGS = {
     "target": "augment.target",
     "tick": "snapshot.tick_kimg",
     "snap": "snapshot.snap_ticks",
+    "metrics": "snapshot.metrics",
+    "detector": "snapshot.detector",
+    "detector_weights": "snapshot.detector_weights",
+    "lpips_weights": "snapshot.lpips_weights",
+    "identity_model": "snapshot.identity_model",
+    "pose_model": "snapshot.pose_model",
 }
+METRIC_FILES = ("detector_weights", "lpips_weights", "identity_model", "pose_model")
+METRIC_SETTINGS = {f"snapshot.{name}" for name in ("metrics", "detector", *METRIC_FILES)}
 # Settings that may change when a run goes on.
-FREE_ON_RESUME = {"data.workers", "training.kimg", "snapshot.tick_kimg", "snapshot.snap_ticks"}
+FREE_ON_RESUME = {"data.workers", "training.kimg", "snapshot.tick_kimg", "snapshot.snap_ticks", *METRIC_SETTINGS}
 FINE_TUNING_ADA_KIMG = 100.0
 FP16_CLAMP = 256.0
 BUILT_IN_COUNT, BUILT_IN_RESOLUTION = 6000, 64
-
-
-def parse_metrics(text: str) -> tuple[str, ...]:
-    """Names in --metrics."""
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if names in ((), ("none",)):
-        return ()
-    raise click.BadParameter(f"unknown metric {names[0]!r}; training knows none yet, use --metrics none", param_hint="--metrics")
 
 
 def given_settings(options: dict[str, Any]) -> list[str]:
@@ -182,6 +189,48 @@ def check_options(config: Config, launch: Launch) -> None:
         raise click.UsageError(str(error)) from error
 
 
+def settle_metric_options(options: dict[str, Any]) -> None:
+    """Options about metrics as settings: what was not typed counts as not given, and files keep their place wherever a run goes on."""
+    if click.get_current_context().get_parameter_source("metrics") is ParameterSource.DEFAULT:
+        options["metrics"] = None
+    options["lpips_weights"] = options["lpips_weights"] or None
+    for name in METRIC_FILES:
+        value = options[name]
+        options[name] = [absolute(item) for item in value] if isinstance(value, tuple) else absolute(value) if value else None
+
+
+def absolute(file: str) -> str:
+    """An address as it is, a file with its whole path."""
+    return file if is_url(file) else str(Path(file).resolve())
+
+
+def snapshot_measures(config: Config) -> tuple[Observer, ...]:
+    """What measures the run's snapshots; all that it needs is looked at now, before anything is trained.
+
+    Raises:
+        UserError: if a metric's data or networks are missing or wrong.
+        click.UsageError: for an unknown metric in the settings.
+    """
+    asked = config.snapshot
+    if not asked.metrics:
+        return ()
+    options = MetricOptions(
+        detector=asked.detector,
+        detector_weights=asked.detector_weights,
+        lpips_weights=asked.lpips_weights,
+        identity_model=asked.identity_model,
+        pose_model=asked.pose_model,
+    )
+    try:
+        metrics = parse_metrics(asked.metrics, asked.detector)
+    except ValueError as error:
+        raise click.UsageError(f"snapshot.metrics: {error}") from error
+    dataset = ImageDataset(config.data.path, mirror=config.data.mirror, check=False)
+    check_inputs(metrics, real_images(dataset, config.data.mirror), options)
+    check_networks(metrics, options)
+    return (SnapshotMetrics(asked.metrics, options),)
+
+
 def built_in_data() -> str:
     """The built-in heads, rendered into the cache the first time."""
     from data_tools.heads import HeadsConfig, generate_heads
@@ -229,7 +278,15 @@ class Number(click.FloatRange):
 @click.option("--tick", type=Number(0, min_open=True), help="Statistics every so many kimg.")
 @click.option("--snap", type=click.IntRange(0), help="Checkpoint every so many ticks; 0 = only at the end.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of everything random.")
-@click.option("--metrics", metavar="none|a,b", default="none", show_default=True, help="Measured at every checkpoint.")
+@click.option(
+    "--metrics",
+    type=Metrics(may_be_none=True),
+    metavar="none|a,b",
+    default="none",
+    show_default=True,
+    help="Measured at every checkpoint, as by calc_metrics.py.",
+)
+@network_options
 @click.option("--workers", type=click.IntRange(0), help="Processes that read pictures, for each training process.")
 @click.option(
     "--precision",
@@ -241,7 +298,7 @@ class Number(click.FloatRange):
 @click.option("-n", "--dry-run", is_flag=True, help="Print the settings and stop.")
 def main(**options: Any) -> None:
     """Train on DATA; everything else has a default."""
-    parse_metrics(options["metrics"])
+    settle_metric_options(options)
     if options["resume"] and options["init_from"]:
         raise click.UsageError("--resume and --init-from exclude each other: one goes on with a run, the other starts one")
     try:
@@ -252,9 +309,9 @@ def main(**options: Any) -> None:
     if found is None:
         start_run(options, launch)
     else:
-        snapshot, config = found[0], found[1].config
+        snapshot, config, images = found[0], found[1].config, found[1].progress.get("images", 0)
         del found  # its tensors are read again by the processes that need them
-        resume_run(options, launch, snapshot, config)
+        resume_run(options, launch, snapshot, config, images / 1000)
 
 
 def start_run(options: dict[str, Any], launch: Launch) -> None:
@@ -270,11 +327,18 @@ def start_run(options: dict[str, Any], launch: Launch) -> None:
     if options["dry_run"]:
         click.echo(json.dumps(to_dict(config), indent=2))
         return
+    measures = snapshot_measures(config)
     run_dir = new_run_dir(options["outdir"], f"{dataset.name}-{options['cfg']}-batch{config.training.batch}")
     click.echo(f"Run folder {run_dir}")
     try:
         launch_training(
-            config, launch, run_dir, init_from=options["init_from"], time_limit=seconds(options["minutes"]), observers=(save_pictures,)
+            config,
+            launch,
+            run_dir,
+            init_from=options["init_from"],
+            time_limit=seconds(options["minutes"]),
+            observers=(save_pictures,),
+            measures=measures,
         )
     except UserError:
         with contextlib.suppress(OSError):  # unless the run has begun to write
@@ -282,8 +346,8 @@ def start_run(options: dict[str, Any], launch: Launch) -> None:
         raise
 
 
-def resume_run(options: dict[str, Any], launch: Launch, snapshot: Path, own: Config) -> None:
-    """Go on with a run in its folder."""
+def resume_run(options: dict[str, Any], launch: Launch, snapshot: Path, own: Config, kimg: float) -> None:
+    """Go on with a run in its folder from a snapshot taken after `kimg`."""
     config = resumed_config(own, options, options["data"])
     check_options(config, launch)
     for line in (launch.note, f"Going on from {snapshot}"):
@@ -291,8 +355,18 @@ def resume_run(options: dict[str, Any], launch: Launch, snapshot: Path, own: Con
     if options["dry_run"]:
         click.echo(json.dumps(to_dict(config), indent=2))
         return
+    measures = snapshot_measures(config)
     set_aside_later(snapshot)
-    launch_training(config, launch, snapshot.parent, resume=snapshot, time_limit=seconds(options["minutes"]), observers=(save_pictures,))
+    drop_later_results(snapshot.parent, kimg)
+    launch_training(
+        config,
+        launch,
+        snapshot.parent,
+        resume=snapshot,
+        time_limit=seconds(options["minutes"]),
+        observers=(save_pictures,),
+        measures=measures,
+    )
 
 
 def seconds(minutes: float | None) -> float | None:

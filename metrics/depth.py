@@ -68,10 +68,9 @@ def depth_against_maps(sampler: GeneratorSampler, reals: RealImages, count: int,
     Raises:
         UserError: if the data have no depth maps, or too few.
     """
-    if reals.read_depth is None or reals.labels is None:
-        raise UserError(f"depth: {reals.name} has no depth maps; make data that have them: dataset_tool.py heads --depth")
-    if reals.count < count:
-        raise UserError(f"depth{count}: {reals.name} has only {reals.count} pictures; ask for depth{reals.count}")
+    check_depth_maps(reals, count)
+    assert reals.read_depth is not None
+    assert reals.labels is not None
     indices = reals.chosen(count)
     sums = torch.zeros(7, dtype=torch.float64)
     for start, size in sampler.batches(count, batch, team, "Depth"):
@@ -90,6 +89,18 @@ def depth_against_maps(sampler: GeneratorSampler, reals: RealImages, count: int,
         "overlap": common / either if either else math.nan,
         "pictures": pictures,
     }
+
+
+def check_depth_maps(reals: RealImages, count: int) -> None:
+    """Refuse data without depth maps, or with fewer than `count` pictures.
+
+    Raises:
+        UserError: that says so.
+    """
+    if reals.read_depth is None or reals.labels is None:
+        raise UserError(f"depth: {reals.name} has no depth maps; make data that have them: dataset_tool.py heads --depth")
+    if reals.count < count:
+        raise UserError(f"depth{count}: {reals.name} has only {reals.count} pictures; ask for depth{reals.count}")
 
 
 def compare_depths(depth: Tensor, solid: Tensor, truth: Tensor) -> Tensor:

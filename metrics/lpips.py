@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib.console import UserError
+from dnnlib.files import local_file
 from metrics.weights import file_hash, published_file, read_weights
 
 OPTION = "--lpips-weights"
@@ -67,7 +68,7 @@ def load_lpips(paths: Sequence[str | Path], device: torch.device) -> tuple[LPIPS
     Raises:
         UserError: if weights are missing or are not those of this network.
     """
-    files = [Path(path) for path in paths] or [published_file(url, OPTION) for url in (URL_VGG16, URL_LINEAR)]
+    files = [local_file(path) for path in paths] or [published_file(url, OPTION) for url in (URL_VGG16, URL_LINEAR)]
     named: dict[str, Tensor] = {}
     for file in files:
         named |= {own: value for name, value in read_weights(file, OPTION).items() if (own := _own_name(name))}

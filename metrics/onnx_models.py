@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dnnlib.console import UserError
+from dnnlib.files import local_file
 from metrics.weights import file_hash
 
 
@@ -27,12 +28,13 @@ class OnnxModel:
             import onnxruntime
         except ImportError as error:
             raise UserError(f"{option} needs onnxruntime ({error}); install it: pip install 'open-eg3d[onnx]'") from error
-        self.path, self.option, self.hash = Path(path), option, file_hash(path)
+        self.path, self.option = local_file(path), option
+        self.hash = file_hash(self.path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4  # what goes wrong is raised, and said once
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a class of its own for each kind of damage, without a common base
             raise UserError(f"{option} {path} is not an ONNX model that onnxruntime can run") from error
         self.input = self.session.get_inputs()[0]

@@ -35,7 +35,8 @@ class RealImages:
         read: indices (N,) to uint8 pictures (N, 3, H, W).
         labels: cameras (count, 25), where known.
         read_depth: indices to true depths (N, 1, H, W) in world units along the rays, 0 where there is nothing; None = no depth maps.
-        name: for messages.
+        name: for messages. names: of the pictures; where there are more pictures, the rest are their mirror images.
+        details: what else belongs into the protocol.
     """
 
     count: int
@@ -45,6 +46,7 @@ class RealImages:
     labels: Tensor | None = None
     read_depth: Callable[[np.ndarray], Tensor] | None = None
     name: str = "data"
+    names: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
 
     def chosen(self, count: int | None) -> np.ndarray:

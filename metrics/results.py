@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnnlib.console import UserError
-from dnnlib.files import make_dir
+from dnnlib.files import atomic_write, make_dir
 from metrics.evaluate import MetricResult
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ def as_text(result: MetricResult) -> str:
     values = "\n".join(f"{name:<{width}}{value:.6g}" for name, value in result.values.items())
     protocol = "; ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in result.protocol.items() if value is not None)
     return f"{values}\n  [{protocol}]"
+
+
+def as_line(result: MetricResult) -> str:
+    """The values in one line."""
+    return "  ".join(f"{name} {value:.6g}" for name, value in result.values.items())
 
 
 def _short(value: Any) -> str:
@@ -53,6 +59,39 @@ def append_results(folder: Path, results: Iterable[MetricResult], **more: Any) -
                 os.fsync(file.fileno())
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}; choose another --outdir") from error
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metric-<name>.jsonl; those that are not whole are passed over.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    lines = []
+    for text in texts:
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("results"), dict):
+                lines.append(line)
+    return lines
+
+
+def drop_later_results(folder: Path, kimg: float) -> None:
+    """Drop what was measured of a run after `kimg`, where it goes on from there.
+
+    Raises:
+        UserError: if a file cannot be written.
+    """
+    for path in folder.glob("metric-*.jsonl"):
+        lines = read_results(path)
+        kept = [line for line in lines if not (isinstance(line.get("kimg"), (int, float)) and line["kimg"] > kimg)]
+        if len(kept) < len(lines):
+            with atomic_write(path) as file:
+                file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def show_in_tensorboard(writer: SummaryWriter, results: Iterable[MetricResult], images: int) -> None:

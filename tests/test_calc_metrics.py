@@ -17,14 +17,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 import calc_metrics
-from data_tools.heads import DEPTH_UNIT
 from metrics.sampling import CAMERA_STREAM
 from open_eg3d import load_generator
+from open_eg3d.measuring import real_images
 from tests.metrics.networks import inception_weights, lpips_reference, write_onnx
 from tests.metrics.scenes import Scene
 from tests.tiny import Ended, call, encode, finish, orbit_labels, start, tiny_config, write_dataset
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.dataset import ImageDataset
+from training.depth_maps import DEPTH_UNIT
 from training.networks.generator import Generator
 from training.scene import CameraSummary
 
@@ -214,7 +215,7 @@ def write_depth_data(path: Path, count: int = 6) -> Path:
 
 def test_depth_maps_of_the_data_are_the_truth(network: Path, tmp_path: Path):
     data = write_depth_data(tmp_path / "sphere.zip")
-    reals = calc_metrics.open_reals(str(data), mirror=False, check=True)[1]
+    reals = real_images(ImageDataset(data), mirror=False)
     assert reals.read_depth is not None
     truth = reals.read_depth(np.array([4, 1]))
     c = orbit_labels(6)[[4, 1]]
@@ -223,7 +224,7 @@ def test_depth_maps_of_the_data_are_the_truth(network: Path, tmp_path: Path):
     assert torch.equal(truth > 0, solid)
     torch.testing.assert_close(truth[solid], expected.image_depth[solid].double(), atol=DEPTH_UNIT, rtol=0)
 
-    mirrored = calc_metrics.open_reals(str(data), mirror=True, check=True)[1].read_depth
+    mirrored = real_images(ImageDataset(data, mirror=True), mirror=True).read_depth
     assert mirrored is not None
     assert torch.equal(mirrored(np.array([4, 7])), torch.stack([truth[0], truth[1].flip(-1)]))
 
@@ -321,7 +322,7 @@ def _offline(*_: object, **__: object) -> None:
 
 OPTIONS = """
 --batch --cameras --conditioning --data --detector --detector-weights --device --help --identity-model --json --lpips-weights --metrics
---mirror --network --no-mirror --nrr --outdir --pitch --pose-model --procs --seed --trunc --trunc-cutoff --yaw
+--mirror --network --no-mirror --nrr --outdir --pitch --pose-model --precision --procs --seed --trunc --trunc-cutoff --yaw
 """
 
 

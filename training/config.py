@@ -151,7 +151,12 @@ class SnapshotConfig:
 
     tick_kimg: float = 4.0
     snap_ticks: int = 50  # 0 = only at the end
-    metrics: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()  # of every snapshot; docs/metrics.md
+    detector: Literal["inception", "lite0"] = "inception"  # feature network of metrics whose name tells none
+    detector_weights: str | None = None  # file; none = the published ones
+    lpips_weights: tuple[str, ...] = ()
+    identity_model: str | None = None
+    pose_model: str | None = None
 
 
 @dataclass

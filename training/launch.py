@@ -166,6 +166,7 @@ def launch_training(
     init_from: str | None = None,
     time_limit: float | None = None,
     observers: tuple[Observer, ...] = (),
+    measures: tuple[Observer, ...] = (),
 ) -> None:
     """Run the training in this process, or in `launch.processes` new ones.
 
@@ -177,7 +178,7 @@ def launch_training(
     Raises:
         UserError: as `run_training`.
     """
-    job = _Job(config, run_dir, resume, init_from, time_limit, observers)
+    job = _Job(config, run_dir, resume, init_from, time_limit, observers, measures)
     run_processes(launch.processes, launch.device, job.run, hint="go on with --resume latest")
 
 
@@ -192,12 +193,13 @@ class _Job:
         init_from: str | None,
         time_limit: float | None,
         observers: tuple[Callable[..., None], ...],
+        measures: tuple[Callable[..., None], ...],
     ) -> None:
         self.config, self.run_dir, self.resume = config, run_dir, resume
-        self.init_from, self.time_limit, self.observers = init_from, time_limit, observers
+        self.init_from, self.time_limit, self.observers, self.measures = init_from, time_limit, observers, measures
 
     def run(self, device: torch.device) -> None:
-        run_training(self.config, RunOptions(self.run_dir, device, *self._load(), self.time_limit, self.observers))
+        run_training(self.config, RunOptions(self.run_dir, device, *self._load(), self.time_limit, self.observers, self.measures))
 
     def _load(self) -> tuple[Checkpoint | None, Weights | None]:
         if self.resume:

@@ -45,7 +45,9 @@ class SnapshotState:
     run_dir: Path
     resolution: int  # of the neural rendering at this moment
     checkpoint: Path | None  # None at the start, before anything is trained
-    writer: SummaryWriter
+    writer: SummaryWriter | None  # in process 0
+    log: Callable[[str], None] = print  # shows a line and keeps it in the run's log; in process 0
+    is_stopping: Callable[[], bool] = lambda: False  # whether this process was told to stop
 
 
 Observer = Callable[[SnapshotState], None]
@@ -60,7 +62,8 @@ class RunOptions:
     resume: Checkpoint | None = None
     init_from: Weights | None = None
     time_limit: float | None = None  # seconds
-    observers: tuple[Observer, ...] = ()
+    observers: tuple[Observer, ...] = ()  # called in process 0
+    measures: tuple[Observer, ...] = ()  # called in all processes
 
 
 def run_training(config: Config, options: RunOptions) -> None:
@@ -307,11 +310,20 @@ class _Run:
         return schedule_at(self.config.training, self.trainer.progress.images).resolution
 
     def _observe(self, checkpoint: Path | None) -> None:
-        if rank() == 0:
-            resolution = self._resolution_now()
-            state = SnapshotState(self.trainer, self.dataset, self.cameras, self.folder.path, resolution, checkpoint, self.folder.writer)
-            for observer in self.options.observers:
-                observer(state)
+        writer = self.folder.writer if rank() == 0 else None
+        state = SnapshotState(
+            self.trainer,
+            self.dataset,
+            self.cameras,
+            self.folder.path,
+            self._resolution_now(),
+            checkpoint,
+            writer,
+            self.folder.log,
+            lambda: self.stop.received is not None,
+        )
+        for observer in (*(self.options.observers if rank() == 0 else ()), *self.options.measures):
+            observer(state)
         self.tick_time = time.monotonic()
 
 

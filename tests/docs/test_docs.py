@@ -184,7 +184,6 @@ def parse(line: str) -> tuple[str, dict[str, Any]]:
 def test_commands_parse(line: str) -> None:
     program, options = parse(line)
     if program == "train.py":
-        train.parse_metrics(options["metrics"])
         for assignment in options["overrides"]:
             set_option(Config(), assignment)
 

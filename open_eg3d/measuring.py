@@ -1,0 +1,243 @@
+"""Between the metrics, which know no training, and the models and data of this program: used by calc_metrics.py and by training."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import math
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnnlib.console import UserError
+from dnnlib.files import local_file
+from metrics.evaluate import MetricOptions, MetricResult, evaluate
+from metrics.processes import Cancelled, OtherProcessFailed
+from metrics.reals import RealImages
+from metrics.results import append_results, as_line, show_in_tensorboard
+from metrics.sampling import CameraDraw, GeneratorSampler
+from metrics.weights import file_hash
+from open_eg3d import __version__, load_generator
+from torch_utils.memory import drop_kept_memory
+from training.dataset import ImageDataset
+from training.depth_maps import has_depth_map, read_depth_maps
+from training.networks.generator import Generator
+from training.scene import CameraSummary, cameras_of
+
+if TYPE_CHECKING:
+    from training.loop import SnapshotState
+
+SNAPSHOT_NAME = re.compile(r"network-snapshot-(\d+)")
+LARGEST_BATCH = 16  # pictures at once beside a training, and no more than it handles itself
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How fakes are made.
+
+    Attributes:
+        cameras: drawn from the poses of the data, of the checkpoint, or from ranges.
+        yaw, pitch: those ranges in degrees; none = the data's.
+        conditioning: camera that latents are conditioned on: each one's own, or the data's mean pose.
+        trunc, trunc_cutoff, nrr: truncation, and neural rendering resolution (none = the model's).
+        seed: of fake 0. precision: of convolutions.
+    """
+
+    cameras: Literal["data", "checkpoint", "range"] = "data"
+    yaw: tuple[float, float] | None = None
+    pitch: tuple[float, float] | None = None
+    conditioning: Literal["own", "frontal"] = "own"
+    trunc: float = 1.0
+    trunc_cutoff: int | None = None
+    nrr: int | None = None
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Real pictures
+
+
+def real_images(dataset: ImageDataset, mirror: bool) -> RealImages:
+    """What metrics need of a data set."""
+    names = dataset.file_names
+
+    def read_depth(indices: np.ndarray) -> Tensor:
+        maps = read_depth_maps(dataset.path, [names[index % len(names)] for index in indices])
+        is_mirrored = torch.from_numpy(indices >= len(names))
+        return torch.where(is_mirrored[:, None, None, None], maps.flip(-1), maps)
+
+    return RealImages(
+        count=len(dataset),
+        resolution=dataset.resolution,
+        key=dataset.key,
+        read=lambda indices: dataset.read(indices)[0],
+        labels=dataset.labels,
+        read_depth=read_depth if has_depth_map(dataset.path, names[0]) else None,
+        name=str(dataset.path),
+        names=tuple(names),
+        details={"mirror": mirror},
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fakes
+
+
+def draw_from_poses(poses: Tensor, random: np.random.RandomState) -> Tensor:
+    """One of the labels (M, 25)."""
+    return poses[random.randint(len(poses))]
+
+
+def draw_from_ranges(summary: CameraSummary, yaw: tuple[float, float], pitch: tuple[float, float], random: np.random.RandomState) -> Tensor:
+    """Label (25,) on the orbit, yaw and pitch (radians) uniform in their ranges."""
+    return summary.label(random.uniform(*yaw), random.uniform(*pitch))
+
+
+def choose_cameras(options: SamplingOptions, summary: CameraSummary, labels: Tensor | None) -> tuple[CameraDraw, str]:
+    """How the fakes' cameras are drawn, and that in words. `labels` (M, 25) are those of the data, where there are data."""
+    if options.cameras == "data" and labels is not None:
+        return functools.partial(draw_from_poses, labels), f"{len(labels)} poses of the data"
+    if options.cameras == "checkpoint" and len(summary.poses):
+        return functools.partial(draw_from_poses, summary.poses), f"{len(summary.poses)} poses in the checkpoint"
+    yaw, pitch = ((math.radians(pair[0]), math.radians(pair[1])) if pair else None for pair in (options.yaw, options.pitch))
+    yaw, pitch = yaw or summary.yaw_range, pitch or summary.pitch_range
+    text = " and ".join(
+        f"{name} uniform in {math.degrees(pair[0]):.4g}..{math.degrees(pair[1]):.4g}" for name, pair in (("yaw", yaw), ("pitch", pitch))
+    )
+    return functools.partial(draw_from_ranges, summary, yaw, pitch), f"{text} degrees"
+
+
+def make_sampler(generator: Generator, labels: Tensor | None, options: SamplingOptions, device: torch.device) -> GeneratorSampler:
+    """A generator, moved to `device`, as a sampling function."""
+    generator = generator.to(device)
+    if options.precision == "bf16":
+        generator.set_conv_dtype(backbone=torch.bfloat16, superresolution=torch.bfloat16)
+    summary = cameras_of(generator)
+    draw, text = choose_cameras(options, summary, labels)
+    return GeneratorSampler(
+        generator,
+        draw,
+        device,
+        conditioning=summary.frontal_label() if options.conditioning == "frontal" else None,
+        seed=options.seed,
+        truncation_psi=options.trunc,
+        truncation_cutoff=options.trunc_cutoff,
+        neural_rendering_resolution=options.nrr or generator.rendering.resolution,
+        has_random_noise=generator.config.superresolution.noise_mode == "random",
+        details={
+            "cameras": text,
+            "conditioning": f"{options.conditioning} camera" if generator.config.generator.pose_conditioning else "none",
+            "resolution": generator.config.resolution,
+            "precision": options.precision,
+        },
+    )
+
+
+def open_sampler(network: str, dataset: ImageDataset | None, options: SamplingOptions, device: torch.device) -> GeneratorSampler:
+    """The generator of a file or address as a sampling function.
+
+    Raises:
+        UserError: if the file cannot be used, or the data have pictures of another size.
+    """
+    path = local_file(network)
+    generator = load_generator(path)
+    if dataset is not None and dataset.resolution != generator.config.resolution:
+        sizes = f"{dataset.resolution} pixels, {network} makes {generator.config.resolution}"
+        raise UserError(f"data {dataset.path} has pictures of {sizes}; resize the data, or take the network made for it")
+    sampler = make_sampler(generator, dataset.labels if dataset is not None else None, options, device)
+    sampler.details |= {"network_sha256": file_hash(path), "open_eg3d": __version__}
+    return sampler
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results
+
+
+def snapshot_kimg(network: str) -> float | None:
+    """How long a network was trained, by its file's name; none where that does not tell."""
+    match = SNAPSHOT_NAME.search(network)
+    return float(match[1]) if match else None
+
+
+def keep_results(folder: Path, results: Sequence[MetricResult], network: str, kimg: float | None) -> None:
+    """Append results to metric-<name>.jsonl in `folder`.
+
+    Raises:
+        UserError: if that is not possible.
+    """
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    append_results(folder, results, network=network, kimg=kimg, time=now)
+
+
+@dataclass(frozen=True)
+class SnapshotMetrics:
+    """Measures each snapshot of a training, as calc_metrics.py would with the training's data. All processes call it together.
+
+    Metrics that fail cost a line in the log, not the training. Random numbers and the networks in training are left alone.
+    """
+
+    names: tuple[str, ...]
+    options: MetricOptions = dataclasses.field(default_factory=MetricOptions)
+
+    def __call__(self, state: SnapshotState) -> None:
+        """Measure the snapshot of `state`."""
+        if state.checkpoint is None:
+            return
+        device = state.trainer.device
+        options = dataclasses.replace(self.options, device=device, batch=self._batch(state), is_cancelled=state.is_stopping)
+        try:
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                results = options.team.together(functools.partial(self._measure, state, options))
+            if options.team.rank == 0:
+                self._report(state, results)
+        except Cancelled:
+            state.log(f"Metrics of {state.checkpoint.name} were not finished before the stop")
+        except OtherProcessFailed as error:
+            state.log(f"warning: no metrics of {state.checkpoint.name}: {error}; the training goes on")
+        except Exception as error:
+            line = f"warning: no metrics of {state.checkpoint.name}: {describe_error(error)}; the training goes on"
+            if options.team.rank == 0:
+                state.log(line)
+            else:
+                print(line, file=sys.stderr, flush=True)
+        finally:
+            free_memory(device)
+
+    def _batch(self, state: SnapshotState) -> int:
+        training = state.trainer.config.training
+        return min(LARGEST_BATCH, training.batch_gpu or training.batch)
+
+    def _measure(self, state: SnapshotState, options: MetricOptions) -> list[MetricResult]:
+        options.team.agree(True)  # from here on the first process has written the snapshot
+        sampler = open_sampler(str(state.checkpoint), state.dataset, SamplingOptions(), options.device)
+        return evaluate(self.names, sampler, real_images(state.dataset, state.trainer.config.data.mirror), options)
+
+    def _report(self, state: SnapshotState, results: list[MetricResult]) -> None:
+        progress = state.trainer.progress
+        for result in results:
+            state.log(f"{as_line(result)}  ({result.seconds:.0f} s)")
+        keep_results(state.run_dir, results, str(state.checkpoint), progress.kimg)
+        if state.writer is not None:
+            show_in_tensorboard(state.writer, results, progress.images)
+
+
+def describe_error(error: Exception) -> str:
+    """What went wrong in one line; what is not a mistake of the user's comes with its type."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def free_memory(device: torch.device) -> None:
+    """Give memory that only the metrics needed back to the training."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    drop_kept_memory()
