@@ -7,7 +7,9 @@ from dnnlib.interrupts import quit_on_interrupt
 quit_on_interrupt(__name__)  # the imports below take seconds
 
 import dataclasses
+import datetime
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,20 +18,28 @@ import click
 import torch
 
 from dnnlib.console import UserError, run_cli
-from dnnlib.files import is_url, make_dir
+from dnnlib.files import atomic_write, is_url, make_dir
 from dnnlib.options import Finite
+from media.report import Figure, Report, Section, report_page
+from media.report_sections import VIEWS, curves_section, realism_sections, samples_section, views_section
 from metrics.command_line import Metrics, network_options
 from metrics.evaluate import MetricOptions, MetricResult, check_inputs, evaluate
-from metrics.names import VALID_FORMS, DetectorName, parse_metrics
+from metrics.names import VALID_FORMS, DetectorName, explain, parse_metrics
+from metrics.realism import Realism, compare_with_reals
+from metrics.reals import RealImages
 from metrics.results import as_json, as_text, show_in_tensorboard
-from metrics.sampling import LARGEST_SEED
+from metrics.sampling import LARGEST_SEED, GeneratorSampler
+from open_eg3d import __version__
 from open_eg3d.measuring import SamplingOptions, keep_results, open_sampler, real_images, snapshot_kimg
 from torch_utils.devices import device_option
 from torch_utils.precision import use_full_fp32
 from torch_utils.processes import run_processes
 from training.dataset import IN_MEMORY_BYTES, ImageDataset
+from training.networks.generator import Generator
+from training.scene import cameras_of
 
 ON_URL_OUTDIR = Path("out")
+REALS_OF_REPORT = 2000  # real pictures the report compares with where no metric says how many
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,8 @@ class Job:
     mirror: bool
     outdir: Path
     prints_json: bool
+    report: Path | None = None
+    report_fakes: int = 500
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -77,10 +89,14 @@ def run_job(device: torch.device, job: Job) -> None:
     sampler = open_sampler(job.network, dataset, job.sampling, device)
     results = evaluate(job.metrics, sampler, reals, options)
     if team.rank == 0:
-        report(job, results)
+        tell(job, results)
+    if job.report is not None:
+        realism = compare(job, sampler, reals, options)
+        if team.rank == 0:
+            write_report(job, job.report, results, sampler, reals, realism)
 
 
-def report(job: Job, results: list[MetricResult]) -> None:
+def tell(job: Job, results: list[MetricResult]) -> None:
     """Print the results, append them to files and show them in TensorBoard."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -93,6 +109,57 @@ def report(job: Job, results: list[MetricResult]) -> None:
             show_in_tensorboard(writer, results, round((kimg or 0) * 1000))
     except OSError as error:
         raise UserError(f"cannot write to {job.outdir}: {error.strerror or error}; free some space or choose another --outdir") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The report
+
+
+def compare(job: Job, sampler: GeneratorSampler, reals: RealImages | None, options: MetricOptions) -> Realism | None:
+    """Fakes beside the real pictures that the metrics compare with, by the same feature network; none without data or such metrics."""
+    metrics = [metric for metric in parse_metrics(job.metrics, options.detector) if metric.detector]
+    if reals is None or not metrics:
+        return None
+    counts = [metric.count for metric in metrics if metric.needs_reals]
+    is_full = any(metric.is_full for metric in metrics)
+    count = None if is_full else min(max(counts, default=REALS_OF_REPORT), reals.count)
+    assert metrics[0].detector is not None
+    return compare_with_reals(sampler, reals, options, metrics[0].detector, job.report_fakes, count)
+
+
+def write_report(
+    job: Job, path: Path, results: list[MetricResult], sampler: GeneratorSampler, reals: RealImages | None, realism: Realism | None
+) -> None:
+    """Write the page: numbers, curves, samples, views, and samples beside real pictures.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    figures = [Figure(result.name, finite_values(result), result.protocol, explain(result.name)) for result in results]
+    folders = [job.outdir] if is_url(job.network) else [Path(job.network).parent, job.outdir]
+    assert isinstance(sampler.model, Generator)
+    summary = cameras_of(sampler.model)
+    yaws = summary.default_yaws(VIEWS)
+    sections = [
+        curves_section(folders, {result.name: result.protocol for result in results}, snapshot_kimg),
+        samples_section(sampler, job.options.batch),
+        views_section(sampler, summary, yaws, summary.pitch, summary.frontal_label(), job.options.batch),
+    ]
+    if realism is not None and reals is not None:
+        sections += realism_sections(sampler, reals, realism)
+    else:
+        sections.append(Section("Beside real pictures", "Not computed: it takes --data, and one of the metrics fid, kid, pr or is."))
+    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    facts = {"Network": job.network, "Data": job.data or "none", "Made": now, "By": f"open-eg3d {__version__}"}
+    page = report_page(Report(f"Figures of {Path(job.network).name}", facts, figures, sections))
+    with atomic_write(path) as file:
+        file.write(page.encode())
+    print(f"Report: {path}", file=sys.stderr)
+
+
+def finite_values(result: MetricResult) -> dict[str, float | None]:
+    """Values, none for those that are not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in result.values.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -135,7 +202,8 @@ def check_options(job: Job, device: torch.device, procs: int) -> None:
         raise click.UsageError("--procs: only one process can use --device mps")
     if device.type == "cuda" and procs > torch.cuda.device_count():
         raise click.UsageError(f"--procs {procs}: there is one process for a GPU, and this machine has {torch.cuda.device_count()}")
-    if job.sampling.seed + max(metric.count for metric in metrics) > LARGEST_SEED:
+    fakes = max(job.report_fakes if job.report else 0, *(metric.count for metric in metrics))
+    if job.sampling.seed + fakes > LARGEST_SEED:
         raise click.UsageError(f"--seed {job.sampling.seed}: seeds go up to {LARGEST_SEED}, and every picture takes one")
 
 
@@ -178,6 +246,16 @@ def default_outdir(network: str) -> Path:
 @device_option
 @click.option("--outdir", type=click.Path(path_type=Path), help="Folder of metric-<name>.jsonl.  [default: the network's]")
 @click.option("--json", "prints_json", is_flag=True, help="Print one line of JSON a metric.")
+@click.option(
+    "--report", type=click.Path(path_type=Path, dir_okay=False), metavar="HTML", help="Also write a page with figures and pictures."
+)
+@click.option(
+    "--report-fakes",
+    type=click.IntRange(1, 1_000_000),
+    default=500,
+    show_default=True,
+    help="Fakes that the page's most and least realistic ones are chosen from.",
+)
 def main(
     network: str,
     names: tuple[str, ...],
@@ -194,6 +272,8 @@ def main(
     mirror: bool,
     outdir: Path | None,
     prints_json: bool,
+    report: Path | None,
+    report_fakes: int,
     **sampling: Any,
 ) -> None:
     """Compute figures of a model, with the protocol they hold for. Results are also appended to metric-<name>.jsonl."""
@@ -213,9 +293,13 @@ def main(
         mirror=mirror,
         outdir=outdir or default_outdir(network),
         prints_json=prints_json,
+        report=report,
+        report_fakes=report_fakes,
     )
     check_options(job, device, procs)
     make_dir(job.outdir)
+    if job.report is not None:
+        make_dir(job.report.parent)
     run_processes(procs, device.type, run_job, job, hint="try fewer --procs or a smaller --batch")
 
 

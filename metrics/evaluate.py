@@ -209,6 +209,11 @@ def _real_set(key: RealKey, reals: RealImages, detector: Detector, options: Metr
     return moments
 
 
+def real_features(count: int | None, reals: RealImages, detector: Detector, options: MetricOptions, team: Team) -> torch.Tensor:
+    """Features (count, D) of the first `count` pictures of the fixed order, or of all: as the metrics use them, from the same cache."""
+    return _real_set((False, count), reals, detector, options, team)
+
+
 def _set_values(metric: Metric, fakes: Collected, reals: Any, team: Team) -> tuple[dict[str, float], dict[str, Any]]:
     """Values, and what only this metric adds to the protocol."""
     name = metric.name

@@ -19,6 +19,19 @@ VALID_FORMS = (
     "fidN, fidN_full, kidN, kidN_full, prNK, prNK_full, isN, ppl2_wend, ppl2_wendN, consistencyN, depthN, reliefN, identityN, poseN, "
     "speed; N = pictures such as 500, 2k or 50k, K = neighbours such as 3; _lite0 after fid, kid, pr and is names the feature network"
 )
+_EXPLANATIONS = {
+    "fid": "Fréchet distance, lower is better",
+    "kid": "kernel distance, lower is better",
+    "pr": "shares of fakes among reals, and of reals among fakes",
+    "is": "inception score, higher is better",
+    "ppl": "perceptual path length, lower is better",
+    "consistency": "agreement of two views: PSNR in dB, share of confirmed surface",
+    "depth": "against true depth: error (0 right, 1 flat), relief (1 right)",
+    "relief": "shape of the visible surface: 0 is a card, 0.47 half a sphere",
+    "identity": "cosine between two views of a face",
+    "pose": "a face's estimated pose against its camera, degrees",
+    "speed": "frames a second, MiB a frame",
+}
 _COUNT = r"(?P<count>[1-9]\d*)(?P<kilo>k?)"
 _PATTERNS = {
     "fid": rf"fid{_COUNT}(?P<full>_full)?(?P<lite0>_lite0)?",
@@ -87,6 +100,11 @@ def _metric(kind: str, match: re.Match[str], default_detector: DetectorName) -> 
         raise ValueError(f"{match[0]}: the number of pictures must be {smallest} to {LARGEST_COUNT}")
     name = match[0] if detector in (None, "inception") or groups["lite0"] else f"{match[0]}_{detector}"
     return Metric(name, kind, count, bool(groups.get("full")), neighbours, detector)
+
+
+def explain(name: str) -> str:
+    """A metric in a few words; `name` as it is reported."""
+    return _EXPLANATIONS[parse_metric(name).kind]
 
 
 def parse_metrics(texts: Sequence[str], detector: DetectorName = "inception") -> list[Metric]:

@@ -27,7 +27,7 @@ def precision_recall(fakes: Tensor, reals: Tensor, neighbours: int = 3, team: Te
     is_fake_inside, is_real_inside = (torch.zeros(len(points), dtype=torch.bool, device=points.device) for points in (fakes, reals))
     for start, count in team.shown_batches(len(fakes), ROWS, "Precision and recall"):
         rows = slice(start, start + count)
-        for columns in _blocks(len(reals), COLUMNS):
+        for columns in blocks(len(reals), COLUMNS):
             distances = squared_distances(fakes[rows], reals[columns])
             is_fake_inside[rows] |= (distances <= real_reach[columns]).any(1)
             is_real_inside[columns] |= (distances <= fake_reach[rows, None]).any(0)
@@ -41,7 +41,7 @@ def _neighbour_distances(members: Tensor, neighbours: int, team: Team) -> Tensor
     for start, count in team.shown_batches(len(members), ROWS, "Nearest neighbours"):
         rows = slice(start, start + count)
         nearest = members.new_empty(count, 0)
-        for columns in _blocks(len(members), COLUMNS):
+        for columns in blocks(len(members), COLUMNS):
             nearest = torch.cat([nearest, squared_distances(members[rows], members[columns])], 1)
             nearest = nearest.topk(min(neighbours + 1, nearest.shape[1]), largest=False).values
         result[rows] = nearest[:, -1]
@@ -55,5 +55,6 @@ def squared_distances(first: Tensor, second: Tensor) -> Tensor:
     return distances.masked_fill_(distances <= SAME_POINT * scale, 0)
 
 
-def _blocks(count: int, size: int) -> Iterator[slice]:
+def blocks(count: int, size: int) -> Iterator[slice]:
+    """0..count-1 in slices of at most `size`."""
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
