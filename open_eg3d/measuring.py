@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import hashlib
 import math
 import re
 import sys
@@ -31,6 +32,7 @@ from training.dataset import ImageDataset
 from training.depth_maps import has_depth_map, read_depth_maps
 from training.networks.generator import Generator
 from training.scene import CameraSummary, cameras_of
+from training.weights_folder import FILES as WEIGHTS_FILES
 
 if TYPE_CHECKING:
     from training.loop import SnapshotState
@@ -154,7 +156,7 @@ def open_sampler(network: str, dataset: ImageDataset | None, options: SamplingOp
         sizes = f"{dataset.resolution} pixels, {network} makes {generator.config.resolution}"
         raise UserError(f"data {dataset.path} has pictures of {sizes}; resize the data, or take the network made for it")
     sampler = make_sampler(generator, dataset.labels if dataset is not None else None, options, device)
-    sampler.details |= {"network_sha256": file_hash(path), "open_eg3d": __version__}
+    sampler.details |= {"network_sha256": network_hash(path), "open_eg3d": __version__}
     return sampler
 
 
@@ -241,3 +243,11 @@ def free_memory(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.empty_cache()
     drop_kept_memory()
+
+
+def network_hash(path: Path) -> str:
+    """SHA-256 of a file; of a folder of weights, that of its files' hashes, one after the other."""
+    if path.is_file():
+        return file_hash(path)
+    hashes = [file_hash(path / name) for name in WEIGHTS_FILES if (path / name).exists()]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
