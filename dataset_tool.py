@@ -200,6 +200,58 @@ def check(ctx: click.Context, source: str, strict: bool, as_json: bool, pictures
     ctx.exit(0 if report.ok(strict) else 1)
 
 
+def estimator_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Check that an estimator can be loaded."""
+    from data_tools.faces import load_estimator
+
+    try:
+        load_estimator(value)
+    except UserError as error:
+        raise click.BadParameter(str(error), ctx=ctx, param=param) from error
+    return value
+
+
+@main.command()
+@click.option("--source", help="Folder, ZIP or URL with pictures of people.")
+@click.option("--dest", type=click.Path(path_type=Path), help="Archive (.zip) or folder to write.")
+@click.option("--setup", is_flag=True, help="Install mediapipe, which finds faces, into an environment of its own; once.")
+@click.option("--resolution", type=int, default=512, show_default=True, callback=trainable_size, help="Side of the portraits.")
+@click.option("--pick", type=click.Choice(["largest", "central"]), default="largest", show_default=True, help="Which of several faces.")
+@click.option("--keep-roll", is_flag=True, help="Leave tilted heads tilted, with tilted cameras, instead of turning them upright.")
+@click.option("--min-size", type=click.IntRange(min=0), default=0, show_default=True, help="Leave out portraits of fewer pixels a side.")
+@click.option("--background", type=Background(), default="none", show_default=True, help="What shows through transparent parts.")
+@click.option(
+    "--estimator", default="mediapipe", show_default=True, callback=estimator_name, help="What finds faces: mediapipe or module:function."
+)
+@click.option("--skip-bad", is_flag=True, help="Leave out files that cannot be read, and list them.")
+@workers_option
+@overwrite_option
+def faces(source: str | None, dest: Path | None, setup: bool, overwrite: bool, **settings: Any) -> None:
+    """Cut faces out of pictures as FFHQ for EG3D does, and estimate their cameras."""
+    from data_tools.face_process import set_up
+    from data_tools.faces import FacesConfig, convert_faces
+    from data_tools.parallel import ended_politely
+
+    if not setup and (source is None or dest is None):
+        raise click.UsageError(f"Missing option '{'--source' if source is None else '--dest'}'.")
+    if (source is None) != (dest is None):
+        raise click.UsageError("--source and --dest go together.")
+    if settings["background"] == "random":
+        raise click.BadParameter("random is for convert; choose a colour", param_hint="--background")
+    settings["background"] = None if settings["background"] == "none" else settings["background"]
+    with ended_politely():
+        if setup:
+            click.echo("installing mediapipe, which takes about a minute and 430 MB", err=True)
+            click.echo(f"mediapipe is ready in {set_up()}")
+        if source is None or dest is None:
+            return
+        summary = convert_faces(source, dest, FacesConfig(**settings), overwrite=overwrite)
+    for line in (*summary.notes, *(f"left out: {reason}" for reason in (*summary.faceless, *summary.skipped))):
+        click.echo(line, err=True)
+    left_out = len(summary.faceless) + len(summary.skipped)
+    click.echo(f"wrote {summary.count} portraits of {settings['resolution']} pixels to {dest}, left out {left_out}")
+
+
 @main.command()
 @click.option("--dest", required=True, type=click.Path(), help="Archive (.zip) or folder to write.")
 @click.option("--count", type=click.IntRange(min=1), default=6000, show_default=True, help="Number of images.")

@@ -42,6 +42,8 @@ OPTIONS = {
         --pivot --poses --radius --recentre --resolution --seed --skip-bad --source --up --workers""",
     "mirror": "--dest --help --overwrite --source --workers",
     "rebalance": "--bins --dest --factor --help --overwrite --source",
+    "faces": """--background --dest --estimator --help --keep-roll --min-size --overwrite --pick --resolution --setup --skip-bad --source
+        --workers""",
     "check": "--cfg --help --json --pictures --source --strict --workers",
 }
 
