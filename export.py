@@ -1,4 +1,7 @@
-"""The generator of a file in another form: python export.py --network run/network-snapshot-000200.pkl --dest heads.pkl."""
+"""The generator of a file in another form: python export.py --network run/network-snapshot-000200.pkl --dest heads.pkl.
+
+Or heads that a browser renders by itself: python export.py --network heads.pkl --seeds 0-7 --dest avatars.html.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ quit_on_interrupt(__name__)  # the imports below take seconds
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +19,9 @@ import click
 
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import local_file
+from dnnlib.options import Finite, Seeds
+from media.avatar import write_avatars
+from open_eg3d import load_generator
 from training.checkpoint import Checkpoint, build_generator, load_checkpoint, load_weights, save_checkpoint
 from training.config import Config
 from training.interop import Weights
@@ -25,11 +31,13 @@ from training.weights_folder import FILES, write_weights_folder
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be exported, and where to."""
+    """What is to be exported, and where to; a page shows the heads of some seeds."""
 
     source: Path
     weights: Weights
     dest: Path
+    seeds: Sequence[int]
+    truncation_psi: float
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -57,6 +65,12 @@ def write_onnx(job: Job) -> list[Path]:
     return [planes, image]
 
 
+def write_page(job: Job) -> list[Path]:
+    """A page of heads that any browser turns around by itself."""
+    write_avatars(job.dest, load_generator(job.source), job.seeds, job.truncation_psi, title=job.dest.stem)
+    return [job.dest]
+
+
 def targets_safetensors(dest: Path) -> list[Path]:
     """Files that `write_safetensors` may write."""
     return [dest / name for name in FILES]
@@ -81,8 +95,9 @@ FORMATS = {
     "checkpoint": Format(write_checkpoint, lambda dest: [dest]),
     "safetensors": Format(write_safetensors, targets_safetensors),
     "onnx": Format(write_onnx, targets_onnx),
+    "html": Format(write_page, lambda dest: [dest]),
 }
-SUFFIXES = {"": "safetensors", ".onnx": "onnx"}  # any other is a checkpoint
+SUFFIXES = {"": "safetensors", ".onnx": "onnx", ".html": "html"}  # any other is a checkpoint
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -139,15 +154,23 @@ def check_dest(source: Path, dest: Path, kind: Format, overwrite: bool) -> None:
     "--format",
     "named",
     type=click.Choice(list(FORMATS)),
-    help="What to write.  [default: NAME.onnx two ONNX graphs, a name without ending a folder of safetensors, else a checkpoint]",
+    help="What to write.  [default: NAME.onnx two ONNX graphs, NAME.html a page of heads, a name without ending a folder of safetensors, else a checkpoint]",
 )
+@click.option("--seeds", type=Seeds(), help="Of a page: which heads, 0-10 or 1,5,7-9.  [default: 0-7]")
+@click.option("--trunc", type=Finite(), help="Of a page: truncation psi, 1 none, 0 the average.  [default: 1]")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
-def main(network: str, dest: Path, named: str | None, overwrite: bool) -> None:
-    """Write the generator alone: as a checkpoint a tenth of the size, as safetensors, or as ONNX graphs for other programs."""
+def main(network: str, dest: Path, named: str | None, seeds: list[int] | None, trunc: float | None, overwrite: bool) -> None:
+    """Write the generator alone: as a checkpoint a tenth of the size, as safetensors, or as ONNX graphs for other programs.
+
+    Or write a page of heads that any browser turns around by itself, without a server.
+    """
+    chosen = choose_format(dest, named)
+    if chosen != "html" and (seeds is not None or trunc is not None):
+        raise click.UsageError("--seeds and --trunc choose the heads of a page; end --dest in .html, or leave them out")
     source = local_file(network)
-    kind = FORMATS[choose_format(dest, named)]
+    kind = FORMATS[chosen]
     check_dest(source, dest, kind, overwrite)
-    for path in kind.write(Job(source, load_averaged(source), dest)):
+    for path in kind.write(Job(source, load_averaged(source), dest, seeds or range(8), 1.0 if trunc is None else trunc)):
         click.echo(f"Wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 

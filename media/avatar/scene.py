@@ -1,0 +1,137 @@
+"""What the page has to know, as plain values for JSON: the heads, the decoder, how rays are rendered, the cameras."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dnnlib.console import UserError
+from media.avatar.planes import CHANNELS_A_TEXEL, QuantizedPlanes, pack, quantize
+from media.strips import OPAQUE, OUTLIERS, Pictures, camera_grid, to_uint8
+from training.cameras import unpack_label
+from training.networks.generator import Generator
+from training.scene import CameraSummary
+
+UNIFORM_BYTES = 16384  # of a block of constants, what every WebGL 2 has
+DEPTH_VIEWS = (5, 3)  # yaws and pitches from which the range of depths is taken
+CAMERA_NUMBERS = ("radius", "pivot", "center", "intrinsics", "yaw_range", "pitch_range", "yaw", "pitch")
+
+
+@dataclass(frozen=True)
+class Head:
+    """One identity in the page."""
+
+    name: str
+    values: dict[str, Any]  # for JSON
+    data: str  # base64 of the packed planes
+
+
+@torch.no_grad()
+def make_head(name: str, generator: Generator, planes: Tensor, ws: Tensor, cameras: CameraSummary) -> Head:
+    """A head from its planes (1, 3, C, H, W) and latents ws (1, num_ws, w_dim)."""
+    quantized = quantize(planes)
+    front = generator.render(planes, ws, cameras.frontal_label()[None].to(planes.device))
+    values = {
+        "name": name,
+        "depths": _depth_range(generator, planes, ws, cameras),
+        "picture": _data_url(to_uint8(front.image_raw)[0]),
+        **_dequantization(quantized),
+    }
+    return Head(name, values, base64.b64encode(pack(quantized.codes)).decode())
+
+
+def scene_values(generator: Generator, cameras: CameraSummary, title: str) -> dict[str, Any]:
+    """What all heads of a page share.
+
+    Raises:
+        UserError: if the page could not render this model: a decoder of another kind, or too large a one.
+    """
+    options, rendering = generator.config.generator, generator.rendering
+    return {
+        "title": title,
+        "planes": {"resolution": options.plane_resolution, "channels": _padded(options.plane_channels)},
+        "decoder": _decoder_values(generator),
+        "rendering": {
+            "resolution": rendering.resolution,
+            "coarse": rendering.depth_resolution,
+            "fine": rendering.depth_resolution_importance,
+            "near": rendering.ray_start,
+            "far": rendering.ray_end,
+            "box": rendering.box_warp,
+            "background": rendering.background,
+            "released_axes": rendering.plane_axes == "released",
+            "released_sampling": rendering.fine_sampling == "released",
+        },
+        "cameras": {name: getattr(cameras, name) for name in CAMERA_NUMBERS},
+    }
+
+
+def _padded(channels: int) -> int:
+    return -(-channels // CHANNELS_A_TEXEL) * CHANNELS_A_TEXEL
+
+
+def _decoder_values(generator: Generator) -> dict[str, Any]:
+    """The decoder's constants in the order in which the shader reads them, as base64 of vectors of four fp32 numbers.
+
+    For each hidden unit: its weights over the channels, its weights towards (density, red, green, blue), its bias and three zeros.
+    At the end the biases of the four outputs. The density gain is multiplied in.
+    """
+    weights = generator.decoder.two_layer_weights()
+    if weights is None:
+        raise UserError("the page renders the standard decoder only; this model's was changed")
+    w0, b0, w1, b1 = (tensor.detach().double().cpu() for tensor in weights)
+    hidden, channels = w0.shape
+    gain = torch.tensor([generator.rendering.density_gain, 1.0, 1.0, 1.0], dtype=torch.float64)
+    into = torch.nn.functional.pad(w0, (0, _padded(channels) - channels))
+    out = (w1[:4] * gain[:, None]).T
+    units = torch.cat([into, out, b0[:, None], torch.zeros(hidden, 3, dtype=torch.float64)], dim=1)
+    packed = torch.cat([units.flatten(), b1[:4] * gain]).float().numpy().astype("<f4").tobytes()
+    if len(packed) > UNIFORM_BYTES:
+        raise UserError(
+            f"the decoder takes {len(packed)} bytes, and a web page may count on {UNIFORM_BYTES}: {hidden} hidden units are too many"
+        )
+    return {"hidden": hidden, "data": base64.b64encode(packed).decode()}
+
+
+def _dequantization(quantized: QuantizedPlanes) -> dict[str, Any]:
+    """Per channel, for textures that hold code / 255 and for a mean over three planes: factors, what to add, and the code of zero."""
+    scale, zero = quantized.scale.astype(np.float64), quantized.zero.astype(np.float64)
+    return {
+        "scale": [_short(value) for value in (scale * (255 / 3)).flatten()],
+        "offset": [_short(value) for value in (-scale * zero / 3).sum(axis=0)],
+        "zero": quantized.zero.flatten().tolist(),
+    }
+
+
+def _short(value: float) -> float:
+    """As many digits as fp32 has."""
+    return float(f"{value:.9g}")
+
+
+def _depth_range(generator: Generator, planes: Tensor, ws: Tensor, cameras: CameraSummary) -> list[float]:
+    """Nearest and farthest depth of what is opaque from all around, relative to the camera's distance to the pivot; world units."""
+    depths = []
+    for c in camera_grid(cameras, *DEPTH_VIEWS).to(planes.device).split(1):
+        out = generator.render(planes, ws, c)
+        distance = (unpack_label(c)[0][0, :3, 3].cpu() - torch.tensor(cameras.pivot)).norm()
+        solid = (out.weights_sum > OPAQUE) & out.image_depth.isfinite()
+        depths.append(out.image_depth[solid].cpu().float() - distance)
+    seen = torch.cat(depths).numpy()
+    if not len(seen):
+        return [-1.0, 1.0]
+    near, far = np.percentile(seen, (OUTLIERS, 100 - OUTLIERS)).tolist()
+    return [_short(near), _short(near + max(far - near, 1e-6))]
+
+
+def _data_url(picture: Pictures) -> str:
+    """A picture (H, W, 3) as a PNG in a URL."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
