@@ -10,7 +10,7 @@ from dataclasses import dataclass
 Points = Sequence[tuple[float, float]]
 
 WIDTH, HEIGHT = 440, 230
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 34
+LEFT, RIGHT, TOP, BOTTOM = 62, 16, 12, 44
 MOST_POINTS = 300  # of a line; more are averaged in groups
 DOTTED_UP_TO = 40  # points that get a dot each, with its value as tooltip
 TICKS = 5
@@ -82,9 +82,9 @@ def _axes(x_ticks: list[float], y_ticks: list[float], frame: _Frame, x_label: st
     for value in y_ticks:
         y = frame.y(value)
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="axis" x="{LEFT - 6}" y="{y + 3.5}" text-anchor="end">{value:.6g}</text>')
+        parts.append(f'<text class="axis" x="{LEFT - 6}" y="{y + 4.5:.1f}" text-anchor="end">{value:.6g}</text>')
     for value in x_ticks:
-        parts.append(f'<text class="axis" x="{frame.x(value)}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{value:.6g}</text>')
+        parts.append(f'<text class="axis" x="{frame.x(value)}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:.6g}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{html.escape(x_label)}</text>')
     return parts

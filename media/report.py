@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from media.strips import Pictures
 
 LARGE_PIXELS = 2_000_000  # pictures beyond are JPEG, or the page would take minutes to open
 JPEG_QUALITY = 92
-LONG = 40  # characters of a hash or name that is not shown in full in tables
+LONG_HASH = re.compile(r"[0-9a-f+]{41,}")  # shown by its ends, whole as a tooltip
 
 
 @dataclass(frozen=True)
@@ -107,19 +108,22 @@ def _numbers(figures: Sequence[Figure]) -> str:
     rows = "".join(_figure_rows(figure, common) for figure in figures)
     shared = _protocol(common)
     table = f"<table class='numbers'><thead><tr><th>Metric</th><th>Value</th><th>Protocol of this metric</th></tr></thead>{rows}</table>"
-    return f"{table}<h3>Protocol common to all</h3>{shared}" if shared else table
+    return f"{table}<h3>Protocol, the same for all metrics that an entry applies to</h3>{shared}" if shared else table
 
 
 def _common(figures: Sequence[Figure]) -> dict[str, Any]:
-    """Entries in which all protocols agree."""
-    protocols = [figure.protocol for figure in figures]
-    first = protocols[0] if protocols else {}
-    return {name: value for name, value in first.items() if all(name in other and other[name] == value for other in protocols)}
+    """Entries that at least two protocols have, and that are the same in all that have them."""
+    found: dict[str, list[Any]] = {}
+    for figure in figures:
+        for name, value in figure.protocol.items():
+            found.setdefault(name, []).append(value)
+    fewest = min(2, len(figures))
+    return {name: values[0] for name, values in found.items() if len(values) >= fewest and all(value == values[0] for value in values)}
 
 
 def _figure_rows(figure: Figure, common: Mapping[str, Any]) -> str:
     own = {name: value for name, value in figure.protocol.items() if name not in common}
-    cell = f"<td class='own' rowspan='{len(figure.values)}'>{html.escape(figure.explanation)}{_protocol(own)}</td>"
+    cell = f"<td class='own' rowspan='{len(figure.values)}'><p>{html.escape(figure.explanation)}</p>{_protocol(own)}</td>"
     rows = []
     for index, (name, value) in enumerate(figure.values.items()):
         text = "not defined" if value is None else f"{value:.5g}"
@@ -138,7 +142,7 @@ def _protocol(entries: Mapping[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
-    if len(text) <= LONG or " " in text:
+    if not LONG_HASH.fullmatch(text):
         return html.escape(text)
     return f'<code title="{html.escape(text, quote=True)}">{html.escape(text[:16])}…{html.escape(text[-8:])}</code>'
 
@@ -198,11 +202,11 @@ table { border-collapse: collapse; width: 100%; } .numbers { display: block; ove
 th, td { text-align: left; vertical-align: top; padding: 7px 18px 7px 0; }
 tbody { border-top: 1px solid var(--edge); } tbody th { font-weight: 500; white-space: nowrap; }
 .value { font-size: 17px; font-weight: 650; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.own { width: 100%; font-size: 13px; color: var(--soft); } .own dd { color: var(--ink); }
+.own p { margin: 0; } .own { width: 100%; font-size: 13px; color: var(--soft); } .own dd { color: var(--ink); }
 figure { margin: 0; min-width: 0; } figcaption { font-size: 12.5px; color: var(--soft); overflow-wrap: anywhere; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 20px 26px; }
 .charts figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 2px 12px; } .charts b { color: var(--ink); }
-svg { display: block; width: 100%; height: auto; } .axis { fill: var(--soft); font-size: 11px; } .rule { stroke: var(--edge); }
+svg { display: block; width: 100%; height: auto; } .axis { fill: var(--soft); font-size: 14px; } .rule { stroke: var(--edge); }
 .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .s0 { --c: var(--c0); } .s1 { --c: var(--c1); } .s2 { --c: var(--c2); } .s3 { --c: var(--c3); }
 .line { stroke: var(--c); } .dot { fill: var(--c); } .legend { display: flex; gap: 12px; }

@@ -28,7 +28,7 @@ REMEMBERED = 6  # samples that are shown beside their nearest real pictures
 
 # What may differ between points of one curve: the snapshot, and what follows from it or from the machine.
 OF_THE_SNAPSHOT = {"network_sha256", "open_eg3d", "device", "hardware", "neural_rendering_resolution", "detector_software"}
-NO_CURVES = ("_std", "_pictures")
+NO_CURVES = ("_std", "_pictures", "_seen", "_angle_degrees", "_coverage")  # of how it was measured, rather than of the model
 STATISTICS = {
     "Losses": ("Loss/G", "Loss/D"),
     "Logits of D": ("Logits/real", "Logits/fake"),
@@ -55,7 +55,9 @@ def curves_section(folders: Iterable[Path], protocols: Mapping[str, Mapping[str,
     for path in sorted(path for folder in places for path in folder.glob("metric-*.jsonl")):
         for line in read_results(path):
             lines.setdefault(str(line.get("metric")), []).append(line)
-    charts = [chart for name, own in lines.items() for chart in metric_charts(own, protocols.get(name), kimg_of)]
+    lines.pop("speed", None)  # says more about the machine of the moment than about the snapshot
+    names = [*(name for name in protocols if name in lines), *(name for name in lines if name not in protocols)]
+    charts = [chart for name in names for chart in metric_charts(lines[name], protocols.get(name), kimg_of)]
     charts += [chart for folder in places for chart in statistics_charts(folder / "stats.jsonl")]
     text = "Metrics of the run's snapshots, drawn where they were measured with the same protocol, and the training's own statistics."
     return Section("Curves", text if charts else "There are no results or statistics of a run beside the network.", charts)
@@ -183,6 +185,8 @@ def memory_section(sampler: GeneratorSampler, reals: RealImages, realism: Realis
         f"picture is {np.median(realism.distances[:, 0]):.4g} for samples and {np.median(realism.between_reals):.4g} for real pictures "
         f"(to another one): {realism.ratio:.2f} times as far. Far below 1 would mean that pictures were learnt by heart."
     )
+    if realism.reals < realism.data_pictures:
+        text += f" Only {realism.reals} of {realism.data_pictures} pictures were searched; a metric that ends in _full searches all."
     shown = []
     for index in chosen.tolist():
         shown.append(fake_picture(sampler, realism, index))

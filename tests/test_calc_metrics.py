@@ -322,7 +322,8 @@ def _offline(*_: object, **__: object) -> None:
 
 OPTIONS = """
 --batch --cameras --conditioning --data --detector --detector-weights --device --help --identity-model --json --lpips-weights --metrics
---mirror --network --no-mirror --nrr --outdir --pitch --pose-model --precision --procs --seed --trunc --trunc-cutoff --yaw
+--mirror --network --no-mirror --nrr --outdir --pitch --pose-model --precision --procs --report --report-fakes --seed --trunc
+--trunc-cutoff --yaw
 """
 
 
