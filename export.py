@@ -154,7 +154,7 @@ def check_dest(source: Path, dest: Path, kind: Format, overwrite: bool) -> None:
     "--format",
     "named",
     type=click.Choice(list(FORMATS)),
-    help="What to write.  [default: NAME.onnx two ONNX graphs, NAME.html a page of heads, a name without ending a folder of safetensors, else a checkpoint]",
+    help="What to write.  [default: .onnx two ONNX graphs, .html a page of heads, no ending a folder of safetensors, else a checkpoint]",
 )
 @click.option("--seeds", type=Seeds(), help="Of a page: which heads, 0-10 or 1,5,7-9.  [default: 0-7]")
 @click.option("--trunc", type=Finite(), help="Of a page: truncation psi, 1 none, 0 the average.  [default: 1]")

@@ -37,6 +37,8 @@ from training.scene import apply_scene, fit_dataset_scene
 SETTINGS = {
     "mirror": "data.mirror",
     "workers": "data.workers",
+    "rebalance": "data.rebalance",
+    "max_broken": "data.max_broken",
     "batch": "training.batch",
     "batch_gpu": "training.batch_gpu",
     "gamma": "training.gamma",
@@ -64,7 +66,7 @@ SETTINGS = {
 METRIC_FILES = ("detector_weights", "lpips_weights", "identity_model", "pose_model")
 METRIC_SETTINGS = {f"snapshot.{name}" for name in ("metrics", "detector", *METRIC_FILES)}
 # Settings that may change when a run goes on.
-FREE_ON_RESUME = {"data.workers", "training.kimg", "snapshot.tick_kimg", "snapshot.snap_ticks", *METRIC_SETTINGS}
+FREE_ON_RESUME = {"data.workers", "data.max_broken", "training.kimg", "snapshot.tick_kimg", "snapshot.snap_ticks", *METRIC_SETTINGS}
 FINE_TUNING_ADA_KIMG = 100.0
 FP16_CLAMP = 256.0
 BUILT_IN_COUNT, BUILT_IN_RESOLUTION = 6000, 64
@@ -263,6 +265,8 @@ class Number(click.FloatRange):
 @click.option("--batch-gpu", type=click.IntRange(1), help="Samples a process handles at once; the rest is accumulated.")
 @click.option("--gamma", type=Number(0), help="Weight of the R1 penalty.")
 @click.option("--mirror/--no-mirror", default=None, help="Also train on mirrored pictures.")
+@click.option("--rebalance", metavar="FACTOR", type=Number(1), help="Show pictures of rare yaws up to so many times as often.")
+@click.option("--max-broken", metavar="N", type=click.IntRange(0), help="Leave out up to so many unreadable pictures [default: 0].")
 @click.option("--aug", type=click.Choice(["noaug", "ada", "fixed"]), help="Discriminator augmentation.")
 @click.option("--p", type=Number(0, 1), help="Augmentation probability (start value with ada).")
 @click.option("--target", type=Number(-1, 1), help="Target of ada.")
@@ -317,7 +321,7 @@ def main(**options: Any) -> None:
 def start_run(options: dict[str, Any], launch: Launch) -> None:
     """Begin a new run."""
     options["cfg"] = options["cfg"] or ("auto" if options["data"] else "heads")
-    dataset = ImageDataset(options["data"] or built_in_data())
+    dataset = ImageDataset(options["data"] or built_in_data(), max_broken=options["max_broken"] or 0)
     config, notes = new_config(options, dataset, launch, str(dataset.path.resolve()))
     check_options(config, launch)
     if config.model.resolution != dataset.resolution:

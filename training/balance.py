@@ -47,6 +47,19 @@ def balance_weights(labels: Tensor, bins: int = 9, factor: float = 4.0) -> Array
     return np.minimum(counts.max() / counts[bin_of], factor)
 
 
+def epoch_items(weights: Array, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Items (E,) of one epoch, in ascending order, each about as often as `weights` (M,) says: E is the weights' sum, rounded.
+
+    Systematic sampling (Kitagawa, "Monte Carlo filter and smoother ...", 1996, appendix): an item comes floor or ceil of its share
+    times, and on average over epochs exactly its share. A function of its arguments alone.
+    """
+    count = round(float(weights.sum()))
+    edges = np.cumsum(weights) * (count / weights.sum())
+    bits = np.random.MT19937(np.random.SeedSequence([seed % (1 << 64), epoch, 1]))
+    points = np.arange(count) + np.random.RandomState(bits).random_sample()
+    return np.searchsorted(edges[:-1], points, side="right")
+
+
 def balance_copies(labels: Tensor, bins: int = 9, factor: float = 4.0) -> NDArray[np.int64]:
     """Whole copies of each picture (M,) with the sums of `balance_weights` in every bin (rounded), spread evenly over the bin."""
     weights, bin_of = balance_weights(labels, bins, factor), yaw_bins(labels, bins)

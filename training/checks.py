@@ -35,9 +35,11 @@ PLANE_SIZE: Limit = (lambda value: value >= 4 and is_power_of_two(value), "a pow
 LIMITS: dict[str, Limit] = {
     **dict.fromkeys(("z_dim", "w_dim", "mapping_layers", "plane_channels", "channel_base", "channel_max", "decoder_hidden"), ONE_OR_MORE),
     **dict.fromkeys(("mbstd_group_size", "d_reg_interval", "g_reg_interval", "density_reg_points", "input_resolution"), ONE_OR_MORE),
-    **dict.fromkeys(("resolution", "nrr_initial", "nrr_final"), ONE_OR_MORE),
+    **dict.fromkeys(("resolution", "nrr_initial", "nrr_final", "rebalance", "rebalance_bins"), ONE_OR_MORE),
     **dict.fromkeys(("blur_sigma", "blur_fade_kimg", "swap_fade_kimg", "nrr_fade_kimg", "ema_kimg", "ema_rampup"), NOT_NEGATIVE),
-    **dict.fromkeys(("gamma", "density_reg", "freeze_d", "c_noise", "workers", "snap_ticks", "depth_resolution_importance"), NOT_NEGATIVE),
+    **dict.fromkeys(
+        ("gamma", "density_reg", "freeze_d", "c_noise", "workers", "max_broken", "snap_ticks", "depth_resolution_importance"), NOT_NEGATIVE
+    ),
     **dict.fromkeys(("lr_generator", "lr_discriminator", "adam_eps", "kimg", "tick_kimg", "box_warp", "conv_clamp"), POSITIVE),
     **dict.fromkeys(("swap_start", "swap_final"), PROBABILITY),
     **dict.fromkeys(("beta1", "beta2"), DECAY),

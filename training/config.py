@@ -97,6 +97,9 @@ class DataConfig:
     path: str = ""
     mirror: bool = False  # also train on every picture's mirror image, with the mirrored camera
     workers: int = 2
+    rebalance: float = 1.0  # show pictures of rare yaws up to so many times an epoch; 1 = every picture once
+    rebalance_bins: int = 9  # equal parts of the range of yaws
+    max_broken: int = 0  # unreadable pictures that are left out before training stops
 
 
 @dataclass

@@ -14,9 +14,10 @@ import itertools
 import json
 import os
 import signal
+import sys
 import warnings
 import zipfile
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -24,10 +25,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile
 from torch import Tensor
+from tqdm import tqdm
 
 from dnnlib.archives import is_link, open_member, read_member, safe_name
 from dnnlib.console import UserError, brief, progress
 from dnnlib.files import local_file
+from training.balance import epoch_items
 from training.cameras import LABEL_SIZE, mirror_label
 
 T = TypeVar("T")
@@ -50,6 +53,10 @@ LABELS_SPARE, LABELS_PER_FILE = 16 << 20, 4096  # bytes of dataset.json: a label
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files of a data set
+
+
+class BrokenPicture(UserError):
+    """A file that cannot be read; of pictures, `ImageDataset` can leave some out."""
 
 
 class _Folder:
@@ -155,10 +162,12 @@ def _errors_named(where: str) -> Iterator[None]:
     """What goes wrong while reading or decoding, as a UserError that names the file."""
     try:
         yield
-    except UserError:
+    except BrokenPicture:
         raise
+    except UserError as error:
+        raise BrokenPicture(str(error)) from error
     except Exception as error:  # zipfile and Pillow let through whatever damaged bytes lead to
-        raise UserError(f"{where} cannot be read: {error or type(error).__name__}; copy or make this file again") from error
+        raise BrokenPicture(f"{where} cannot be read: {error or type(error).__name__}; copy or make this file again") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -284,20 +293,29 @@ def _check_kind(image: ImageFile.ImageFile, where: str) -> None:
         raise UserError(f"{where} is {size}; the size must be a power of two from 32 to 1024: resize it")
 
 
-def _check_pictures(files: _Files, names: list[str]) -> int:
-    """Resolution that all pictures share; reads headers only (0.03 ms a picture)."""
-    resolution = 0
+def _check_pictures(files: _Files, names: Sequence[str], note_broken: Callable[[dict[int, str]], None]) -> int:
+    """Resolution that all pictures share; reads headers only (0.03 ms a picture). Unreadable ones are handed to `note_broken`."""
+    first, resolution = "", 0
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for name in _long_loop(names, len(names) > LONG_SCAN, "Checking pictures"):
+        for index, name in enumerate(_long_loop(names, len(names) > LONG_SCAN, "Checking pictures")):
             where = f"{files.path}: {name}"
-            with _errors_named(where), files.open(name) as file, Image.open(file, formats=FORMATS) as image:
-                _check_kind(image, where)
-                resolution = resolution or image.width
-                if image.width != resolution:
-                    sizes = f"{image.width}x{image.width} but {names[0]} is {resolution}x{resolution}"
-                    raise UserError(f"{where} is {sizes}; make all pictures one size")
+            try:
+                width = _header_width(files, name, where)
+            except BrokenPicture as error:
+                note_broken({index: str(error)})
+                continue
+            first, resolution = first or name, resolution or width
+            if width != resolution:
+                sizes = f"{width}x{width} but {first} is {resolution}x{resolution}"
+                raise UserError(f"{where} is {sizes}; make all pictures one size")
     return resolution
+
+
+def _header_width(files: _Files, name: str, where: str) -> int:
+    with _errors_named(where), files.open(name) as file, Image.open(file, formats=FORMATS) as image:
+        _check_kind(image, where)
+        return image.width
 
 
 def _long_loop(items: Sequence[T], long: bool, description: str) -> Iterable[T]:
@@ -318,16 +336,18 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         resolution: pixels a side.
         labels: (len, 25) float32 camera labels, those of mirrored pictures included.
         file_names: the M names inside the ZIP or folder.
+        broken: pictures that turned out to be unreadable and are replaced by the next readable one, by file number, with the reasons.
         key: text that changes with names, contents (ZIP: checksums; folder: sizes and times), labels and `mirror`; for caches.
     """
 
-    def __init__(self, path: str | os.PathLike[str], mirror: bool = False, check: bool = True) -> None:
+    def __init__(self, path: str | os.PathLike[str], mirror: bool = False, check: bool = True, max_broken: int = 0) -> None:
         """Open and check a data set.
 
         Args:
             path: ZIP, folder or URL.
             mirror: add every picture's mirror image.
             check: read every picture's header; off where another process has just done so.
+            max_broken: so many pictures may be unreadable, now or when they are decoded.
 
         Raises:
             UserError: what is wrong, in which file or label, and what to do.
@@ -341,7 +361,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         if not self.file_names:
             raise UserError(f"data {self.path} holds no pictures; add PNG, JPEG or WebP files")
         order = _match_labels(self._files, self.file_names, labelled)
-        self.resolution = _check_pictures(self._files, self.file_names if check else self.file_names[:1])
+        self.max_broken, self.broken = max_broken, dict[int, str]()
+        self.resolution = _check_pictures(self._files, self.file_names if check else self.file_names[: 1 + max_broken], self.note_broken)
         self.labels = torch.from_numpy(labels[order]).float()
         if mirror:
             self.labels = torch.cat([self.labels, mirror_label(self.labels)])
@@ -359,15 +380,23 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Pictures (N, 3, H, W), uint8, and labels (N, 25), float32, of several items.
 
+        An unreadable picture is replaced by the next readable one, label and all, as long as there are at most `max_broken`.
+
         Raises:
-            UserError: if a picture cannot be decoded, with its file's name.
+            UserError: if one more picture cannot be decoded, with its file's name.
         """
         items = torch.as_tensor(indices)
-        pictures, mirrored = items % len(self.file_names), items >= len(self.file_names)
-        images = torch.stack([self._decode(i) for i in pictures.tolist()]) if self._pixels is None else self._pixels[pictures]
+        count = len(self.file_names)
+        pictures, mirrored = items % count, items >= count
+        if self._pixels is None:
+            decoded = [self._decode_readable(i) for i in pictures.tolist()]
+            pictures, images = torch.tensor([i for i, _ in decoded]), torch.stack([image for _, image in decoded])
+        else:
+            pictures = torch.tensor([self._readable(i) for i in pictures.tolist()]) if self.broken else pictures
+            images = self._pixels[pictures]
         if mirrored.any():
             images[mirrored] = images[mirrored].flip(-1)
-        return images, self.labels[items]
+        return images, self.labels[pictures + count * mirrored]
 
     def preload(self) -> None:
         """Decode all pictures once and keep them in memory.
@@ -378,13 +407,42 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         if self._pixels is None:
             pixels = torch.empty(len(self.file_names), 3, self.resolution, self.resolution, dtype=torch.uint8)
             for index in _long_loop(range(len(pixels)), self.pixel_bytes > LONG_READ, "Reading pictures"):
-                pixels[index] = self._decode(index)
+                pixels[index] = self._decode_readable(index)[1]
             self._pixels = pixels
 
     @property
     def pixel_bytes(self) -> int:
         """Memory that `preload` takes."""
         return len(self.file_names) * 3 * self.resolution**2
+
+    def note_broken(self, broken: dict[int, str]) -> None:
+        """Remember unreadable pictures, reasons by file number, and say so.
+
+        Raises:
+            UserError: the first reason, if there are more than `max_broken`.
+        """
+        for index in sorted(broken.keys() - self.broken.keys()):
+            if len(self.broken) >= min(self.max_broken, len(self.file_names) - 1):
+                more = f" (the limit of {self.max_broken} such pictures, data.max_broken, is reached)" if self.max_broken else ""
+                raise UserError(broken[index] + more)
+            self.broken[index] = broken[index]
+            if torch.utils.data.get_worker_info() is None:
+                tqdm.write(f"left out: {broken[index]}", file=sys.stderr)
+
+    def _readable(self, index: int) -> int:
+        """File number of the first picture from `index` on that is not known to be broken."""
+        while index in self.broken:
+            index = (index + 1) % len(self.file_names)
+        return index
+
+    def _decode_readable(self, index: int) -> tuple[int, Tensor]:
+        """File number and pixels (3, H, W) of the first readable picture from `index` on."""
+        while True:
+            index = self._readable(index)
+            try:
+                return index, self._decode(index)
+            except BrokenPicture as error:
+                self.note_broken({index: str(error)})
 
     def _decode(self, index: int) -> Tensor:
         """Picture (3, H, W) of file number `index`."""
@@ -427,20 +485,37 @@ def epoch_order(dataset_size: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def batch_indices(dataset_size: int, seed: int, first_image: int, count: int) -> np.ndarray:
-    """Items number first_image .. first_image + count - 1 (count,) of the endless stream that shows every item once an epoch."""
-    epochs, places = np.divmod(np.arange(first_image, first_image + count), dataset_size)
-    return np.concatenate([epoch_order(dataset_size, seed, int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
+def batch_indices(dataset_size: int, seed: int, first_image: int, count: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """Items number first_image .. first_image + count - 1 (count,) of the endless stream that shows every item once an epoch.
+
+    With `weights` (dataset_size,), at least 1 each, an epoch is longer and shows items about as often as they say.
+    """
+    length = dataset_size if weights is None else round(float(weights.sum()))
+    epochs, places = np.divmod(np.arange(first_image, first_image + count), length)
+    parts = []
+    for epoch in map(int, np.unique(epochs)):
+        chosen = epoch_order(length, seed, epoch)[places[epochs == epoch]]
+        parts.append(chosen if weights is None else epoch_items(weights, seed, epoch)[chosen])
+    return np.concatenate(parts)
 
 
 def training_batches(
-    dataset: ImageDataset, batch: int, *, rank: int = 0, world_size: int = 1, seed: int = 0, start_image: int = 0, workers: int = 0
+    dataset: ImageDataset,
+    batch: int,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+    start_image: int = 0,
+    workers: int = 0,
+    weights: np.ndarray | None = None,
 ) -> Generator[tuple[Tensor, Tensor]]:
     """Endless batches for process `rank`: pictures (batch / world_size, 3, H, W), uint8, and labels (batch / world_size, 25).
 
     Each global batch of `batch` items is dealt out in turn, item i to process i % world_size. The order depends on `seed` and
     `start_image` only: starting at image n goes on exactly as a stream that has shown n images. Data sets of up to 512 MB are
     decoded once and kept; otherwise `workers` processes decode ahead (two batches each). Close the iterator to end them.
+    `weights` (len(dataset),) are those of `batch_indices`.
 
     Raises:
         UserError: if a picture cannot be decoded, with its file's name; also from a worker.
@@ -452,7 +527,7 @@ def training_batches(
         dataset.preload()
         workers = 0
     starts = itertools.count(start_image, batch)
-    indices = (batch_indices(len(dataset), seed, start, batch)[rank::world_size] for start in starts)
+    indices = (batch_indices(len(dataset), seed, start, batch, weights)[rank::world_size] for start in starts)
     return read_batches(dataset, indices, workers)
 
 
@@ -470,7 +545,9 @@ def read_batches(dataset: ImageDataset, index_batches: Iterable[np.ndarray], wor
         for item in batches:
             if isinstance(item, UserError):
                 raise item
-            yield item
+            images, labels, broken = item
+            dataset.note_broken(broken)
+            yield images, labels
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -500,7 +577,7 @@ class _BatchReader(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, indices: Any) -> Any:
         try:
-            return self.dataset.read(indices)
+            return *self.dataset.read(indices), dict(self.dataset.broken)
         except UserError as error:
             return error
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 from torch import Tensor
@@ -23,8 +24,9 @@ from torch_utils.distributed import is_distributed, rank, sum_over_processes, wo
 from torch_utils.memory import keep_freed_memory
 from torch_utils.precision import use_full_fp32
 from torch_utils.processes import StopSignals
+from training.balance import balance_copies, balance_weights
 from training.checkpoint import Checkpoint, Weights, load_state, save_checkpoint
-from training.config import Config, to_dict
+from training.config import Config, DataConfig, to_dict
 from training.dataset import IN_MEMORY_BYTES, ImageDataset, to_float, training_batches
 from training.loss import schedule_at
 from training.scene import CameraSummary
@@ -78,7 +80,7 @@ def run_training(config: Config, options: RunOptions) -> None:
     with StopSignals() as stop:
         dataset = open_dataset(config)
         cameras = CameraSummary.from_labels(dataset.labels)
-        trainer = Trainer(config, dataset.labels, options.device)
+        trainer = Trainer(config, camera_labels(config.data, dataset.labels), options.device)
         is_resumed = options.resume is not None
         if options.resume is not None:
             trainer.load_state_dict(vars(options.resume))
@@ -100,13 +102,25 @@ def open_dataset(config: Config) -> ImageDataset:
     Raises:
         UserError: for bad data, or pictures of another size than the model's.
     """
-    dataset = ImageDataset(config.data.path, mirror=config.data.mirror, check=rank() == 0)
+    dataset = ImageDataset(config.data.path, mirror=config.data.mirror, check=rank() == 0, max_broken=config.data.max_broken)
     if dataset.resolution != config.model.resolution:
         sizes = f"{dataset.resolution} pixels, the model makes {config.model.resolution}"
         raise UserError(f"data {dataset.path} has pictures of {sizes}; train with the data the model was made for")
     if dataset.pixel_bytes <= IN_MEMORY_BYTES:
         dataset.preload()
     return dataset
+
+
+def sampling_weights(data: DataConfig, labels: Tensor) -> np.ndarray | None:
+    """How often each item with `labels` (M, 25) is shown an epoch (M,); None = once."""
+    return balance_weights(labels, data.rebalance_bins, data.rebalance) if data.rebalance > 1 else None
+
+
+def camera_labels(data: DataConfig, labels: Tensor) -> Tensor:
+    """Labels (K, 25) that the cameras of fakes are drawn from: distributed over yaws as the real ones that are shown."""
+    if data.rebalance <= 1:
+        return labels
+    return labels.repeat_interleave(torch.from_numpy(balance_copies(labels, data.rebalance_bins, data.rebalance)), dim=0)
 
 
 def initialise(trainer: Trainer, weights: Weights) -> None:
@@ -230,6 +244,7 @@ class _Run:
             seed=self.config.training.seed,
             start_image=progress.images,
             workers=self.config.data.workers,
+            weights=sampling_weights(self.config.data, self.dataset.labels),
         )
         reason = None
         bar = tqdm(

@@ -32,6 +32,7 @@ BORDER_PICTURES = 500
 BOX_PER_VIEW = 1.2  # box side in visible widths
 BACKGROUND_SHARE = 0.9  # of border pixels that must agree ...
 BACKGROUND_TOLERANCE = 4  # ... to this many of 255 levels
+OFF_CENTRE = 0.35  # of the box side; portraits look at a point 0.28 of it before the middle of the head
 CONCENTRATED = 0.5  # mean resultant length of the yaws; below, cameras go all around and no side is the front
 RANGE_QUANTILES = (0.01, 0.99)  # a few misjudged poses must not widen every video
 DEFAULT_YAW_RANGE = (-0.5, 0.5)  # where nothing but an orbit is known (released snapshots)
@@ -249,7 +250,7 @@ def _best_level(values: np.ndarray) -> int:
 def _notes(cameras: CameraSummary, box_warp: float, miss: float) -> list[str]:
     """What the box, centred at the world's origin, may not fit; `miss` is the optical axes' median distance to the pivot."""
     notes = []
-    if np.linalg.norm(cameras.pivot) > box_warp / 4:
+    if np.linalg.norm(cameras.pivot) > OFF_CENTRE * box_warp:
         where = f"({', '.join(f'{value:.3g}' for value in cameras.pivot)})"
         notes.append(
             f"the cameras look at {where}, far off the middle of a box of side {box_warp:.3g}; shift the poses or set rendering.box_warp"

@@ -8,6 +8,7 @@ import signal
 import struct
 import zipfile
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -537,7 +538,7 @@ def assert_no_children():
 
 
 def test_memory_files_and_workers_give_the_same_batches(good, monkeypatch):
-    options = {"batch": 4, "seed": 3, "start_image": 17}
+    options: dict[str, Any] = {"batch": 4, "seed": 3, "start_image": 17}
     in_memory = take(training_batches(ImageDataset(good, mirror=True), **options), 9)
     monkeypatch.setattr(training.dataset, "IN_MEMORY_BYTES", 0)
     for workers in (0, 1, 2):
@@ -626,3 +627,80 @@ def test_reading_ahead_is_bounded(good):
         assert len(drawn) <= step + 4
     stream.close()
     assert_no_children()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Broken pictures that are left out
+
+
+def damaged_set(path, *kinds):
+    """The good set with pictures 3, 4, ... broken: "cut" off in the middle, "empty", or "text"."""
+    files = good_files()
+    for index, kind in enumerate(kinds, start=3):
+        content = files[name_of(index)]
+        files[name_of(index)] = {"cut": content[: len(content) // 2], "empty": b"", "text": b"hello"}[kind]
+    return write(path, files, good_labels())
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "text"])
+def test_a_broken_picture_is_replaced_by_the_next_one(tmp_path, kind, capsys):
+    """With its label; also mirrored, and decoded at once or later."""
+    path = damaged_set(tmp_path / "data.zip", kind, kind)
+    for preload in (False, True):
+        dataset, whole = (
+            ImageDataset(path, mirror=True, max_broken=2),
+            ImageDataset(write(tmp_path / "g.zip", good_files(), good_labels()), True),
+        )
+        if preload:
+            dataset.preload()
+        images, labels = dataset.read([2, 3, 4, 5, COUNT + 3])
+        expected_images, expected_labels = whole.read([2, 5, 5, 5, COUNT + 5])
+        assert torch.equal(images, expected_images)
+        assert torch.equal(labels, expected_labels)
+        assert sorted(dataset.broken) == [3, 4]
+        said = capsys.readouterr().err
+        assert [said.count(f"left out: {path}: {name_of(index)}") for index in (2, 3, 4, 5)] == [0, 1, 1, 0]
+
+
+def test_the_last_picture_is_replaced_by_the_first(tmp_path):
+    files = good_files()
+    files[name_of(COUNT - 1)] = b""
+    dataset = ImageDataset(write(tmp_path / "data.zip", files, good_labels()), max_broken=1)
+    assert torch.equal(dataset[COUNT - 1][0], dataset[0][0])
+
+
+@pytest.mark.parametrize("kind", ["cut", "text"])
+def test_more_broken_pictures_than_allowed_are_refused_by_name(tmp_path, kind):
+    path = damaged_set(tmp_path / "data.zip", kind, kind)
+    refusal(lambda: ImageDataset(path, max_broken=1).preload(), name_of(4), "cannot be read", "limit of 1", "data.max_broken")
+    refusal(lambda: ImageDataset(path).preload(), name_of(3), "cannot be read")
+
+
+def test_a_set_without_any_readable_picture_is_refused(tmp_path):
+    path = damaged_set(tmp_path / "data.zip", *(["cut"] * (COUNT - 3)))
+    assert len(ImageDataset(path, max_broken=100).read([5, 4])[0]) == 2
+    files = dict.fromkeys(good_files(), b"")
+    refusal(lambda: ImageDataset(write(tmp_path / "none.zip", files, good_labels()), max_broken=100), "cannot be read")
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_workers_leave_out_the_same_pictures(tmp_path, from_files, workers, capsys):  # noqa: ARG001
+    path = damaged_set(tmp_path / "data.zip", "cut", "cut")
+    dataset = ImageDataset(path, max_broken=2)
+    images, labels = take(training_batches(dataset, 4, seed=1, workers=workers), 6)
+    order = batch_indices(COUNT, 1, 0, 24)
+    order = np.where((order == 3) | (order == 4), 5, order)
+    expected_images, expected_labels = ImageDataset(path).read(order)
+    assert torch.equal(images, expected_images)
+    assert torch.equal(labels, expected_labels)
+    assert capsys.readouterr().err.count("left out: ") == 2
+    few = ImageDataset(path, max_broken=1)
+    refusal(lambda: take(training_batches(few, 4, seed=1, workers=workers), 6), "cannot be read", "limit of 1")
+    assert_no_children()
+
+
+def test_other_faults_are_never_left_out(tmp_path):
+    """What is not damaged but wrong, such as another size or an alpha channel, is refused all the same."""
+    files = good_files()
+    files[name_of(3)] = encode(pixels_of(3, 64))
+    refusal(lambda: ImageDataset(write(tmp_path / "data.zip", files, good_labels()), max_broken=5), FILE, "64x64 but")

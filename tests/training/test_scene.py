@@ -192,8 +192,17 @@ def test_box_is_a_fifth_larger_than_the_visible_width():
     assert fit.notes == []
 
 
+def ffhq_labels(pivot_z):
+    """Cameras of the published face models."""
+    random = np.random.RandomState(0)
+    yaw, pitch = torch.from_numpy(random.normal(0, (0.3, 0.15), (500, 2)).T)
+    return pack_label(orbit_pose(yaw, pitch, 2.7, (0.0, 0.0, pivot_z)), pinhole_intrinsics(4.2647).double()).float()
+
+
 @pytest.mark.parametrize(
-    "labels", [full_orbit_labels(radius=1.7, focal=2.0), face_labels(pivot=(0.0, 0.0, 0.1))], ids=["aeroplanes", "faces"]
+    "labels",
+    [full_orbit_labels(radius=1.7, focal=2.0), face_labels(pivot=(0.0, 0.0, 0.1)), ffhq_labels(0.175), ffhq_labels(0.2)],
+    ids=["aeroplanes", "faces", "portraits", "ffhq"],
 )
 def test_ordinary_data_needs_no_notes(labels):
     fit = fit_scene(labels, WHITE)
