@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from data_tools import source_files
 from data_tools.check import check_data
@@ -451,3 +452,24 @@ def opens(source: Path) -> bool:
     except UserError:
         return False
     return True
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_files_in_one_folder(tmp_path: Path) -> None:
+    """Links to one picture: listed, opened as a data set, and read from, all without one call a file that searches the folder."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    label = scenes.label_of(orbit(1)[0], np.array([[2.0, 0, 0.5], [0, 2, 0.5], [0, 0, 1]]))
+    names = [f"{index:06d}.png" for index in range(100_000)]
+    for index, name in enumerate(names):
+        if index % 10_000 == 0:  # file systems limit the links to one file
+            base = tmp_path / f"{index}.png"
+            Image.new("RGB", (32, 32)).save(base)
+        os.link(base, folder / name)
+    (folder / "dataset.json").write_text(json.dumps({"labels": [[name, label] for name in names]}))
+    files = SourceFiles(folder)
+    assert len(files.names) == 100_001
+    assert len(read_source(folder).frames) == 100_000
+    dataset = ImageDataset(folder)
+    assert len(dataset) == 100_000
+    assert dataset.read([99_999])[0].shape == (1, 3, 32, 32)
