@@ -68,7 +68,7 @@ def open_data(path: str, mirror: bool, check: bool) -> ImageDataset:
     Raises:
         UserError: for bad data.
     """
-    dataset = ImageDataset(path, mirror=mirror, check=check)
+    dataset = ImageDataset(path, mirror=mirror, check=check, needs_labels=False)
     if dataset.pixel_bytes <= IN_MEMORY_BYTES:
         dataset.preload()
     return dataset
@@ -289,7 +289,7 @@ def main(
             identity_model=identity_model,
             pose_model=pose_model,
         ),
-        sampling=SamplingOptions(cameras=cameras or ("data" if data else "checkpoint"), **sampling),
+        sampling=SamplingOptions(cameras=cameras, **sampling),
         mirror=mirror,
         outdir=outdir or default_outdir(network),
         prints_json=prints_json,

@@ -46,14 +46,14 @@ class SamplingOptions:
     """How fakes are made.
 
     Attributes:
-        cameras: drawn from the poses of the data, of the checkpoint, or from ranges.
+        cameras: drawn from the poses of the data, of the checkpoint, or from ranges; none = of the data where they have them.
         yaw, pitch: those ranges in degrees; none = the data's.
         conditioning: camera that latents are conditioned on: each one's own, or the data's mean pose.
         trunc, trunc_cutoff, nrr: truncation, and neural rendering resolution (none = the model's).
         seed: of fake 0. precision: of convolutions.
     """
 
-    cameras: Literal["data", "checkpoint", "range"] = "data"
+    cameras: Literal["data", "checkpoint", "range"] | None = None
     yaw: tuple[float, float] | None = None
     pitch: tuple[float, float] | None = None
     conditioning: Literal["own", "frontal"] = "own"
@@ -82,7 +82,7 @@ def real_images(dataset: ImageDataset, mirror: bool) -> RealImages:
         resolution=dataset.resolution,
         key=dataset.key,
         read=lambda indices: dataset.read(indices)[0],
-        labels=dataset.labels,
+        labels=dataset.labels if dataset.has_labels else None,
         read_depth=read_depth if has_depth_map(dataset.path, names[0]) else None,
         name=str(dataset.path),
         names=tuple(names),
@@ -106,9 +106,10 @@ def draw_from_ranges(summary: CameraSummary, yaw: tuple[float, float], pitch: tu
 
 def choose_cameras(options: SamplingOptions, summary: CameraSummary, labels: Tensor | None) -> tuple[CameraDraw, str]:
     """How the fakes' cameras are drawn, and that in words. `labels` (M, 25) are those of the data, where there are data."""
-    if options.cameras == "data" and labels is not None:
+    kind = options.cameras or ("checkpoint" if labels is None else "data")
+    if kind == "data" and labels is not None:
         return functools.partial(draw_from_poses, labels), f"{len(labels)} poses of the data"
-    if options.cameras == "checkpoint" and len(summary.poses):
+    if kind == "checkpoint" and len(summary.poses):
         return functools.partial(draw_from_poses, summary.poses), f"{len(summary.poses)} poses in the checkpoint"
     yaw, pitch = ((math.radians(pair[0]), math.radians(pair[1])) if pair else None for pair in (options.yaw, options.pitch))
     yaw, pitch = yaw or summary.yaw_range, pitch or summary.pitch_range
@@ -155,9 +156,25 @@ def open_sampler(network: str, dataset: ImageDataset | None, options: SamplingOp
     if dataset is not None and dataset.resolution != generator.config.resolution:
         sizes = f"{dataset.resolution} pixels, {network} makes {generator.config.resolution}"
         raise UserError(f"data {dataset.path} has pictures of {sizes}; resize the data, or take the network made for it")
-    sampler = make_sampler(generator, dataset.labels if dataset is not None else None, options, device)
+    labels = dataset.labels if dataset is not None and dataset.has_labels else None
+    if dataset is not None and labels is None:
+        check_unlabelled(dataset, generator, options)
+    sampler = make_sampler(generator, labels, options, device)
     sampler.details |= {"network_sha256": network_hash(path), "open_eg3d": __version__}
     return sampler
+
+
+def check_unlabelled(dataset: ImageDataset, generator: Generator, options: SamplingOptions) -> None:
+    """Refuse data without camera labels where the figures need them.
+
+    Raises:
+        UserError: that says why.
+    """
+    missing = f"data {dataset.path} has no dataset.json with camera labels"
+    if generator.config.generator.pose_conditioning:
+        raise UserError(f"{missing}, and the network is conditioned on cameras, which must be those of the data; label the pictures")
+    if options.cameras == "data":
+        raise UserError(f"{missing} for --cameras data; label the pictures, or choose --cameras checkpoint")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

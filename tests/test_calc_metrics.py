@@ -23,7 +23,7 @@ from open_eg3d.measuring import real_images
 from tests.metrics.networks import inception_weights, lpips_reference, write_onnx
 from tests.metrics.scenes import Scene
 from tests.tiny import Ended, call, encode, finish, orbit_labels, start, tiny_config, write_dataset
-from training.checkpoint import Checkpoint, save_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.dataset import ImageDataset
 from training.depth_maps import DEPTH_UNIT
 from training.networks.generator import Generator
@@ -31,7 +31,12 @@ from training.scene import CameraSummary
 
 HEADS = Path(__file__).parent / "data" / "heads64.zip"
 SIZE = 64
-CHOICES = {"--detector": ["inception", "lite0"], "--cameras": ["data", "checkpoint", "range"], "--conditioning": ["own", "frontal"]}
+CHOICES = {
+    "--precision": ["fp32", "bf16"],
+    "--detector": ["inception", "lite0"],
+    "--cameras": ["data", "checkpoint", "range"],
+    "--conditioning": ["own", "frontal"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +279,8 @@ def test_wrong_files(network: Path, inception: Path, tmp_path: Path):
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pth")
     small, unlabelled = write_dataset(tmp_path / "small.zip", 5), tmp_path / "unlabelled"
     unlabelled.mkdir()
-    (unlabelled / "a.png").write_bytes(encode(np.zeros((SIZE, SIZE, 3), dtype=np.uint8)))
+    for index in range(20):
+        (unlabelled / f"{index}.png").write_bytes(encode(np.zeros((SIZE, SIZE, 3), dtype=np.uint8)))
     cases: list[tuple[tuple[str | Path, ...], tuple[str, ...]]] = [
         (("fid20", "--data", tmp_path / "none.zip"), ("none.zip",)),
         (("fid300", "--data", HEADS), ("fid300 needs 300 real pictures", "200", "_full")),
@@ -297,6 +303,35 @@ def test_wrong_files(network: Path, inception: Path, tmp_path: Path):
         ended.assert_refused(1, *words)
     calculate("--network", tmp_path / "text", "--metrics", "relief4").assert_refused(1, "text")
     assert not list(tmp_path.rglob("metric-*"))
+
+
+def test_pictures_without_labels_do_for_a_model_that_needs_none(network: Path, tmp_path: Path):
+    data, unlabelled = write_dataset(tmp_path / "data.zip", 6, SIZE), tmp_path / "pictures"
+    with zipfile.ZipFile(data) as archive:
+        archive.extractall(unlabelled)
+    (unlabelled / "dataset.json").unlink()
+    arguments = ("--metrics", "fid6_full", "--detector", "lite0", "--json", "--outdir", tmp_path / "out", "--data")
+    calculate("--network", network, *arguments, unlabelled).assert_refused(1, "pictures", "dataset.json", "conditioned on cameras")
+    checkpoint = load_checkpoint(network)
+    checkpoint.config.model.generator.pose_conditioning = False
+    plain = tmp_path / "plain.pkl"
+    save_checkpoint(plain, checkpoint)
+    calculate("--network", plain, *arguments, unlabelled, "--cameras", "data").assert_refused(1, "dataset.json", "--cameras checkpoint")
+    found = results_of(calculate("--network", plain, *arguments, unlabelled, "--mirror"))
+    assert found["fid6_full_lite0"]["protocol"]["cameras"] == "20 poses in the checkpoint"
+    assert found["fid6_full_lite0"]["protocol"]["reals"] == 12
+    labelled = results_of(calculate("--network", plain, *arguments, data, "--mirror", "--cameras", "checkpoint"))
+    for name, result in found.items():
+        assert result["results"] == pytest.approx(labelled[name]["results"], rel=1e-6)
+    calculate("--network", plain, "--metrics", "depth2", "--data", unlabelled).assert_refused(1, "no depth maps")
+
+
+def test_half_precision_is_another_figure_and_says_so(network: Path, tmp_path: Path):
+    arguments = ("--network", network, "--metrics", "is20_lite0", "--outdir", tmp_path, "--json", "--precision")
+    full, half = (results_of(calculate(*arguments, precision))["is20_lite0"] for precision in ("fp32", "bf16"))
+    assert [result["protocol"]["precision"] for result in (full, half)] == ["fp32", "bf16"]
+    assert full["results"]["is20_lite0"] != half["results"]["is20_lite0"]
+    assert half["results"]["is20_lite0"] == pytest.approx(full["results"]["is20_lite0"], rel=0.05)
 
 
 def test_a_mistake_in_one_of_several_processes_is_one_line(network: Path, tmp_path: Path):

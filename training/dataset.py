@@ -337,10 +337,13 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         labels: (len, 25) float32 camera labels, those of mirrored pictures included.
         file_names: the M names inside the ZIP or folder.
         broken: pictures that turned out to be unreadable and are replaced by the next readable one, by file number, with the reasons.
+        has_labels: false for a set without dataset.json, where that is allowed; its labels are all zero.
         key: text that changes with names, contents (ZIP: checksums; folder: sizes and times), labels and `mirror`; for caches.
     """
 
-    def __init__(self, path: str | os.PathLike[str], mirror: bool = False, check: bool = True, max_broken: int = 0) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], mirror: bool = False, check: bool = True, max_broken: int = 0, needs_labels: bool = True
+    ) -> None:
         """Open and check a data set.
 
         Args:
@@ -348,6 +351,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             mirror: add every picture's mirror image.
             check: read every picture's header; off where another process has just done so.
             max_broken: so many pictures may be unreadable, now or when they are decoded.
+            needs_labels: refuse a set without dataset.json.
 
         Raises:
             UserError: what is wrong, in which file or label, and what to do.
@@ -355,8 +359,13 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         self._files, stamps = _open_files(local_file(path))
         self.path = self._files.path
         self.name = self.path.stem if self.path.is_file() else self.path.resolve().name
-        labelled, labels = _read_labels(self._files, stamps)
-        check_labels(labels, labelled, f"{self.path}: {LABEL_FILE}")
+        self.has_labels = needs_labels or any(name.split("/")[-1] == LABEL_FILE for name in stamps)
+        if self.has_labels:
+            labelled, labels = _read_labels(self._files, stamps)
+            check_labels(labels, labelled, f"{self.path}: {LABEL_FILE}")
+        else:
+            labelled = _picture_names(stamps, set())
+            labels = np.zeros((len(labelled), LABEL_SIZE))
         self.file_names = _picture_names(stamps, set(labelled))
         if not self.file_names:
             raise UserError(f"data {self.path} holds no pictures; add PNG, JPEG or WebP files")
