@@ -8,7 +8,7 @@ GLTF_VALIDATOR := gltf-validator@2.0.0-dev.3.10  # Khronos', which judges GLB fi
 # A waiting thread that spins slows everybody on a busy machine; results do not depend on it.
 test test-slow: export OMP_WAIT_POLICY ?= passive
 
-.PHONY: install browser test test-slow lint demo docs-media clean
+.PHONY: install fuzz browser test test-slow lint demo docs-media clean
 
 install: $(INSTALLED)
 
@@ -32,6 +32,14 @@ test: lint browser
 
 test-slow: install browser
 	$(BIN)/pytest -m slow
+
+# Ten minutes altogether; finds and what has been tried so far go to out/fuzz.
+FUZZ_SECONDS ?= 67
+READERS := snapshot checkpoint instructions safetensors config labels data picture transforms
+
+fuzz: install
+	$(BIN)/pip install --quiet --editable '.[fuzz]'
+	for reader in $(READERS); do nice -n 10 $(BIN)/python -m tests.fuzz.fuzz $$reader $(FUZZ_SECONDS) out/fuzz || exit 1; done
 
 demo: install
 	$(BIN)/python demo.py

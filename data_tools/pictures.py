@@ -153,7 +153,7 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] | None, where: s
     if profile and image.mode in ("RGB", "CMYK", "L"):
         image = _to_srgb(image, profile)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        return _on_background(image.convert("RGBA"), background, where)
+        return _on_background(image if image.mode == "RGBA" else image.convert("RGBA"), background, where)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -173,9 +173,7 @@ def _on_background(image: Image.Image, background: tuple[int, int, int] | None, 
         return image.convert("RGB")
     if background is None:
         raise UserError(f"{where} has transparent parts; choose what shows through: --background white, black, R,G,B or random")
-    plain = Image.new("RGBA", image.size, (*background, 255))
-    plain.alpha_composite(image)
-    return plain.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
 
 
 def _background(options: PictureOptions, index: int) -> tuple[int, int, int] | None:

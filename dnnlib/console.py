@@ -33,13 +33,17 @@ def progress(items: Iterable[T], description: str, *, total: int | None = None, 
     return tqdm(items, desc=description, total=total, unit=unit, dynamic_ncols=True, mininterval=0.5)
 
 
-def fail(message: str, status: int) -> NoReturn:
-    """Print one line on stderr and exit with `status`. What a file brings into the message cannot steer the terminal or fill it."""
+def one_line(message: str) -> str:
+    """A message as one printable line: what a file brings into it cannot steer the terminal or fill it."""
     line = " ".join(message.split())
     if len(line) > LONGEST_LINE:
         line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"
-    printable = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
-    print("error: " + printable, file=sys.stderr)
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Print one line on stderr and exit with `status`."""
+    print("error: " + one_line(message), file=sys.stderr)
     sys.exit(status)
 
 

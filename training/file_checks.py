@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def is_plain(value: Any) -> bool:
     while waiting:
         item, depth = waiting.pop()
         seen += 1
-        if type(item) is dict:
+        if type(item) in (dict, OrderedDict):
             if not all(type(key) in (str, int) for key in item):
                 return False
             inside = list(item.values())
