@@ -187,7 +187,7 @@ def test_wrong_networks_and_places_are_one_line(network: Path, tmp_path: Path) -
 
 
 def test_ctrl_c_leaves_a_file_that_plays(network: Path, tmp_path: Path) -> None:
-    options = ["--network", network, "--seeds", "0", "--frames", "100000", "--outdir", tmp_path, "--formats", "mp4,gif"]
+    options: list[str | Path] = ["--network", network, "--seeds", "0", "--frames", "100000", "--outdir", tmp_path, "--formats", "mp4,gif"]
     process = start("gen_videos.py", *options, "--size", "128")
     deadline = time.monotonic() + 120
     while not any(path.stat().st_size for path in tmp_path.glob(".*.mp4.*")):

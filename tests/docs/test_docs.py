@@ -20,15 +20,19 @@ import click
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 import calc_metrics
 import dataset_tool
 import export
 import gen_samples
+import gen_videos
 import torch_utils.ops.__main__ as operators
 import train
+from media.mesh_files import save_mesh
 from tests.released_layout import Layout, write_snapshot
+from training import inspect
 from training.cameras import FFHQ_FOCAL, orbit_pose, pack_label, pinhole_intrinsics
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.config import Config, GeneratorConfig, ModelConfig, SuperResolutionConfig, config_sections, set_option
@@ -44,10 +48,12 @@ PAGES = [ROOT / "README.md", ROOT / "THIRD_PARTY.md", *sorted((ROOT / "docs").gl
 COMMAND_LINES: dict[str, click.Command] = {
     "train.py": train.main,
     "gen_samples.py": gen_samples.main,
+    "gen_videos.py": gen_videos.main,
     "calc_metrics.py": calc_metrics.main,
     "dataset_tool.py": dataset_tool.main,
     "export.py": export.main,
     "-m torch_utils.ops": operators.main,
+    "-m training.inspect": inspect.main,
 }
 SOURCES = [ROOT / name for name in COMMAND_LINES if name.endswith(".py")]
 SOURCES += [path for room in ("dnnlib", "training", "metrics", "media", "data_tools") for path in sorted((ROOT / room).rglob("*.py"))]
@@ -102,6 +108,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights: Any = {name: network.state_dict() for name, network in states.items()}
     save_checkpoint(folder / "ckpt.pkl", Checkpoint(Config(model=model), cameras=cameras, **weights))
     write_snapshot(folder / "released.pkl", Layout(plane_channels=4))
+    ball = trimesh.creation.icosphere(2)
+    save_mesh(folder / "head.glb", trimesh.Trimesh(ball.vertices, ball.faces, vertex_colors=np.full((162, 4), 200, np.uint8)))
     return folder
 
 

@@ -107,7 +107,7 @@ def test_texture_shows_each_place_its_colour(textured: trimesh.Trimesh, tmp_path
     save_mesh(tmp_path / f"head.{kind}", textured)
     mesh = trimesh.load_mesh(tmp_path / f"head.{kind}", process=False)
     assert isinstance(mesh.visual, trimesh.visual.TextureVisuals)
-    material = mesh.visual.material
+    material: Any = mesh.visual.material
     picture = material.baseColorTexture if kind == "glb" else material.image
     assert texture_error(mesh, np.asarray(picture.convert("RGB")), mesh.visual.uv) < 0.03  # two texels of a ball this size
     assert len(mesh.faces) == len(textured.faces)

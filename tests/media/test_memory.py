@@ -1,0 +1,31 @@
+"""Peak memory of a mesh of 512^3 cells of the shipped model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import ROOT, environment
+
+PROGRAM = """
+import resource, sys
+from dnnlib.console import run_cli
+import gen_samples
+try:
+    run_cli(gen_samples.main)
+finally:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [("glb",), ("glb", "--texture", "1024"), ("obj",)], ids=" ".join)
+def test_512_cubed_stays_below_2_gb(tmp_path: Path, options: tuple[str, ...]) -> None:
+    arguments = ["--network", "models/heads64.pkl", "--seeds", "0", "--no-images", "--shape-res", "512", "--outdir", str(tmp_path)]
+    command = [sys.executable, "-c", PROGRAM, *arguments, "--shapes", *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) < 2e9
