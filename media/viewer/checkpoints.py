@@ -12,7 +12,7 @@ from dnnlib.console import UserError
 from open_eg3d import load_generator
 from training.networks.generator import Generator
 
-SUFFIXES = (".pkl", ".pt", ".safetensors")
+SUFFIXES = (".pkl", ".pt")
 MOST_LISTED = 500
 KEPT_MODELS = 2  # visitors who look at others keep theirs as long as they look
 

@@ -16,8 +16,8 @@ from media.viewer.server import Viewer, run_viewer
 from open_eg3d import load_generator
 from tests.browser import SOFTWARE_WEBGL, Page, open_browser
 
-PICTURE = (200, 120, 700, 620)  # a part of the window that shows the head and no control
-MIDDLE = (450.0, 400.0)
+PICTURE = (330, 60, 900, 660)  # a part of the window that shows the head and neither controls nor notices
+MIDDLE = (500.0, 400.0)
 CHANGED = 4.0  # mean difference, of 255, between pictures of other heads or views; the same one drawn again differs by 0
 
 
@@ -73,8 +73,9 @@ def test_orbits_seeds_and_mixing_change_what_is_seen(page: Page, tmp_path: Path)
     click(page, "button", "Previous")
     assert difference(seen(page, tmp_path), turned) < 0.5
     click(page, "*", "Mix styles")
-    page.wait_until("!!document.querySelector('input[type=checkbox]')")
-    page.click("input[type=checkbox]")
+    shown = "[...document.querySelectorAll('input[type=checkbox]')].find((e) => e.getBoundingClientRect().width > 0)"
+    page.wait_until(f"!!{shown}")
+    page.run(f"{shown}.click()")
     assert difference(seen(page, tmp_path), turned) > CHANGED
 
 
