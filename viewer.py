@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dnnlib.interrupts import quit_on_interrupt
+
+quit_on_interrupt(__name__)  # the imports below take seconds
+
 import threading
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from media.viewer.checkpoints import CheckpointFolder
 from open_eg3d import load_generator
 from torch_utils.devices import device_option
 from torch_utils.precision import use_full_fp32
+from training.networks.generator import Generator
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,8 +39,12 @@ def main(network: str, folder: Path | None, host: str, port: int, device: torch.
         raise UserError(f"the viewer needs the package {error.name}; install it with: pip install 'open-eg3d[viewer]'") from error
     use_full_fp32()
     path = local_file(network)
-    checkpoints = CheckpointFolder(folder or (None if is_url(network) else path.parent), device)
-    generator = load_generator(path).to(device)
+
+    def open_file(file: Path) -> Generator:
+        return load_generator(file).to(device)
+
+    checkpoints = CheckpointFolder(folder or (None if is_url(network) else path.parent), open_file)
+    generator = open_file(path)
     name = checkpoints.name_of(path) or path.name
     with run_viewer(generator, name, checkpoints, host, port) as viewer:
         click.echo(f"Look at {viewer.address} with a browser; Ctrl-C ends it.")

@@ -32,8 +32,8 @@ class RawPage:
         self.pictures: list[np.ndarray] = []
         self.formats: list[str] = []
         self.files: dict[str, bytes] = {}
-        self._names: dict[str, str] = {}
-        self._last = time.monotonic()
+        self.whole: set[str] = set()  # names of files that have come to their end
+        self._names: dict[str, tuple[str, int]] = {}
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
@@ -43,7 +43,6 @@ class RawPage:
                 assert isinstance(frame, bytes)
                 for message, buffers in _messages(frame):
                     self._note(message, buffers)
-                self._last = time.monotonic()
         except ConnectionClosed:
             pass
 
@@ -59,10 +58,13 @@ class RawPage:
             self.formats.append(message["format"])
             self.pictures.append(np.asarray(Image.open(io.BytesIO(_data(message["rgb_data"], buffers))).convert("RGB")))
         elif kind == "FileTransferStartDownload":
-            self._names[message["transfer_uuid"]] = message["filename"]
+            self._names[message["transfer_uuid"]] = (message["filename"], message["size_bytes"])
             self.files[message["filename"]] = b""
         elif kind == "FileTransferPart":
-            self.files[self._names[message["transfer_uuid"]]] += _data(message["content"], buffers)
+            name, size = self._names[message["transfer_uuid"]]
+            self.files[name] += _data(message["content"], buffers)
+            if len(self.files[name]) == size:
+                self.whole.add(name)
 
     def send(self, kind: str, **fields: Any) -> None:
         """One message."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from dnnlib.console import UserError
-from open_eg3d import load_generator
 from training.networks.generator import Generator
 
 SUFFIXES = (".pkl", ".pt")
@@ -21,12 +19,13 @@ class CheckpointFolder:
     """Names and generators of the checkpoints in a folder and in those below it. Safe to use from several threads.
 
     Args:
-        folder: None = there is only the model that is added by hand.
+        folder: None = nothing is opened.
+        open_file: Generator of a file, on the device where it is to render.
     """
 
-    def __init__(self, folder: Path | None, device: torch.device) -> None:
+    def __init__(self, folder: Path | None, open_file: Callable[[Path], Generator]) -> None:
         self.folder = folder.resolve() if folder is not None else None
-        self.device = device
+        self.open_file = open_file
         self._loaded: OrderedDict[str, Generator] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -58,7 +57,7 @@ class CheckpointFolder:
             raise UserError("there is no such checkpoint in the folder; choose one of the list")
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = load_generator(self.folder / name).to(self.device)
+                self._loaded[name] = self.open_file(self.folder / name)
             self._loaded.move_to_end(name)
             while len(self._loaded) > KEPT_MODELS:
                 self._loaded.popitem(last=False)

@@ -18,7 +18,8 @@ PSI_LIMITS = (-1.0, 2.0)
 FOV_LIMITS = (2.0, 120.0)
 RESOLUTIONS = (16, 256)
 SAMPLES = (6, 96)
-MESH_FORMATS = ("glb", "ply", "obj")
+VIDEO_FORMATS = ("mp4", "gif")
+MESH_FORMATS = {"GLB": ("glb", False), "GLB with texture": ("glb", True), "PLY": ("ply", False), "OBJ": ("obj", False)}
 MESH_RESOLUTIONS = ("64", "128", "192", "256")
 STEPS = {"Previous": -1, "Next": 1}
 
@@ -111,8 +112,9 @@ class Controls:
 
     def _add_saving(self) -> None:
         self.gui.add_button("Picture (PNG)").on_click(lambda _: self.acts["screenshot"]())
-        self.gui.add_button("Turntable (GIF)").on_click(lambda _: self.acts["turntable"]())
-        self.mesh_format = self.gui.add_dropdown("Mesh format", MESH_FORMATS, initial_value=MESH_FORMATS[0])
+        self.video_format = self.gui.add_dropdown("Video format", VIDEO_FORMATS, initial_value=VIDEO_FORMATS[0])
+        self.gui.add_button("Turntable").on_click(lambda _: self.acts["turntable"]())
+        self.mesh_format = self.gui.add_dropdown("Mesh format", tuple(MESH_FORMATS), initial_value="GLB")
         self.mesh_resolution = self.gui.add_dropdown("Mesh cells", MESH_RESOLUTIONS, initial_value="128")
         self.gui.add_button("Mesh").on_click(lambda _: self.acts["mesh"]())
 
@@ -151,10 +153,16 @@ class Controls:
             "field_of_view": self._field_of_view(),
         }
 
-    def mesh(self) -> tuple[str, int]:
-        """Format, and cells a side."""
-        kind, cells = self.mesh_format.value, str(self.mesh_resolution.value)
-        return kind if kind in MESH_FORMATS else MESH_FORMATS[0], int(cells) if cells in MESH_RESOLUTIONS else int(MESH_RESOLUTIONS[0])
+    def video(self) -> str:
+        """Format of a turntable."""
+        kind = self.video_format.value
+        return kind if kind in VIDEO_FORMATS else VIDEO_FORMATS[0]
+
+    def mesh(self) -> tuple[str, bool, int]:
+        """Format, whether with a texture, and cells a side."""
+        kind, is_textured = MESH_FORMATS.get(str(self.mesh_format.value), MESH_FORMATS["GLB"])
+        cells = str(self.mesh_resolution.value)
+        return kind, is_textured, int(cells) if cells in MESH_RESOLUTIONS else int(MESH_RESOLUTIONS[0])
 
     def _field_of_view(self) -> float | None:
         """None while it is the data's, which the slider rounds."""

@@ -5,20 +5,20 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from media.strips import OPAQUE, Pictures, seed_latent, shade_depth, to_uint8
+from media.panels import PANELS, shade_normals, shared_limits, surface_normals
+from media.strips import Pictures, seed_latent, shade_depth, to_uint8
 from training.cameras import pack_label, unpack_label
 from training.networks.generator import Generator, GeneratorOutput
-from training.rendering.rays import sample_rays
 from training.scene import CameraSummary, cameras_of
 
-KINDS = ("image", "raw", "depth", "normals")
-NORMAL_STEP = 2.0  # of the differences that a gradient is made of, in texels of the planes: less shows the texels' edges
+KINDS = PANELS
 
 
 @dataclass(frozen=True)
@@ -122,17 +122,25 @@ class Painter:
         return pack_label(cam2world, intrinsics)
 
     @torch.no_grad()
-    def paint(self, latents: Latents, view: View) -> Pictures:
-        """The picture (n, n, 3)."""
+    def paint(self, latents: Latents, view: View, limits: tuple[float, float] | None = None) -> Pictures:
+        """The picture (n, n, 3). `limits` are the depths that are white and darkest; none = the view's own."""
+        c, out = self._render(latents, view)
+        if view.kind == "depth":
+            return shade_depth(out.image_depth, out.weights_sum, limits)[0]
+        if view.kind == "normals":
+            return shade_normals(surface_normals(self.generator, self.planes(latents)[1], c, out), c, out.weights_sum)[0]
+        return to_uint8(out.image if view.kind == "image" else out.image_raw)[0]
+
+    @torch.no_grad()
+    def depth_limits(self, latents: Latents, views: Sequence[View]) -> tuple[float, float] | None:
+        """One scale of depth for some views."""
+        return shared_limits(self._render(latents, view)[1] for view in views)
+
+    def _render(self, latents: Latents, view: View) -> tuple[Tensor, GeneratorOutput]:
         ws, planes = self.planes(latents)
         self._set_samples(view.samples)
         c = self.label(view)[None].to(self.device)
-        out = self.generator.render(planes, ws, c, view.resolution)
-        if view.kind == "depth":
-            return shade_depth(out.image_depth, out.weights_sum)[0]
-        if view.kind == "normals":
-            return self._shade_normals(planes, c, out)
-        return to_uint8(out.image if view.kind == "image" else out.image_raw)[0]
+        return c, self.generator.render(planes, ws, c, view.resolution)
 
     def _set_samples(self, samples: int | None) -> None:
         coarse, fine = self._model_samples
@@ -140,20 +148,6 @@ class Painter:
         self.generator.config.rendering = dataclasses.replace(
             self.generator.rendering, depth_resolution=chosen, depth_resolution_importance=round(fine * chosen / coarse)
         )
-
-    def _shade_normals(self, planes: Tensor, c: Tensor, out: GeneratorOutput) -> Pictures:
-        """The density's level surfaces where rays end, in the camera's axes: red to the right, green up, blue towards the camera."""
-        cam2world, intrinsics = unpack_label(c.float())
-        origins, directions = sample_rays(cam2world, intrinsics, out.image_depth.shape[-1])
-        points = origins + directions * out.image_depth.flatten(2).transpose(1, 2).to(origins)
-        step = NORMAL_STEP * self.generator.rendering.box_warp / planes.shape[-1]
-        offsets = torch.cat([torch.eye(3), -torch.eye(3)]).to(points) * step
-        sigma = self.generator.sample_densities((points[:, None] + offsets[None, :, None]).flatten(1, 2), planes)
-        ahead, behind = sigma.view(1, 2, 3, -1).unbind(dim=1)
-        normals = torch.nn.functional.normalize(behind - ahead, dim=1).unflatten(2, out.image_depth.shape[-2:])
-        in_camera = torch.einsum("nwc,nwij->ncij", cam2world[:, :3, :3], normals)
-        toward = in_camera * in_camera.new_tensor([1.0, -1.0, -1.0])[:, None, None]
-        return to_uint8(toward.where(out.weights_sum > OPAQUE, -1.0))[0]
 
     def background(self, kind: str) -> tuple[int, int, int]:
         """Colour, 0 to 255, around a picture in a window that is not square."""

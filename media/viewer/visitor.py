@@ -153,11 +153,12 @@ class Visitor:
         self._export("png", lambda painter, latents, view: downloads.png(painter.paint(latents, view)))
 
     def _save_turntable(self) -> None:
-        self._export("gif", downloads.turntable)
+        kind = self.controls.video()
+        self._export(kind, lambda painter, latents, view: downloads.turntable(painter, latents, view, kind))
 
     def _save_mesh(self) -> None:
-        kind, cells = self.controls.mesh()
-        self._export(kind, lambda painter, latents, _: downloads.mesh(painter, latents, kind, cells))
+        kind, is_textured, cells = self.controls.mesh()
+        self._export(kind, lambda painter, latents, _: downloads.mesh(painter, latents, kind, cells, is_textured))
 
     def _export(self, suffix: str, make: Callable[[Painter, Latents, View], bytes]) -> None:
         """Make a file beside the pictures, with a painter of its own, and hand it over."""

@@ -14,18 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnnlib.console import UserError
+from media.panels import shade_normals, surface_normals
 from media.strips import seed_latent, shade_depth, to_uint8
 from media.viewer.camera import aspect_of, bounded, orbit_of
 from media.viewer.checkpoints import KEPT_MODELS, CheckpointFolder
 from media.viewer.painter import Latents, Painter, View, letterbox
+from open_eg3d import load_generator
 from tests.tiny import tiny_config
-from training.cameras import unpack_label
 from training.checkpoint import Checkpoint, save_checkpoint
 from training.networks.generator import Generator
-from training.rendering.rays import sample_rays
 from training.scene import CameraSummary
 
-CPU = torch.device("cpu")
 ANYTHING: Any = st.none() | st.booleans() | st.floats() | st.integers() | st.text() | st.lists(st.floats(), max_size=4) | st.binary()
 
 
@@ -50,34 +49,12 @@ def test_pictures_are_the_generators(generator: Generator) -> None:
     ws = generator.mapping(seed_latent(5, generator.z_dim), painter.cameras.frontal_label()[None], 0.7, 2)
     out = generator.synthesis(ws, c, 12)
     wanted = {"image": to_uint8(out.image), "raw": to_uint8(out.image_raw), "depth": shade_depth(out.image_depth, out.weights_sum)}
+    normals = surface_normals(generator, generator.planes(ws), c, out)
+    wanted["normals"] = shade_normals(normals, c, out.weights_sum)
     latents = Latents(seed=5, truncation_psi=0.7, truncation_cutoff=2)
     for kind, pictures in wanted.items():
         picture = painter.paint(latents, View(kind, yaw=0.4, pitch=-0.2, resolution=12))
         assert np.abs(picture.astype(int) - pictures[0]).max() <= 1
-
-
-def test_normals_of_a_ball_point_away_from_its_middle(generator: Generator) -> None:
-    painter = Painter(generator)
-
-    class Ball:
-        """Density that falls with the distance from the origin."""
-
-        rendering = generator.rendering
-
-        def sample_densities(self, points: torch.Tensor, planes: torch.Tensor) -> torch.Tensor:  # noqa: ARG002 - a generator's
-            return -points.norm(dim=-1, keepdim=True)
-
-    ball: Any = Ball()
-    painter.generator = ball
-    c = painter.label(View(yaw=0.5, pitch=0.3))[None]
-    cam2world, size = c[0, :16].view(4, 4), 32
-    depth = torch.full((1, 1, size, size), float(cam2world[:3, 3].norm()) - 0.3)
-    out: Any = type("Out", (), {"image_depth": depth, "weights_sum": torch.ones(1, 1, size, size)})
-    shaded = painter._shade_normals(torch.zeros(1, 3, 4, 512, 512), c, out) / 127.5 - 1
-    origins, directions = sample_rays(*unpack_label(c), size)
-    outward = torch.nn.functional.normalize(origins + directions * (float(cam2world[:3, 3].norm()) - 0.3), dim=-1)[0]
-    wanted = (outward @ cam2world[:3, :3]).view(size, size, 3).numpy() * [1, -1, -1]
-    assert np.abs(shaded - wanted).max() < 0.02
 
 
 def test_blending_ends_at_both_heads_and_mixing_takes_layers(generator: Generator) -> None:
@@ -199,7 +176,7 @@ def folder(tmp_path: Path) -> CheckpointFolder:
     (inside / "broken.pkl").write_text("hello")
     (inside / "link.pkl").symlink_to(tmp_path / "secret.pkl")
     (inside / "elsewhere").symlink_to(tmp_path)
-    return CheckpointFolder(inside, CPU)
+    return CheckpointFolder(inside, load_generator)
 
 
 def test_checkpoints_of_the_folder_are_listed_and_loaded(folder: CheckpointFolder) -> None:
@@ -238,7 +215,7 @@ def test_a_broken_file_is_one_line(folder: CheckpointFolder) -> None:
 
 
 def test_without_a_folder_nothing_is_opened(tmp_path: Path) -> None:
-    folder = CheckpointFolder(None, CPU)
+    folder = CheckpointFolder(None, load_generator)
     assert folder.names() == []
     with pytest.raises(UserError, match="no such checkpoint"):
         folder.load(str(write_generator(tmp_path / "a.pkl", 0)))

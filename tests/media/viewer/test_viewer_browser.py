@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import demo
@@ -23,7 +22,7 @@ CHANGED = 4.0  # mean difference, of 255, between pictures of other heads or vie
 
 @pytest.fixture(scope="module")
 def viewer() -> Iterator[Viewer]:
-    with run_viewer(load_generator(demo.SHIPPED), demo.SHIPPED.name, CheckpointFolder(None, torch.device("cpu")), port=0) as viewer:
+    with run_viewer(load_generator(demo.SHIPPED), demo.SHIPPED.name, CheckpointFolder(None, load_generator), port=0) as viewer:
         yield viewer
 
 

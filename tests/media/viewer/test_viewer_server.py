@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
-import torch
 import trimesh
 from PIL import Image
 from websockets.exceptions import ConnectionClosed
@@ -26,6 +26,7 @@ from websockets.sync.client import connect
 
 import demo
 import viewer as command
+from media.viewer import downloads
 from media.viewer import server as server_module
 from media.viewer.checkpoints import CheckpointFolder
 from media.viewer.painter import Latents, Painter, View
@@ -35,8 +36,6 @@ from tests.media.viewer.test_painter import tiny_generator, write_generator
 from tests.tiny import call, finish, start
 from tests.viewer_page import RawPage
 
-CPU = torch.device("cpu")
-
 
 @pytest.fixture(scope="module")
 def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
@@ -44,7 +43,7 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
     write_generator(folder / "secret.pkl", 0)
     write_generator(folder / "inside" / "other.pkl", 5)
     (folder / "inside" / "broken.pkl").write_text("hello")
-    with run_viewer(load_generator(demo.SHIPPED), "heads64.pkl", CheckpointFolder(folder / "inside", CPU), port=0) as viewer:
+    with run_viewer(load_generator(demo.SHIPPED), "heads64.pkl", CheckpointFolder(folder / "inside", load_generator), port=0) as viewer:
         yield viewer
 
 
@@ -126,21 +125,36 @@ def test_buttons_step_through_seeds_and_hand_over_files(viewer: Viewer, enter: C
     page.look((0.0, 0.0, 2.7))
     shown = page.full_picture(lambda: page.set("Go to", "Next"))
     assert np.array_equal(shown, painted(viewer, Latents(seed=2), View(resolution=64, samples=12)))
-    for label, value in (("Picture (PNG)", True), ("Turntable (GIF)", True), ("Mesh cells", "64"), ("Mesh", True)):
+    for label, value in (("Video format", "gif"), ("Mesh cells", "64")):
         page.set(label, value)
-        page.wait_for(lambda label=label: label == "Mesh cells" or " MB" in page.status)  # type: ignore[misc]
-        page.wait_for(lambda: all(page.files.values()))
-    page.wait_for(lambda: len(page.files) == 3)
+    for label, name in (("Picture (PNG)", "seed0002.png"), ("Turntable", "seed0002.gif"), ("Mesh", "seed0002.glb")):
+        page.set(label, True)
+        page.wait_for(lambda name=name: name in page.whole)  # type: ignore[misc]
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(page.files["seed0002.png"]))), shown)
     gif: Any = Image.open(io.BytesIO(page.files["seed0002.gif"]))
-    assert gif.n_frames == 48
     frames = []
-    for index in (0, 12, 36):
+    for index in (0, gif.n_frames // 4, 3 * gif.n_frames // 4, gif.n_frames - 1):
         gif.seek(index)
         frames.append(np.asarray(gif.convert("RGB")).astype(int))
     assert np.abs(frames[1] - frames[2]).mean() > 5
+    assert np.array_equal(frames[0], frames[3])
     mesh: Any = trimesh.load(io.BytesIO(page.files["seed0002.glb"]), file_type="glb", force="mesh")
     assert len(mesh.faces) > 1000
+
+
+@pytest.mark.parametrize("kind", ["mp4", "gif"])
+def test_turntables_of_small_pictures_are_even_and_large_enough(kind: str) -> None:
+    generator = tiny_generator()
+    data = downloads.turntable(Painter(generator), Latents(), View("depth", resolution=9), kind)
+    frames = iio.imread(data, extension=f".{kind}")
+    assert frames.shape[1:] == (256, 256, 3)
+    assert np.abs(frames[24].astype(int) - frames[72]).max() > 20
+
+
+def test_a_mesh_can_have_a_texture() -> None:
+    data = downloads.mesh(Painter(load_generator(demo.SHIPPED)), Latents(), "glb", 48, is_textured=True)
+    mesh: Any = trimesh.load(io.BytesIO(data), file_type="glb", force="mesh")
+    assert max(mesh.visual.material.baseColorTexture.size) == downloads.TEXTURE
 
 
 def test_another_checkpoint_of_the_folder_is_shown(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
@@ -182,7 +196,7 @@ NONSENSE: list[Any] = [None, "x" * 1000, -1e308, 2**63 - 1, [], [1, "a"], {"a": 
 
 def test_nonsense_in_controls_is_survived(enter: Callable[[], RawPage]) -> None:
     page = enter()
-    labels = [label for label, message in page.controls.items() if "value" in message and label not in ("Mesh", "Turntable (GIF)")]
+    labels = [label for label, message in page.controls.items() if "value" in message and label not in ("Mesh", "Turntable")]
     for label in labels:
         for value in NONSENSE:
             page.set(label, value)
@@ -383,7 +397,7 @@ def test_what_is_asked_wrongly_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_generator_of_any_kind_can_be_looked_at() -> None:
-    with run_viewer(tiny_generator("generator.pose_conditioning=true"), "tiny", CheckpointFolder(None, CPU), port=0) as viewer:
+    with run_viewer(tiny_generator("generator.pose_conditioning=true"), "tiny", CheckpointFolder(None, load_generator), port=0) as viewer:
         page = RawPage(viewer.address)
         page.enter()
         assert "File" not in page.controls
