@@ -36,7 +36,7 @@ def main(network: str, folder: Path | None, host: str, port: int, device: torch.
     try:
         from media.viewer.server import run_viewer
     except ModuleNotFoundError as error:
-        raise UserError(f"the viewer needs the package {error.name}; install it with: pip install 'open-eg3d[viewer]'") from error
+        raise UserError(f"the viewer needs the package {error.name}; install it with: pip install -e '.[viewer]'") from error
     use_full_fp32()
     path = local_file(network)
 

@@ -28,6 +28,7 @@ import export
 import gen_samples
 import torch_utils.ops.__main__ as operators
 import train
+import viewer
 from tests.released_layout import Layout, write_snapshot
 from training.cameras import FFHQ_FOCAL, orbit_pose, pack_label, pinhole_intrinsics
 from training.checkpoint import Checkpoint, save_checkpoint
@@ -47,6 +48,7 @@ COMMAND_LINES: dict[str, click.Command] = {
     "calc_metrics.py": calc_metrics.main,
     "dataset_tool.py": dataset_tool.main,
     "export.py": export.main,
+    "viewer.py": viewer.main,
     "-m torch_utils.ops": operators.main,
 }
 SOURCES = [ROOT / name for name in COMMAND_LINES if name.endswith(".py")]
