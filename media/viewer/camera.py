@@ -1,0 +1,54 @@
+"""From the page's free camera to one on the data's orbit. What comes from a page is not to be trusted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from media.viewer.painter import Painter
+
+ZOOM_LIMITS = (0.3, 10.0)
+ASPECT_LIMITS = (0.25, 4.0)
+REACH = 1.0  # how far the pivot may be moved, in box sides
+
+
+def orbit_of(position: Any, look_at: Any, painter: Painter) -> dict[str, Any] | None:
+    """`yaw`, `pitch`, `zoom` and `shift` of a `View` for a camera at `position` that looks at `look_at`; None for nonsense."""
+    eye, target = _vector(position), _vector(look_at)
+    if eye is None or target is None:
+        return None
+    distance = float(np.linalg.norm(eye - target))
+    if not 1e-6 < distance < 1e6:
+        return None
+    x, y, z = (eye - target) / distance
+    reach = REACH * painter.generator.rendering.box_warp
+    shift = np.clip(target - painter.cameras.pivot, -reach, reach)
+    return {
+        "yaw": math.atan2(x, z),
+        "pitch": math.asin(min(max(y, -1.0), 1.0)),
+        "zoom": min(max(painter.distance / distance, ZOOM_LIMITS[0]), ZOOM_LIMITS[1]),
+        "shift": tuple(float(value) for value in shift),
+    }
+
+
+def aspect_of(width: Any, height: Any) -> float:
+    """Width of the window in heights, within what a window may be; 1 for nonsense."""
+    return bounded(bounded(width, 0, 1e5, 1) / max(bounded(height, 0, 1e5, 1), 1), *ASPECT_LIMITS, 1.0)
+
+
+def bounded(value: Any, low: float, high: float, otherwise: float) -> float:
+    """A number between two limits: what is beyond moves to the nearer one, what is no number becomes `otherwise`."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return otherwise
+    return min(max(number, low), high) if math.isfinite(number) else otherwise
+
+
+def _vector(value: Any) -> np.ndarray | None:
+    if not isinstance(value, (tuple, list, np.ndarray)) or np.ndim(value) != 1 or len(value) != 3:
+        return None
+    numbers = np.array([bounded(part, -1e6, 1e6, math.nan) for part in value])
+    return numbers if np.isfinite(numbers).all() else None

@@ -1,0 +1,70 @@
+"""What a visitor takes home, as bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from media.panels import resize
+from media.paths import is_all_around
+from media.shapes import extract_mesh, save_mesh
+from media.strips import Pictures, camera_grid
+from media.video_files import open_video
+from media.viewer.painter import Latents, Painter, View
+
+VIDEO_FRAMES, VIDEO_FPS = 96, 24.0
+FEWEST_VIDEO_PIXELS = 256  # a side; smaller pictures are enlarged, for players would do it worse
+PROBES = 8  # frames that tell the scale of depth
+SWAY = 0.6  # radians to either side where no camera of the data goes around
+TEXTURE = 1024  # pixels a side
+
+
+def png(picture: Pictures) -> bytes:
+    """A picture (n, n, 3) as PNG."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def turntable(painter: Painter, latents: Latents, view: View, kind: str) -> bytes:
+    """An mp4 or gif that begins where it ends: once around where the data's cameras go around, else from side to side."""
+    low, high = painter.cameras.yaw_range
+    phases = np.linspace(0, 2 * math.pi, VIDEO_FRAMES)
+    yaws = view.yaw + phases if is_all_around(painter.cameras) else painter.cameras.yaw + min(SWAY, (high - low) / 2) * np.sin(phases)
+    views = [dataclasses.replace(view, yaw=float(yaw)) for yaw in yaws]
+    limits = painter.depth_limits(latents, views[:: VIDEO_FRAMES // PROBES]) if view.kind == "depth" else None
+
+    def write(path: Path) -> None:
+        with open_video(path, VIDEO_FPS) as video:
+            for one in views:
+                frame = painter.paint(latents, one, limits)
+                video.add(resize(frame, max(FEWEST_VIDEO_PIXELS, len(frame) + len(frame) % 2)))
+
+    return _bytes_of(kind, write)
+
+
+def mesh(painter: Painter, latents: Latents, kind: str, resolution: int, is_textured: bool) -> bytes:
+    """The head's surface in a file of that kind, with colours at its vertices or with a texture.
+
+    Raises:
+        UserError: if there is no surface.
+    """
+    _, planes = painter.planes(latents)
+    texture = TEXTURE if is_textured else None
+    shape = extract_mesh(painter.generator, planes, camera_grid(painter.cameras), resolution, texture=texture)
+    return _bytes_of(kind, lambda path: save_mesh(path, shape))
+
+
+def _bytes_of(suffix: str, write: Callable[[Path], None]) -> bytes:
+    """What a function writes into a file of that ending."""
+    with tempfile.TemporaryDirectory(prefix="open-eg3d-") as folder:
+        path = Path(folder) / f"head.{suffix}"
+        write(path)
+        return path.read_bytes()

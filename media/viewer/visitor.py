@@ -1,0 +1,183 @@
+"""One visitor: controls, a camera, and a thread that keeps the picture up to date."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import viser
+
+from dnnlib.console import UserError
+from media.viewer import downloads
+from media.viewer.camera import ZOOM_LIMITS, aspect_of, orbit_of
+from media.viewer.checkpoints import CheckpointFolder
+from media.viewer.controls import Controls
+from media.viewer.painter import Latents, Painter, View, letterbox
+from training.networks.generator import Generator
+
+STILL_SECONDS = 0.2  # without a change, then the full picture is drawn
+FRAME_SECONDS = 0.06  # a picture may take so long while something moves
+FEWEST_PIXELS = 24
+STATUS_SECONDS = 0.5  # between changes of the line that tells the speed
+EXPORTS = threading.Semaphore(2)  # meshes and turntables of all visitors at once
+
+Request = tuple[Latents, View, float]  # who, from where, the window's aspect
+
+
+class Visitor:
+    """Serves one page until `leave`. Nothing in here is shared with other visitors but the networks' parameters."""
+
+    def __init__(self, client: viser.ClientHandle, folder: CheckpointFolder, generator: Generator, name: str) -> None:
+        self.client, self.folder = client, folder
+        self.is_gone = False
+        self._changed_at = time.monotonic()
+        self._wake = threading.Event()
+        self._wanted: str | None = None
+        self._orbit: dict[str, Any] = {}
+        self._told = 0.0
+        self._show_model(generator, name)
+        client.camera.on_update(lambda _: self.change())
+        self._thread = threading.Thread(target=self._work, name=f"visitor-{client.client_id}", daemon=True)
+        self._thread.start()
+
+    def _show_model(self, generator: Generator, name: str) -> None:
+        """Start again with another model: its ranges are others."""
+        self.name, self.painter = name, Painter(generator)
+        self._seconds_a_pixel = 1e-5  # until something was drawn
+        self._drawn: Request | None = None  # what is shown in full
+        others = [other for other in self.folder.names() if other != name]
+        acts = {"front": self.look_from_front, "screenshot": self._save_picture, "turntable": self._save_turntable, "mesh": self._save_mesh}
+        with self.client.atomic():
+            self.client.gui.reset()
+            self.controls = Controls(self.client.gui, self.painter, self.change, acts, [name, *others] if others else [], self._choose)
+        self.look_from_front()
+
+    def look_from_front(self) -> None:
+        """Put the page's camera where the data's frontal one is."""
+        camera, painter = self.client.camera, self.painter
+        pivot = painter.cameras.pivot
+        frontal = painter.label(View(yaw=painter.cameras.yaw, pitch=painter.cameras.pitch))[:16].view(4, 4)[:3, 3].tolist()
+        with self.client.atomic():
+            camera.min_orbit_distance, camera.max_orbit_distance = 1e-3, 1e6
+            camera.up_direction = (0.0, 1.0, 0.0)
+            camera.position = tuple(frontal)
+            camera.look_at = pivot
+            camera.min_orbit_distance = painter.distance / ZOOM_LIMITS[1]
+            camera.max_orbit_distance = painter.distance / ZOOM_LIMITS[0]
+
+    def change(self) -> None:
+        """Something that is seen has changed."""
+        self._changed_at = time.monotonic()
+        self._wake.set()
+
+    def leave(self) -> None:
+        """The page is gone."""
+        self.is_gone = True
+        self._wake.set()
+
+    # ------------------------------------------------------------------------------------------------------- drawing
+
+    def _work(self) -> None:
+        while not self.is_gone:
+            try:
+                self._serve()
+            except UserError as error:
+                self._say(str(error))
+            except Exception as error:  # one visitor's trouble is not the others'
+                print(f"warning: visitor {self.client.client_id}: {type(error).__name__}: {error}", file=sys.stderr)
+                self._say("That did not work; see the program's output.")
+                self._wake.wait(1.0)
+
+    def _serve(self) -> None:
+        """One picture: a quick one while something moves, the full one when nothing has moved for a moment."""
+        if self._wanted is not None:
+            name, self._wanted = self._wanted, None
+            self._say(f"Loading {name} …")
+            self._show_model(self.folder.load(name), name)
+        rest = STILL_SECONDS - (time.monotonic() - self._changed_at)
+        if not self._wake.is_set():
+            if rest > 0:
+                self._wake.wait(rest)
+                return
+            if self._drawn != self._request():
+                self._draw(is_full=True)
+            self._wake.wait()
+            return
+        self._wake.clear()
+        if not self.is_gone and self._drawn != self._request():
+            self._draw(is_full=False)
+
+    def _request(self) -> Request:
+        camera = self.client.camera
+        orbit = orbit_of(camera.position, camera.look_at, self.painter)
+        if orbit is not None:
+            self._orbit = orbit
+        return self.controls.latents(), View(**self.controls.view(), **self._orbit), aspect_of(camera.image_width, camera.image_height)
+
+    def _draw(self, is_full: bool) -> None:
+        request = latents, view, aspect = self._request()
+        assert view.resolution is not None
+        self.painter.planes(latents)  # not a part of the frame's time
+        pixels = view.resolution
+        if not is_full:
+            pixels = min(pixels, max(FEWEST_PIXELS, int((FRAME_SECONDS / self._seconds_a_pixel) ** 0.5)))
+        started = time.monotonic()
+        picture = self.painter.paint(latents, dataclasses.replace(view, resolution=pixels))
+        seconds = time.monotonic() - started
+        self._seconds_a_pixel += 0.3 * (seconds / pixels**2 - self._seconds_a_pixel)
+        if self.is_gone:
+            return
+        wide = letterbox(picture, aspect, self.painter.background(view.kind))
+        self.client.scene.set_background_image(wide, format="png" if is_full else "jpeg", jpeg_quality=85)
+        self._drawn = request if is_full else None
+        if is_full or time.monotonic() - self._told > STATUS_SECONDS:
+            self._told = time.monotonic()
+            self._say(f"{pixels} pixels in {1000 * seconds:.0f} ms: {1 / max(seconds, 1e-6):.1f} frames a second")
+
+    def _say(self, text: str) -> None:
+        if not self.is_gone:
+            self.controls.status.content = f"**{_plain(self.name)}** · {_plain(text)}"
+
+    # ------------------------------------------------------------------------------------------------------- asked for
+
+    def _choose(self, name: str) -> None:
+        if name != self.name:
+            self._wanted = name
+            self.change()
+
+    def _save_picture(self) -> None:
+        self._export("png", lambda painter, latents, view: downloads.png(painter.paint(latents, view)))
+
+    def _save_turntable(self) -> None:
+        kind = self.controls.video()
+        self._export(kind, lambda painter, latents, view: downloads.turntable(painter, latents, view, kind))
+
+    def _save_mesh(self) -> None:
+        kind, is_textured, cells = self.controls.mesh()
+        self._export(kind, lambda painter, latents, _: downloads.mesh(painter, latents, kind, cells, is_textured))
+
+    def _export(self, suffix: str, make: Callable[[Painter, Latents, View], bytes]) -> None:
+        """Make a file beside the pictures, with a painter of its own, and hand it over."""
+        if not EXPORTS.acquire(blocking=False):
+            self._say("Other files are being made; try again in a moment.")
+            return
+        try:
+            latents, view, _ = self._request()
+            self._say(f"Making the {suffix.upper()} …")
+            data = make(Painter(self.painter.generator), latents, view)
+            if not self.is_gone:
+                self.client.send_file_download(f"seed{latents.seed:04d}.{suffix}", data, save_immediately=True)
+                self._say(f"{suffix.upper()} of {len(data) / 1e6:.1f} MB")
+        except UserError as error:
+            self._say(str(error))
+        finally:
+            EXPORTS.release()
+
+
+def _plain(text: str) -> str:
+    """Text without a meaning in Markdown."""
+    return "".join(f"\\{letter}" if letter in r"\`*_{}[]()<>#+-!|" else letter for letter in text)

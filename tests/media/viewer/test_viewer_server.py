@@ -1,0 +1,406 @@
+"""The viewer's server: what pages get, honest and hostile ones."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import signal
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+import demo
+import viewer as command
+from media.viewer import downloads
+from media.viewer import server as server_module
+from media.viewer.checkpoints import CheckpointFolder
+from media.viewer.painter import Latents, Painter, View
+from media.viewer.server import Viewer, run_viewer
+from open_eg3d import load_generator
+from tests.media.viewer.test_painter import tiny_generator, write_generator
+from tests.tiny import call, finish, start
+from tests.viewer_page import RawPage
+
+
+@pytest.fixture(scope="module")
+def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
+    folder = tmp_path_factory.mktemp("viewer")
+    write_generator(folder / "secret.pkl", 0)
+    write_generator(folder / "inside" / "other.pkl", 5)
+    (folder / "inside" / "broken.pkl").write_text("hello")
+    with run_viewer(load_generator(demo.SHIPPED), "heads64.pkl", CheckpointFolder(folder / "inside", load_generator), port=0) as viewer:
+        yield viewer
+
+
+@pytest.fixture
+def enter(viewer: Viewer) -> Iterator[Callable[[], RawPage]]:
+    """Opens pages, which leave when the test ends."""
+    pages = []
+
+    def open_page() -> RawPage:
+        pages.append(RawPage(viewer.address))
+        pages[-1].enter()
+        return pages[-1]
+
+    yield open_page
+    for page in pages:
+        page.close()
+
+
+def painted(viewer: Viewer, latents: Latents, view: View) -> np.ndarray:
+    return Painter(viewer.generator).paint(latents, view)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Honest pages
+
+
+def test_every_control_changes_what_it_says(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
+    page = enter()
+    front: dict[str, Any] = {"yaw": 0.0, "pitch": 0.0, "resolution": 64, "samples": 12}
+    shown = page.full_picture(lambda: page.look((0.0, 0.0, 2.7)))
+    assert np.array_equal(shown, painted(viewer, Latents(), View(**front)))
+    steps: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = [
+        ("Seed", 3, {"seed": 3}, {}),
+        ("Truncation", 0.5, {"truncation_psi": 0.5}, {}),
+        ("Truncated layers", 4, {"truncation_cutoff": 4}, {}),
+        ("Second seed", 7, {"other_seed": 7}, {}),
+        ("Blend", 0.4, {"blend": 0.4}, {}),
+        ("Mix", True, {"style_seed": 2, "style_layers": (5, 9)}, {}),
+        ("Style seed", 9, {"style_seed": 9}, {}),
+        ("Its layers", [1, 6], {"style_layers": (1, 6)}, {}),
+        ("View", "raw", {}, {"kind": "raw"}),
+        ("Samples a ray", 20, {}, {"samples": 20}),
+        ("Rendering pixels", 40, {}, {"resolution": 40}),
+        ("Field of view", 30.0, {}, {"field_of_view": 30.0}),
+        ("View", "normals", {}, {"kind": "normals"}),
+        ("View", "depth", {}, {"kind": "depth"}),
+    ]
+    who: dict[str, Any] = {}
+    how = dict(front)
+    for label, value, latents, view in steps:
+        who.update(latents)
+        how.update(view)
+        wanted = painted(viewer, Latents(**who), View(**how))
+        if label not in ("Second seed",):  # which is not seen before blending
+            shown = page.full_picture(lambda label=label, value=value: page.set(label, value))  # type: ignore[misc]
+            assert np.array_equal(shown, wanted), label
+        else:
+            page.set(label, value)
+
+
+def test_an_orbit_turns_the_head_quickly_first_and_fully_when_still(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
+    page = enter()
+    page.set("Rendering pixels", 200)
+    page.full_picture(lambda: None)
+    count = len(page.pictures)
+    turned = page.full_picture(lambda: page.look((2.7 * math.sin(0.6), 0.0, 2.7 * math.cos(0.6)), width=800, height=400))
+    wanted = painted(viewer, Latents(), View(yaw=0.6, resolution=200, samples=12))
+    height, width, _ = turned.shape
+    assert width == 2 * height
+    assert np.array_equal(turned[:, height // 2 : height // 2 + height], wanted)
+    assert (turned[:, :10] == np.round(255 * np.array(viewer.generator.rendering.background))).all()
+    assert page.formats[count] == "jpeg"
+    page.wait_for(lambda: "frames a second" in page.status)
+
+
+def test_buttons_step_through_seeds_and_hand_over_files(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
+    page = enter()
+    shown = page.full_picture(lambda: page.set("Go to", "Next"))
+    page.look((0.0, 0.0, 2.7))
+    shown = page.full_picture(lambda: page.set("Go to", "Next"))
+    assert np.array_equal(shown, painted(viewer, Latents(seed=2), View(resolution=64, samples=12)))
+    for label, value in (("Video format", "gif"), ("Mesh cells", "64")):
+        page.set(label, value)
+    for label, name in (("Picture (PNG)", "seed0002.png"), ("Turntable", "seed0002.gif"), ("Mesh", "seed0002.glb")):
+        page.set(label, True)
+        page.wait_for(lambda name=name: name in page.whole)  # type: ignore[misc]
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(page.files["seed0002.png"]))), shown)
+    gif: Any = Image.open(io.BytesIO(page.files["seed0002.gif"]))
+    frames = []
+    for index in (0, gif.n_frames // 4, 3 * gif.n_frames // 4, gif.n_frames - 1):
+        gif.seek(index)
+        frames.append(np.asarray(gif.convert("RGB")).astype(int))
+    assert np.abs(frames[1] - frames[2]).mean() > 5
+    assert np.array_equal(frames[0], frames[3])
+    mesh: Any = trimesh.load(io.BytesIO(page.files["seed0002.glb"]), file_type="glb", force="mesh")
+    assert len(mesh.faces) > 1000
+
+
+@pytest.mark.parametrize("kind", ["mp4", "gif"])
+def test_turntables_of_small_pictures_are_even_and_large_enough(kind: str) -> None:
+    generator = tiny_generator()
+    data = downloads.turntable(Painter(generator), Latents(), View("depth", resolution=9), kind)
+    frames = iio.imread(data, extension=f".{kind}")
+    assert frames.shape[1:] == (256, 256, 3)
+    assert np.abs(frames[24].astype(int) - frames[72]).max() > 20
+
+
+def test_a_mesh_can_have_a_texture() -> None:
+    data = downloads.mesh(Painter(load_generator(demo.SHIPPED)), Latents(), "glb", 48, is_textured=True)
+    mesh: Any = trimesh.load(io.BytesIO(data), file_type="glb", force="mesh")
+    assert max(mesh.visual.material.baseColorTexture.size) == downloads.TEXTURE
+
+
+def test_another_checkpoint_of_the_folder_is_shown(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
+    page = enter()
+    assert sorted(page.controls["File"]["props"]["options"]) == ["broken.pkl", "heads64.pkl", "other.pkl"]
+    shown = page.full_picture(lambda: page.set("File", "other.pkl"))
+    page.wait_for(lambda: "other" in page.status)
+    other = viewer.folder.load("other.pkl")
+    assert shown.shape[0] == other.config.resolution
+    page.set("File", "broken.pkl")
+    page.wait_for(lambda: "broken" in page.status.split("·")[1])
+    page.full_picture(lambda: page.set("Seed", 8))
+
+
+def test_visitors_do_not_disturb_each_other(enter: Callable[[], RawPage]) -> None:
+    first, second = enter(), enter()
+    for page in (first, second):
+        page.look((0.0, 0.0, 2.7))
+    before = second.full_picture(lambda: second.set("Seed", 11))
+    count = len(second.pictures)
+    mine = first.full_picture(lambda: first.set("Seed", 12))
+    first.full_picture(lambda: first.set("View", "depth"))
+    first.full_picture(lambda: first.set("Samples a ray", 30))
+    first.set("File", "other.pkl")
+    first.wait_for(lambda: "other" in first.status)
+    assert not np.array_equal(mine, before)
+    assert len(second.pictures) == count
+    second.full_picture(lambda: second.set("Seed", 13))
+    again = second.full_picture(lambda: second.set("Seed", 11))
+    assert np.array_equal(again, before)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Hostile pages
+
+
+NONSENSE: list[Any] = [None, "x" * 1000, -1e308, 2**63 - 1, [], [1, "a"], {"a": 1}, True, b"\0", [[1]], float("nan"), float("inf")]
+
+
+def test_nonsense_in_controls_is_survived(enter: Callable[[], RawPage]) -> None:
+    page = enter()
+    labels = [label for label, message in page.controls.items() if "value" in message and label not in ("Mesh", "Turntable")]
+    for label in labels:
+        for value in NONSENSE:
+            page.set(label, value)
+    for updates in ({"removed": True}, {"update_cb": None}, {"value": 1, "gui_api": 0}, {"__class__": 1}, {}):
+        page.update("Seed", updates)
+    page.set("View", "image")
+    page.set("Rendering pixels", 32)
+    assert_alive(page)
+
+
+def test_nonsense_in_cameras_ends_at_most_that_connection(enter: Callable[[], RawPage]) -> None:
+    honest = enter()
+    for value in NONSENSE[::2]:
+        for camera in (
+            {"position": value},
+            {"look_at": value},
+            {"position": [value] * 3},
+            {"look_at": [value] * 3},
+            {"width": value, "height": value},
+        ):
+            page = enter()
+            with contextlib.suppress(ConnectionClosed):
+                page.look(**camera)
+                page.look(**camera)
+            page.close()
+    assert_alive(honest)
+
+
+def test_cameras_beyond_all_bounds_are_brought_back(enter: Callable[[], RawPage]) -> None:
+    page = enter()
+    for number in (0.0, -1e308, 1e-300, math.nan, math.inf):
+        page.look([number] * 3, (0.0, 0.0, 0.0), width=0, height=-5)
+        page.look((0.0, 0.0, 2.7), [number] * 3, width=10**9, height=1)
+    assert_alive(page)
+
+
+def test_a_first_camera_of_nonsense_turns_only_its_page_away(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
+    for value in NONSENSE:
+        page = RawPage(viewer.address)
+        page.look([value] * 3, value, width=value)
+        page.close()
+    assert_alive(enter())
+
+
+def test_garbage_on_the_socket_ends_only_that_connection(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
+    honest = enter()
+    for garbage in (b"", b"\xc1", os.urandom(1000), b"\x80", b"\x81\xa4type\xa4Nope", "text", b"\x91" * 5000, b"\xdf\xff\xff\xff\xff"):
+        page = RawPage(viewer.address)
+        page.look()
+        page.socket.send(garbage)
+        page._thread.join(30)
+        assert not page._thread.is_alive()
+    honest.wait_for(lambda: len(viewer.visitors) == 1)
+    assert_alive(honest)
+
+
+def test_visitors_who_vanish_are_forgotten(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
+    threads = threading.active_count()
+    pages = [RawPage(viewer.address) for _ in range(3)]
+    for page in pages:
+        page.enter()
+        page.set("Rendering pixels", 256)
+        page.socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        page.socket.socket.shutdown(socket.SHUT_RDWR)
+    honest = enter()
+    honest.wait_for(lambda: len(viewer.visitors) == 1)
+    honest.wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("visitor-")][1:])
+    assert_alive(honest)
+    assert threading.active_count() < threads + 40  # the library keeps a pool
+
+
+def test_a_page_can_do_nothing_but_look_and_move_controls(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
+    """The library would open a tunnel to the Internet, and collect files, for whoever asks."""
+    page = enter()
+    assert not viewer.server._websock_server._incoming_handlers
+    uuid = page.controls["Seed"]["uuid"]
+    file = {"filename": "x", "mime_type": "x", "part_count": 2, "size_bytes": 2, "transfer_uuid": "t", "source_component_uuid": uuid}
+    page.send("ShareUrlRequest")
+    page.send("FileTransferStartUpload", **file)
+    page.send("FileTransferPart", source_component_uuid=uuid, transfer_uuid="t", part_index=0, content=b"1")
+    assert_alive(page)
+    client = next(iter(viewer.visitors.values())).client
+    assert not client.gui._current_file_upload_states
+    assert viewer.server._share_tunnel is None
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "is_welcome"),
+    [
+        (None, None, True),
+        ("http://{address}", None, True),
+        ("https://evil.example", None, False),
+        ("http://evil.example:{port}", "evil.example:{port}", False),
+        ("null", None, False),
+    ],
+)
+def test_pages_of_other_sites_are_turned_away(viewer: Viewer, origin: str | None, host: str | None, is_welcome: bool) -> None:
+    address = viewer.address.removeprefix("http://")
+    values = {"address": address, "port": address.split(":")[1]}
+    headers = {"Host": host.format(**values)} if host else {}
+    page = RawPage(viewer.address, origin=origin.format(**values) if origin else None, additional_headers=headers)
+    page.look()
+    if is_welcome:
+        page.wait_for(lambda: "Mesh" in page.controls)
+        page.close()
+    else:
+        page._thread.join(30)
+        assert not page._thread.is_alive()
+        assert not page.controls
+
+
+def test_there_is_an_end_to_visitors(viewer: Viewer, enter: Callable[[], RawPage], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MOST_VISITORS", 1)
+    enter()
+    late = RawPage(viewer.address)
+    late.look()
+    late.wait_for(lambda: "Too many" in late.status)
+    late.close()
+
+
+PATHS = (
+    "/../secret.pkl",
+    "/%2e%2e/secret.pkl",
+    "/..%2f..%2f..%2f..%2fetc%2fpasswd",
+    "//etc/passwd",
+    "/other.pkl",
+    "/models/heads64.pkl",
+    "/%00",
+    "/..\\..\\secret.pkl",
+    "/_infra.py",
+    "/../../_viser.py",
+)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_the_web_server_hands_out_its_page_only(viewer: Viewer, path: str) -> None:
+    host, port = viewer.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert answer.split(b" ")[1] in (b"404", b"500", b"400")
+    assert len(answer) < 2000
+    with urllib.request.urlopen(viewer.address, timeout=30) as page:
+        assert b"<html" in page.read()
+
+
+@pytest.mark.parametrize("name", ["../secret.pkl", "/etc/passwd", "..\\secret.pkl", "", "other.pkl/../../secret.pkl"])
+def test_no_page_opens_files_outside_the_folder(enter: Callable[[], RawPage], name: str) -> None:
+    page = enter()
+    page.set("File", name)
+    page.wait_for(lambda: "no such checkpoint" in page.status)
+    assert_alive(page)
+
+
+def test_a_page_of_another_version_is_told(viewer: Viewer) -> None:
+    with connect(viewer.address.replace("http", "ws")) as page, pytest.raises(ConnectionClosed, match="Version"):
+        page.recv(timeout=30)
+
+
+def assert_alive(page: RawPage) -> None:
+    """It still gets other pictures for other seeds."""
+    first = page.full_picture(lambda: page.set("Seed", 101))
+    second = page.full_picture(lambda: page.set("Seed", 102))
+    assert not np.array_equal(first, second)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def test_it_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+    network = write_generator(tmp_path / "tiny.pkl", 1)
+    process = start("viewer.py", "--network", network, "--port", "0", PYTHONUNBUFFERED="1")
+    assert process.stdout is not None
+    line = next(line for line in process.stdout if line.startswith("Look at"))
+    address = line.split()[2]
+    assert address.startswith("http://127.0.0.1:")
+    page = RawPage(address)
+    page.enter()
+    assert json.dumps(page.controls["Seed"]["props"]["max"]) == "999"
+    page.close()
+    process.send_signal(signal.SIGINT)
+    ended = finish(process, 60)
+    assert ended.status == 0
+    assert "Ended." in ended.out
+    assert "Traceback" not in ended.err
+
+
+def test_what_is_asked_wrongly_is_one_line(tmp_path: Path) -> None:
+    network = str(write_generator(tmp_path / "tiny.pkl", 1))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        call(command.main, "--network", network, "--port", port).assert_refused(1, "cannot listen", port)
+    call(command.main, "--network", network, "--host", "no such host").assert_refused(1, "cannot listen", "no such host")
+    call(command.main, "--network", network, "--port", "70000").assert_refused(2, "--port")
+    call(command.main, "--network", network, "--folder", str(tmp_path / "none")).assert_refused(2, "--folder")
+    call(command.main, "--network", str(tmp_path / "none.pkl")).assert_refused(1, "none.pkl")
+
+
+def test_a_generator_of_any_kind_can_be_looked_at() -> None:
+    with run_viewer(tiny_generator("generator.pose_conditioning=true"), "tiny", CheckpointFolder(None, load_generator), port=0) as viewer:
+        page = RawPage(viewer.address)
+        page.enter()
+        assert "File" not in page.controls
+        first = page.full_picture(lambda: page.set("Told yaw", 40.0))
+        assert not np.array_equal(first, page.full_picture(lambda: page.set("Told yaw", -40.0)))
+        page.close()

@@ -1,0 +1,58 @@
+"""A web page to look at heads with: python viewer.py --network models/heads64.pkl."""
+
+from __future__ import annotations
+
+from dnnlib.interrupts import quit_on_interrupt
+
+quit_on_interrupt(__name__)  # the imports below take seconds
+
+import threading
+from pathlib import Path
+
+import click
+import torch
+
+from dnnlib.console import UserError, run_cli
+from dnnlib.files import is_url, local_file
+from media.viewer.checkpoints import CheckpointFolder
+from open_eg3d import load_generator
+from torch_utils.devices import device_option
+from torch_utils.precision import use_full_fp32
+from training.networks.generator import Generator
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--network", required=True, metavar="FILE|URL", help="Checkpoint, ours or released.")
+@click.option(
+    "--folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Checkpoints in it can be chosen in the page.  [default: the network's folder]",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 lets other machines in.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port to listen on; 0 any free one.")
+@device_option
+def main(network: str, folder: Path | None, host: str, port: int, device: torch.device) -> None:
+    """Serve a page on which heads can be turned, mixed, compared and saved, until Ctrl-C. Only this machine is let in by default."""
+    try:
+        from media.viewer.server import run_viewer
+    except ModuleNotFoundError as error:
+        raise UserError(f"the viewer needs the package {error.name}; install it with: pip install -e '.[viewer]'") from error
+    use_full_fp32()
+    path = local_file(network)
+
+    def open_file(file: Path) -> Generator:
+        return load_generator(file).to(device)
+
+    checkpoints = CheckpointFolder(folder or (None if is_url(network) else path.parent), open_file)
+    generator = open_file(path)
+    name = checkpoints.name_of(path) or path.name
+    with run_viewer(generator, name, checkpoints, host, port) as viewer:
+        click.echo(f"Look at {viewer.address} with a browser; Ctrl-C ends it.")
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt:
+            click.echo("Ended.")
+
+
+if __name__ == "__main__":
+    run_cli(main)
