@@ -15,7 +15,7 @@ from dnnlib.console import UserError, run_cli
 from dnnlib.files import cache_dir, local_file
 from media.snapshots import save_pictures
 from training.checkpoint import load_weights
-from training.checks import check_config
+from training.checks import check_config, group_note
 from training.config import Config, Precision, differences, set_option, to_dict
 from training.dataset import ImageDataset
 from training.launch import Launch, choose_devices, find_checkpoint, has_fast_bf16, launch_training, new_run_dir, set_aside_later
@@ -261,7 +261,7 @@ def start_run(options: dict[str, Any], launch: Launch) -> None:
     check_options(config, launch)
     if config.model.resolution != dataset.resolution:
         raise click.UsageError(f"model.resolution {config.model.resolution} differs from the pictures' {dataset.resolution}; leave it out")
-    for line in (launch.note, *notes):
+    for line in filter(None, (launch.note, *notes, group_note(config, launch.processes))):
         click.echo(line, err=options["dry_run"])
     if options["dry_run"]:
         click.echo(json.dumps(to_dict(config), indent=2))
@@ -282,7 +282,7 @@ def resume_run(options: dict[str, Any], launch: Launch, snapshot: Path, own: Con
     """Go on with a run in its folder."""
     config = resumed_config(own, options, options["data"])
     check_options(config, launch)
-    for line in (launch.note, f"Going on from {snapshot}"):
+    for line in filter(None, (launch.note, f"Going on from {snapshot}", group_note(config, launch.processes))):
         click.echo(line, err=options["dry_run"])
     if options["dry_run"]:
         click.echo(json.dumps(to_dict(config), indent=2))

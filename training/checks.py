@@ -96,6 +96,18 @@ def check_batch(config: Config, processes: int) -> None:
         )
 
 
+def group_note(config: Config, processes: int) -> str | None:
+    """A line to tell if micro-batches are too small for whole groups of the minibatch statistics, which changes what is computed."""
+    batch, group = config.training.batch, config.model.discriminator.mbstd_group_size
+    step = config.training.batch_gpu or batch // processes
+    if step >= min(group, batch):
+        return None
+    return (
+        f"Minibatch statistics over groups of {step} samples instead of {min(group, batch)}, as many as a process handles at once "
+        "(--batch, --batch-gpu): results are not those of larger micro-batches"
+    )
+
+
 def check_networks(config: Config) -> None:
     """Raise a UserError if the settings describe no networks; shapes only, no memory is asked for."""
     model = config.model
