@@ -43,9 +43,11 @@ SETTINGS = {
     "target": "augment.target",
     "tick": "snapshot.tick_kimg",
     "snap": "snapshot.snap_ticks",
+    "keep": "snapshot.keep_last",
+    "keep_every": "snapshot.keep_kimg",
 }
 # Settings that may change when a run goes on.
-FREE_ON_RESUME = {"data.workers", "training.kimg", "snapshot.tick_kimg", "snapshot.snap_ticks"}
+FREE_ON_RESUME = {"data.workers", "training.kimg", "snapshot.tick_kimg", "snapshot.snap_ticks", "snapshot.keep_last", "snapshot.keep_kimg"}
 FINE_TUNING_ADA_KIMG = 100.0
 FP16_CLAMP = 256.0
 BUILT_IN_COUNT, BUILT_IN_RESOLUTION = 6000, 64
@@ -224,6 +226,8 @@ class Number(click.FloatRange):
 @click.option("--minutes", type=Number(0, min_open=True), help="Save and stop after this time.")
 @click.option("--tick", type=Number(0, min_open=True), help="Statistics every so many kimg.")
 @click.option("--snap", type=click.IntRange(0), help="Checkpoint every so many ticks; 0 = only at the end.")
+@click.option("--keep", type=click.IntRange(0), help="Newest checkpoints that stay; 0 = all [default: 10].")
+@click.option("--keep-every", type=Number(0), help="Of the others, one stays every so many kimg; 0 = none [default: 1000].")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of everything random.")
 @click.option("--metrics", metavar="none|a,b", default="none", show_default=True, help="Measured at every checkpoint.")
 @click.option("--workers", type=click.IntRange(0), help="Processes that read pictures, for each training process.")
@@ -287,7 +291,7 @@ def resume_run(options: dict[str, Any], launch: Launch, snapshot: Path, own: Con
     if options["dry_run"]:
         click.echo(json.dumps(to_dict(config), indent=2))
         return
-    set_aside_later(snapshot)
+    snapshot = set_aside_later(snapshot)
     launch_training(config, launch, snapshot.parent, resume=snapshot, time_limit=seconds(options["minutes"]), observers=(save_pictures,))
 
 

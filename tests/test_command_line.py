@@ -13,9 +13,9 @@ import train
 from tests.tiny import call, finish, start
 
 TRAIN = """
---aug --batch --batch-gpu --cfg --compile --data --device --dry-run --freeze-d --gamma --gen-pose-cond --gpus --help --init-from --kimg
---metrics --minutes --mirror --no-compile --no-gen-pose-cond --no-mirror --nrr-fade-kimg --nrr-final --nrr-initial --outdir --p
---precision --procs --resume --seed --set --sizes --snap --target --tick --workers
+--aug --batch --batch-gpu --cfg --compile --data --device --dry-run --freeze-d --gamma --gen-pose-cond --gpus --help --init-from --keep
+--keep-every --kimg --metrics --minutes --mirror --no-compile --no-gen-pose-cond --no-mirror --nrr-fade-kimg --nrr-final --nrr-initial
+--outdir --p --precision --procs --resume --seed --set --sizes --snap --target --tick --workers
 """
 GEN_SAMPLES = """
 --device --help --images --network --nrr --no-images --outdir --pitch --precision --rows --seeds --shape-level --shape-res --shapes --trunc

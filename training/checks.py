@@ -38,6 +38,7 @@ LIMITS: dict[str, Limit] = {
     **dict.fromkeys(("resolution", "nrr_initial", "nrr_final"), ONE_OR_MORE),
     **dict.fromkeys(("blur_sigma", "blur_fade_kimg", "swap_fade_kimg", "nrr_fade_kimg", "ema_kimg", "ema_rampup"), NOT_NEGATIVE),
     **dict.fromkeys(("gamma", "density_reg", "freeze_d", "c_noise", "workers", "snap_ticks", "depth_resolution_importance"), NOT_NEGATIVE),
+    **dict.fromkeys(("keep_last", "keep_kimg"), NOT_NEGATIVE),
     **dict.fromkeys(("lr_generator", "lr_discriminator", "adam_eps", "kimg", "tick_kimg", "box_warp", "conv_clamp"), POSITIVE),
     **dict.fromkeys(("swap_start", "swap_final"), PROBABILITY),
     **dict.fromkeys(("beta1", "beta2"), DECAY),

@@ -19,9 +19,9 @@ from training.checkpoint import Checkpoint, load_checkpoint, load_weights
 from training.config import Config
 from training.interop import Weights
 from training.loop import Observer, RunOptions, run_training
+from training.saving import OLDER_SUFFIX, SNAPSHOT_PATTERN, older_of
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-SNAPSHOT_PATTERN = "network-snapshot-*.pkl"
 
 
 class Launch:
@@ -109,7 +109,7 @@ def find_checkpoint(resume: str, outdir: Path) -> tuple[Path, Checkpoint] | None
         UserError: if there is nothing to resume there.
     """
     if resume == "latest":
-        folders = [path for path in run_folders(outdir) if any(path.glob(SNAPSHOT_PATTERN))]
+        folders = [path for path in run_folders(outdir) if snapshots_in(path)]
         if not folders:
             return None
         resume = str(folders[-1])
@@ -118,17 +118,31 @@ def find_checkpoint(resume: str, outdir: Path) -> tuple[Path, Checkpoint] | None
     path = Path(resume)
     if not path.is_dir():
         return path, load_checkpoint(path)
-    snapshots = sorted(path.glob(SNAPSHOT_PATTERN), reverse=True)
+    snapshots = snapshots_in(path)
     if not snapshots:
         raise UserError(f"--resume {path}: the folder holds no {SNAPSHOT_PATTERN}; name a run folder or a snapshot")
     return _newest_readable(snapshots)
 
 
-def set_aside_later(snapshot: Path) -> None:
-    """Rename the snapshots that a run took after `snapshot`, now that it goes on from there: `latest` must not mean them."""
+def snapshots_in(folder: Path) -> list[Path]:
+    """Snapshots of a run, newest first; each is followed by the one that it replaced, if that is still there."""
+    return [path for name in sorted(folder.glob(SNAPSHOT_PATTERN), reverse=True) for path in (name, older_of(name)) if path.exists()]
+
+
+def set_aside_later(snapshot: Path) -> Path:
+    """Rename the snapshots that a run took after `snapshot`, now that it goes on from there: `latest` must not mean them.
+
+    Returns:
+        Where `snapshot` is now: the place of the damaged one that replaced it, if that was so.
+    """
     for later in snapshot.parent.glob(SNAPSHOT_PATTERN):
-        if later.name > snapshot.name:
+        if later.stem > snapshot.stem:
             later.rename(later.with_suffix(".superseded"))
+    if snapshot.suffix != OLDER_SUFFIX:
+        return snapshot
+    place = snapshot.with_suffix(".pkl")
+    place.rename(place.with_suffix(".damaged"))
+    return snapshot.rename(place)
 
 
 def newest_snapshot(outdir: Path) -> Path:
