@@ -14,11 +14,13 @@ import click
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import cache_dir, local_file
 from media.snapshots import save_pictures
+from torch_utils.distributed import rank
+from torch_utils.processes import first_process_decides, place_from_environment, run_in_group
 from training.checkpoint import load_weights
 from training.checks import check_config, group_note
 from training.config import Config, Precision, differences, set_option, to_dict
 from training.dataset import ImageDataset
-from training.launch import Launch, choose_devices, find_checkpoint, has_fast_bf16, launch_training, new_run_dir, set_aside_later
+from training.launch import Job, Launch, choose_devices, find_checkpoint, has_fast_bf16, launch_training, new_run_dir, set_aside_later
 from training.presets import LAPTOP_MAX_RESOLUTION, PRESETS, PresetName, Sizes, make_config
 from training.scene import apply_scene, fit_dataset_scene
 
@@ -248,16 +250,34 @@ def main(**options: Any) -> None:
         launch = choose_devices(options["device"], options["gpus"], options["procs"])
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    run_in_group(launch.device, lambda: train(options, launch))
+
+
+def train(options: dict[str, Any], launch: Launch) -> None:
+    """Train as process 0 decides."""
+    job = first_process_decides(lambda: plan(options, launch))
+    if job is None:
+        return
+    try:
+        launch_training(job, launch)
+    except UserError:
+        if rank() == 0 and job.resume is None:
+            with contextlib.suppress(OSError):  # unless the run has begun to write
+                job.run_dir.rmdir()
+        raise
+
+
+def plan(options: dict[str, Any], launch: Launch) -> Job | None:
+    """The run that the options describe, begun or to go on with; None if it was only to be shown."""
+    place = place_from_environment()
+    if place is not None and place.restarts and not options["resume"]:
+        click.echo("Restarted by torchrun: going on with the newest run (--resume latest)")
+        options["resume"] = "latest"
     found = find_checkpoint(options["resume"], options["outdir"]) if options["resume"] else None
-    if found is None:
-        start_run(options, launch)
-    else:
-        snapshot, config = found[0], found[1].config
-        del found  # its tensors are read again by the processes that need them
-        resume_run(options, launch, snapshot, config)
+    return start_run(options, launch) if found is None else resume_run(options, launch, found[0], found[1].config)
 
 
-def start_run(options: dict[str, Any], launch: Launch) -> None:
+def start_run(options: dict[str, Any], launch: Launch) -> Job | None:
     """Begin a new run."""
     options["cfg"] = options["cfg"] or ("auto" if options["data"] else "heads")
     dataset = ImageDataset(options["data"] or built_in_data())
@@ -265,34 +285,29 @@ def start_run(options: dict[str, Any], launch: Launch) -> None:
     check_options(config, launch)
     if config.model.resolution != dataset.resolution:
         raise click.UsageError(f"model.resolution {config.model.resolution} differs from the pictures' {dataset.resolution}; leave it out")
+    if tell_plan(options, config, launch, *notes):
+        return None
+    run_dir = new_run_dir(options["outdir"], f"{dataset.name}-{options['cfg']}-batch{config.training.batch}")
+    click.echo(f"Run folder {run_dir}")
+    return Job(config, run_dir, None, options["init_from"], seconds(options["minutes"]), (save_pictures,))
+
+
+def resume_run(options: dict[str, Any], launch: Launch, snapshot: Path, own: Config) -> Job | None:
+    """Go on with a run in its folder."""
+    config = resumed_config(own, options, options["data"])
+    check_options(config, launch)
+    if tell_plan(options, config, launch, f"Going on from {snapshot}"):
+        return None
+    return Job(config, snapshot.parent, set_aside_later(snapshot), None, seconds(options["minutes"]), (save_pictures,))
+
+
+def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: str) -> bool:
+    """Say what is going to be done; with --dry-run show the settings and return True."""
     for line in filter(None, (launch.note, *notes, group_note(config, launch.processes))):
         click.echo(line, err=options["dry_run"])
     if options["dry_run"]:
         click.echo(json.dumps(to_dict(config), indent=2))
-        return
-    run_dir = new_run_dir(options["outdir"], f"{dataset.name}-{options['cfg']}-batch{config.training.batch}")
-    click.echo(f"Run folder {run_dir}")
-    try:
-        launch_training(
-            config, launch, run_dir, init_from=options["init_from"], time_limit=seconds(options["minutes"]), observers=(save_pictures,)
-        )
-    except UserError:
-        with contextlib.suppress(OSError):  # unless the run has begun to write
-            run_dir.rmdir()
-        raise
-
-
-def resume_run(options: dict[str, Any], launch: Launch, snapshot: Path, own: Config) -> None:
-    """Go on with a run in its folder."""
-    config = resumed_config(own, options, options["data"])
-    check_options(config, launch)
-    for line in filter(None, (launch.note, f"Going on from {snapshot}", group_note(config, launch.processes))):
-        click.echo(line, err=options["dry_run"])
-    if options["dry_run"]:
-        click.echo(json.dumps(to_dict(config), indent=2))
-        return
-    snapshot = set_aside_later(snapshot)
-    launch_training(config, launch, snapshot.parent, resume=snapshot, time_limit=seconds(options["minutes"]), observers=(save_pictures,))
+    return options["dry_run"]
 
 
 def seconds(minutes: float | None) -> float | None:

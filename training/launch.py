@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ import torch.multiprocessing
 
 from dnnlib.console import UserError
 from dnnlib.files import is_url, make_dir
-from torch_utils.processes import run_processes
+from torch_utils.processes import Place, place_from_environment, run_processes
 from training.checkpoint import Checkpoint, load_checkpoint, load_weights
 from training.config import Config
 from training.interop import Weights
@@ -37,7 +37,10 @@ def choose_devices(device: DeviceName, gpus: int | None, procs: int | None) -> L
     Raises:
         ValueError: if what was asked for is not there; the message says what to ask for instead.
     """
+    place = place_from_environment()
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if place is not None:
+        return _devices_of_torchrun(place, device, gpus, procs, available)
     if gpus is not None and gpus > available:
         raise ValueError(f"--gpus {gpus}: this machine has {available} CUDA devices; use --gpus 0 to train on the CPU")
     if device == "cuda" and (available == 0 or gpus == 0):
@@ -55,6 +58,25 @@ def choose_devices(device: DeviceName, gpus: int | None, procs: int | None) -> L
         raise ValueError("--procs: only one process can use --device mps")
     why = "" if gpus == 0 or device != "auto" else " (no CUDA device found)"
     return Launch(chosen, processes, f"Training on {chosen.upper()}{why}, {processes} process(es), {torch.get_num_threads()} threads")
+
+
+def _devices_of_torchrun(place: Place, device: DeviceName, gpus: int | None, procs: int | None, available: int) -> Launch:
+    """The same where torchrun has started the processes: it says how many there are."""
+    for name, value in (("--gpus", gpus or None), ("--procs", procs)):
+        if value not in (None, place.local_size, place.size):
+            started = f"torchrun started {place.local_size} here and {place.size} in all"
+            raise ValueError(f"{name} {value}: {started}; leave {name} out, or give torchrun another --nproc-per-node")
+    if device == "mps":
+        raise ValueError("--device mps: only one process can use it, started without torchrun")
+    use_cuda = device != "cpu" and gpus != 0 and available > 0
+    if (device == "cuda" or gpus) and not use_cuda:
+        raise ValueError("no CUDA device to use here; use --gpus 0 to train on the CPU")
+    if use_cuda and place.local_size > available:
+        raise ValueError(
+            f"torchrun started {place.local_size} processes for {available} CUDA devices; give it --nproc-per-node {available}"
+        )
+    kind = "cuda" if use_cuda else "cpu"
+    return Launch(kind, place.size, f"Training on {kind.upper()}, {place.size} process(es) that torchrun started, {place.local_size} here")
 
 
 def has_fast_bf16() -> bool:
@@ -171,49 +193,41 @@ def _newest_readable(snapshots: list[Path]) -> tuple[Path, Checkpoint]:
 # Processes
 
 
-def launch_training(
-    config: Config,
-    launch: Launch,
-    run_dir: Path,
-    *,
-    resume: Path | None = None,
-    init_from: str | None = None,
-    time_limit: float | None = None,
-    observers: tuple[Observer, ...] = (),
-) -> None:
-    """Run the training in this process, or in `launch.processes` new ones.
+@dataclass
+class Job:
+    """A run to carry out: what every process is given.
 
-    Args:
+    Attributes:
         resume: Snapshot to go on from.
         init_from: File whose weights to start from.
         time_limit: Seconds after which to save and stop.
-
-    Raises:
-        UserError: as `run_training`.
     """
-    job = _Job(config, run_dir, resume, init_from, time_limit, observers)
-    run_processes(launch.processes, launch.device, job.run, hint="go on with --resume latest")
 
-
-class _Job:
-    """What every process is given."""
-
-    def __init__(
-        self,
-        config: Config,
-        run_dir: Path,
-        resume: Path | None,
-        init_from: str | None,
-        time_limit: float | None,
-        observers: tuple[Callable[..., None], ...],
-    ) -> None:
-        self.config, self.run_dir, self.resume = config, run_dir, resume
-        self.init_from, self.time_limit, self.observers = init_from, time_limit, observers
+    config: Config
+    run_dir: Path
+    resume: Path | None = None
+    init_from: str | None = None
+    time_limit: float | None = None
+    observers: tuple[Observer, ...] = ()
 
     def run(self, device: torch.device) -> None:
+        """Train in this process.
+
+        Raises:
+            UserError: as `run_training`.
+        """
         run_training(self.config, RunOptions(self.run_dir, device, *self._load(), self.time_limit, self.observers))
 
     def _load(self) -> tuple[Checkpoint | None, Weights | None]:
         if self.resume:
             return load_checkpoint(self.resume), None
         return None, load_weights(self.init_from) if self.init_from else None
+
+
+def launch_training(job: Job, launch: Launch) -> None:
+    """Run the training in this process, in `launch.processes` new ones, or in those that torchrun started.
+
+    Raises:
+        UserError: as `run_training`.
+    """
+    run_processes(launch.processes, launch.device, job.run, hint="go on with --resume latest")

@@ -13,7 +13,7 @@ from dnnlib.console import UserError
 from tests.tiny import tiny_config
 from training import launch as launch_module
 from training.checkpoint import Checkpoint, save_checkpoint
-from training.launch import choose_devices, find_checkpoint, launch_training, new_run_dir, run_folders
+from training.launch import Job, choose_devices, find_checkpoint, launch_training, new_run_dir, run_folders
 
 
 @pytest.fixture
@@ -151,5 +151,5 @@ def test_a_mistake_in_a_process_is_one_error_of_the_parent(tmp_path: Path) -> No
     config = tiny_config()
     config.data.path = str(tmp_path / "absent.zip")
     with pytest.raises(UserError, match=r"absent\.zip does not exist"):
-        launch_training(config, choose_devices("cpu", None, 2), tmp_path)
+        launch_training(Job(config, tmp_path), choose_devices("cpu", None, 2))
     assert os.listdir(tmp_path) == []
