@@ -61,9 +61,14 @@ class SnapshotWriter:
         self._thread = threading.Thread(target=self._write, args=(path, content), name="checkpoint")
         self._thread.start()
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is being written at this moment."""
+        return self._thread is not None and self._thread.is_alive()
+
     def poll(self) -> None:
         """Tell of a checkpoint that has been written meanwhile, or could not be."""
-        if self._thread is not None and not self._thread.is_alive():
+        if not self.is_writing:
             self.wait()
 
     def wait(self) -> None:
