@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 
 from tests.survival import begin, end_all, final_state, torchrun, training, wait_for, workers
 from tests.tiny import differing, write_dataset
+from training.checkpoint import load_checkpoint
 from training.run_folder import STATS_FILE
 
 
@@ -128,3 +132,42 @@ def test_torchrun_passes_sigterm_on(tmp_path: Path, data: Path) -> None:
         end_all(process)
     assert "Stopped by" in log.read_text()
     assert final_state(outdir)["progress"]["images"] > 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MB of its own."""
+    if os.geteuid():
+        pytest.skip("mounting a file system needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_for_a_while_costs_nothing(small_disk: Path, tmp_path: Path, data: Path) -> None:
+    outdir, log, steps, filler = small_disk / "runs", tmp_path / "log", 60, small_disk / "filler"
+    process = begin(training(outdir, data, steps), log)
+    try:
+        wait_for(lambda: any(outdir.glob("*/network-snapshot-*.pkl")), "a checkpoint")
+        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        said = log.read_text().count("Saved")
+        wait_for(lambda: "tries again" in log.read_text(), "a warning")
+        wait_for(lambda: log.read_text().count("kimg ") > 3, "training that goes on")
+        assert process.poll() is None
+        (snapshot,) = outdir.glob("*/network-snapshot-*.pkl")
+        assert load_checkpoint(snapshot).progress["images"] > 0  # the last good one is as it was
+        filler.unlink()
+        wait_for(lambda: log.read_text().count("Saved") > said + 1, "checkpoints again")
+        assert process.wait(timeout=300) == 0, log.read_text()
+    finally:
+        end_all(process)
+    assert lines(outdir) == steps  # statistics have waited for room
+    assert "Traceback" not in log.read_text()
+    assert not differing(final_state(outdir), undisturbed(tmp_path, data, steps))

@@ -340,7 +340,9 @@ def test_two_processes_train_and_stop_together(data: Path, tmp_path: Path) -> No
     process.send_signal(signal.SIGTERM)  # to the parent alone, as batch systems do
     ended = finish(process).assert_done()
     assert "2 process(es)" in ended.out
+    assert "Minibatch statistics over groups of 2 samples instead of 4" in ended.out
     assert "SIGTERM" in ended.out
+    assert ended.out.count("Saved ") == 1
     state = state_in(only_run(outdir))
     assert state["progress"]["images"] == BATCH * state["progress"]["steps"] > 0
     assert all(bool(value.isfinite().all()) for name in ("G", "D", "G_ema") for value in state[name].values())

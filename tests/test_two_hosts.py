@@ -19,7 +19,8 @@ from tests.tiny import ROOT, differing, environment, write_dataset
 from training.run_folder import STATS_FILE
 
 MINUTE = 60.0
-STEPS = 250
+STEPS = 300
+TICKS = ("--tick", "0.08")  # and a checkpoint, every ten steps
 
 
 @dataclass
@@ -62,7 +63,7 @@ def job(host: Host, first: Host, data: Path, outdir: Path) -> str:
     # Names of hosts mean nothing between namespaces, so that torchrun must be told who keeps the rendezvous.
     options += ["--rdzv-backend", "c10d", "--rdzv-id", "job", "--rdzv-endpoint", f"{first.address}:29400"]
     options += ["--rdzv-conf", f"is_host={int(host == first)}", "--"]
-    return f"until {shlex.join(map(str, [sys.executable, *torchrun(*options), *training(outdir, data, STEPS)]))}; do sleep 2; done"
+    return f"until {shlex.join(map(str, [sys.executable, *torchrun(*options), *training(outdir, data, STEPS, *TICKS)]))}; do sleep 2; done"
 
 
 def start(host: Host, first: Host, data: Path, outdir: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -122,7 +123,7 @@ def test_two_hosts_lose_a_process_and_their_cable(hosts: tuple[Host, Host], tmp_
     finally:
         for process in started:
             end_all(process)
-    whole = begin(training(tmp_path / "whole", data, STEPS, "--procs", "2"), tmp_path / "whole.log")
+    whole = begin(training(tmp_path / "whole", data, STEPS, *TICKS, "--procs", "2"), tmp_path / "whole.log")
     assert whole.wait(timeout=5 * MINUTE) == 0
     assert final_state(outdir)["progress"]["images"] == STEPS * BATCH
     assert not differing(final_state(outdir), final_state(tmp_path / "whole"))

@@ -241,7 +241,9 @@ def _is_loss(error: Exception) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """What an error of the libraries says first, without its place in their code."""
+    text = str(error).strip().partition("\n")[0].partition("] ")
+    return (text[2] or text[0]).partition(". ")[0] or type(error).__name__
 
 
 def _end_group(watch: Watch, status: int, at_exit: bool = False) -> None:
