@@ -24,11 +24,13 @@ from metrics.evaluate import MetricOptions, check_inputs, check_networks
 from metrics.names import parse_metrics
 from metrics.results import drop_later_results
 from open_eg3d.measuring import SnapshotMetrics, real_images
+from torch_utils.distributed import rank
+from torch_utils.processes import first_process_decides, place_from_environment, run_in_group
 from training.checkpoint import load_weights
-from training.checks import check_config
+from training.checks import check_config, group_note
 from training.config import Config, Precision, differences, set_option, to_dict
 from training.dataset import ImageDataset
-from training.launch import Launch, choose_devices, find_checkpoint, has_fast_bf16, launch_training, new_run_dir, set_aside_later
+from training.launch import Job, Launch, choose_devices, find_checkpoint, has_fast_bf16, launch_training, new_run_dir, set_aside_later
 from training.loop import Observer
 from training.presets import LAPTOP_MAX_RESOLUTION, PRESETS, PresetName, Sizes, make_config
 from training.scene import apply_scene, fit_dataset_scene
@@ -56,6 +58,8 @@ SETTINGS = {
     "target": "augment.target",
     "tick": "snapshot.tick_kimg",
     "snap": "snapshot.snap_ticks",
+    "keep": "snapshot.keep_last",
+    "keep_every": "snapshot.keep_kimg",
     "metrics": "snapshot.metrics",
     "detector": "snapshot.detector",
     "detector_weights": "snapshot.detector_weights",
@@ -66,7 +70,16 @@ SETTINGS = {
 METRIC_FILES = ("detector_weights", "lpips_weights", "identity_model", "pose_model")
 METRIC_SETTINGS = {f"snapshot.{name}" for name in ("metrics", "detector", *METRIC_FILES)}
 # Settings that may change when a run goes on.
-FREE_ON_RESUME = {"data.workers", "data.max_broken", "training.kimg", "snapshot.tick_kimg", "snapshot.snap_ticks", *METRIC_SETTINGS}
+FREE_ON_RESUME = {
+    "data.workers",
+    "data.max_broken",
+    "training.kimg",
+    "snapshot.tick_kimg",
+    "snapshot.snap_ticks",
+    "snapshot.keep_last",
+    "snapshot.keep_kimg",
+    *METRIC_SETTINGS,
+}
 FINE_TUNING_ADA_KIMG = 100.0
 FP16_CLAMP = 256.0
 BUILT_IN_COUNT, BUILT_IN_RESOLUTION = 6000, 64
@@ -281,6 +294,8 @@ class Number(click.FloatRange):
 @click.option("--minutes", type=Number(0, min_open=True), help="Save and stop after this time.")
 @click.option("--tick", type=Number(0, min_open=True), help="Statistics every so many kimg.")
 @click.option("--snap", type=click.IntRange(0), help="Checkpoint every so many ticks; 0 = only at the end.")
+@click.option("--keep", type=click.IntRange(0), help="Newest checkpoints that stay; 0 = all [default: 10].")
+@click.option("--keep-every", type=Number(0), help="Of the others, one stays every so many kimg; 0 = none [default: 1000].")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of everything random.")
 @click.option(
     "--metrics",
@@ -309,16 +324,36 @@ def main(**options: Any) -> None:
         launch = choose_devices(options["device"], options["gpus"], options["procs"])
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+    run_in_group(launch.device, lambda: train(options, launch))
+
+
+def train(options: dict[str, Any], launch: Launch) -> None:
+    """Train as process 0 decides."""
+    job = first_process_decides(lambda: plan(options, launch))
+    if job is None:
+        return
+    try:
+        launch_training(job, launch)
+    except UserError:
+        if rank() == 0 and job.resume is None:
+            with contextlib.suppress(OSError):  # unless the run has begun to write
+                job.run_dir.rmdir()
+        raise
+
+
+def plan(options: dict[str, Any], launch: Launch) -> Job | None:
+    """The run that the options describe, begun or to go on with; None if it was only to be shown."""
+    place = place_from_environment()
+    if place is not None and place.restarts and not options["resume"]:
+        click.echo("Restarted by torchrun: going on with the newest run (--resume latest)")
+        options["resume"] = "latest"
     found = find_checkpoint(options["resume"], options["outdir"]) if options["resume"] else None
     if found is None:
-        start_run(options, launch)
-    else:
-        snapshot, config, images = found[0], found[1].config, found[1].progress.get("images", 0)
-        del found  # its tensors are read again by the processes that need them
-        resume_run(options, launch, snapshot, config, images / 1000)
+        return start_run(options, launch)
+    return resume_run(options, launch, found[0], found[1].config, found[1].progress.get("images", 0) / 1000)
 
 
-def start_run(options: dict[str, Any], launch: Launch) -> None:
+def start_run(options: dict[str, Any], launch: Launch) -> Job | None:
     """Begin a new run."""
     options["cfg"] = options["cfg"] or ("auto" if options["data"] else "heads")
     dataset = ImageDataset(options["data"] or built_in_data(), max_broken=options["max_broken"] or 0)
@@ -326,51 +361,33 @@ def start_run(options: dict[str, Any], launch: Launch) -> None:
     check_options(config, launch)
     if config.model.resolution != dataset.resolution:
         raise click.UsageError(f"model.resolution {config.model.resolution} differs from the pictures' {dataset.resolution}; leave it out")
-    for line in (launch.note, *notes):
-        click.echo(line, err=options["dry_run"])
-    if options["dry_run"]:
-        click.echo(json.dumps(to_dict(config), indent=2))
-        return
+    if tell_plan(options, config, launch, *notes):
+        return None
     measures = snapshot_measures(config)
     run_dir = new_run_dir(options["outdir"], f"{dataset.name}-{options['cfg']}-batch{config.training.batch}")
     click.echo(f"Run folder {run_dir}")
-    try:
-        launch_training(
-            config,
-            launch,
-            run_dir,
-            init_from=options["init_from"],
-            time_limit=seconds(options["minutes"]),
-            observers=(save_pictures,),
-            measures=measures,
-        )
-    except UserError:
-        with contextlib.suppress(OSError):  # unless the run has begun to write
-            run_dir.rmdir()
-        raise
+    return Job(config, run_dir, None, options["init_from"], seconds(options["minutes"]), (save_pictures,), measures)
 
 
-def resume_run(options: dict[str, Any], launch: Launch, snapshot: Path, own: Config, kimg: float) -> None:
+def resume_run(options: dict[str, Any], launch: Launch, snapshot: Path, own: Config, kimg: float) -> Job | None:
     """Go on with a run in its folder from a snapshot taken after `kimg`."""
     config = resumed_config(own, options, options["data"])
     check_options(config, launch)
-    for line in (launch.note, f"Going on from {snapshot}"):
+    if tell_plan(options, config, launch, f"Going on from {snapshot}"):
+        return None
+    measures = snapshot_measures(config)
+    snapshot = set_aside_later(snapshot)
+    drop_later_results(snapshot.parent, kimg)
+    return Job(config, snapshot.parent, snapshot, None, seconds(options["minutes"]), (save_pictures,), measures)
+
+
+def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: str) -> bool:
+    """Say what is going to be done; with --dry-run show the settings and return True."""
+    for line in filter(None, (launch.note, *notes, group_note(config, launch.processes))):
         click.echo(line, err=options["dry_run"])
     if options["dry_run"]:
         click.echo(json.dumps(to_dict(config), indent=2))
-        return
-    measures = snapshot_measures(config)
-    set_aside_later(snapshot)
-    drop_later_results(snapshot.parent, kimg)
-    launch_training(
-        config,
-        launch,
-        snapshot.parent,
-        resume=snapshot,
-        time_limit=seconds(options["minutes"]),
-        observers=(save_pictures,),
-        measures=measures,
-    )
+    return options["dry_run"]
 
 
 def seconds(minutes: float | None) -> float | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import reprlib
 import sys
-from collections.abc import Iterable
-from typing import NoReturn, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn, TypeVar
 
 import click
 from tqdm import tqdm
@@ -43,8 +43,13 @@ def one_line(message: str) -> str:
 
 def fail(message: str, status: int) -> NoReturn:
     """Print one line on stderr and exit with `status`."""
+    sys.exit(tell(message, status))
+
+
+def tell(message: str, status: int) -> int:
+    """Print one line on stderr; returns `status`."""
     print("error: " + one_line(message), file=sys.stderr)
-    sys.exit(status)
+    return status
 
 
 def run_cli(command: click.Command) -> NoReturn:
@@ -53,17 +58,22 @@ def run_cli(command: click.Command) -> NoReturn:
     Exit status: 0 success, 2 a wrong option, 1 a wrong file or any other `UserError`, 130 Ctrl-C.
     """
     raise_on_interrupt()
+    sys.exit(status_of(lambda: command.main(standalone_mode=False)))
+
+
+def status_of(action: Callable[[], Any]) -> int:
+    """Do something and return the exit status of `run_cli` for it, having told of a mistake."""
     try:
-        status = command.main(standalone_mode=False)
+        status = action()
     except click.exceptions.Exit as stop:
-        status = stop.exit_code
+        return stop.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
-        status = 2
+        return 2
     except click.ClickException as error:
-        fail(error.format_message(), error.exit_code)
+        return tell(error.format_message(), error.exit_code)
     except UserError as error:
-        fail(str(error), 1)
+        return tell(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
-        fail("interrupted", 130)
-    sys.exit(status if isinstance(status, int) else 0)
+        return tell("interrupted", 130)
+    return status if isinstance(status, int) else 0

@@ -30,8 +30,7 @@ def save_pictures(state: SnapshotState) -> None:
 def show(state: SnapshotState, kind: str, picture: Pictures, suffix: str) -> None:
     """Write one picture to the run folder and to TensorBoard."""
     save_png(state.run_dir / f"{kind}{suffix}.png", picture)
-    if state.writer is not None:
-        state.writer.add_image(kind, picture, state.trainer.progress.images, dataformats="HWC")
+    state.writer.add_image(kind, picture, state.trainer.progress.images, dataformats="HWC")
 
 
 def real_grid(state: SnapshotState) -> Pictures:

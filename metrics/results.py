@@ -8,14 +8,21 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, make_dir
 from metrics.evaluate import MetricResult
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+
+class ScalarWriter(Protocol):
+    """TensorBoard's writer, or what stands before it."""
+
+    def add_scalar(self, name: str, value: float, images: int, /) -> object:
+        """Show a number."""
+
+    def flush(self) -> object:
+        """Write what waits."""
 
 
 def as_json(result: MetricResult, **more: Any) -> str:
@@ -94,7 +101,7 @@ def drop_later_results(folder: Path, kimg: float) -> None:
                 file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
-def show_in_tensorboard(writer: SummaryWriter, results: Iterable[MetricResult], images: int) -> None:
+def show_in_tensorboard(writer: ScalarWriter, results: Iterable[MetricResult], images: int) -> None:
     """Scalars Metrics/<value> at step = images the network was trained with."""
     for result in results:
         for name, value in result.values.items():

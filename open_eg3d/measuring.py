@@ -245,8 +245,7 @@ class SnapshotMetrics:
         for result in results:
             state.log(f"{as_line(result)}  ({result.seconds:.0f} s)")
         keep_results(state.run_dir, results, str(state.checkpoint), progress.kimg)
-        if state.writer is not None:
-            show_in_tensorboard(state.writer, results, progress.images)
+        show_in_tensorboard(state.writer, results, progress.images)
 
 
 def describe_error(error: Exception) -> str:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnnlib.console import UserError
+from torch_utils import sample_random
 from training.config import AugmentConfig
 
 SHIFT = 0.125  # of the image size: limit of the whole-pixel shift, standard deviation of the other
@@ -95,13 +96,13 @@ def neutral_parameters(count: int) -> TransformParameters:
 def draw_strengths(count: int, size: int) -> TransformParameters:
     """Random strengths of all transforms for `count` images of `size` pixels, as if each applied (appendix B).
 
-    Like all randomness here they come from torch's global CPU generator, whatever device the images are on.
+    Like all randomness here they come from CPU generators, whatever device the images are on.
     """
-    rand = functools.partial(torch.rand, dtype=torch.float64)
-    randn = functools.partial(torch.randn, dtype=torch.float64)
+    rand = functools.partial(sample_random.rand, dtype=torch.float64)
+    randn = functools.partial(sample_random.randn, dtype=torch.float64)
     return TransformParameters(
         x_flip=rand(count) < 0.5,
-        quarter_turns=torch.randint(4, (count,)),
+        quarter_turns=sample_random.randint(4, count),
         integer_shift=((2 * rand(count, 2) - 1) * SHIFT * size).round(),
         isotropic_scale=torch.exp2(SCALE_SD * randn(count)),
         rotation_before=(2 * rand(count) - 1) * math.pi,
@@ -129,7 +130,7 @@ def draw_parameters(count: int, size: int, p: float, transforms: Collection[str]
     neutral, strengths = neutral_parameters(count), draw_strengths(count, size)
     chosen = {}
     for name in (item.name for item in dataclasses.fields(TransformParameters)):
-        applies = torch.rand(count, dtype=torch.float64) < transform_probability(name, p)
+        applies = sample_random.rand(count, dtype=torch.float64) < transform_probability(name, p)
         value, rest = getattr(strengths, name), getattr(neutral, name)
         chosen[name] = torch.where(applies.reshape(-1, *[1] * (value.ndim - 1)), value, rest) if name in transforms else rest
     return TransformParameters(**chosen)
@@ -370,7 +371,8 @@ class AdaptiveProbability:
         """
         check_settings(config)
         self.pipe, self.config = pipe, config
-        self.sums = torch.zeros(2)  # of sign(D(real)), of their number, since the last adjustment; processes may add theirs up
+        self.sums = torch.zeros(2)  # of sign(D(real)), of their number, since the last adjustment, over all processes
+        self.seen = torch.zeros(2)  # the same of this process in this batch
         self.images = 0  # since the last adjustment
         self.batches = 0
         pipe.p.fill_(0.0 if config.mode == "noaug" else config.p)
@@ -379,23 +381,25 @@ class AdaptiveProbability:
         """Take note of D's logits (any shape) for augmented real images."""
         if self.config.mode == "ada":
             signs = real_logits.detach().float().sign()
-            self.sums = self.sums.to(signs.device) + torch.stack([signs.sum(), signs.new_tensor(float(signs.numel()))])
+            self.seen = self.seen.to(signs.device) + torch.stack([signs.sum(), signs.new_tensor(float(signs.numel()))])
 
     def end_batch(self, batch_size: int, reduce: Callable[[Tensor], Any] | None = None) -> None:
         """Count a batch of `batch_size` images (of all processes together); every `interval` batches move p one step, within [0, 1].
 
         Args:
             batch_size: images, a fixed number a batch.
-            reduce: adds the tensor `sums` (2,) in place over all processes, just before it is used; none = there is one process.
+            reduce: adds a tensor in place over all processes; none = there is one process.
         """
         if self.config.mode != "ada":
             return
         self.images += batch_size
         self.batches += 1
+        if reduce is not None:
+            reduce(self.seen)
+        self.sums = self.sums.to(self.seen.device) + self.seen
+        self.seen = torch.zeros_like(self.seen)
         if self.batches < self.config.interval:
             return
-        if reduce is not None:
-            reduce(self.sums)
         sign_sum, count = self.sums.tolist()
         if count:
             excess = sign_sum / count - self.config.target

@@ -40,6 +40,7 @@ LIMITS: dict[str, Limit] = {
     **dict.fromkeys(
         ("gamma", "density_reg", "freeze_d", "c_noise", "workers", "max_broken", "snap_ticks", "depth_resolution_importance"), NOT_NEGATIVE
     ),
+    **dict.fromkeys(("keep_last", "keep_kimg"), NOT_NEGATIVE),
     **dict.fromkeys(("lr_generator", "lr_discriminator", "adam_eps", "kimg", "tick_kimg", "box_warp", "conv_clamp"), POSITIVE),
     **dict.fromkeys(("swap_start", "swap_final"), PROBABILITY),
     **dict.fromkeys(("beta1", "beta2"), DECAY),
@@ -96,6 +97,18 @@ def check_batch(config: Config, processes: int) -> None:
             f"a micro-batch of {step} does not divide into the {group} samples of the minibatch statistics; "
             f"choose --batch or --batch-gpu as a multiple of {group}, or --set discriminator.mbstd_group_size=1"
         )
+
+
+def group_note(config: Config, processes: int) -> str | None:
+    """A line to tell if micro-batches are too small for whole groups of the minibatch statistics, which changes what is computed."""
+    batch, group = config.training.batch, config.model.discriminator.mbstd_group_size
+    step = config.training.batch_gpu or batch // processes
+    if step >= min(group, batch):
+        return None
+    return (
+        f"Minibatch statistics over groups of {step} samples instead of {min(group, batch)}, as many as a process handles at once "
+        "(--batch, --batch-gpu): results are not those of larger micro-batches"
+    )
 
 
 def check_networks(config: Config) -> None:

@@ -154,6 +154,8 @@ class SnapshotConfig:
 
     tick_kimg: float = 4.0
     snap_ticks: int = 50  # 0 = only at the end
+    keep_last: int = 10  # newest checkpoints that stay; 0 = all
+    keep_kimg: float = 1000.0  # of the others, the first of every so many kimg stays; 0 = none
     metrics: tuple[str, ...] = ()  # of every snapshot; docs/metrics.md
     detector: Literal["inception", "lite0"] = "inception"  # feature network of metrics whose name tells none
     detector_weights: str | None = None  # file; none = the published ones

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -14,14 +14,14 @@ import torch.multiprocessing
 
 from dnnlib.console import UserError
 from dnnlib.files import is_url, make_dir
-from torch_utils.processes import run_processes
+from torch_utils.processes import Place, place_from_environment, run_processes
 from training.checkpoint import Checkpoint, load_checkpoint, load_weights
 from training.config import Config
 from training.interop import Weights
 from training.loop import Observer, RunOptions, run_training
+from training.saving import OLDER_SUFFIX, SNAPSHOT_PATTERN, older_of
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
-SNAPSHOT_PATTERN = "network-snapshot-*.pkl"
 
 
 class Launch:
@@ -37,7 +37,10 @@ def choose_devices(device: DeviceName, gpus: int | None, procs: int | None) -> L
     Raises:
         ValueError: if what was asked for is not there; the message says what to ask for instead.
     """
+    place = place_from_environment()
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if place is not None:
+        return _devices_of_torchrun(place, device, gpus, procs, available)
     if gpus is not None and gpus > available:
         raise ValueError(f"--gpus {gpus}: this machine has {available} CUDA devices; use --gpus 0 to train on the CPU")
     if device == "cuda" and (available == 0 or gpus == 0):
@@ -55,6 +58,25 @@ def choose_devices(device: DeviceName, gpus: int | None, procs: int | None) -> L
         raise ValueError("--procs: only one process can use --device mps")
     why = "" if gpus == 0 or device != "auto" else " (no CUDA device found)"
     return Launch(chosen, processes, f"Training on {chosen.upper()}{why}, {processes} process(es), {torch.get_num_threads()} threads")
+
+
+def _devices_of_torchrun(place: Place, device: DeviceName, gpus: int | None, procs: int | None, available: int) -> Launch:
+    """The same where torchrun has started the processes: it says how many there are."""
+    for name, value in (("--gpus", gpus or None), ("--procs", procs)):
+        if value not in (None, place.local_size, place.size):
+            started = f"torchrun started {place.local_size} here and {place.size} in all"
+            raise ValueError(f"{name} {value}: {started}; leave {name} out, or give torchrun another --nproc-per-node")
+    if device == "mps":
+        raise ValueError("--device mps: only one process can use it, started without torchrun")
+    use_cuda = device != "cpu" and gpus != 0 and available > 0
+    if (device == "cuda" or gpus) and not use_cuda:
+        raise ValueError("no CUDA device to use here; use --gpus 0 to train on the CPU")
+    if use_cuda and place.local_size > available:
+        raise ValueError(
+            f"torchrun started {place.local_size} processes for {available} CUDA devices; give it --nproc-per-node {available}"
+        )
+    kind = "cuda" if use_cuda else "cpu"
+    return Launch(kind, place.size, f"Training on {kind.upper()}, {place.size} process(es) that torchrun started, {place.local_size} here")
 
 
 def has_fast_bf16() -> bool:
@@ -109,7 +131,7 @@ def find_checkpoint(resume: str, outdir: Path) -> tuple[Path, Checkpoint] | None
         UserError: if there is nothing to resume there.
     """
     if resume == "latest":
-        folders = [path for path in run_folders(outdir) if any(path.glob(SNAPSHOT_PATTERN))]
+        folders = [path for path in run_folders(outdir) if snapshots_in(path)]
         if not folders:
             return None
         resume = str(folders[-1])
@@ -118,17 +140,31 @@ def find_checkpoint(resume: str, outdir: Path) -> tuple[Path, Checkpoint] | None
     path = Path(resume)
     if not path.is_dir():
         return path, load_checkpoint(path)
-    snapshots = sorted(path.glob(SNAPSHOT_PATTERN), reverse=True)
+    snapshots = snapshots_in(path)
     if not snapshots:
         raise UserError(f"--resume {path}: the folder holds no {SNAPSHOT_PATTERN}; name a run folder or a snapshot")
     return _newest_readable(snapshots)
 
 
-def set_aside_later(snapshot: Path) -> None:
-    """Rename the snapshots that a run took after `snapshot`, now that it goes on from there: `latest` must not mean them."""
+def snapshots_in(folder: Path) -> list[Path]:
+    """Snapshots of a run, newest first; each is followed by the one that it replaced, if that is still there."""
+    return [path for name in sorted(folder.glob(SNAPSHOT_PATTERN), reverse=True) for path in (name, older_of(name)) if path.exists()]
+
+
+def set_aside_later(snapshot: Path) -> Path:
+    """Rename the snapshots that a run took after `snapshot`, now that it goes on from there: `latest` must not mean them.
+
+    Returns:
+        Where `snapshot` is now: the place of the damaged one that replaced it, if that was so.
+    """
     for later in snapshot.parent.glob(SNAPSHOT_PATTERN):
-        if later.name > snapshot.name:
+        if later.stem > snapshot.stem:
             later.rename(later.with_suffix(".superseded"))
+    if snapshot.suffix != OLDER_SUFFIX:
+        return snapshot
+    place = snapshot.with_suffix(".pkl")
+    place.rename(place.with_suffix(".damaged"))
+    return snapshot.rename(place)
 
 
 def newest_snapshot(outdir: Path) -> Path:
@@ -157,51 +193,42 @@ def _newest_readable(snapshots: list[Path]) -> tuple[Path, Checkpoint]:
 # Processes
 
 
-def launch_training(
-    config: Config,
-    launch: Launch,
-    run_dir: Path,
-    *,
-    resume: Path | None = None,
-    init_from: str | None = None,
-    time_limit: float | None = None,
-    observers: tuple[Observer, ...] = (),
-    measures: tuple[Observer, ...] = (),
-) -> None:
-    """Run the training in this process, or in `launch.processes` new ones.
+@dataclass
+class Job:
+    """A run to carry out: what every process is given.
 
-    Args:
+    Attributes:
         resume: Snapshot to go on from.
         init_from: File whose weights to start from.
         time_limit: Seconds after which to save and stop.
-
-    Raises:
-        UserError: as `run_training`.
     """
-    job = _Job(config, run_dir, resume, init_from, time_limit, observers, measures)
-    run_processes(launch.processes, launch.device, job.run, hint="go on with --resume latest")
 
-
-class _Job:
-    """What every process is given."""
-
-    def __init__(
-        self,
-        config: Config,
-        run_dir: Path,
-        resume: Path | None,
-        init_from: str | None,
-        time_limit: float | None,
-        observers: tuple[Callable[..., None], ...],
-        measures: tuple[Callable[..., None], ...],
-    ) -> None:
-        self.config, self.run_dir, self.resume = config, run_dir, resume
-        self.init_from, self.time_limit, self.observers, self.measures = init_from, time_limit, observers, measures
+    config: Config
+    run_dir: Path
+    resume: Path | None = None
+    init_from: str | None = None
+    time_limit: float | None = None
+    observers: tuple[Observer, ...] = ()
+    measures: tuple[Observer, ...] = ()
 
     def run(self, device: torch.device) -> None:
+        """Train in this process.
+
+        Raises:
+            UserError: as `run_training`.
+        """
         run_training(self.config, RunOptions(self.run_dir, device, *self._load(), self.time_limit, self.observers, self.measures))
 
     def _load(self) -> tuple[Checkpoint | None, Weights | None]:
         if self.resume:
             return load_checkpoint(self.resume), None
         return None, load_weights(self.init_from) if self.init_from else None
+
+
+def launch_training(job: Job, launch: Launch) -> None:
+    """Run the training in this process, in `launch.processes` new ones, or in those that torchrun started.
+
+    Raises:
+        UserError: as `run_training`.
+    """
+    run_processes(launch.processes, launch.device, job.run, hint="go on with --resume latest")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,26 +12,22 @@ import numpy as np
 import psutil
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dnnlib.console import UserError
-from dnnlib.files import atomic_write
 from torch_utils.distributed import is_distributed, rank, sum_over_processes, world_size
 from torch_utils.memory import keep_freed_memory
 from torch_utils.precision import use_full_fp32
 from torch_utils.processes import StopSignals
 from training.balance import balance_copies, balance_weights
-from training.checkpoint import Checkpoint, Weights, load_state, save_checkpoint
-from training.config import Config, DataConfig, to_dict
+from training.checkpoint import Checkpoint, Weights, load_state
+from training.config import Config, DataConfig
 from training.dataset import IN_MEMORY_BYTES, ImageDataset, to_float, training_batches
 from training.loss import schedule_at
+from training.run_folder import Events, RunFolder
+from training.saving import SnapshotWriter, is_finite, snapshot_name
 from training.scene import CameraSummary
 from training.trainer import Trainer
-
-OPTIONS_FILE = "training_options.json"
-STATS_FILE = "stats.jsonl"
-LOG_FILE = "log.txt"
 
 
 @dataclass
@@ -46,8 +39,8 @@ class SnapshotState:
     cameras: CameraSummary
     run_dir: Path
     resolution: int  # of the neural rendering at this moment
-    checkpoint: Path | None  # None at the start, before anything is trained
-    writer: SummaryWriter | None  # in process 0
+    checkpoint: Path | None  # is being written there; None at the start, before anything is trained
+    writer: Events
     log: Callable[[str], None] = print  # shows a line and keeps it in the run's log; in process 0
     is_stopping: Callable[[], bool] = lambda: False  # whether this process was told to stop
 
@@ -82,6 +75,7 @@ def run_training(config: Config, options: RunOptions) -> None:
         cameras = CameraSummary.from_labels(dataset.labels)
         trainer = Trainer(config, camera_labels(config.data, dataset.labels), options.device)
         is_resumed = options.resume is not None
+        processes = options.resume.rng.get("processes") if options.resume else None
         if options.resume is not None:
             trainer.load_state_dict(vars(options.resume))
         elif options.init_from is not None:
@@ -89,6 +83,11 @@ def run_training(config: Config, options: RunOptions) -> None:
         options.resume = options.init_from = None  # their memory is not needed any more
         try:
             with RunFolder(options.run_dir, config, trainer.progress.kimg) as folder:
+                if processes not in (None, world_size()):
+                    folder.log(
+                        f"The run had {processes} process(es) so far and has {world_size()} now: it goes on with the same data and random "
+                        "numbers, equal up to rounding, no longer bit for bit"
+                    )
                 _Run(config, options, dataset, cameras, trainer, folder, stop, started, is_resumed).execute()
         except torch.OutOfMemoryError as error:
             raise UserError("out of GPU memory; choose a smaller --batch-gpu, or a smaller --nrr-final") from error
@@ -134,79 +133,6 @@ def initialise(trainer: Trainer, weights: Weights) -> None:
             load_state(getattr(trainer, network), state, f"--init-from: {network}")
 
 
-def snapshot_name(images: int) -> str:
-    """File name of the checkpoint after `images` images."""
-    return f"network-snapshot-{images // 1000:06d}.pkl"
-
-
-class RunFolder:
-    """Files of a run: options, log, statistics, TensorBoard events. Only process 0 writes."""
-
-    def __init__(self, path: Path, config: Config, resumed_kimg: float) -> None:
-        self.path = path
-        self.active = rank() == 0
-        if not self.active:
-            return
-        with atomic_write(path / OPTIONS_FILE) as file:
-            file.write(json.dumps(to_dict(config), indent=2).encode())
-        keep_lines_until(path / STATS_FILE, resumed_kimg)
-
-    def __enter__(self) -> RunFolder:
-        if self.active:
-            self._thread_hook, threading.excepthook = threading.excepthook, leave_disk_errors
-            self.writer = SummaryWriter(str(self.path))
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.active:
-            with contextlib.suppress(OSError):  # a disk that is full has been told of already
-                self.writer.close()
-            threading.excepthook = self._thread_hook
-
-    def log(self, line: str) -> None:
-        """Show a line and append it to the log."""
-        if self.active:
-            tqdm.write(line)
-            self._append(LOG_FILE, line)
-
-    def record(self, kimg: float, values: dict[str, float]) -> None:
-        """Append one line of statistics and show it in TensorBoard (step = images)."""
-        if self.active:
-            self._append(STATS_FILE, json.dumps({"kimg": kimg, **values}))
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, round(kimg * 1000))
-            self.writer.flush()
-
-    def _append(self, name: str, line: str) -> None:
-        try:
-            with open(self.path / name, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self.path / name}: {error.strerror or error}; free some space and resume") from error
-
-
-def leave_disk_errors(problem: threading.ExceptHookArgs) -> None:
-    """Report what ends a thread, but for disk errors: TensorBoard's writing thread hands those to the next call of its writer."""
-    if not isinstance(problem.exc_value, OSError):
-        threading.__excepthook__(problem)
-
-
-def keep_lines_until(path: Path, kimg: float) -> None:
-    """Drop statistics of steps after `kimg`, which a resumed run takes again."""
-    if not path.exists():
-        return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _line_kimg(line) <= kimg]
-    with atomic_write(path) as file:
-        file.write("".join(line + "\n" for line in lines).encode())
-
-
-def _line_kimg(line: str) -> float:
-    try:
-        return float(json.loads(line)["kimg"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
-
-
 class _Run:
     """The loop itself, with what its parts share."""
 
@@ -225,6 +151,7 @@ class _Run:
         self.config, self.options, self.dataset, self.cameras = config, options, dataset, cameras
         self.trainer, self.folder, self.stop, self.started = trainer, folder, stop, started
         self.is_resumed = is_resumed
+        self.snapshots = SnapshotWriter(config.snapshot, folder.log)
         self.saved_at = trainer.progress.images if is_resumed else -1
         self.tick_images = trainer.progress.images
         self.tick_time = time.monotonic()
@@ -236,9 +163,24 @@ class _Run:
             self._observe(None)
         elif progress.images >= total:
             self.folder.log(f"The run has all of its {progress.kimg:g} kimg; a larger --kimg goes on")
+        try:
+            reason = self._train(total)
+        except UserError:
+            self.snapshots.wait()  # what is being written must not be lost
+            raise
+        if progress.images != self.tick_images:
+            self._tick()
+        self._save()
+        self.snapshots.finish()
+        if reason and progress.images < total:
+            self.folder.log(f"{reason} at {progress.kimg:.3f} kimg; go on with: python train.py --resume {self.folder.path}")
+
+    def _train(self, total: int) -> str | None:
+        """Take steps up to `total` images. Returns why it ended, if before."""
+        progress, batch = self.trainer.progress, self.config.training.batch
         batches = training_batches(
             self.dataset,
-            self.config.training.batch,
+            batch,
             rank=rank(),
             world_size=world_size(),
             seed=self.config.training.seed,
@@ -246,86 +188,115 @@ class _Run:
             workers=self.config.data.workers,
             weights=sampling_weights(self.config.data, self.dataset.labels),
         )
+        start, hidden = progress.images, rank() != 0
+        bar = tqdm(total=total, initial=start, unit="img", desc="Training", disable=hidden, dynamic_ncols=True, mininterval=1)
         reason = None
-        bar = tqdm(
-            total=total, initial=progress.images, unit="img", desc="Training", disable=rank() != 0, dynamic_ncols=True, mininterval=1
-        )
         try:
             while progress.images < total and reason is None:
                 images, labels = self._next(batches)
+                skipped = progress.skipped
                 self.trainer.step(to_float(images), labels)
-                bar.update(self.config.training.batch)
+                bar.update(batch)
+                self._tell_skipped(skipped)
                 self._maintain()
                 reason = self._stop_reason()
         finally:
             bar.close()
             batches.close()
-        if progress.images != self.tick_images:
-            self._tick()
-        self._save()
-        if reason and progress.images < total:
-            self.folder.log(f"{reason} at {progress.kimg:.3f} kimg; go on with: python train.py --resume {self.folder.path}")
+        return reason
 
     def _next(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The next batch. A picture that turns out to be damaged must not cost what was trained so far."""
+        """The next batch. A picture that turns out to be damaged, in whichever process, must not cost what was trained so far."""
+        problem: UserError | None = None
         try:
-            return next(batches)
-        except UserError:
-            if self.trainer.progress.steps:
-                self._save()
-            raise
+            batch = next(batches)
+        except UserError as error:
+            problem = error
+        if not self._any(problem is not None):
+            return batch
+        if self.trainer.progress.steps:
+            self._tick()
+            self._save()
+            self.snapshots.wait()
+        raise problem or UserError("another process cannot read its pictures")
+
+    def _any(self, value: bool) -> bool:
+        """Whether `value` is true in any process."""
+        if not is_distributed():
+            return value
+        return bool(sum_over_processes(torch.tensor(float(value), device=self.options.device)) > 0)
+
+    def _tell_skipped(self, before: int) -> None:
+        """Log updates that the last step left out."""
+        progress = self.trainer.progress
+        if progress.skipped > before:
+            phases = ", ".join(f"{phase} ({count} in a row)" for phase, count in progress.bad_steps.items() if count)
+            self.folder.log(f"warning: skipped at {progress.kimg:.3f} kimg, loss or gradient not finite: {phases}")
 
     def _stop_reason(self) -> str | None:
         limit = self.options.time_limit
-        is_late = limit is not None and time.monotonic() - self.started > limit
-        if limit is not None and is_distributed():
-            is_late = bool(sum_over_processes(torch.tensor(float(is_late), device=self.options.device)) > 0)
+        is_late = limit is not None and self._any(time.monotonic() - self.started > limit)
         if self.stop.agreed(self.options.device):
             return f"Stopped by {self.stop.received or 'another process'}"
         return "Time limit reached" if is_late else None
 
     def _maintain(self) -> None:
         """Tick and snapshot where they are due."""
+        self.snapshots.poll()
         options, images = self.config.snapshot, self.trainer.progress.images
         tick_size = max(round(options.tick_kimg * 1000), 1)
         if images // tick_size == self.tick_images // tick_size:
             return
         self._tick()
         snap_size = tick_size * options.snap_ticks
-        if snap_size and images // snap_size != (images - self.config.training.batch) // snap_size:
+        is_due = snap_size and images // snap_size != (images - self.config.training.batch) // snap_size
+        if is_due:
             self._save()
+        elif self.snapshots.is_behind:
+            self._write_checkpoint()
 
     def _tick(self) -> None:
         """Statistics since the last tick."""
         now, progress = time.monotonic(), self.trainer.progress
         values = {name: value["mean"] for name, value in self.trainer.statistics.collect().items()}
         speed = (progress.images - self.tick_images) / max(now - self.tick_time, 1e-9)
+        values["Progress/skipped_updates"] = progress.skipped
         values |= {"Progress/images_per_second": speed, "Progress/seconds": now - self.started, **memory_gib(self.options.device)}
         self.folder.record(progress.kimg, values)
         self.folder.log(tick_line(progress.kimg, values))
         self.tick_images, self.tick_time = progress.images, now
 
     def _save(self) -> None:
-        """Write a checkpoint, unless this state has one, and let the observers look at it."""
-        progress = self.trainer.progress
-        if progress.images == self.saved_at:
-            return
-        path = self.folder.path / snapshot_name(progress.images)
-        if rank() == 0:
-            state = self.trainer.state_dict()
-            seeds = {"seed": self.config.training.seed, "images": progress.images}
-            self.trainer.G_ema.rendering.resolution = self._resolution_now()
-            config = dataclasses.replace(self.config, model=self.trainer.G_ema.config)
-            save_checkpoint(path, Checkpoint(config=config, rng=seeds, cameras=self.cameras.to_dict(), **state))
-            self.folder.log(f"Saved {path}")
-        self.saved_at = progress.images
-        self._observe(path)
+        """Begin to write a checkpoint, unless this state has one, and let the observers look at it."""
+        images = self.trainer.progress.images
+        self.snapshots.wait()
+        if images != self.saved_at:
+            path = self._write_checkpoint()
+            self.saved_at = images
+            self._observe(path)
+        elif self.snapshots.is_behind:
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> Path:
+        """Begin to write a checkpoint in process 0; returns where."""
+        images = self.trainer.progress.images
+        path = self.folder.path / snapshot_name(images)
+        if rank() != 0:
+            return path
+        state = self.trainer.state_dict()
+        if not is_finite(state):
+            self.folder.log(f"warning: {path.name} not written: weights are not finite at {images / 1000:.3f} kimg")
+            return path
+        seeds = {"seed": self.config.training.seed, "images": images, "processes": world_size()}
+        self.trainer.G_ema.rendering.resolution = self._resolution_now()
+        config = dataclasses.replace(self.config, model=self.trainer.G_ema.config)
+        self.snapshots.submit(path, Checkpoint(config=config, rng=seeds, cameras=self.cameras.to_dict(), **state))
+        return path
 
     def _resolution_now(self) -> int:
         return schedule_at(self.config.training, self.trainer.progress.images).resolution
 
     def _observe(self, checkpoint: Path | None) -> None:
-        writer = self.folder.writer if rank() == 0 else None
         state = SnapshotState(
             self.trainer,
             self.dataset,
@@ -333,13 +304,28 @@ class _Run:
             self.folder.path,
             self._resolution_now(),
             checkpoint,
-            writer,
+            self.folder.writer,
             self.folder.log,
             lambda: self.stop.received is not None,
         )
-        for observer in (*(self.options.observers if rank() == 0 else ()), *self.options.measures):
-            observer(state)
+        for observer in self.options.observers if rank() == 0 else ():
+            self._call(observer, state)
+        if self.options.measures and checkpoint is not None:
+            self.snapshots.wait()  # measures read the file, in every process
+            for measure in self.options.measures:
+                self._call(measure, state)
         self.tick_time = time.monotonic()
+
+    def _call(self, observer: Observer, state: SnapshotState) -> None:
+        """Let an observer look. A full disk costs what it writes, not the run."""
+        try:
+            observer(state)
+        except OSError as error:
+            self.folder.warn(f"cannot write to {self.folder.path}: {error.strerror or error}")
+        except UserError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            self.folder.warn(str(error))
 
 
 def memory_gib(device: torch.device) -> dict[str, float]:
@@ -360,6 +346,7 @@ def tick_line(kimg: float, values: dict[str, float]) -> str:
         ("r1", "Loss/R1", "8.3g"),
         ("depth", "Depth/spread", "6.3f"),
         ("aug", "Augment/p", "5.3f"),
+        ("skipped", "Progress/skipped_updates", "g"),
         ("GiB", "Memory/cpu_gib", "5.2f"),
         ("img/s", "Progress/images_per_second", "6.1f"),
     )

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_utils.ops.upfirdn2d import filter2d
+from torch_utils.sample_random import rand, randn
 from training.augment import AugmentPipe
 from training.config import TrainingConfig
 from training.networks.generator import Generator, GeneratorOutput
@@ -68,7 +69,7 @@ def swap_cameras(c: Tensor, probability: float, neighbours: Tensor | None = None
     """
     if probability <= 0:
         return c
-    swap = torch.rand(c.shape[0], 1, device=c.device) < probability
+    swap = rand(c.shape[0], 1, device=c.device) < probability
     return torch.where(swap, c.roll(1, dims=0) if neighbours is None else neighbours, c)
 
 
@@ -136,8 +137,8 @@ def density_regularisation(
 ) -> Tensor:
     """Mean difference of raw density between nearby points, uniform in [-1, 1]^3: noise and floaters cost (EG3D, supplement)."""
     ws = G.mapping(z, swap_cameras(c, schedule.swap_probability, neighbours))
-    here = torch.rand(z.shape[0], points, 3, device=z.device) * 2 - 1
-    there = here + torch.randn_like(here) * distance
+    here = rand(z.shape[0], points, 3, device=z.device) * 2 - 1
+    there = here + randn(*here.shape, device=z.device) * distance
     density = G.sample_densities(torch.cat([here, there], dim=1), G.planes(ws, noise_mode="random"))
     first, second = density.chunk(2, dim=1)
     return (first - second).abs().mean()

@@ -1,7 +1,8 @@
 """One training step and everything it changes: networks, averages, optimisers, augmentation (EG3D, section 4 and supplement).
 
-A step is a function of the state, the batch and the numbers (seed, images seen, rank): all random draws start from a seed made
-of these, so a run that is resumed goes on bit for bit.
+A step is a function of the state, the batch and the numbers (seed, images seen): what a sample draws is a function of the seed and the
+sample's number in the run. So a run that is resumed goes on bit for bit, and neither the number of processes nor the size of
+micro-batches changes what is computed, but for the rounding of sums.
 """
 
 from __future__ import annotations
@@ -12,24 +13,27 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dnnlib.console import UserError
-from torch_utils.distributed import average_gradients, copy_from_first, rank, sum_over_processes, world_size
+from torch_utils.distributed import copy_from_first, gather_batch, rank, sum_over_processes, world_size
 from torch_utils.ops import library
+from torch_utils.sample_random import randn, samples_draw_from
 from torch_utils.stats import Statistics
 from training import loss
 from training.augment import AdaptiveProbability, AugmentPipe
+from training.batches import Draw, Share, camera_spread, draw_cameras, draw_seed
 from training.checks import check_config
 from training.config import Config, TrainingConfig
 from training.loss import Pictures, Schedule
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator, GeneratorOutput
+from training.updates import Update, update_of
 
+PHASES = 4
 FP16_DISCRIMINATOR_BLOCKS = 4  # of the highest resolutions, as published
-MAX_BAD_STEPS = 20  # non-finite gradients in a row
+MAX_BAD_STEPS = 20  # non-finite losses or gradients in a row
 
 
 @dataclass
@@ -38,7 +42,8 @@ class Progress:
 
     images: int = 0  # real images shown
     steps: int = 0
-    bad_steps: dict[str, int] = field(default_factory=dict)  # by phase: updates skipped for non-finite gradients, in a row
+    bad_steps: dict[str, int] = field(default_factory=dict)  # by phase: updates skipped for non-finite losses or gradients, in a row
+    skipped: int = 0  # such updates since the run began
 
     @property
     def kimg(self) -> float:
@@ -55,6 +60,7 @@ class Batch:
     z: Tensor  # (phases, B, z_dim)
     c: Tensor  # (phases, B, 25) cameras of the fakes
     neighbours: Tensor  # (phases, B, 25) cameras that may take their place in conditioning the mapping
+    c_spread: Tensor | None  # (phases + 1, 1, 25) deviation of c over the samples of all processes, last of real_c; None = not used
 
 
 class Trainer:
@@ -73,11 +79,13 @@ class Trainer:
         self.config, self.device = config, device
         self.camera_labels = camera_labels.to(device)
         self.progress = Progress()
+        self.share = Share(config, rank(), world_size())
         self.statistics = Statistics(device)
         torch.manual_seed(config.training.seed)
         self.G = Generator(config.model).train().requires_grad_(False).to(device)
         self.D = Discriminator(config.model).train().requires_grad_(False).to(device)
         self.G_ema = copy.deepcopy(self.G).eval()
+        self._w_avg_before, self._moved = self.G.backbone.mapping.w_avg.clone(), list[Tensor]()
         self.augment = AugmentPipe().to(device)
         self.adaptation = AdaptiveProbability(self.augment, config.augment)
         for module in (self.G, self.D, self.G_ema):
@@ -103,16 +111,17 @@ class Trainer:
             real_c: (B, 25).
 
         Raises:
-            UserError: after too many steps in a row whose gradients were not finite.
+            UserError: after too many updates in a row whose losses or gradients were not finite.
         """
         options = self.config.training
-        torch.manual_seed(step_seed(options.seed, self.progress.images, rank()))
+        torch.manual_seed(draw_seed(options.seed, self.progress.images, Draw.CAMERAS))  # for parts of others that know no streams
         schedule = loss.schedule_at(options, self.progress.images)
         batch = self._draw(real_images.to(self.device), real_c.to(self.device))
-        fakes = self._generator_main(batch, schedule)
-        if self.progress.steps % options.g_reg_interval == 0 and options.density_reg > 0:
-            self._generator_regularisation(batch, schedule)
-        self._discriminator_main(batch, schedule, fakes)
+        with self._one_move_of_w_avg():
+            fakes = self._generator_main(batch, schedule)
+            if self.progress.steps % options.g_reg_interval == 0 and options.density_reg > 0:
+                self._generator_regularisation(batch, schedule)
+            self._discriminator_main(batch, schedule, fakes)
         if self.progress.steps % options.d_reg_interval == 0 and options.gamma > 0:
             self._discriminator_regularisation(batch, schedule)
         self.progress.images += options.batch
@@ -124,25 +133,28 @@ class Trainer:
         self.statistics.report("Augment/p", self.augment.p)
 
     def _draw(self, real: Tensor, real_c: Tensor) -> Batch:
-        phases, size = 4, len(real)
-        z = torch.randn(phases, size, self.config.model.generator.z_dim, device=self.device)
-        c, others = (self.camera_labels[torch.randint(len(self.camera_labels), (phases, size), device=self.device)] for _ in range(2))
-        # A share of one sample has no neighbours of its own.
-        return Batch(real, real_c, z, c, c.roll(1, dims=1) if size > 1 else others)
+        seed, images = self.config.training.seed, self.progress.images
+        with samples_draw_from(self.share.streams(seed, images, Draw.LATENTS)):
+            z = randn(len(self.share), PHASES, self.config.model.generator.z_dim, device=self.device).transpose(0, 1)
+        c, neighbours = draw_cameras(self.camera_labels, PHASES, self.config.training.batch, seed, images)
+        spread = camera_spread([*c, gather_batch(real_c)]) if self.D.c_noise > 0 else None
+        mine = self.share.positions.to(c.device)
+        return Batch(real, real_c, z, c[:, mine], neighbours[:, mine], spread)
 
     def _generator_main(self, batch: Batch, schedule: Schedule) -> list[GeneratorOutput]:
         """Make fakes look real to D. Returns the fakes, detached, if D's main phase is to use them too."""
         kept = []
-        with self._training(self.G_parameters, self.G_optimizer, "G"):
-            for part in self._micro_batches(len(batch.real)):
-                shared = self.config.training.shared_fakes
-                fakes = loss.generate(self.G, batch.z[0, part], batch.c[0, part], schedule, shared, batch.neighbours[0, part])
-                pictures = loss.augment_pictures(self.augment, loss.fake_pictures(fakes, schedule))
-                logits = self.D(*pictures, batch.c[0, part])
-                losses = loss.loss_real(logits)
-                self._backward(losses.mean(), part, len(batch.real))
-                self.statistics.report("Loss/G", losses)
-                self._report_depth(fakes)
+        with self._update("G") as update:
+            for part in self.share.parts:
+                with self._draws(Draw.G, part):
+                    shared = self.config.training.shared_fakes
+                    fakes = self._generate(batch, 0, part, schedule, moves_w_avg=shared)
+                    pictures = loss.augment_pictures(self.augment, loss.fake_pictures(fakes, schedule))
+                    logits = self.D(*pictures, batch.c[0, part], c_spread=spread_of(batch, 0))
+                    losses = loss.loss_real(logits)
+                update.backward(losses.mean(), part)
+                update.report("Loss/G", losses)
+                report_depth(update, fakes)
                 if shared:
                     kept.append(GeneratorOutput(*(value.detach() for value in fakes)))
         return kept
@@ -150,99 +162,113 @@ class Trainer:
     def _generator_regularisation(self, batch: Batch, schedule: Schedule) -> None:
         """Smooth densities. Runs every `g_reg_interval` steps, with as much more weight."""
         options = self.config.training
-        with self._training(self.G_parameters, self.G_optimizer, "Greg"):
-            for part in self._micro_batches(len(batch.real)):
+        with self._update("Greg") as update:
+            for part in self.share.parts:
                 points, distance = options.density_reg_points, options.density_reg_distance
-                penalty = loss.density_regularisation(
-                    self.G, batch.z[1, part], batch.c[1, part], schedule, points, distance, batch.neighbours[1, part]
-                )
-                self._backward(penalty * options.density_reg * options.g_reg_interval, part, len(batch.real))
-                self.statistics.report("Loss/density", penalty)
+                with self._draws(Draw.GREG, part):
+                    penalty = loss.density_regularisation(
+                        self.G, batch.z[1, part], batch.c[1, part], schedule, points, distance, batch.neighbours[1, part]
+                    )
+                update.backward(penalty * options.density_reg * options.g_reg_interval, part)
+                update.report("Loss/density", penalty)
 
     def _discriminator_main(self, batch: Batch, schedule: Schedule, fakes: list[GeneratorOutput]) -> None:
         """Tell real from fake."""
-        with self._training(self.D_parameters, self.D_optimizer, "D"):
-            for index, part in enumerate(self._micro_batches(len(batch.real))):
-                if fakes:
-                    fake, c = fakes[index], batch.c[0, part]
-                else:
-                    c = batch.c[2, part]
-                    with torch.no_grad():
-                        fake = loss.generate(self.G, batch.z[2, part], c, schedule, True, batch.neighbours[2, part])
-                fakes_shown = loss.augment_pictures(self.augment, loss.fake_pictures(fake, schedule))
-                reals_shown = loss.augment_pictures(self.augment, loss.real_pictures(batch.real[part], schedule))
-                shown = (torch.cat(pair) for pair in zip(fakes_shown, reals_shown, strict=True))
-                logits = self.D(*shown, torch.cat([c, batch.real_c[part]]), batches=2)
+        said = []
+        with self._update("D") as update:
+            for index, part in enumerate(self.share.parts):
+                phase = 0 if fakes else 2
+                with self._draws(Draw.D, part):
+                    if fakes:
+                        fake = fakes[index]
+                    else:
+                        with torch.no_grad():
+                            fake = self._generate(batch, phase, part, schedule, moves_w_avg=True)
+                    logits = self._compare(batch, phase, part, fake, schedule)
                 fake_logits, real_logits = logits.chunk(2)
                 fake_losses, real_losses = loss.loss_fake(fake_logits), loss.loss_real(real_logits)
-                self._backward((fake_losses + real_losses).mean(), part, len(batch.real))
-                self.adaptation.observe(real_logits)
-                self.statistics.report("Loss/D", fake_losses.detach() + real_losses.detach())
+                update.backward((fake_losses + real_losses).mean(), part)
+                said.append(real_logits.detach())
+                update.report("Loss/D", fake_losses.detach() + real_losses.detach())
                 for name, logits in (("real", real_logits), ("fake", fake_logits)):
-                    self.statistics.report(f"Logits/{name}", logits)
-                    self.statistics.report(f"Logits/sign_{name}", logits.detach().sign())
+                    update.report(f"Logits/{name}", logits)
+                    update.report(f"Logits/sign_{name}", logits.detach().sign())
+        if update.is_taken:
+            for real_logits in said:
+                self.adaptation.observe(real_logits)
+
+    def _compare(self, batch: Batch, phase: int, part: Tensor, fake: GeneratorOutput, schedule: Schedule) -> Tensor:
+        """D's logits (2 M, 1) for the fakes and the reals of a micro-batch, as two batches that know nothing of each other."""
+        fakes_shown = loss.augment_pictures(self.augment, loss.fake_pictures(fake, schedule))
+        reals_shown = loss.augment_pictures(self.augment, loss.real_pictures(batch.real[part], schedule))
+        shown = (torch.cat(pair) for pair in zip(fakes_shown, reals_shown, strict=True))
+        c = torch.cat([batch.c[phase, part], batch.real_c[part]])
+        return self.D(*shown, c, batches=2, c_spread=spread_of(batch, phase, PHASES))
 
     def _discriminator_regularisation(self, batch: Batch, schedule: Schedule) -> None:
         """R1 on real pictures, in fp32 where the rest is bf16. Runs every `d_reg_interval` steps, with as much more weight."""
         options = self.config.training
-        with self._training(self.D_parameters, self.D_optimizer, "Dreg"), self._precise_discriminator():
-            for part in self._micro_batches(len(batch.real)):
-                with torch.no_grad():
-                    real = loss.augment_pictures(self.augment, loss.real_pictures(batch.real[part], schedule))
-                real = Pictures(*(value.detach().requires_grad_() for value in real))
-                # Not through __call__, which may be compiled: AOTAutograd has no second derivatives.
-                penalty = loss.r1_penalty(self.D.forward(*real, batch.real_c[part]), real)
-                self._backward((penalty * (options.gamma / 2 * options.d_reg_interval)).mean(), part, len(batch.real))
-                self.statistics.report("Loss/R1", penalty)
+        with self._update("Dreg") as update, self._precise_discriminator():
+            for part in self.share.parts:
+                with self._draws(Draw.DREG, part):
+                    with torch.no_grad():
+                        real = loss.augment_pictures(self.augment, loss.real_pictures(batch.real[part], schedule))
+                    real = Pictures(*(value.detach().requires_grad_() for value in real))
+                    # Not through __call__, which may be compiled: AOTAutograd has no second derivatives.
+                    logits = self.D.forward(*real, batch.real_c[part], c_spread=spread_of(batch, PHASES))
+                penalty = loss.r1_penalty(logits, real)
+                update.backward((penalty * (options.gamma / 2 * options.d_reg_interval)).mean(), part)
+                update.report("Loss/R1", penalty)
 
-    def _micro_batches(self, size: int) -> list[slice]:
-        step = self.config.training.batch_gpu or size
-        return [slice(start, start + step) for start in range(0, size, step)]
+    def _generate(self, batch: Batch, phase: int, part: Tensor, schedule: Schedule, moves_w_avg: bool) -> GeneratorOutput:
+        z, c, neighbours = batch.z[phase, part], batch.c[phase, part], batch.neighbours[phase, part]
+        fakes = loss.generate(self.G, z, c, schedule, moves_w_avg, neighbours)
+        if moves_w_avg:
+            w_avg = self.G.backbone.mapping.w_avg
+            self._moved.append(w_avg.clone())
+            w_avg.copy_(self._w_avg_before)
+        return fakes
 
-    def _backward(self, value: Tensor, part: slice, size: int) -> None:
-        """Accumulate the gradient of the mean over the whole batch."""
-        (value * ((part.stop - part.start) / size)).backward()
+    def _draws(self, draw: Draw, part: Tensor) -> contextlib.AbstractContextManager[None]:
+        """Let the samples of a micro-batch draw from their own streams."""
+        return samples_draw_from(self.share.streams(self.config.training.seed, self.progress.images, draw, part))
 
     @contextlib.contextmanager
-    def _training(self, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer, phase: str) -> Iterator[None]:
-        """Let `parameters` collect gradients, then take one optimiser step, unless a gradient is not finite."""
-        for p in parameters:
-            p.requires_grad_(True)
-        optimizer.zero_grad(set_to_none=True)
+    def _one_move_of_w_avg(self) -> Iterator[None]:
+        """Let the fakes of all micro-batches and processes meanwhile move the mean latent together, as one batch."""
+        w_avg = self.G.backbone.mapping.w_avg
+        self._w_avg_before, self._moved = w_avg.clone(), []
         yield
-        for p in parameters:
-            p.requires_grad_(False)
-        average_gradients(parameters)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        is_finite = bool(norm.isfinite())
-        self.statistics.report(f"Gradients/nonfinite_{phase}", 0.0 if is_finite else 1.0)
-        if not is_finite:
-            self._skip_step(phase)
-            return
-        self.statistics.report(f"Gradients/norm_{phase}", norm)
-        self.progress.bad_steps[phase] = 0
-        optimizer.step()
+        moved = sum_over_processes(torch.stack(self._moved).mean(dim=0)) / world_size()
+        if bool(moved.isfinite().all()):
+            w_avg.copy_(moved)
 
-    def _skip_step(self, phase: str) -> None:
+    @contextlib.contextmanager
+    def _update(self, phase: str) -> Iterator[Update]:
+        """An update of the network that `phase` belongs to; it is skipped, and counted, if a loss or a gradient is not finite."""
+        parameters, optimizer = (self.G_parameters, self.G_optimizer) if phase[0] == "G" else (self.D_parameters, self.D_optimizer)
+        with update_of(parameters, optimizer, len(self.share), self.statistics) as update:
+            yield update
+        self.statistics.report(f"Gradients/nonfinite_{phase}", 0.0 if update.is_taken else 1.0)
+        if update.is_taken:
+            self.statistics.report(f"Gradients/norm_{phase}", update.norm)
+            self.progress.bad_steps[phase] = 0
+        else:
+            self._count_skipped(phase)
+
+    def _count_skipped(self, phase: str) -> None:
+        self.progress.skipped += 1
         self.progress.bad_steps[phase] = self.progress.bad_steps.get(phase, 0) + 1
         if self.progress.bad_steps[phase] >= MAX_BAD_STEPS:
             raise UserError(
-                f"the gradients of {MAX_BAD_STEPS} updates in a row were not finite (phase {phase}, {self.progress.kimg:.1f} kimg); "
-                "the last good checkpoint is kept: start from it by --init-from with a larger --gamma or a smaller learning rate"
+                f"the losses or gradients of {MAX_BAD_STEPS} updates in a row were not finite (phase {phase}, {self.progress.kimg:.1f} "
+                "kimg); the last good checkpoint is kept: start from it by --init-from with a larger --gamma or a smaller learning rate"
             )
-
-    def _report_depth(self, fakes: GeneratorOutput) -> None:
-        """Spread of depth over a picture: near zero means the model paints on a flat card."""
-        depth = fakes.image_depth.detach().flatten(1)
-        self.statistics.report("Depth/spread", depth.std(dim=1))
-        self.statistics.report("Depth/coverage", fakes.weights_sum)
 
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = loss.ema_decay(self.config.training, self.progress.images)
         torch._foreach_lerp_(list(self.G_ema.parameters()), list(self.G.parameters()), 1 - decay)
-        w_avg = self.G.backbone.mapping.w_avg
-        sum_over_processes(w_avg).div_(world_size())  # each process has seen its own fakes
         for kept, buffer in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):
             kept.copy_(buffer)
 
@@ -315,10 +341,15 @@ class Trainer:
             ) from error
 
 
-def step_seed(seed: int, images: int, process: int) -> int:
-    """Seed of all random draws that one process makes in one step."""
-    low, high = np.random.SeedSequence([seed % (1 << 64), images, process]).generate_state(2)
-    return int(low) + (int(high) << 32)
+def spread_of(batch: Batch, *rows: int) -> Tensor | None:
+    """Deviations (len(rows), 1, 25) of the cameras of some phases' fakes (row PHASES: of the reals)."""
+    return None if batch.c_spread is None else batch.c_spread[list(rows)]
+
+
+def report_depth(update: Update, fakes: GeneratorOutput) -> None:
+    """Spread of depth over a picture: near zero means the model paints on a flat card."""
+    update.report("Depth/spread", fakes.image_depth.detach().flatten(1).std(dim=1))
+    update.report("Depth/coverage", fakes.weights_sum)
 
 
 def lazy_adam(parameters: list[nn.Parameter], options: TrainingConfig, lr: float, interval: int) -> torch.optim.Adam:

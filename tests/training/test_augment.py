@@ -507,7 +507,14 @@ def test_batches_in_parts_weigh_every_image_alike():
     adaptive = controller(p=0.5, interval=1)
     adaptive.observe(torch.ones(2, 1))
     adaptive.observe(-torch.ones(6, 1))
-    assert adaptive.sums.tolist() == [-4.0, 8.0]
+    assert adaptive.seen.tolist() == [-4.0, 8.0]
+
+
+def test_what_is_saved_between_adjustments_is_of_all_processes():
+    adaptive = controller(p=0.5, interval=4)
+    adaptive.observe(torch.ones(20, 1))
+    adaptive.end_batch(80, reduce=lambda sums: sums.add_(torch.tensor([-60.0, 60.0])))
+    assert adaptive.state_dict() == {"p": 0.5, "sums": [-40.0, 80.0], "images": 80, "batches": 1}
 
 
 @pytest.mark.parametrize("wrong", [{"p": 1.5}, {"p": -0.1}, {"p": math.nan}, {"target": 2.0}, {"interval": 0}, {"kimg": 0.0}])

@@ -6,7 +6,7 @@ import pytest
 
 from dnnlib.console import UserError
 from tests.tiny import tiny_config
-from training.checks import check_batch, check_config
+from training.checks import check_batch, check_config, group_note
 from training.config import Config
 from training.presets import PRESETS, PresetName, Sizes, make_config
 
@@ -107,6 +107,15 @@ def test_batches_that_divide(batch: int, batch_gpu: int | None, group: int, proc
 def test_batches_that_do_not(batch: int, batch_gpu: int | None, group: int, processes: int, named: str) -> None:
     with pytest.raises(UserError, match=named):
         check_batch(batch_config(batch, batch_gpu, group), processes)
+
+
+@pytest.mark.parametrize(
+    ("batch", "batch_gpu", "processes", "group"),
+    [(8, None, 1, None), (8, 4, 1, None), (2, None, 1, None), (32, None, 8, None), (8, 2, 1, 2), (4, None, 2, 2), (8, 1, 2, 1)],
+)
+def test_groups_smaller_than_asked_for_are_told(batch: int, batch_gpu: int | None, processes: int, group: int | None) -> None:
+    note = group_note(batch_config(batch, batch_gpu, 4), processes)
+    assert (note is None) if group is None else (note is not None and f"over groups of {group} samples instead of 4" in note)
 
 
 def batch_config(batch: int, batch_gpu: int | None, group: int) -> Config:

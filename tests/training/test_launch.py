@@ -13,7 +13,7 @@ from dnnlib.console import UserError
 from tests.tiny import tiny_config
 from training import launch as launch_module
 from training.checkpoint import Checkpoint, save_checkpoint
-from training.launch import choose_devices, find_checkpoint, launch_training, new_run_dir, run_folders
+from training.launch import DeviceName, Job, choose_devices, find_checkpoint, launch_training, new_run_dir, run_folders
 
 
 @pytest.fixture
@@ -147,9 +147,56 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
 # Several processes
 
 
+def torchrun_variables(monkeypatch: pytest.MonkeyPatch, size: int, local_size: int) -> None:
+    """What torchrun sets."""
+    values = {"RANK": 0, "WORLD_SIZE": size, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": local_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
+    for name, value in values.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize(("gpus", "procs"), [(0, None), (None, None), (0, 2), (0, 4)])
+def test_torchrun_says_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch, gpus: int | None, procs: int | None) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    torchrun_variables(monkeypatch, 4, 2)
+    launch = choose_devices("auto", gpus, procs)
+    assert (launch.device, launch.processes) == ("cpu", 4)
+    assert "4 process(es) that torchrun started, 2 here" in launch.note
+
+
+@pytest.mark.parametrize(("gpus", "started"), [(None, 8), (8, 8), (16, 8), (0, 8), (None, 9)])
+def test_torchrun_on_gpus(monkeypatch: pytest.MonkeyPatch, gpus: int | None, started: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    torchrun_variables(monkeypatch, 2 * started, started)
+    if started > 8:
+        with pytest.raises(ValueError, match="9 processes for 8 CUDA devices"):
+            choose_devices("auto", gpus, None)
+        return
+    launch = choose_devices("auto", gpus, None)
+    assert (launch.device, launch.processes) == ("cpu" if gpus == 0 else "cuda", 16)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "procs", "named"),
+    [
+        ("auto", 0, 3, "--procs 3"),
+        ("auto", 3, None, "--gpus 3"),
+        ("mps", None, None, "--device mps"),
+        ("cuda", None, None, "no CUDA device"),
+    ],
+)
+def test_what_contradicts_torchrun_is_refused(
+    monkeypatch: pytest.MonkeyPatch, device: DeviceName, gpus: int | None, procs: int | None, named: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    torchrun_variables(monkeypatch, 4, 2)
+    with pytest.raises(ValueError, match=named):
+        choose_devices(device, gpus, procs)
+
+
 def test_a_mistake_in_a_process_is_one_error_of_the_parent(tmp_path: Path) -> None:
     config = tiny_config()
     config.data.path = str(tmp_path / "absent.zip")
     with pytest.raises(UserError, match=r"absent\.zip does not exist"):
-        launch_training(config, choose_devices("cpu", None, 2), tmp_path)
+        launch_training(Job(config, tmp_path), choose_devices("cpu", None, 2))
     assert os.listdir(tmp_path) == []

@@ -1,4 +1,4 @@
-"""One training step: what it changes, by how much, and that nothing but (seed, images, rank) decides about its random draws."""
+"""One training step: what it changes, by how much, and that nothing but (seed, sample's number) decides about its random draws."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from dnnlib.console import UserError
 from tests.tiny import differing, orbit_labels, pictures, tensors_of, tiny_config
 from training import trainer as trainer_module
 from training.augment import AugmentPipe
+from training.batches import Draw, Share, draw_seed
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.config import Config
 from training.dataset import to_float
 from training.loss import Pictures, Schedule, ema_decay
 from training.networks.generator import Generator, GeneratorOutput
-from training.trainer import Batch, Trainer, step_seed
+from training.trainer import Batch, Trainer
 
 CPU = torch.device("cpu")
 Change = Callable[..., Any]
@@ -129,7 +130,8 @@ def test_regularisers_of_no_weight_do_not_run(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("batch_gpu", ["null", "1", "2"])
 def test_density_gradient_is_weighted_and_multiplied_by_the_interval(monkeypatch: pytest.MonkeyPatch, batch_gpu: str) -> None:
-    trainer = make_trainer("training.g_reg_interval=5", "training.density_reg=0.7", f"training.batch_gpu={batch_gpu}")
+    options = ("training.g_reg_interval=5", "training.density_reg=0.7", "discriminator.mbstd_group_size=1")
+    trainer = make_trainer(*options, f"training.batch_gpu={batch_gpu}")
     parts: list[Sequence[Tensor | None]] = []
 
     def note(penalty: Tensor, *_: Any) -> None:
@@ -144,7 +146,8 @@ def test_density_gradient_is_weighted_and_multiplied_by_the_interval(monkeypatch
 
 @pytest.mark.parametrize("batch_gpu", ["null", "1", "2"])
 def test_r1_gradient_is_weighted_and_multiplied_by_the_interval(monkeypatch: pytest.MonkeyPatch, batch_gpu: str) -> None:
-    trainer = make_trainer("training.d_reg_interval=7", "training.gamma=3", f"training.batch_gpu={batch_gpu}")
+    options = ("training.d_reg_interval=7", "training.gamma=3", "discriminator.mbstd_group_size=1")
+    trainer = make_trainer(*options, f"training.batch_gpu={batch_gpu}")
     parts: list[Sequence[Tensor | None]] = []
 
     def note(penalty: Tensor, *_: Any) -> None:
@@ -262,7 +265,7 @@ def test_generator_gradients_of_4_of_8_equal_those_of_8(monkeypatch: pytest.Monk
 def test_micro_batches_keep_whole_groups_of_the_minibatch_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer("training.batch=8", "training.batch_gpu=4")
     sizes: list[tuple[int, int]] = []
-    spy(monkeypatch, trainer.D, "forward", lambda logits, *_, batches=1: sizes.append((len(logits), batches)))
+    spy(monkeypatch, trainer.D, "forward", lambda logits, *_, batches=1, **__: sizes.append((len(logits), batches)))
     take_steps(trainer, 1)
     assert sizes == [(4, 1)] * 2 + [(8, 2)] * 2 + [(4, 1)] * 2  # G; D on fakes and reals at once; R1
 
@@ -537,7 +540,7 @@ def disturb() -> None:
     torch.manual_seed(123)
 
 
-def test_random_draws_depend_on_seed_images_and_rank_only() -> None:
+def test_random_draws_depend_on_seed_and_images_only() -> None:
     first, second = make_trainer("augment.mode=fixed", "augment.p=0.5"), make_trainer("augment.mode=fixed", "augment.p=0.5")
     for _ in range(2):
         take_steps(first, 1)
@@ -546,7 +549,7 @@ def test_random_draws_depend_on_seed_images_and_rank_only() -> None:
     assert not differing(first.state_dict(), second.state_dict())
 
 
-def test_another_seed_or_rank_draws_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_seed_or_share_draws_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     def latents(trainer: Trainer) -> Tensor:
         seen: list[Tensor] = []
         with monkeypatch.context() as patch:
@@ -558,19 +561,21 @@ def test_another_seed_or_rank_draws_other_numbers(monkeypatch: pytest.MonkeyPatc
     steps = [latents(trainer) for _ in range(3)]
     other_seed = latents(make_trainer("training.seed=1"))
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_module, "rank", lambda: 1)
-        other_rank = latents(make_trainer())
-    for first, second in itertools.combinations([*steps, other_seed, other_rank], 2):
+        trainer = make_trainer("training.batch=8")
+        trainer.share = Share(trainer.config, rank=1, processes=2)
+        patch.setattr(trainer, "step", lambda *batch: trainer._draw(*batch))
+        other_share = latents(trainer)
+    for first, second in itertools.combinations([*steps, other_seed, other_share], 2):
         assert not torch.equal(first, second)
     started_there = make_trainer()
     started_there.progress.images = 8
     assert torch.equal(latents(started_there), steps[2])
 
 
-def test_step_seeds_do_not_collide() -> None:
-    seeds = {step_seed(seed, images, process) for seed in range(5) for images in range(0, 800, 8) for process in range(8)}
-    assert len(seeds) == 5 * 100 * 8
-    assert step_seed(0, 8, 0) == step_seed(0, 8, 0)
+def test_seeds_of_draws_do_not_collide() -> None:
+    seeds = {draw_seed(seed, image, draw) for seed in range(5) for image in range(800) for draw in Draw}
+    assert len(seeds) == 5 * 800 * len(Draw)
+    assert draw_seed(0, 8, Draw.G) == draw_seed(0, 8, Draw.G)
 
 
 def test_networks_start_from_the_seed() -> None:
@@ -682,7 +687,8 @@ def test_fp16_is_for_super_resolution_and_the_four_highest_discriminator_blocks(
 
 def test_pose_swapping_does_not_depend_on_the_micro_batch():
     """With micro-batches of one sample, neighbours still are the other samples of the process's share."""
-    trainer = make_trainer("training.batch=4", "training.batch_gpu=1", "training.swap_start=1", "training.swap_final=1")
+    options = ("training.batch_gpu=1", "discriminator.mbstd_group_size=1", "training.swap_start=1", "training.swap_final=1")
+    trainer = make_trainer("training.batch=4", *options)
     batch = drawn_batch(trainer)
     assert torch.equal(batch.neighbours, batch.c.roll(1, dims=1))
     seen = []

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from torch_utils.sample_random import randn
 from training.cameras import LABEL_SIZE
 from training.config import ModelConfig
 from training.networks.layers import Conv2d, FullyConnected, resize_image
@@ -104,7 +105,7 @@ class Discriminator(nn.Module):
         channels_4 = channels_at(LAST_RESOLUTION, options.channel_base, options.channel_max)
         self.b4 = DiscriminatorEpilogue(channels_4, self.cmap_dim, options.mbstd_group_size, options.conv_clamp)
 
-    def forward(self, image: Tensor, image_raw: Tensor, c: Tensor, batches: int = 1) -> Tensor:
+    def forward(self, image: Tensor, image_raw: Tensor, c: Tensor, batches: int = 1, c_spread: Tensor | None = None) -> Tensor:
         """Logits (N, 1).
 
         Args:
@@ -112,6 +113,7 @@ class Discriminator(nn.Module):
             image_raw: (N, 3, r, r), resized to the resolution of `image`.
             c: (N, 25) camera labels.
             batches: The N samples are so many batches, one after the other, which know nothing of each other: faster than in turn.
+            c_spread: (batches, 1, 25) standard deviation of c over the batches that these samples are a part of; None = of c itself.
 
         Raises:
             ValueError: if the group size of the minibatch statistics does not divide a batch.
@@ -122,8 +124,8 @@ class Discriminator(nn.Module):
         x = self.b4(x, batches)
         if self.c_noise > 0:
             parts = c.unflatten(0, (batches, -1))
-            spread = parts.std(dim=1, keepdim=True, correction=min(1, parts.shape[1] - 1))
-            c = c + (torch.randn_like(parts) * spread * self.c_noise).flatten(0, 1)
+            spread = parts.std(dim=1, keepdim=True, correction=min(1, parts.shape[1] - 1)) if c_spread is None else c_spread
+            c = c + randn(*c.shape, dtype=c.dtype, device=c.device) * (spread * self.c_noise).expand_as(parts).flatten(0, 1)
         return (x * self.mapping(None, c)).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
 
     def layers(self) -> list[Conv2d]:

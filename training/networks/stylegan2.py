@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from torch_utils.ops.modulation import modulated_lrelu
 from torch_utils.ops.upfirdn2d import setup_filter, upsample2d
+from torch_utils.sample_random import randn
 from training.networks.layers import (
     RESAMPLE_TAPS,
     FullyConnected,
@@ -118,7 +119,7 @@ class SynthesisLayer(nn.Module):
         if noise_mode == "const":
             return (self.noise_const * self.noise_strength)[None, None]
         if noise_mode == "random":
-            return torch.randn(x.shape[0], 1, *x.shape[2:], device=x.device) * self.noise_strength
+            return randn(x.shape[0], 1, *x.shape[2:], device=x.device) * self.noise_strength
         raise ValueError(f"unknown noise_mode {noise_mode!r}; known are random, const, none")
 
 

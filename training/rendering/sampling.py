@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from torch_utils.sample_random import rand
+
 WEIGHT_FLOOR = 0.01
 CDF_EPSILON = 1e-5
 
@@ -28,7 +30,7 @@ def draw_offsets(like: Tensor, coarse: int, fine: int, deterministic: bool) -> O
         half = torch.full((), 0.5, dtype=like.dtype, device=like.device)
         even = (torch.arange(fine, dtype=like.dtype, device=like.device) + 0.5) / max(fine, 1)
         return Offsets(half.expand(*shape, coarse), even.expand(*shape, fine) if fine > 0 else None)
-    drawn = [torch.rand(*shape, count, dtype=like.dtype, device=like.device) for count in (coarse, fine) if count > 0]
+    drawn = [rand(*shape, count, dtype=like.dtype, device=like.device) for count in (coarse, fine) if count > 0]
     return Offsets(drawn[0], drawn[1] if fine > 0 else None)
 
 

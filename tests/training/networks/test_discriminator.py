@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests import references
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.config import DiscriminatorConfig, ModelConfig
+from training.networks import discriminator
 from training.networks.discriminator import Discriminator, DiscriminatorBlock, append_minibatch_std
 from training.networks.layers import Conv2d, FullyConnected
 
@@ -126,7 +127,9 @@ def test_minibatch_standard_deviation(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 @pytest.mark.parametrize("c_noise", [0.0, 0.5])
 def test_batches_at_once_are_as_in_turn(monkeypatch: pytest.MonkeyPatch, size: int, c_noise: float) -> None:
-    monkeypatch.setattr(torch, "randn_like", torch.ones_like)  # leaves of the noise on c what depends on the batch: its scale
+    monkeypatch.setattr(
+        discriminator, "randn", lambda *shape, **_: torch.ones(shape)
+    )  # leaves of the noise on c what depends on the batch: its scale
     D = build(c_noise=c_noise)
     image, raw, c = pictures(2 * size)
     together = D(image, raw, c, batches=2)
