@@ -17,6 +17,7 @@ from typing import Any, Literal
 import click
 import torch
 
+from data_tools.face_angles import open_pose_estimator
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import atomic_write, is_url, make_dir
 from dnnlib.options import Finite
@@ -288,6 +289,7 @@ def main(
             lpips_weights=lpips_weights,
             identity_model=identity_model,
             pose_model=pose_model,
+            open_pose=open_pose_estimator,
         ),
         sampling=SamplingOptions(cameras=cameras, **sampling),
         mirror=mirror,

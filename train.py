@@ -16,6 +16,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from data_tools.face_angles import open_pose_estimator
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import cache_dir, is_url, local_file
 from media.snapshots import save_pictures
@@ -215,8 +216,8 @@ def settle_metric_options(options: dict[str, Any]) -> None:
 
 
 def absolute(file: str) -> str:
-    """An address as it is, a file with its whole path."""
-    return file if is_url(file) else str(Path(file).resolve())
+    """A file with its whole path; anything else (an address, the name of an estimator) as it is."""
+    return file if is_url(file) or not Path(file).exists() else str(Path(file).resolve())
 
 
 def snapshot_measures(config: Config) -> tuple[Observer, ...]:
@@ -235,6 +236,7 @@ def snapshot_measures(config: Config) -> tuple[Observer, ...]:
         lpips_weights=asked.lpips_weights,
         identity_model=asked.identity_model,
         pose_model=asked.pose_model,
+        open_pose=open_pose_estimator,
     )
     try:
         metrics = parse_metrics(asked.metrics, asked.detector)

@@ -47,7 +47,11 @@ def network_options(command: F) -> F:
                 help="Weights for ppl2_wend; may be given twice: VGG16, linear layers.",
             ),
             click.option("--identity-model", metavar="FILE|URL", help="ONNX face embedder for identity."),
-            click.option("--pose-model", metavar="FILE|URL", help="ONNX pose estimator for pose."),
+            click.option(
+                "--pose-model",
+                metavar="FILE|URL|mediapipe",
+                help="Estimator for pose: ONNX, or one that `dataset_tool.py faces` takes.",
+            ),
         )
     ):
         command = option(command)

@@ -23,7 +23,7 @@ from metrics.lpips import load_lpips
 from metrics.moments import Moments
 from metrics.names import DetectorName, Metric, parse_metrics
 from metrics.onnx_models import OnnxModel
-from metrics.pose import pose_error
+from metrics.pose import PoseEstimator, open_onnx, pose_error
 from metrics.ppl import EPSILON, path_length
 from metrics.precision_recall import precision_recall
 from metrics.processes import CPU, Team, never
@@ -39,7 +39,7 @@ class MetricOptions:
     Attributes:
         device: of the feature networks. batch: pictures at once; changes nothing but the last digits that convolutions leave.
         detector: feature network of metrics whose name tells none. detector_weights: file of its weights; none = as published.
-        lpips_weights: files for ppl. identity_model, pose_model: ONNX files.
+        lpips_weights: files for ppl. identity_model, pose_model: ONNX files. open_pose: opens `pose_model`, which may name something else.
         is_shared: all processes of the running group call `evaluate`, and share the work; otherwise this process works alone.
         is_cancelled: asked before each batch; if true, the work is given up with `Cancelled`.
     """
@@ -51,6 +51,7 @@ class MetricOptions:
     lpips_weights: tuple[str, ...] = ()
     identity_model: str | None = None
     pose_model: str | None = None
+    open_pose: Callable[[str], PoseEstimator] = open_onnx
     is_shared: bool = True
     is_cancelled: Callable[[], bool] = never
 
@@ -119,7 +120,7 @@ def check_inputs(metrics: Sequence[Metric], reals: RealImages | None, options: M
             check_depth_maps(reals, metric.count)
         for kind, option, model in (("identity", "--identity-model", options.identity_model), ("pose", "--pose-model", options.pose_model)):
             if metric.kind == kind and model is None:
-                raise UserError(f"{metric.name} needs {option} FILE, an ONNX network; docs/metrics.md says what it takes and gives")
+                raise UserError(f"{metric.name} needs {option}, an ONNX file; docs/metrics.md says what it takes and gives")
 
 
 def check_networks(metrics: Sequence[Metric], options: MetricOptions) -> None:
@@ -133,9 +134,10 @@ def check_networks(metrics: Sequence[Metric], options: MetricOptions) -> None:
     kinds = {metric.kind for metric in metrics}
     if "ppl" in kinds:
         load_lpips(options.lpips_weights, CPU)
-    for kind, option, model in (("identity", "--identity-model", options.identity_model), ("pose", "--pose-model", options.pose_model)):
-        if kind in kinds and model is not None:
-            OnnxModel(model, option)
+    if "identity" in kinds and options.identity_model is not None:
+        OnnxModel(options.identity_model, "--identity-model")
+    if "pose" in kinds and options.pose_model is not None:
+        options.open_pose(options.pose_model)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -295,9 +297,12 @@ def _identity(metric: Metric, sample: GeneratorSampler, _: RealImages | None, op
 
 def _pose(metric: Metric, sample: GeneratorSampler, _: RealImages | None, options: MetricOptions) -> Measured:
     assert options.pose_model is not None
-    estimator = OnnxModel(options.pose_model, "--pose-model")
+    estimator = options.open_pose(options.pose_model)
     values = pose_error(sample, estimator, metric.count, options.batch, options.team)
-    return {f"{metric.name}_{name}": value for name, value in values.items()}, {"detector_sha256": estimator.hash}
+    return {f"{metric.name}_{name}": value for name, value in values.items()}, {
+        "detector": str(estimator.path),
+        "detector_sha256": estimator.hash,
+    }
 
 
 def _speed(metric: Metric, sample: GeneratorSampler, _: RealImages | None, options: MetricOptions) -> Measured:

@@ -244,6 +244,7 @@ def test_pose_error_of_an_estimator_that_is_right_but_for_its_zero(tmp_path: Pat
     matrix = np.zeros((48, 3))
     matrix[:16, 0] = matrix[16:32, 1] = math.pi / 16
     right = pose_error(sampler_of(Compass()), OnnxModel(write_onnx(tmp_path / "a.onnx", matrix), "--pose-model"), COUNT, BATCH, ALONE)
+    assert right.pop("found") == 1
     assert max(right.values()) < 1e-3
     matrix[:16, 0] *= 0.5  # sees half of every yaw
     half = pose_error(sampler_of(Compass()), OnnxModel(write_onnx(tmp_path / "b.onnx", matrix), "--pose-model"), COUNT, BATCH, ALONE)
