@@ -310,7 +310,7 @@ class _Run:
         )
         for observer in self.options.observers if rank() == 0 else ():
             self._call(observer, state)
-        if self.options.measures and checkpoint is not None:
+        if self.options.measures:
             self.snapshots.wait()  # measures read the file, in every process
             for measure in self.options.measures:
                 self._call(measure, state)
