@@ -42,7 +42,8 @@ float softplus(float x) {
 
 vec4 texel(vec2 q, int layer) {
     vec2 inside = vec2(textureSize(planes, 0).xy) - 2.0;
-    return texture(planes, vec3(((q * 0.5 + 0.5) * inside + 1.0) / (inside + 2.0), float(layer)));
+    vec3 place = vec3(((q * 0.5 + 0.5) * inside + 1.0) / (inside + 2.0), float(layer));
+    return textureLod(planes, place, 0.0); // texture() asks for derivatives, which loops of different lengths do not have
 }
 
 // Raw density and colour at a point of the world.
