@@ -1,13 +1,10 @@
-"""export.py: the same pictures from a smaller file, from a folder, from ONNX graphs."""
+"""export.py: the same pictures from a smaller file, and from a folder."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
 
@@ -101,21 +98,6 @@ def test_released_snapshots_export_too(tmp_path: Path) -> None:
         found = load_generator(tmp_path / name)
         assert differing(dict(expected.state_dict()), dict(found.state_dict())) == []
         assert (found.config, found.cameras) == (expected.config, expected.cameras)
-
-
-def test_onnx_files(network: Path, tmp_path: Path) -> None:
-    ended = call(export.main, "--network", network, "--dest", tmp_path / "heads.onnx").assert_done()
-    assert ended.lines == []
-    assert [line.split()[1].rsplit("/", 1)[1] for line in ended.out.splitlines()] == ["heads.planes.onnx,", "heads.image.onnx,"]
-    generator, c = load_generator(network), orbit_labels(1)
-    z = torch.randn(1, generator.z_dim)
-    values: dict[str, Any] = {"z": z.numpy(), "c": c.numpy(), "truncation_psi": np.ones((), dtype=np.float32)}
-    for part, names in (("planes", ("planes", "ws")), ("image", ("image", "image_raw", "image_depth"))):
-        session = onnxruntime.InferenceSession(str(tmp_path / f"heads.{part}.onnx"), providers=["CPUExecutionProvider"])
-        wanted = [item.name for item in session.get_inputs()]
-        values |= dict(zip(names, session.run(list(names), {name: values[name] for name in wanted}), strict=True))
-    expected = generator(z, c)
-    np.testing.assert_allclose(values["image"], expected.image.numpy(), atol=2e-5 * float(expected.image.abs().max()), rtol=0)
 
 
 def test_folders_and_files_are_not_mixed_up(network: Path, tmp_path: Path) -> None:

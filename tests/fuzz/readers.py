@@ -32,6 +32,7 @@ class Readers:
         self.folder = folder
         self.file = folder / f"input-{os.getpid()}"
         self.whole = good_folder(folder / "whole")
+        load_generator(self.whole)  # what libraries import on first use takes seconds under atheris
         self.all: dict[str, Callable[[bytes], None]] = {
             "snapshot": self.snapshot,
             "checkpoint": self.checkpoint,

@@ -21,7 +21,7 @@ from tests.released_layout import Builder, Layout, write_pickle, write_snapshot
 from tests.tiny import ROOT, environment, finish, start
 
 SMALL = Layout(z_dim=2, w_dim=2, channel_base=16, channel_max=2, plane_resolution=8, plane_channels=2, decoder_hidden=2)
-FLIPS = 60
+FLIPS = 200
 
 
 class Court:
@@ -137,10 +137,16 @@ def damaged(court: Court, kind: str, path: Path, content: bytes) -> bytes | Path
     return copy
 
 
-@pytest.fixture(scope="module")
-def court(tmp_path_factory: pytest.TempPathFactory) -> Court:
+KINDS = [
+    pytest.param((add_pickles, add_archives, add_folders, add_data), id="made"),
+    pytest.param((add_damage,), id="damaged", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def court(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Court:
     court = Court(tmp_path_factory.mktemp("hostile"))
-    for add in (add_pickles, add_archives, add_folders, add_data, add_damage):
+    for add in request.param:
         add(court)
     return court
 
@@ -151,9 +157,8 @@ def reports(court: Court) -> dict[str, dict[str, Any]]:
 
 
 def test_there_are_enough(court: Court) -> None:
-    made = [name for name in court.jobs if not name.startswith(("cut", "flipped")) and ", resumed" not in name]
-    assert len(made) >= 150
-    assert len(court.jobs) >= 900
+    different = [name for name in court.jobs if ", resumed" not in name]
+    assert len(different) >= 150
 
 
 def test_nothing_is_run(court: Court, reports: dict[str, dict[str, Any]]) -> None:
@@ -194,7 +199,7 @@ def test_each_is_answered_with_one_line(reports: dict[str, dict[str, Any]]) -> N
 def test_turned_bits_of_checkpoints_are_noticed(court: Court, reports: dict[str, dict[str, Any]]) -> None:
     """What a turned bit does not change in the archive's own records changes nothing that is read."""
     whole = torch.load(archives.good_checkpoint(court.folder / "again.pkl"), weights_only=True)["G_ema"]
-    for name in court.families["flipped checkpoint"]:
+    for name in court.families.get("flipped checkpoint", []):
         if reports[name]["outcome"] == "read":
             state = torch.load(court.jobs[name][1], weights_only=True)["G_ema"]
             assert all(torch.equal(state[key], value) for key, value in whole.items()), name
@@ -213,9 +218,9 @@ def test_the_exploits_are_real(tmp_path: Path) -> None:
     assert real >= 15
 
 
-def test_the_judge_notices(court: Court) -> None:
+def test_the_judge_notices(tmp_path: Path) -> None:
     """Time, memory, crashes, and code: each is seen where it happens."""
-    path = court.folder / "judged.pkl"
+    path = tmp_path / "judged.pkl"
     path.write_bytes(pickle.dumps(pickles.Executes(print, "x")))
     loaders: dict[str, Callable[[Path], None]] = {
         "busy": lambda _: print(all(True for _ in iter(int, 1))),
@@ -240,23 +245,26 @@ def test_the_judge_notices(court: Court) -> None:
     assert found["touched"]["bytes"] > 500 << 20
 
 
-@pytest.mark.parametrize(
-    ("script", "family", "name", "options"),
-    [
-        ("gen_samples.py", "exploit", "getattr chain", ("--network", ..., "--outdir", "out")),
-        ("export.py", "code", "torch.save of a call", ("--network", ..., "--dest", "out.pkl")),
-        ("calc_metrics.py", "excessive archive", "doubling for ever", ("--network", ..., "--metrics", "speed")),
-        ("gen_samples.py", "excessive archive", "a text for the terminal", ("--network", ..., "--outdir", "out")),
-        ("train.py", "data", "labels said to be small", ("--data", ..., "--gpus", "0")),
-        ("dataset_tool.py", "data", "a name above", ("convert", "--source", ..., "--dest", "out.zip", "--resolution", "64")),
-    ],
-)
-def test_the_real_command_lines(court: Court, tmp_path: Path, script: str, family: str, name: str, options: tuple[Any, ...]) -> None:
-    path = court.jobs[f"{family}: {name}"][1]
-    arguments = [str(path) if value is ... else value for value in options]
-    finish(start(script, *arguments, cwd=tmp_path)).assert_refused(1)
+COMMANDS: list[tuple[str, str, tuple[Any, ...]]] = [
+    ("gen_samples.py", "exploit: getattr chain", ("--network", ..., "--outdir", "out")),
+    ("export.py", "code: torch.save of a call", ("--network", ..., "--dest", "out.pkl")),
+    ("calc_metrics.py", "excessive archive: doubling for ever", ("--network", ..., "--metrics", "speed")),
+    ("export.py", "excessive archive: a text for the terminal", ("--network", ..., "--dest", "out.onnx")),
+    ("train.py", "data: labels said to be small", ("--data", ..., "--gpus", "0")),
+    ("dataset_tool.py", "data: a name above", ("convert", "--source", ..., "--dest", "out.zip", "--resolution", "64")),
+]
+
+
+def test_the_real_command_lines(tmp_path: Path) -> None:
+    court = Court(tmp_path)
+    for add in (add_pickles, add_archives, add_data):
+        add(court)
+    (tmp_path / "empty").mkdir()
+    for script, name, options in COMMANDS:
+        arguments = [str(court.jobs[name][1]) if value is ... else value for value in options]
+        finish(start(script, *arguments, cwd=tmp_path / "empty")).assert_refused(1)
     assert not court.canary.exists()
-    assert list(tmp_path.rglob("*.p*")) == []
+    assert [path for path in (tmp_path / "empty").rglob("*") if path.is_file()] == []
 
 
 def test_a_snapshot_with_source_is_read_without_running_it(tmp_path: Path) -> None:
