@@ -8,7 +8,7 @@ from typing import Any
 import click
 import pytest
 
-from dnnlib.console import UserError, fail, progress, run_cli
+from dnnlib.console import LONGEST_LINE, UserError, brief, fail, one_line, progress, run_cli
 from tests.tiny import call
 
 
@@ -100,3 +100,21 @@ def test_progress_passes_items_on_and_shows_speed_and_time_left(capsys: pytest.C
     assert shown.out == ""
     for part in ("Counting", "4/4", "sheep/s", "<"):
         assert part in shown.err
+
+
+def test_messages_cannot_steer_or_fill_the_terminal() -> None:
+    assert one_line("a \x1b[2J\r\n\x07 b \u202e c é") == "a \\x1b[2J \\x07 b \\u202e c é"
+    assert len(one_line("x" * 1_000_000)) < LONGEST_LINE + 10
+
+
+def test_values_of_any_depth_are_shown_shortly() -> None:
+    web: list[object] = []
+    for _ in range(60):
+        web = [web] * 100
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (web, deep, "x" * 1_000_000, {index: index for index in range(1000)}, 3.5, None):
+        assert 0 < len(brief(value)) <= 60
+    assert brief("text") == "text"
+    assert brief(["a", 1]) == "['a', 1]"
