@@ -228,11 +228,24 @@ T atomicAdd(T* to, std::type_identity_t<T> value) {
   return std::atomic_ref<T>(*to).fetch_add(value, std::memory_order_relaxed);
 }
 
+inline unsigned atomicOr(unsigned* to, unsigned bits) { return std::atomic_ref(*to).fetch_or(bits, std::memory_order_relaxed); }
+
+inline unsigned atomicMax(unsigned* to, unsigned value) {
+  const std::atomic_ref target(*to);
+  unsigned before = target.load(std::memory_order_relaxed);
+  while (before < value && !target.compare_exchange_weak(before, value, std::memory_order_relaxed)) {
+  }
+  return before;
+}
+
 template <class T>
 T __ldg(const T* from) {
   return *from;
 }
 
+inline uint32_t __umulhi(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
+inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
+inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
 inline int __popc(unsigned bits) { return std::popcount(bits); }
 inline int __ffs(int bits) { return bits == 0 ? 0 : std::countr_zero(unsigned(bits)) + 1; }
 inline int __clz(int bits) { return std::countl_zero(unsigned(bits)); }

@@ -20,14 +20,14 @@ void with_type(Dtype type, const Body& body) {
 template <class T>
 using compute_t = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ double widen(double x) { return x; }
-__device__ __forceinline__ float widen(half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(bfloat16 x) { return __bfloat162float(x); }
+__host__ __device__ __forceinline__ float widen(float x) { return x; }
+__host__ __device__ __forceinline__ double widen(double x) { return x; }
+__host__ __device__ __forceinline__ float widen(half x) { return __half2float(x); }
+__host__ __device__ __forceinline__ float widen(bfloat16 x) { return __bfloat162float(x); }
 
 // Rounded to the nearest T; beyond T's range an infinity.
 template <class T>
-__device__ __forceinline__ T narrow(compute_t<T> x) {
+__host__ __device__ __forceinline__ T narrow(compute_t<T> x) {
   if constexpr (std::is_same_v<T, half>) {
     return __float2half_rn(x);
   } else if constexpr (std::is_same_v<T, bfloat16>) {
@@ -69,6 +69,22 @@ template <class T>
 bool is_aligned(const T* pointer, int64_t step, int count) {
   return pointer == nullptr || (reinterpret_cast<uintptr_t>(pointer) % (count * sizeof(T)) == 0 && step % count == 0);
 }
+
+// Division of 32-bit numbers by one that is known on the host, by a product (Granlund and Montgomery 1994, figure 4.1).
+struct Divider {
+  uint32_t divisor = 1, factor = 1, shift = 0;
+
+  explicit Divider(uint32_t by) : divisor(by) {
+    while (shift < 32 && (uint64_t(1) << shift) < by) ++shift;
+    factor = static_cast<uint32_t>(((uint64_t(1) << 32) * ((uint64_t(1) << shift) - by)) / by + 1);
+  }
+
+  __device__ __forceinline__ uint32_t divide(uint32_t x) const {
+    const uint32_t high = __umulhi(x, factor);
+    return static_cast<uint32_t>((uint64_t(high) + x) >> shift);
+  }
+  __device__ __forceinline__ uint32_t modulo(uint32_t x) const { return x - divide(x) * divisor; }
+};
 
 // Sum over a warp, in every lane.
 template <class Number>
