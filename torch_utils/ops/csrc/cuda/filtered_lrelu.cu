@@ -218,8 +218,12 @@ void filtered_lrelu(const FilteredLrelu& p, Dtype type, Stream stream) {
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
     using W = compute_t<T>;
-    const bool is_channels_last = p.channels > 1 && p.x_strides.channel == 1 && p.y_strides.channel == 1;
-    const Tiling t = choose_tiling<W>(p, is_channels_last ? kChannelsLastLanes : 1);
+    bool are_lanes_adjacent = p.channels > 1 && p.x_strides.channel == 1 && p.y_strides.channel == 1;
+    Tiling t = choose_tiling<W>(p, are_lanes_adjacent ? kChannelsLastLanes : 1);
+    if (are_lanes_adjacent && t.bytes(sizeof(W)) > kMostBytes) {
+      are_lanes_adjacent = false;
+      t = choose_tiling<W>(p, 1);
+    }
     if (t.bytes(sizeof(W)) > kMostBytes) {
       throw std::runtime_error("filtered_lrelu: filters of these lengths need " + std::to_string(t.bytes(sizeof(W))) +
                                " bytes of shared memory; OPEN_EG3D_OPS=reference serves any filter");
@@ -228,7 +232,7 @@ void filtered_lrelu(const FilteredLrelu& p, Dtype type, Stream stream) {
     const Bend<W> bend{gain, gain * static_cast<W>(p.slope), static_cast<W>(p.clamp), p.has_clamp, p.use};
     const int64_t blocks = sign_blocks(p.samples, p.channels) * t.down * t.across;
     const auto run = [&](auto kernel) { launch(kernel, {blocks}, {kTileThreads}, t.bytes(sizeof(W)), stream, p, t, bend); };
-    is_channels_last ? run(filtered_lrelu_kernel<T, kChannelsLastLanes>) : run(filtered_lrelu_kernel<T, 1>);
+    are_lanes_adjacent ? run(filtered_lrelu_kernel<T, kChannelsLastLanes>) : run(filtered_lrelu_kernel<T, 1>);
   });
 }
 
