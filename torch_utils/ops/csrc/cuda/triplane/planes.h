@@ -83,15 +83,15 @@ struct Cell {
   }
 };
 
-// A coordinate in texels as an index and a fraction. Far outside, where indices might overflow, it is drawn near; a NaN stays in the
-// fraction.
+// A coordinate in texels as an index and a fraction. Far outside, where indices might overflow, it is drawn near; a NaN is outside, and
+// stays in the fraction.
 template <class T>
 __device__ __forceinline__ int locate_axis(T x, int side, T& fraction) {
   x = x < -2 ? T(-2) : x;
   x = x > T(side + 1) ? T(side + 1) : x;
   const T lower = floor(x);
   fraction = x - lower;
-  return x == x ? static_cast<int>(lower) : 0;
+  return x == x ? static_cast<int>(lower) : -3;
 }
 
 template <class P, class T>
