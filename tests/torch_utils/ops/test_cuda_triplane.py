@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dnnlib import files
 from tests.cuda_on_cpu import SHIM, build_program, run_program
-from torch_utils.ops.decode_points import DecoderWeights
+from torch_utils.ops.decode_points import DecoderWeights, fits_gpu
 from training.config import RenderingConfig
 from training.rendering.renderer import Rays, _decode_composable, _render_composable
 from training.rendering.sampling import Offsets
@@ -80,6 +80,7 @@ RAYS = {
     "strides without packs": Case(channels=8, layout="odd"),
     "a picture of one sample": Case(batch=3, layout="expanded", fixed_offsets=True),
     "many features": Case(batch=1, rays=3, channels=130, hidden=20, colors=40),
+    "the largest decoder": Case(batch=1, rays=2, coarse=9, fine=9, channels=44, hidden=112, colors=46),
     "limits that run backwards": Case(limits="backwards"),
     "gradients of depth and opacity": Case(gradients="none"),
     "rays that end early": Case(rays=20, coarse=40, fine=40, stop=2e-5),
@@ -300,6 +301,20 @@ def check_close(case: Case, place: int, result: Tensor, truth: Tensor) -> None:
     tolerance += (1e-4 if case.stop else 0) + (ROUNDING[case.dtype] if place == case.outputs else 0)
     limit = tolerance * max(largest, 0.05)  # for the least are differences of larger ones
     torch.testing.assert_close(result[is_finite], truth[is_finite], rtol=0, atol=limit, msg=lambda text: f"number {place}: {text}")
+
+
+def test_which_decoders_fit_is_known() -> None:
+    """The largest of the cases does, and one hidden unit more would be too much."""
+
+    def decoder(case: Case, more: int = 0) -> DecoderWeights:
+        hidden = case.hidden + more
+        shapes = ((hidden, case.channels), (hidden,), (1 + case.colors, hidden), (1 + case.colors,))
+        return DecoderWeights(*(torch.empty(shape, dtype=case.compute) for shape in shapes))
+
+    assert all(fits_gpu(decoder(case)) for case in CASES.values())
+    assert not fits_gpu(decoder(RAYS["the largest decoder"], more=1))
+    published = dataclasses.replace(RAYS["doubles"], channels=32, hidden=64, colors=32)
+    assert fits_gpu(decoder(published))
 
 
 def test_no_thread_races_with_another(tmp_path: Path) -> None:

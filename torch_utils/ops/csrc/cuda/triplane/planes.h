@@ -102,6 +102,24 @@ __device__ __forceinline__ Cell<T> locate(const PlaneReader<P>& reader, int plan
   return cell;
 }
 
+// The two texels around a point along one axis: where they lie and how much they count. One outside counts nothing and lies inside; for
+// a NaN both count as NaN.
+template <class T>
+struct AxisTaps {
+  int64_t offset[2];
+  T weight[2];
+
+  __device__ __forceinline__ AxisTaps(int index, T fraction, int side, int64_t stride) {
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      const bool exists = index + k >= 0 && index + k < side;
+      const T share = k == 0 ? 1 - fraction : fraction;
+      offset[k] = (exists ? index + k : 0) * stride;
+      weight[k] = exists || share != share ? share : T(0);
+    }
+  }
+};
+
 // Features (count, C) of a tile, rows `stride` apart, padded by zeros; zeros for samples without planes. A few lanes share a sample.
 template <class P, class T>
 __device__ __forceinline__ void gather(const PlaneReader<P>& reader, const Rows<T>& rows, int count, T* features, int features4, int stride) {
@@ -112,17 +130,16 @@ __device__ __forceinline__ void gather(const PlaneReader<P>& reader, const Rows<
 #pragma unroll
       for (int plane = 0; plane < kPlanes && rows.planes[s] >= 0; ++plane) {
         const Cell<T> cell = locate(reader, plane, rows, s);
+        const AxisTaps<T> x(cell.x, cell.fx, reader.planes.width, reader.planes.column_stride);
+        const AxisTaps<T> y(cell.y, cell.fy, reader.planes.height, reader.planes.row_stride);
         const P* const data = reader.data(rows.planes[s], plane);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          const bool exists = cell.exists(k, reader.planes);  // a texel outside is a zero, read from a place inside
-          const P* const texel =
-              exists ? data + (cell.y + k / 2) * reader.planes.row_stride + (cell.x + k % 2) * reader.planes.column_stride : data;
-          const T weight = cell.weight(k), factor = exists || weight != weight ? weight : T(0);
+          const T weight = x.weight[k % 2] * y.weight[k / 2];
           T values[4];
-          reader.load(texel, c, values);
+          reader.load(data + x.offset[k % 2] + y.offset[k / 2], c, values);
 #pragma unroll
-          for (int j = 0; j < 4; ++j) sums[j] += factor * values[j];
+          for (int j = 0; j < 4; ++j) sums[j] += weight * values[j];
         }
       }
       store_four(features + s * stride + c, sums);
