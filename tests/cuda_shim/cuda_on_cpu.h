@@ -117,16 +117,17 @@ struct Block {
 
   dim3 index, threads, grid;
   std::unique_ptr<SharedMemory> shared;
-  uint64_t exchange[kMostThreads] = {};  // what a shuffle's lanes show each other
+  uint64_t exchange[2][kMostThreads] = {};  // what a shuffle's lanes show each other: in turn, so that the next one need not wait for readers
 };
 
 struct Thread {
   Block* block = nullptr;
   dim3 thread_index;
   int number = 0;  // in the block
+  int shuffles = 0;
 
   void place(Block* block_, int number_) {
-    block = block_, number = number_;
+    block = block_, number = number_, shuffles = 0;
     const int64_t x = block->threads.x, y = block->threads.y;
     thread_index = dim3(number % x, number / x % y, number / (x * y));
   }
@@ -156,20 +157,23 @@ void store_aligned(T* to, const Pack& pack) {
   std::memcpy(to, &pack, sizeof pack);
 }
 
-// Every lane shows `value` and sees the one of `lane`.
+// Every lane of the warp shows `value`; what they showed.
 template <class T>
-T exchange(unsigned mask, T value, int lane) {
+const uint64_t* show(unsigned mask, T value) {
   static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>);
   Thread& me = self();
   if (mask != 0xffffffffu || me.block->threads.count() % kWarp != 0) fail("a shuffle of part of a warp");
+  uint64_t* const shown = me.block->exchange[me.shuffles++ % 2];
+  std::memcpy(&shown[me.number], &value, sizeof value);
   const int warp = me.number / kWarp;
-  uint64_t bits = 0;
-  std::memcpy(&bits, &value, sizeof value);
-  me.block->exchange[me.number] = bits;
   me.block->wait_for_warp(warp);
-  bits = me.block->exchange[warp * kWarp + lane];
-  me.block->wait_for_warp(warp);
-  std::memcpy(&value, &bits, sizeof value);
+  return shown + warp * kWarp;
+}
+
+template <class T>
+T exchange(unsigned mask, T value, int lane) {
+  const uint64_t* shown = show(mask, value) + lane;
+  std::memcpy(&value, shown, sizeof value);
   return value;
 }
 
@@ -209,14 +213,9 @@ T __shfl_up_sync(unsigned mask, T value, int distance, int width = 32) {
 }
 
 inline unsigned __ballot_sync(unsigned mask, bool condition) {
-  if (mask != 0xffffffffu) cuda_on_cpu::fail("a vote of part of a warp");
-  const auto& me = cuda_on_cpu::self();
-  const int warp = me.number / cuda_on_cpu::kWarp;
-  me.block->exchange[me.number] = condition;
-  me.block->wait_for_warp(warp);
+  const uint64_t* shown = cuda_on_cpu::show(mask, uint64_t(condition));
   unsigned votes = 0;
-  for (int lane = 0; lane < cuda_on_cpu::kWarp; ++lane) votes |= unsigned(me.block->exchange[warp * cuda_on_cpu::kWarp + lane]) << lane;
-  me.block->wait_for_warp(warp);
+  for (int lane = 0; lane < cuda_on_cpu::kWarp; ++lane) votes |= unsigned(shown[lane]) << lane;
   return votes;
 }
 

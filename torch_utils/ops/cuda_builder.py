@@ -61,12 +61,12 @@ def find_toolkit() -> Toolkit:
     """
     nvcc = shutil.which("nvcc")
     if nvcc is None:
-        raise BuildError(f"there is no nvcc; install the CUDA toolkit {torch.version.cuda or ''}".rstrip() + " and put its bin folder on PATH")
+        raise BuildError(
+            f"there is no nvcc; install the CUDA toolkit {torch.version.cuda or ''}".rstrip() + " and put its bin folder on PATH"
+        )
     run = subprocess.run([nvcc, "--dryrun", "-x", "cu", "-c", "/dev/null", "-o", "/dev/null"], capture_output=True, text=True, check=False)
     top = re.search(r"^#\$ TOP=(.+)$", run.stderr, re.MULTILINE)
-    release = re.search(
-        r"release (\d+\.\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
-    )
+    release = re.search(r"release (\d+\.\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout)
     if top is None or release is None:
         raise BuildError(f"{nvcc} does not say which toolkit it belongs to: {builder.first_error(run.stderr)}")
     return Toolkit(nvcc, Path(top[1].strip()).resolve(), release[1])

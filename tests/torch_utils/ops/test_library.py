@@ -176,9 +176,7 @@ def serves_cuda() -> bool:
     return library.use_kernels(OnCuda())  # type: ignore[arg-type]
 
 
-def test_cuda_tensors_get_their_own_library_after_the_one_with_the_schemas(
-    fresh: library._State, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cuda_tensors_get_their_own_library_after_the_one_with_the_schemas(fresh: library._State, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = pretend_gpu(monkeypatch, "cuda.so")
     library.on_load(lambda: loaded.append("registrations"))
     assert library.load()
@@ -223,7 +221,10 @@ def test_which_forced_paths_serve_cuda_tensors(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_kernels_asked_for_without_a_gpu() -> None:
-    with pytest.raises(UserError, match="the CUDA operators were asked for and cannot be had: there is no CUDA device"), library.path("cuda"):
+    with (
+        pytest.raises(UserError, match="the CUDA operators were asked for and cannot be had: there is no CUDA device"),
+        library.path("cuda"),
+    ):
         pass
 
 
