@@ -261,14 +261,15 @@ def unpack(case: Case, packed: Tensor) -> list[Tensor]:
 # Tests
 
 
-def run_cases(names: list[str], sanitizer: str, folder: Path) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
-    """What the kernels compute and what is expected, for each case; one program runs them all."""
+def run_cases(names: list[str], sanitizer: str, folder: Path, again: bool = False) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
+    """What the kernels compute and what is expected, for each case; one program runs them all, with `again` twice."""
     program = build_program(SHIM / "triplane_main.cpp", ["decode_points", "render_rays"], sanitizer, files.cache_dir() / "ops" / "programs")
     paths, expected = [], {}
     for i, name in enumerate(names):
         inputs = make_inputs(CASES[name])
         write_case(CASES[name], inputs, folder / f"{i}.case")
-        paths += [str(folder / f"{i}.case"), str(folder / f"{i}.result")]
+        for ending in ("result", "again") if again else ("result",):
+            paths += [str(folder / f"{i}.case"), str(folder / f"{i}.{ending}")]
         expected[name] = expected_results(CASES[name], inputs)
     run = run_program(program, *paths)
     assert run.returncode == 0, run.stderr[:4000]
@@ -317,8 +318,11 @@ def test_which_decoders_fit_is_known() -> None:
     assert fits_gpu(decoder(published))
 
 
-def test_no_thread_races_with_another(tmp_path: Path) -> None:
-    """Results of real threads, two blocks at a time, watched by ThreadSanitizer, are those of the expected values too."""
-    for name, (results, expected) in run_cases(list(RACED), "thread", tmp_path).items():
+@pytest.mark.slow
+def test_no_thread_races_and_results_repeat(tmp_path: Path) -> None:
+    """Real threads, two blocks at a time, watched by ThreadSanitizer: the expected values, and the same bits however they come about."""
+    for name, (results, expected) in run_cases(list(RACED), "thread", tmp_path, again=True).items():
         for place, (result, truth) in enumerate(zip(results, expected, strict=True)):
             check_close(CASES[name], place, result.double(), truth)
+    for i in range(len(RACED)):
+        assert (tmp_path / f"{i}.result").read_bytes() == (tmp_path / f"{i}.again").read_bytes()

@@ -56,7 +56,8 @@ __global__ void __launch_bounds__(kThreads) bound_decoder_kernel(const T* packed
 // Forward
 
 template <class P>
-__global__ void __launch_bounds__(kThreads) decode_kernel(const DecodePoints p, const int tile, const bool has_packs) {
+__global__ void __launch_bounds__(kThreads, kBlocksBeside)
+    decode_kernel(const DecodePoints p, const int tile, const bool has_packs) {
   using T = compute_t<P>;
   OPEN_EG3D_SHARED(rows, Rows<T>);
   OPEN_EG3D_DYNAMIC_SHARED(T, memory);
@@ -248,7 +249,8 @@ struct BackwardTile {
 };
 
 template <class P>
-__global__ void __launch_bounds__(kThreads) decode_backward_kernel(const DecodeBackward p, const int tile, const bool has_packs) {
+__global__ void __launch_bounds__(kThreads, kBlocksBeside)
+    decode_backward_kernel(const DecodeBackward p, const int tile, const bool has_packs) {
   using T = compute_t<P>;
   OPEN_EG3D_SHARED(rows, Rows<T>);
   OPEN_EG3D_DYNAMIC_SHARED(T, memory);

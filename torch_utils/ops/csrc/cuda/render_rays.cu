@@ -115,8 +115,8 @@ struct Painter {
 };
 
 template <class P>
-__global__ void __launch_bounds__(kThreads) render_kernel(const RenderRays p, const Picture<compute_t<P>> to, const int64_t block_bytes,
-                                                          const int tile, const bool has_packs) {
+__global__ void __launch_bounds__(kThreads, kBlocksBeside)
+    render_kernel(const RenderRays p, const Picture<compute_t<P>> to, const int64_t block_bytes, const int tile, const bool has_packs) {
   using T = compute_t<P>;
   OPEN_EG3D_SHARED(rows, Rows<T>);
   OPEN_EG3D_SHARED(progress, Progress<T>);
@@ -220,9 +220,9 @@ struct BackTracer {
 };
 
 template <class P>
-__global__ void __launch_bounds__(kThreads) trace_backward_kernel(const RenderRays p, const PictureGradients<compute_t<P>> from,
-                                                                  const TracedSamples to, const int64_t block_bytes, const int tile,
-                                                                  const bool has_packs) {
+__global__ void __launch_bounds__(kThreads, kBlocksBeside)
+    trace_backward_kernel(const RenderRays p, const PictureGradients<compute_t<P>> from, const TracedSamples to, const int64_t block_bytes,
+                          const int tile, const bool has_packs) {
   using T = compute_t<P>;
   OPEN_EG3D_SHARED(rows, Rows<T>);
   OPEN_EG3D_SHARED(progress, Progress<T>);

@@ -10,6 +10,7 @@
 namespace open_eg3d::cuda {
 
 constexpr int kThreads = 128, kLanes = 32, kWarps = kThreads / kLanes;
+constexpr int kBlocksBeside = 4;  // blocks of a multiprocessor that registers have to suffice for; shared memory allows no more
 constexpr double kColorScale = 1.002, kColorShift = -0.001;  // beyond [0, 1] by a little (mip-NeRF, section 3.1)
 
 // ---------------------------------------------------------------------------------------------------------------------
