@@ -288,7 +288,7 @@ class Trainer:
 
     def _compile(self) -> None:
         """Let torch.compile make the forward passes and their gradients."""
-        library.load()
+        library.load("cuda" if self.device.type == "cuda" else "cpu")
         setattr(self.G, "synthesis", torch.compile(self.G.synthesis))  # noqa: B010 - a method, which mypy would not see assigned
         self.D.compile()
 

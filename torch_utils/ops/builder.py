@@ -1,4 +1,7 @@
-"""Compiles csrc/ once a machine: by ninja, into a cache folder that is named after all that decides what comes out."""
+"""Compiles csrc/ once a machine: by ninja, into a cache folder that is named after all that decides what comes out.
+
+CUDA kernels are a library of their own (cuda_builder.py): machines without a GPU never see them.
+"""
 
 from __future__ import annotations
 
@@ -57,14 +60,29 @@ class Built:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What to compile into the library `name` in the cache folder `key`, and how.
+
+    `compile` has a command line for every suffix of `sources`, and `link` one for their objects; ninja's $in and $out stand for files.
+    """
+
+    name: str
+    key: str
+    toolchain: Toolchain
+    sources: tuple[Path, ...]
+    compile: dict[str, str]
+    link: str
+
+
 def sources() -> list[Path]:
     """The C++ files to compile, in a fixed order."""
     return sorted([*SOURCE_DIR.glob("*.cpp"), *SOURCE_DIR.glob("cpu/*.cpp")])
 
 
 def headers() -> list[Path]:
-    """The headers that they include."""
-    return sorted(SOURCE_DIR.rglob("*.h"))
+    """The headers that they include: all but those of CUDA kernels."""
+    return sorted(path for path in SOURCE_DIR.rglob("*.h") if path.relative_to(SOURCE_DIR).parts[0] != "cuda")
 
 
 def find_toolchain() -> Toolchain:
@@ -89,9 +107,14 @@ def find_toolchain() -> Toolchain:
 
 def cache_key(toolchain: Toolchain) -> str:
     """Name of the cache folder: a digest of sources, torch, compiler, flags and instruction sets."""
+    return digest_of(toolchain, sources() + headers())
+
+
+def digest_of(toolchain: Toolchain, paths: Sequence[Path]) -> str:
+    """A digest of torch, `toolchain` and the contents of `paths` under csrc/."""
     digest = hashlib.sha256(json.dumps([torch.__version__, sys.platform, asdict(toolchain)]).encode())
-    for path in sources() + headers():
-        digest.update(f"\0{path.relative_to(SOURCE_DIR)}\0".encode() + path.read_bytes())
+    for path in paths:
+        digest.update(f"\0{os.path.relpath(path, SOURCE_DIR)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -102,17 +125,37 @@ def build() -> Built:
         BuildError: if there is no compiler or no ninja, if compiling fails, or if the cache folder cannot be written.
     """
     toolchain = find_toolchain()
+    command = f"{toolchain.compiler} {' '.join(toolchain.flags)}"
+    compile = f"{command} {include_flags()} -c $in -o $out"
+    link = f"{command} -shared $in {library_flags()} -o $out"
+    return build_recipe(Recipe(LIBRARY_NAME, cache_key(toolchain), toolchain, tuple(sources()), {".cpp": compile}, link))
+
+
+def include_flags() -> str:
+    """Where csrc/ and torch have their headers, for ninja."""
+    includes = [f"-isystem {shlex.quote(path)}" for path in _cpp_extension().include_paths()]
+    return escape(" ".join([f"-I{shlex.quote(str(SOURCE_DIR))}", *includes]))
+
+
+def library_flags(*names: str) -> str:
+    """What to link with: torch, and the libraries `names` beside it; for ninja."""
+    folders = [f"-L{shlex.quote(path)}" for path in _cpp_extension().library_paths()]
+    return escape(" ".join([*folders, *(f"-l{name}" for name in ("c10", "torch_cpu", "torch", *names))]))
+
+
+def build_recipe(recipe: Recipe) -> Built:
+    """As `build`, for any library."""
     root = files.cache_dir() / "ops"
-    target = root / cache_key(toolchain)
-    finished = _read(target)
+    target = root / recipe.key
+    finished = _read(target, recipe.name)
     if finished is not None:
         return finished
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / "lock"):
-            finished = _read(target)  # another process may have been at it while this one waited
+            finished = _read(target, recipe.name)  # another process may have been at it while this one waited
             if finished is None:
-                finished = _build_into(target, toolchain)
+                finished = _build_into(target, recipe)
             return finished
     except OSError as error:
         raise BuildError(
@@ -138,12 +181,12 @@ def _cpp_extension() -> Any:
     return cpp_extension
 
 
-def _read(folder: Path) -> Built | None:
+def _read(folder: Path, name: str) -> Built | None:
     try:
         record = json.loads((folder / "build.json").read_text())
     except OSError:
         return None
-    return Built(**{**record, "library": str(folder / LIBRARY_NAME), "flags": tuple(record["flags"])})
+    return Built(**{**record, "library": str(folder / name), "flags": tuple(record["flags"])})
 
 
 @contextlib.contextmanager
@@ -160,25 +203,26 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _build_into(target: Path, toolchain: Toolchain) -> Built:
+def _build_into(target: Path, recipe: Recipe) -> Built:
     """Compile in a scratch folder, then rename: `target` is never there in part."""
     for left_over in target.parent.glob(".tmp-*"):  # of builders that were killed: the lock says that none is at work
         shutil.rmtree(left_over, ignore_errors=True)
     print(f"Compiling the operators into {target} (once; one to a few minutes)", file=sys.stderr, flush=True)
     start = time.monotonic()
+    toolchain = recipe.toolchain
     with _scratch_folder(target) as scratch:
-        _write_ninja_file(scratch, toolchain)
+        _write_ninja_file(scratch, recipe)
         _run_ninja(scratch, target.with_suffix(".log"))
-        built = Built(LIBRARY_NAME, toolchain.compiler, toolchain.version, toolchain.flags, torch.__version__, time.monotonic() - start)
+        built = Built(recipe.name, toolchain.compiler, toolchain.version, toolchain.flags, torch.__version__, time.monotonic() - start)
         (scratch / "build.json").write_text(json.dumps(asdict(built), indent=1) + "\n")
         for unneeded in (*scratch.glob("*.o"), *scratch.glob(".ninja*")):
             unneeded.unlink()
-        for name in (LIBRARY_NAME, "build.json"):
+        for name in (recipe.name, "build.json"):
             _sync(scratch / name)
         shutil.rmtree(target, ignore_errors=True)
         os.rename(scratch, target)
         files.sync_dir(target.parent)
-    finished = _read(target)
+    finished = _read(target, recipe.name)
     assert finished is not None
     return finished
 
@@ -198,25 +242,20 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _write_ninja_file(folder: Path, toolchain: Toolchain) -> None:
-    extension = _cpp_extension()
-    includes = [f"-isystem {shlex.quote(path)}" for path in extension.include_paths()]
-    libraries = [f"-L{shlex.quote(path)}" for path in extension.library_paths()] + ["-lc10", "-ltorch_cpu", "-ltorch"]
-    objects = {"-".join(path.relative_to(SOURCE_DIR).with_suffix(".o").parts): path for path in sources()}
-    lines = [
-        "ninja_required_version = 1.3",
-        "rule compile",
-        f"  command = {toolchain.compiler} {' '.join(toolchain.flags)} -I{_escape(shlex.quote(str(SOURCE_DIR)))} "
-        f"{_escape(' '.join(includes))} -c $in -o $out",
-        "rule link",
-        f"  command = {toolchain.compiler} {' '.join(toolchain.flags)} -shared $in {_escape(' '.join(libraries))} -o $out",
-        *(f"build {name}: compile {_escape(str(path)).replace(' ', '$ ').replace(':', '$:')}" for name, path in objects.items()),
-        f"build {LIBRARY_NAME}: link {' '.join(objects)}",
-    ]
+def _write_ninja_file(folder: Path, recipe: Recipe) -> None:
+    objects = {"-".join(Path(os.path.relpath(path, SOURCE_DIR)).parts) + ".o": path for path in recipe.sources}
+    lines = ["ninja_required_version = 1.3", "rule link", f"  command = {recipe.link}"]
+    for suffix, command in recipe.compile.items():
+        lines += [f"rule compile_{suffix[1:]}", f"  command = {command}"]
+    for name, path in objects.items():
+        source = escape(str(path)).replace(" ", "$ ").replace(":", "$:")
+        lines.append(f"build {name}: compile_{path.suffix[1:]} {source}")
+    lines.append(f"build {recipe.name}: link {' '.join(objects)}")
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """`text` as ninja's files have it."""
     return text.replace("$", "$$")
 
 

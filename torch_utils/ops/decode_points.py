@@ -6,7 +6,8 @@ having stored them. Any other decoder is served by plain PyTorch (training/rende
 
 Numbers: planes may be fp32, bf16 or fp16 with everything else in fp32, or all is fp64. Planes are read where they lie if a texel's
 channels are neighbours in memory (channels-last, also with expanded samples); other layouts are copied once. Gradients do not depend
-on the number of threads. There are no second derivatives.
+on the number of threads. There are no second derivatives. On CUDA the decoder has to fit into shared memory (`fits_gpu`), and the same
+gradients come out each time: sums over texels are formed of integers, those over samples in a fixed order.
 """
 
 from __future__ import annotations
@@ -34,6 +35,21 @@ class DecoderWeights(NamedTuple):
     b0: Tensor  # (hidden,)
     w1: Tensor  # (1 + K, hidden), density first
     b1: Tensor  # (1 + K,)
+
+
+SHARED_MEMORY = 60 << 10  # bytes that a CUDA kernel's block has for decoder and samples (csrc/cuda/triplane/operands.h)
+
+
+def fits_gpu(decoder: DecoderWeights) -> bool:
+    """Whether the CUDA kernels take a decoder of this size: they hold it, and 16 samples on their way through it, in shared memory."""
+    hidden, features = (whole + 4 for whole in _whole_packs(decoder.w0.shape))
+    outputs, _ = (whole + 4 for whole in _whole_packs(decoder.w1.shape))
+    numbers = hidden * (features + outputs + 2) + outputs + 16 * (features + hidden + outputs)
+    return numbers * decoder.w0.element_size() <= SHARED_MEMORY
+
+
+def _whole_packs(shape: torch.Size) -> tuple[int, ...]:
+    return tuple((size + 3) // 4 * 4 for size in shape)
 
 
 def decode_points(

@@ -13,6 +13,7 @@ from torch_utils.ops import library
 from torch_utils.ops.bias_act import bias_act
 from torch_utils.ops.upfirdn2d import check_fit, four_paddings, result_format, setup_filter, upfirdn2d
 
+LONGEST_ON_CUDA = 32  # taps; tiles that longer filters need do not fit into a multiprocessor's memory
 LANES = 16  # planes that share a word of signs, as in csrc/cpu/lanes.h
 
 
@@ -43,7 +44,8 @@ def filtered_lrelu(
         ValueError: if a filter does not fit into the padded image or `padding` has another length.
     """
     filters = [filter for filter in (up_filter, down_filter) if filter is not None]
-    if library.use_kernels(x) and not any(filter.requires_grad for filter in filters):
+    is_too_long = x.is_cuda and any(max(filter.shape) > LONGEST_ON_CUDA for filter in filters)
+    if library.use_kernels(x) and not is_too_long and not any(filter.requires_grad for filter in filters):
         return _filtered_lrelu_kernel(x, up_filter, down_filter, bias, up, down, four_paddings(padding), gain, slope, clamp, flip_filter)
     return filtered_lrelu_reference(x, up_filter, down_filter, bias, up, down, padding, gain, slope, clamp, flip_filter)
 
@@ -86,7 +88,7 @@ def _filtered_lrelu_kernel(
     flip_filter: bool,
 ) -> Tensor:
     """Checks of sizes; signs are kept where a gradient may be asked for."""
-    first, second = (torch.ones(1) if filter is None else filter.to(x.device) for filter in (up_filter, down_filter))
+    first, second = (torch.ones(1, device=x.device) if f is None else f.to(x.device) for f in (up_filter, down_filter))
     fine = check_fit(x.shape, first, (up, up), padding)
     check_fit((*x.shape[:2], *fine), second, (1, 1), (0, 0, 0, 0))
     keep_signs = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))

@@ -16,10 +16,11 @@ An operator's module looks like this:
         yield library.SelfCheck("scale, fp32", result, expected, tolerance=1e-6)
 
 Its schema is in csrc/<operator>.cpp: `TORCH_LIBRARY_FRAGMENT(open_eg3d, m)`; its kernels in csrc/cpu/<operator>_cpu.cpp:
-`TORCH_LIBRARY_IMPL(open_eg3d, CPU, m)`.
+`TORCH_LIBRARY_IMPL(open_eg3d, CPU, m)`, and in csrc/cuda, a library of its own that is built where CUDA tensors first ask for it.
 
-The environment variable OPEN_EG3D_OPS forces a path: `reference` (plain PyTorch), `cpp` (compiled, for the CPU) or `cuda`. Without it
-the compiled operators serve wherever they can be built, which happens on first use.
+The environment variable OPEN_EG3D_OPS forces a path: `reference` (plain PyTorch), `cpp` (compiled, for the CPU; plain PyTorch on CUDA)
+or `cuda` (insists on CUDA kernels; on the CPU as without the variable). Without it the compiled operators serve wherever they can be
+built, which happens on first use.
 """
 
 from __future__ import annotations
@@ -30,19 +31,20 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from dnnlib.console import UserError
-from torch_utils.ops import builder
+from torch_utils.ops import builder, cuda_builder
 
 VARIABLE = "OPEN_EG3D_OPS"
 PATHS = ("reference", "cpp", "cuda")
-KERNEL_DEVICES = ("cpu",)
+KERNEL_DEVICES = ("cpu", "cuda")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
+Device = Literal["cpu", "cuda"]
 Hook = TypeVar("Hook", bound=Callable[[], None])
 
 
@@ -68,12 +70,19 @@ class SelfCheck:
 
 
 @dataclass
-class _State:
+class _Part:
+    """The library of one kind of device."""
+
     is_loaded: bool = False
     failure: str | None = None  # why the operators cannot be had; None = not tried, or loaded
     built: builder.Built | None = None
-    forced: str | None = None  # by `path`, which goes before the environment variable
     enabled: bool = False  # what `use_kernels` answers while torch.compile traces
+
+
+@dataclass
+class _State:
+    parts: dict[str, _Part] = field(default_factory=lambda: {device: _Part() for device in KERNEL_DEVICES})
+    forced: str | None = None  # by `path`, which goes before the environment variable
     hooks: list[Callable[[], None]] = field(default_factory=list)
 
 
@@ -88,53 +97,63 @@ def use_kernels(*tensors: Tensor) -> bool:
     Raises:
         UserError: if OPEN_EG3D_OPS forces operators that cannot be had, or has an unknown value.
     """
+    device = tensors[0].device.type
     for tensor in tensors:
-        if tensor.device.type not in KERNEL_DEVICES or tensor.dtype not in KERNEL_DTYPES:
+        if tensor.device.type != device or device not in KERNEL_DEVICES or tensor.dtype not in KERNEL_DTYPES:
             return False
-    return _state.enabled if torch.compiler.is_compiling() else load()
+    return _state.parts[device].enabled if torch.compiler.is_compiling() else load(cast(Device, device))
 
 
-def load() -> bool:
-    """Build and load the operators unless that has been done; True if they are to be used. To be called before torch.compile.
+def load(device: Device = "cpu") -> bool:
+    """Build and load the operators for `device` unless that has been done; True if they are to be used.
+
+    To be called before torch.compile.
 
     Raises:
         UserError: as `use_kernels`.
     """
     wanted = _wanted_path()
-    _state.enabled = wanted != "reference" and _is_available(is_forced=wanted is not None)
-    return _state.enabled
+    is_refused = wanted == "reference" or (wanted == "cpp" and device == "cuda")
+    is_forced = wanted == ("cuda" if device == "cuda" else "cpp")
+    part = _state.parts[device]
+    part.enabled = not is_refused and _is_available(device, is_forced)
+    return part.enabled
 
 
-def details() -> builder.Built | None:
-    """How the loaded library was built, or None where none is loaded."""
-    return _state.built
+def details(device: Device = "cpu") -> builder.Built | None:
+    """How the loaded library for `device` was built, or None where none is loaded."""
+    return _state.parts[device].built
 
 
-def failure() -> str | None:
-    """Why the operators could not be loaded, or None."""
-    return _state.failure
+def failure(device: Device = "cpu") -> str | None:
+    """Why the operators for `device` could not be loaded, or None."""
+    return _state.parts[device].failure
 
 
 @contextlib.contextmanager
 def path(name: str) -> Iterator[None]:
-    """Force "reference" or "cpp" for a while, whatever OPEN_EG3D_OPS says.
+    """Force "reference", "cpp" or "cuda" for a while, whatever OPEN_EG3D_OPS says.
 
     Raises:
         UserError: as `use_kernels`.
     """
-    before = _state.forced, _state.enabled
+    before = _state.forced, {device: part.enabled for device, part in _state.parts.items()}
     _state.forced = name
     try:
-        load()
+        load("cuda" if name == "cuda" else "cpu")
+        if name != "cuda":
+            _state.parts["cuda"].enabled = False
         yield
     finally:
-        _state.forced, _state.enabled = before
+        _state.forced, enabled = before
+        for device, part in _state.parts.items():
+            part.enabled = enabled[device]
 
 
 def on_load(hook: Hook) -> Hook:
     """Decorator: run `hook` once the shared library is loaded, at once if it is already."""
     _state.hooks.append(hook)
-    if _state.is_loaded:
+    if _state.parts["cpu"].is_loaded:
         hook()
     return hook
 
@@ -143,32 +162,46 @@ def _wanted_path() -> str | None:
     name = _state.forced or os.environ.get(VARIABLE) or None
     if name is not None and name not in PATHS:
         raise UserError(f"{VARIABLE}={name} is not one of {', '.join(PATHS)}; leave it unset for the fastest path that this machine has")
-    if name == "cuda":
-        raise UserError(f"{VARIABLE}=cuda: there are no CUDA kernels yet; leave it unset, or set it to cpp or reference")
     return name
 
 
-def _is_available(is_forced: bool) -> bool:
-    if not _state.is_loaded and _state.failure is None:
-        _try_to_load()
-        if _state.failure is not None and not is_forced:
+def _is_available(device: Device, is_forced: bool) -> bool:
+    part = _state.parts[device]
+    if not part.is_loaded and part.failure is None:
+        part.failure = _try_to_load(device)
+        if part.failure is not None and not is_forced:
             warnings.warn(
-                f"plain PyTorch operators serve, which are slower: {_state.failure}. {VARIABLE}=reference silences this.",
+                f"plain PyTorch operators serve{' on CUDA' if device == 'cuda' else ''}, which are slower: {part.failure}. "
+                f"{VARIABLE}=reference silences this.",
                 RuntimeWarning,
                 stacklevel=4,
             )
-    if is_forced and not _state.is_loaded:
-        raise UserError(f"the compiled operators were asked for and cannot be had: {_state.failure}")
-    return _state.is_loaded
+    if is_forced and not part.is_loaded:
+        kind = "CUDA operators" if device == "cuda" else "compiled operators"
+        raise UserError(f"the {kind} were asked for and cannot be had: {part.failure}")
+    return part.is_loaded
 
 
-def _try_to_load() -> None:
+def _try_to_load(device: Device) -> str | None:
+    """Why it failed, or None."""
+    part = _state.parts[device]
     try:
-        _state.built = builder.build()
-        torch.ops.load_library(_state.built.library)
+        if device == "cuda":
+            _check_for_cuda()
+        part.built = cuda_builder.build() if device == "cuda" else builder.build()
+        torch.ops.load_library(part.built.library)
     except (builder.BuildError, OSError) as error:
-        _state.failure = " ".join(str(error).split())
-        return
-    _state.is_loaded = True
-    for hook in _state.hooks:
-        hook()
+        return " ".join(str(error).split())
+    part.is_loaded = True
+    if device == "cpu":
+        for hook in _state.hooks:
+            hook()
+    return None
+
+
+def _check_for_cuda() -> None:
+    """Raises BuildError without a GPU, or without the C++ library, which has the schemas."""
+    if not torch.cuda.is_available():
+        raise builder.BuildError("there is no CUDA device")
+    if not _is_available("cpu", is_forced=False):
+        raise builder.BuildError(f"they need the C++ operators: {failure()}")

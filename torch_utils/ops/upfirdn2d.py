@@ -56,7 +56,7 @@ def upfirdn2d(
         ValueError: if the filter does not fit into the padded image or `padding` has another length.
     """
     if library.use_kernels(x) and not (filter is not None and filter.requires_grad):
-        taps = torch.ones(1) if filter is None else filter.to(x.device)
+        taps = torch.ones(1, device=x.device) if filter is None else filter.to(x.device)
         paddings = four_paddings(padding)
         check_fit(x.shape, taps, _pair(up), paddings)
         return torch.ops.open_eg3d.upfirdn2d(x, taps, _pair(up), _pair(down), paddings, flip_filter, gain)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from torch_utils.ops import library
-from torch_utils.ops.decode_points import DecoderWeights
+from torch_utils.ops.decode_points import DecoderWeights, fits_gpu
 
 COMPUTE_DTYPES = (torch.float32, torch.float64)
 HALVES = (torch.float16, torch.bfloat16)
@@ -32,5 +32,7 @@ def fused_weights(decoder: object, planes: Tensor, positions: Tensor) -> Decoder
         return None
     if weights.w0.shape[1] != planes.shape[2]:
         return None  # the composable path says what is wrong
+    if planes.is_cuda and not fits_gpu(weights):
+        return None
     serves = library.use_kernels(planes, positions, *weights) and not torch.is_autocast_enabled(planes.device.type)
     return weights if serves else None

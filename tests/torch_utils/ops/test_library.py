@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dnnlib.console import UserError
-from torch_utils.ops import bias_act, builder, library
+from torch_utils.ops import bias_act, builder, cuda_builder, library
 
 needs_compiler = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="there is no C++ compiler")
 
@@ -77,7 +77,7 @@ def test_the_reference_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("broken")
 @pytest.mark.parametrize(
-    ("value", "message"), [("fast", "OPEN_EG3D_OPS=fast is not one of reference, cpp, cuda"), ("cuda", "no CUDA kernels")]
+    ("value", "message"), [("fast", "OPEN_EG3D_OPS=fast is not one of reference, cpp, cuda"), ("CUDA", "OPEN_EG3D_OPS=CUDA is not one of")]
 )
 def test_wrong_values(monkeypatch: pytest.MonkeyPatch, value: str, message: str) -> None:
     monkeypatch.setenv(library.VARIABLE, value)
@@ -112,7 +112,7 @@ def test_tracing_builds_nothing(fresh: library._State, monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     monkeypatch.setattr(builder, "build", lambda: pytest.fail("a build under torch.compile"))
     assert not library.use_kernels(torch.zeros(1))
-    fresh.enabled = True
+    fresh.parts["cpu"].enabled = True
     assert library.use_kernels(torch.zeros(1))
 
 
@@ -138,7 +138,8 @@ def test_registrations_run_once_the_library_is_there(fresh: library._State, monk
     assert library.load()
     library.on_load(lambda: calls.append("late"))
     assert calls == ["x.so", "early", "late"]
-    assert fresh.is_loaded
+    assert fresh.parts["cpu"].is_loaded
+    assert not fresh.parts["cuda"].is_loaded
 
 
 @pytest.mark.usefixtures("fresh")
@@ -146,6 +147,85 @@ def test_a_library_that_cannot_be_loaded_is_a_reason_too(monkeypatch: pytest.Mon
     monkeypatch.setattr(builder, "build", lambda: builder.Built("/no/such.so", "c++", "1", (), "2", 0.0))
     with pytest.warns(RuntimeWarning, match=r"/no/such\.so"):
         assert not library.load()
+
+
+class OnCuda:
+    """As much of a CUDA tensor as choosing a path looks at, on a machine without a GPU."""
+
+    device = torch.device("cuda", 0)
+    dtype = torch.float32
+
+
+def pretend_gpu(monkeypatch: pytest.MonkeyPatch, cuda_library: object) -> list[str]:
+    """A machine with a GPU, where building gives these libraries; returns what is then loaded, in order."""
+    loaded: list[str] = []
+
+    def build_for_cuda() -> builder.Built:
+        if isinstance(cuda_library, Exception):
+            raise cuda_library
+        return builder.Built(str(cuda_library), "nvcc", "1", (), "2", 0.0)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(builder, "build", lambda: builder.Built("cpu.so", "c++", "1", (), "2", 0.0))
+    monkeypatch.setattr(cuda_builder, "build", build_for_cuda)
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: loaded.append(path))
+    return loaded
+
+
+def serves_cuda() -> bool:
+    return library.use_kernels(OnCuda())  # type: ignore[arg-type]
+
+
+def test_cuda_tensors_get_their_own_library_after_the_one_with_the_schemas(fresh: library._State, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = pretend_gpu(monkeypatch, "cuda.so")
+    library.on_load(lambda: loaded.append("registrations"))
+    assert library.load()
+    assert loaded == ["cpu.so", "registrations"]  # nobody waits for nvcc who has no tensors there
+    assert serves_cuda()
+    assert serves_cuda()
+    assert loaded == ["cpu.so", "registrations", "cuda.so"]
+    assert fresh.parts["cuda"].is_loaded
+    assert (built := library.details("cuda")) is not None
+    assert built.library == "cuda.so"
+    assert not library.use_kernels(OnCuda(), torch.zeros(1))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_cuda_kernels_cuda_tensors_go_the_plain_way_after_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpu(monkeypatch, builder.BuildError("there is no nvcc; install the CUDA toolkit"))
+    with pytest.warns(RuntimeWarning, match="plain PyTorch operators serve on CUDA, which are slower: there is no nvcc; install"):
+        assert not serves_cuda()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not serves_cuda()
+        assert library.use_kernels(torch.zeros(1))
+    assert library.failure() is None
+    assert "no nvcc" in (library.failure("cuda") or "")
+    monkeypatch.setenv(library.VARIABLE, "cuda")
+    with pytest.raises(UserError, match="the CUDA operators were asked for and cannot be had: there is no nvcc"):
+        serves_cuda()
+    assert library.use_kernels(torch.zeros(1))
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(("path", "expected"), [("reference", False), ("cpp", False), ("cuda", True)])
+def test_which_forced_paths_serve_cuda_tensors(monkeypatch: pytest.MonkeyPatch, path: str, expected: bool) -> None:
+    pretend_gpu(monkeypatch, "cuda.so")
+    with library.path(path):
+        assert serves_cuda() is expected
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert serves_cuda() is expected
+    assert not serves_cuda()  # nothing was enabled before
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_kernels_asked_for_without_a_gpu() -> None:
+    with (
+        pytest.raises(UserError, match="the CUDA operators were asked for and cannot be had: there is no CUDA device"),
+        library.path("cuda"),
+    ):
+        pass
 
 
 def test_error_of_a_check() -> None:

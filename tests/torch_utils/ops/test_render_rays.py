@@ -178,8 +178,17 @@ def test_a_single_gradient_is_that_of_all_together(output: int, wanted: int) -> 
 ARGUMENTS = np.concatenate([np.linspace(-30, 30, 4001), np.geomspace(1e-8, 80, 200), -np.geomspace(1e-8, 85, 200)]).astype(np.float32)
 
 
+PIECE = 50  # of these at once: kernels on GPUs refuse decoders that do not fit into shared memory
+
+
 def hidden_layer(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Activations of hidden units with these biases and nothing else to go on, and the activation's derivatives, from two gradients."""
+    pieces = [_hidden_layer(values[first : first + PIECE]) for first in range(0, len(values), PIECE)]
+    activations, slopes = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+    return activations, slopes
+
+
+def _hidden_layer(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     count = len(values)
     weights = [torch.zeros(count, 1), torch.from_numpy(values), torch.ones(2, count), torch.zeros(2)]
     decoder = DecoderWeights(*(w.requires_grad_() for w in weights))
@@ -218,8 +227,9 @@ def test_nan_and_infinity_are_not_hidden(value: float) -> None:
     assert features.isnan().any()
 
 
-def test_sigmoid() -> None:
-    x = ARGUMENTS
+@pytest.mark.parametrize("first", range(0, len(ARGUMENTS), PIECE))
+def test_sigmoid(first: int) -> None:
+    x = ARGUMENTS[first : first + PIECE]
     decoder = DecoderWeights(
         torch.zeros(1, 1), torch.zeros(1), torch.zeros(1 + len(x), 1), torch.cat([torch.zeros(1), torch.from_numpy(x)])
     )

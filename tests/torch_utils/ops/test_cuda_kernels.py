@@ -1,0 +1,228 @@
+"""CUDA kernels without a GPU: their bodies run on the CPU beside plain loops, under sanitizers; nvcc compiles them for every GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import cuda_resources
+from dnnlib import files
+from tests import cuda_on_cpu, operators
+from torch_utils.ops import builder, cuda_builder
+
+OPERATORS = ("bias_act", "upfirdn2d", "filtered_lrelu", "modulation")
+pytestmark = pytest.mark.skipif(operators.missing_toolchain() is not None, reason=str(operators.missing_toolchain()))
+
+
+def program(name: str, sanitizer: str, kernels: list[str]) -> Path:
+    return cuda_on_cpu.build_program(cuda_on_cpu.SHIM / f"{name}.cpp", kernels, sanitizer, files.cache_dir() / "ops" / "tests")
+
+
+def check_operator(operator: str, sanitizer: str, *arguments: str) -> None:
+    run = cuda_on_cpu.run_program(program(f"{operator}_test", sanitizer, [operator]), *arguments)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " cases, 0 failures" in run.stdout
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_kernels_against_plain_loops_under_address_and_undefined_behaviour_sanitizers(operator: str) -> None:
+    check_operator(operator, "address")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_kernels_have_no_races(operator: str) -> None:
+    check_operator(operator, "thread", "quick")
+
+
+@pytest.mark.parametrize(
+    ("sanitizer", "mistake", "finding"),
+    [
+        ("address", "bounds", "AddressSanitizer: heap-buffer-overflow"),
+        ("address", "shared", "runtime error: index 64 out of bounds"),
+        ("address", "race", "FAILED reverse"),  # what is not written yet is NaN
+        ("address", "uninitialized", "FAILED uninitialized"),
+        ("address", "divergence", "a thread ends while others of its block wait at a barrier"),
+        ("address", "alignment", "a load of several numbers is not aligned"),
+        ("thread", "race", "ThreadSanitizer: data race"),
+        ("thread", "blocks", "ThreadSanitizer: data race"),
+        ("thread", "divergence", "a thread ends while others of its block wait at a barrier"),
+    ],
+)
+def test_planted_mistakes_are_found(sanitizer: str, mistake: str, finding: str) -> None:
+    run = cuda_on_cpu.run_program(program("planted", sanitizer, []), mistake)
+    assert run.returncode != 0
+    assert finding in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_the_same_kernels_without_mistakes_pass(sanitizer: str) -> None:
+    run = cuda_on_cpu.run_program(program("planted", sanitizer, []))
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_half_precision_numbers_of_the_shim(tmp_path: Path) -> None:
+    """All 16-bit patterns to float, and floats around every rounding edge back, as torch does it."""
+    source = tmp_path / "scalars.cpp"
+    source.write_text(
+        '#include <cstdio>\n#include "scalars.h"\nint main() {\n  for (uint32_t i = 0; i < 65536; ++i) {\n'
+        "    const float values[2] = {__half2float({uint16_t(i)}), __bfloat162float({uint16_t(i)})};\n"
+        "    std::fwrite(values, 4, 2, stdout);\n  }\n  float x;\n  while (std::fread(&x, 4, 1, stdin) == 1) {\n"
+        "    const uint16_t bits[2] = {__float2half_rn(x).bits, __float2bfloat16_rn(x).bits};\n    std::fwrite(bits, 2, 2, stdout);\n  }\n}\n"
+    )
+    compiled = cuda_on_cpu.build_program(source, [], "none", tmp_path)
+    patterns = torch.arange(65536, dtype=torch.int32).to(torch.int16)
+    halves, bfloats = patterns.view(torch.float16).float(), patterns.view(torch.bfloat16).float()
+    between = torch.cat([halves, bfloats])
+    between = between[between.isfinite()]
+    middles = (between + torch.nextafter(between.half().float(), torch.tensor(9e9))) / 2
+    edges = torch.cat([between, middles, torch.nextafter(middles, torch.tensor(9e9)), torch.nextafter(middles, torch.tensor(-9e9))])
+    run = subprocess.run([compiled], input=edges.numpy().tobytes(), capture_output=True, check=True)
+    widened = torch.frombuffer(bytearray(run.stdout[: 65536 * 8]), dtype=torch.float32).view(-1, 2)
+    narrowed = torch.frombuffer(bytearray(run.stdout[65536 * 8 :]), dtype=torch.int16).view(-1, 2)
+    torch.testing.assert_close(widened, torch.stack([halves, bfloats], 1), rtol=0, atol=0, equal_nan=True)
+    expected = torch.stack([edges.half().view(torch.int16), edges.bfloat16().view(torch.int16)], 1)
+    is_number = ~edges.isnan()
+    assert torch.equal(narrowed[is_number], expected[is_number])
+
+
+def test_kernels_and_bindings_keep_to_their_headers() -> None:
+    """No file needs more of a toolkit than nvcc, and kernels nothing of torch."""
+    for path in [*cuda_builder.sources(), *cuda_builder.headers()]:
+        text = path.read_text()
+        assert "#include <ATen/cuda" not in text
+        assert "#include <torch/extension.h" not in text
+        if path.suffix == ".cu":
+            assert not any(word in text for word in ("#include <ATen", "#include <torch", "#include <c10"))
+
+
+def test_every_kernel_is_recorded() -> None:
+    """`python -m benchmarks.cuda_resources` was run since kernels were added: docs/kernels.md speaks of them."""
+    recorded = cuda_resources.read()
+    architectures = {usage.architecture for usage in recorded}
+    assert architectures == set(cuda_builder.ARCHITECTURES)
+    names = {cuda_resources.family(usage.kernel) for usage in recorded}
+    text = "".join(path.read_text() for path in cuda_builder.headers() + cuda_builder.kernel_sources())
+    assert len(names) == text.count("__global__")
+    assert all(0 < usage.occupancy <= 1 for usage in recorded)
+
+
+def test_ptxas_output_is_read() -> None:
+    log = (
+        "ptxas info    : Compiling entry function '_Z1fPf' for 'sm_75'\nptxas info    : Function properties for _Z1fPf\n"
+        "    24 bytes stack frame, 20 bytes spill stores, 16 bytes spill loads\n"
+        "ptxas info    : Used 64 registers, used 1 barriers, 8192 bytes smem, 456 bytes cmem[0]\n"
+        "ptxas info    : Compiling entry function '_Z1gPf' for 'sm_90'\n    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n"
+        "ptxas info    : Used 40 registers, used 0 barriers, 456 bytes cmem[0]\n"
+    )
+    first, second = cuda_resources.parse(log)
+    assert first == cuda_resources.Usage("_Z1fPf", "75", 64, 8192, 20, 16)
+    assert first.occupancy == 1  # four blocks of 256 by registers, seven by shared memory, four by threads
+    assert second == cuda_resources.Usage("_Z1gPf", "90", 40, 0, 0, 0)
+    assert second.occupancy == 6 * 256 / 2048
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# With nvcc
+
+
+@pytest.fixture(scope="module")
+def toolkit() -> cuda_builder.Toolkit:
+    try:
+        return cuda_builder.find_toolkit()
+    except builder.BuildError as error:
+        pytest.skip(str(error))
+
+
+def test_the_toolkit_of_an_nvcc_that_is_a_script(toolkit: cuda_builder.Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "nvcc"
+    script.write_text(f'#!/bin/sh\nexec "{toolkit.nvcc}" "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    found = cuda_builder.find_toolkit()
+    assert found == cuda_builder.Toolkit(str(script), toolkit.root, toolkit.version)
+    assert (found.root / "include" / "cuda_runtime_api.h").is_file()
+
+
+def test_toolkits_that_do_not_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(builder.BuildError, match="there is no nvcc; install the CUDA toolkit"):
+        cuda_builder.find_toolkit()
+    script = tmp_path / "nvcc"
+    script.write_text("#!/bin/sh\necho broken >&2\n")
+    script.chmod(0o755)
+    with pytest.raises(builder.BuildError, match="does not say which toolkit it belongs to: broken"):
+        cuda_builder.find_toolkit()
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    cuda_builder.check_version(cuda_builder.Toolkit("nvcc", tmp_path, "13.0"))
+    with pytest.raises(builder.BuildError, match=r"nvcc is of CUDA 12.4, PyTorch was built with CUDA 13.2; install the toolkit 13.2"):
+        cuda_builder.check_version(cuda_builder.Toolkit("nvcc", tmp_path, "12.4"))
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(builder.BuildError, match="built without CUDA"):
+        cuda_builder.check_version(cuda_builder.Toolkit("nvcc", tmp_path, "12.4"))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"), [([(8, 0)], ("80",)), ([(9, 0), (7, 5), (9, 0)], ("75", "90")), ([(99, 0)], ("121",)), ([(1, 0)], None)]
+)
+def test_architectures_of_the_devices(
+    toolkit: cuda_builder.Toolkit, monkeypatch: pytest.MonkeyPatch, capabilities: list[tuple[int, int]], expected: tuple[str, ...] | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
+    if expected is None:
+        with pytest.raises(builder.BuildError, match=r"does not compile for GPUs of compute capability 1\.0"):
+            cuda_builder.device_architectures(toolkit)
+    else:
+        found = cuda_builder.device_architectures(toolkit)
+        assert found[:-1] == expected[:-1]
+        assert int(found[-1]) >= int(expected[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", cuda_builder.kernel_sources(), ids=lambda path: path.stem)
+def test_nvcc_compiles_for_every_gpu_without_warnings(toolkit: cuda_builder.Toolkit, source: Path) -> None:
+    usages = cuda_resources.measure(cuda_builder.ARCHITECTURES, [source])
+    assert {usage.architecture for usage in usages} == set(cuda_builder.ARCHITECTURES)
+    recorded = {(usage.kernel, usage.architecture) for usage in cuda_resources.read()}
+    assert {(usage.kernel, usage.architecture) for usage in usages} <= recorded
+    assert max(usage.spill_stores for usage in usages) <= 256, "kernels spill: see benchmarks/cuda_resources.json"
+    assert toolkit.version
+
+
+LOAD = """
+import sys, torch
+from torch_utils.ops import library
+assert library.load()
+torch.ops.load_library(sys.argv[1])
+for name in sys.argv[2:]:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("open_eg3d::" + name, "CUDA"), name
+"""
+
+
+@pytest.mark.slow
+def test_the_library_links_and_registers_every_operator(toolkit: cuda_builder.Toolkit) -> None:
+    built = builder.build_recipe(cuda_builder.recipe(("75",), toolkit))
+    schemas = "".join(path.read_text() for path in builder.SOURCE_DIR.glob("*.cpp"))
+    names = [part.split("(")[0].strip().strip('"') for part in schemas.replace("\n", " ").split("m.def(")[1:]]
+    names = [part.split('"')[-1] for part in names]
+    names = [name.split("(")[0] for name in names]
+    run = subprocess.run([sys.executable, "-c", LOAD, built.library, *names], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The operators' own tests, with the CUDA kernels and bindings in the place of the CPU's
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operator", ["bias_act", "upfirdn2d", "filtered_lrelu", "modulation", "render_rays"])
+def test_the_operators_tests_pass_on_cuda_kernels(operator: str) -> None:
+    path = f"tests/torch_utils/ops/test_{operator}.py"
+    run = subprocess.run([sys.executable, "-m", "tests.cuda_on_cpu", path], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
