@@ -5,6 +5,7 @@ Runs train.py as a person would, with checkpoints and pictures all the way, and 
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -75,9 +76,11 @@ def training_processes(launcher: psutil.Process, processes: int) -> list[psutil.
 
 
 def look(process: psutil.Process) -> dict[str, float]:
-    """Memory (MiB), open files and threads of one process."""
+    """Memory (MiB), open files, threads and seconds of computing of one process."""
     with process.oneshot():
-        return {"mib": process.memory_info().rss / 2**20, "files": process.num_fds(), "threads": process.num_threads()}
+        times = process.cpu_times()
+        seen = {"mib": process.memory_info().rss / 2**20, "files": process.num_fds(), "threads": process.num_threads()}
+    return {**seen, "cpu": times.user + times.system}
 
 
 def watch(process: subprocess.Popen[bytes], outdir: Path, processes: int, seconds: float) -> list[dict[str, Any]]:
@@ -116,13 +119,14 @@ def summarise(looks: list[dict[str, Any]], speeds: list[tuple[float, float]], ba
     kimg = np.array([each["kimg"] for each in looks])
     late = kimg >= WARM_SHARE * kimg.max()
     iterations = kimg * 1000 / batch
-    places, values = np.array(speeds).T
-    warm = places >= WARM_SHARE * places.max()
-    middle = np.median(places[warm])
-    early, end = (float(np.median(values[warm & part])) for part in (places < middle, places >= middle))
+    middle = np.median(iterations[late])
+    halves = late & (iterations < middle), late & (iterations >= middle)
+    speed = float(np.median([value for _, value in speeds]))
     rows = []
     for index in range(len(looks[0]["processes"])):
         series = {name: np.array([each["processes"][index][name] for each in looks])[late] for name in ("mib", "files", "threads")}
+        cpu = np.array([each["processes"][index]["cpu"] for each in looks])
+        early, end = (growth(iterations[half], cpu[half]) * 1000 for half in halves)
         rows.append(
             {
                 "process": index,
@@ -131,15 +135,23 @@ def summarise(looks: list[dict[str, Any]], speeds: list[tuple[float, float]], ba
                 "files": f"{series['files'].min()}..{series['files'].max()}",
                 "files/1000 it": growth(iterations[late], series["files"]) * 1000,
                 "threads": f"{series['threads'].min()}..{series['threads'].max()}",
-                "img/s early": early,
-                "img/s late": end,
+                "CPU ms/it early": early,
+                "CPU ms/it late": end,
+                "img/s": speed,
             }
         )
     return rows
 
 
-def plot(path: Path, looks: list[dict[str, Any]], speeds: list[tuple[float, float]], batch: int) -> None:
-    """Memory, open files and speed over iterations."""
+def cost(iterations: list[float], cpu: list[float]) -> tuple[list[float], list[float]]:
+    """CPU milliseconds an iteration between ticks; seconds on the clock tell more about what else a machine does."""
+    firsts = dict(zip(reversed(iterations), reversed(cpu), strict=True))
+    places = sorted(firsts)
+    return places[1:], [1000 * (firsts[b] - firsts[a]) / (b - a) for a, b in itertools.pairwise(places)]
+
+
+def plot(path: Path, looks: list[dict[str, Any]], batch: int) -> None:
+    """Memory, open files and the cost of an iteration, in the course of a run."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -152,8 +164,10 @@ def plot(path: Path, looks: list[dict[str, Any]], speeds: list[tuple[float, floa
             axis.plot(iterations, [each["processes"][index][name] for each in looks], label=f"process {index}")
         axis.set(ylabel=label, ylim=(0, None))
         axis.legend(loc="lower right")
-    axes[2].plot([place * 1000 / batch for place, _ in speeds], [value for _, value in speeds], ".", markersize=3)
-    axes[2].set(ylabel="images/s", xlabel="iteration", ylim=(0, None))
+    for index in range(len(looks[0]["processes"])):
+        places, costs = cost(iterations, [each["processes"][index]["cpu"] for each in looks])
+        axes[2].plot(places, costs, ".", markersize=3, label=f"process {index}")
+    axes[2].set(ylabel="CPU ms an iteration", xlabel="iteration", ylim=(0, None))
     figure.tight_layout()
     figure.savefig(path, dpi=100)
 
@@ -177,7 +191,7 @@ def main(iterations: int, batch: int, procs: int, every: float, json_path: Path 
         speeds = [(line["kimg"], line["Progress/images_per_second"]) for line in ticks(outdir)]
     show(f"{iterations} iterations, {procs} process(es), batch {batch}", summarise(looks, speeds, batch), json_path)
     if plot_path is not None:
-        plot(plot_path, looks, speeds, batch)
+        plot(plot_path, looks, batch)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dnnlib.console import UserError
 from torch_utils.distributed import copy_from_first, gather_batch, rank, sum_over_processes, world_size
 from torch_utils.ops import library
+from torch_utils.reduction import GradientAverage
 from torch_utils.sample_random import randn, samples_draw_from
 from torch_utils.stats import Statistics
 from training import loss
@@ -96,6 +97,7 @@ class Trainer:
         options = config.training
         self.G_optimizer = lazy_adam(self.G_parameters, options, options.lr_generator, options.g_reg_interval)
         self.D_optimizer = lazy_adam(self.D_parameters, options, options.lr_discriminator, options.d_reg_interval)
+        self.G_average, self.D_average = GradientAverage(self.G_parameters), GradientAverage(self.D_parameters)
         self._set_precision()
         if options.compile:
             self._compile()
@@ -246,8 +248,8 @@ class Trainer:
     @contextlib.contextmanager
     def _update(self, phase: str) -> Iterator[Update]:
         """An update of the network that `phase` belongs to; it is skipped, and counted, if a loss or a gradient is not finite."""
-        parameters, optimizer = (self.G_parameters, self.G_optimizer) if phase[0] == "G" else (self.D_parameters, self.D_optimizer)
-        with update_of(parameters, optimizer, len(self.share), self.statistics) as update:
+        average, optimizer = (self.G_average, self.G_optimizer) if phase[0] == "G" else (self.D_average, self.D_optimizer)
+        with update_of(average, optimizer, len(self.share), self.statistics) as update:
             yield update
         self.statistics.report(f"Gradients/nonfinite_{phase}", 0.0 if update.is_taken else 1.0)
         if update.is_taken:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import nn
 
 from tests.tiny import differing, orbit_labels, pictures, tiny_config
 from torch_utils import distributed
+from torch_utils.reduction import GradientAverage, make_buckets
 from torch_utils.stats import Statistics
 from training.dataset import to_float
 from training.trainer import Trainer
@@ -26,14 +28,26 @@ def gradients_of(process: int) -> list[torch.Tensor | None]:
     return [torch.full((2, 3), float(process + 1)), torch.full((4,), 8.0) if process else None, None]
 
 
-def average() -> list[torch.Tensor | None]:
+def average(bucket_bytes: int = 16, micro_batches: int = 1) -> list[torch.Tensor | None]:
+    """Gradients that arrive in `micro_batches` backward passes, averaged in buckets of a parameter or two."""
     parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(5))]
-    for parameter, gradient in zip(parameters, gradients_of(distributed.rank()), strict=True):
-        # As in training, where nothing requires gradients any more when they are averaged.
-        parameter.requires_grad_(False)
-        parameter.grad = gradient
-    distributed.average_gradients(parameters)
-    distributed.average_gradients([])
+    averaging = GradientAverage(parameters, bucket_bytes)
+    for update in range(2):
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+            parameter.grad = None
+        averaging.begin()
+        for micro_batch in range(micro_batches):
+            if micro_batch == micro_batches - 1:
+                averaging.expect_last()
+            pairs = zip(parameters, gradients_of(distributed.rank()), strict=True)
+            losses = [(parameter * gradient).sum() / micro_batches for parameter, gradient in pairs if gradient is not None]
+            torch.stack(losses).sum().backward()
+        for parameter in parameters:
+            parameter.requires_grad_(False)  # as in training, where nothing requires gradients any more when they are averaged
+        counts = averaging.finish(torch.tensor([1.0, float(update)]))
+        assert counts.tolist() == [distributed.world_size(), update * distributed.world_size()]
+    assert GradientAverage([]).finish(torch.tensor([1.0])).tolist() == [distributed.world_size()]
     return [parameter.grad for parameter in parameters]
 
 
@@ -83,6 +97,7 @@ def worker(process: int, address: str, folder: str) -> None:
         "place": (distributed.is_distributed(), distributed.rank(), distributed.world_size()),
         "sum": distributed.sum_over_processes(torch.tensor([1.0, float(process)])),
         "average": average(),
+        "average in one bucket of two passes": average(1000, 2),
         "statistics": collect(),
         "copy": copy(),
         "train": train(),
@@ -112,8 +127,8 @@ def test_sums(found: list[dict[str, Any]]) -> None:
 
 
 def test_gradients_are_averaged_and_missing_ones_count_as_zero(found: list[dict[str, Any]]) -> None:
-    for one in found:
-        both, half, none = one["average"]
+    for one, kind in itertools.product(found, ("average", "average in one bucket of two passes")):
+        both, half, none = one[kind]
         assert torch.equal(both, torch.full((2, 3), 1.5))
         assert torch.equal(half, torch.full((4,), 4.0))
         assert none is None
@@ -158,3 +173,9 @@ def test_one_process_needs_no_group() -> None:
     state = copy()
     torch.manual_seed(0)
     assert torch.equal(state["running_mean"], torch.randn(3))
+
+
+def test_buckets_are_filled_from_the_last_layer_on() -> None:
+    parameters = [nn.Parameter(torch.zeros(size)) for size in (3, 1, 9, 2, 2)]
+    assert [[p.numel() for p in bucket] for bucket in make_buckets(parameters, 16)] == [[2, 2], [9], [1, 3]]
+    assert make_buckets([], 16) == []

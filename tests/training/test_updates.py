@@ -15,6 +15,7 @@ from dnnlib.console import UserError
 from tests.tiny import differing, orbit_labels, pictures, tensors_of, tiny_config, write_dataset
 from torch_utils.distributed import rank, world_size
 from torch_utils.processes import run_processes
+from torch_utils.reduction import GradientAverage
 from torch_utils.stats import Statistics
 from training import trainer as trainer_module
 from training.checkpoint import load_checkpoint
@@ -48,7 +49,7 @@ def take(change: Callable[[Tensor], Tensor]) -> tuple[nn.Parameter, dict[str, An
     """An update of one parameter by the loss `change(sum of its squares)`."""
     parameter = nn.Parameter(torch.tensor([3.0, 4.0]))
     statistics, optimizer = Statistics(), torch.optim.SGD([parameter], lr=0.5)
-    with update_of([parameter], optimizer, 2, statistics) as update:
+    with update_of(GradientAverage([parameter]), optimizer, 2, statistics) as update:
         for part in (torch.tensor([0]), torch.tensor([1])):
             value = change(parameter.square().sum())
             update.report("Loss", value)
