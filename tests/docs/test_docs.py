@@ -58,7 +58,8 @@ COMMAND_LINES: dict[str, click.Command] = {
     "-m training.inspect": inspect.main,
 }
 SOURCES = [ROOT / name for name in COMMAND_LINES if name.endswith(".py")]
-SOURCES += [path for room in ("dnnlib", "training", "metrics", "media", "data_tools") for path in sorted((ROOT / room).rglob("*.py"))]
+ROOMS = ("dnnlib", "torch_utils", "training", "metrics", "media", "data_tools")
+SOURCES += [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 LAYERS = {"dnnlib": 0, "torch_utils": 1, "metrics": 2, "training": 2, "open_eg3d": 3, "data_tools": 3, "media": 3, "tests": 5}
 TOP = 4  # the command lines
 PRESET_COLUMNS, SIZE_COLUMNS = {"ffhq", "afhq", "shapenet", "heads"}, {"published", "laptop"}
