@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 # A waiting thread that spins slows everybody on a busy machine; results do not depend on it.
 test test-slow: export OMP_WAIT_POLICY ?= passive
 
-.PHONY: install test test-slow lint demo clean
+.PHONY: install test test-slow lint demo gpu-check clean
 
 install: $(INSTALLED)
 
@@ -30,6 +30,10 @@ test-slow: install
 
 demo: install
 	$(BIN)/python demo.py
+
+# What only a machine with a GPU can tell; writes gpu_check.json.
+gpu-check: install
+	$(BIN)/python -m benchmarks.gpu_check
 
 clean:
 	rm -rf $(VENV) demo out

@@ -72,7 +72,8 @@ def compile_command(source: Path, architectures: tuple[str, ...], output: Path, 
 def parse(log: str) -> Iterator[Usage]:
     """The kernels in what ptxas -v printed."""
     entry = re.compile(
-        r"Compiling entry function '(\w+)' for 'sm_(\d+)a?'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)",
+        r"Compiling entry function '(\w+)' for 'sm_(\d+)'.*?"
+        r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)",
         re.DOTALL,
     )
     for name, architecture, stores, loads, registers, rest in entry.findall(log):

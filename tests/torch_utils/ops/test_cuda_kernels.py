@@ -73,7 +73,8 @@ def test_half_precision_numbers_of_the_shim(tmp_path: Path) -> None:
         '#include <cstdio>\n#include "scalars.h"\nint main() {\n  for (uint32_t i = 0; i < 65536; ++i) {\n'
         "    const float values[2] = {__half2float({uint16_t(i)}), __bfloat162float({uint16_t(i)})};\n"
         "    std::fwrite(values, 4, 2, stdout);\n  }\n  float x;\n  while (std::fread(&x, 4, 1, stdin) == 1) {\n"
-        "    const uint16_t bits[2] = {__float2half_rn(x).bits, __float2bfloat16_rn(x).bits};\n    std::fwrite(bits, 2, 2, stdout);\n  }\n}\n"
+        "    const uint16_t bits[2] = {__float2half_rn(x).bits, __float2bfloat16_rn(x).bits};\n"
+        "    std::fwrite(bits, 2, 2, stdout);\n  }\n}\n"
     )
     compiled = cuda_on_cpu.build_program(source, [], "none", tmp_path)
     patterns = torch.arange(65536, dtype=torch.int32).to(torch.int16)
@@ -117,7 +118,8 @@ def test_ptxas_output_is_read() -> None:
         "ptxas info    : Compiling entry function '_Z1fPf' for 'sm_75'\nptxas info    : Function properties for _Z1fPf\n"
         "    24 bytes stack frame, 20 bytes spill stores, 16 bytes spill loads\n"
         "ptxas info    : Used 64 registers, used 1 barriers, 8192 bytes smem, 456 bytes cmem[0]\n"
-        "ptxas info    : Compiling entry function '_Z1gPf' for 'sm_90'\n    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n"
+        "ptxas info    : Compiling entry function '_Z1gPf' for 'sm_90'\n"
+        "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n"
         "ptxas info    : Used 40 registers, used 0 barriers, 456 bytes cmem[0]\n"
     )
     first, second = cuda_resources.parse(log)
@@ -221,8 +223,7 @@ def test_the_library_links_and_registers_every_operator(toolkit: cuda_builder.To
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operator", ["bias_act", "upfirdn2d", "filtered_lrelu", "modulation", "render_rays"])
-def test_the_operators_tests_pass_on_cuda_kernels(operator: str) -> None:
-    path = f"tests/torch_utils/ops/test_{operator}.py"
-    run = subprocess.run([sys.executable, "-m", "tests.cuda_on_cpu", path], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("path", ["gpu", *(f"torch_utils/ops/test_{name}.py" for name in (*OPERATORS, "render_rays"))])
+def test_the_operators_tests_pass_on_cuda_kernels(path: str) -> None:
+    run = subprocess.run([sys.executable, "-m", "tests.cuda_on_cpu", f"tests/{path}"], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
