@@ -52,7 +52,9 @@ def test_without_the_clamp_activations_leave_the_range_of_fp16() -> None:
     network, (features, ws) = make_superresolution(None), inputs(1.0)
     features = features.sign() * 60000  # themselves within it
     seen: list[float] = []
-    network.get_submodule("block0").register_forward_hook(lambda _module, _inputs, output: seen.append(float(output[0].detach().abs().max())))
+    network.get_submodule("block0").register_forward_hook(
+        lambda _module, _inputs, output: seen.append(float(output[0].detach().abs().max()))
+    )
     enlarge(network, torch.float32, features, ws)
     assert max(seen) > LARGEST
     assert not enlarge(network, torch.float16, features, ws).isfinite().all()
