@@ -9,7 +9,7 @@ GLTF_VALIDATOR := gltf-validator@2.0.0-dev.3.10  # Khronos', which judges GLB fi
 # A waiting thread that spins slows everybody on a busy machine; results do not depend on it.
 test test-slow: export OMP_WAIT_POLICY ?= passive
 
-.PHONY: install fuzz browser test test-slow lint demo docs-media clean
+.PHONY: install fuzz browser test test-slow lint demo docs-media gpu-check clean
 
 install: $(INSTALLED)
 
@@ -52,6 +52,10 @@ demo: install
 # Pictures and loops in docs/media, made by the shipped model.
 docs-media: install
 	$(BIN)/python docs/make_media.py
+
+# What only a machine with a GPU can tell; writes gpu_check.json.
+gpu-check: install
+	$(BIN)/python -m benchmarks.gpu_check
 
 clean:
 	rm -rf $(VENV) demo out

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dnnlib.interrupts import quit_on_interrupt
+
+quit_on_interrupt(__name__)  # the imports below take seconds
+
 import math
 import re
 from dataclasses import dataclass

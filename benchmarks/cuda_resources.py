@@ -1,6 +1,7 @@
 """What the CUDA kernels take of a GPU: registers, shared memory and spills as ptxas tells them, and the occupancy that follows.
 
     python -m benchmarks.cuda_resources              compile for every architecture, write cuda_resources.json beside this file
+    python -m benchmarks.cuda_resources bias_act     the same for one source, and keep what the file says of the others
     python -m benchmarks.cuda_resources --show 80    print a table of one architecture
 
 Needs nvcc but no GPU. docs/kernels.md has the summary that `--markdown` prints.
@@ -14,8 +15,9 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,7 +27,15 @@ from torch_utils.ops import builder, cuda_builder
 
 RESULTS = Path(__file__).with_name("cuda_resources.json")
 WARNINGS = ("--Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror")
-THREADS_PER_BLOCK = 256  # what kernels are launched with unless __launch_bounds__ says otherwise
+# Bytes of shared memory that a launch asks for at the sizes of the published networks; ptxas does not know them.
+DYNAMIC_SHARED = {
+    "upfirdn2d_kernel": 24 << 10,
+    "filtered_lrelu_kernel": 32 << 10,
+    "render_kernel": 47 << 10,
+    "trace_backward_kernel": 47 << 10,
+    "decode_kernel": 47 << 10,
+    "decode_backward_kernel": 56 << 10,
+}
 # Shared memory of a multiprocessor in KiB and its most threads (CUDA C++ Programming Guide, table of technical specifications).
 MULTIPROCESSORS = {
     "75": (64, 1024),
@@ -41,7 +51,7 @@ REGISTERS = 65536  # of a multiprocessor, dealt out by warps in units of 256
 
 @dataclass(frozen=True)
 class Usage:
-    """One kernel on one architecture; `shared` counts static bytes, dynamic ones depend on the call."""
+    """One kernel on one architecture, with its static shared memory and the threads of its blocks."""
 
     kernel: str
     architecture: str
@@ -49,17 +59,22 @@ class Usage:
     shared: int
     spill_stores: int
     spill_loads: int
-    threads: int = THREADS_PER_BLOCK
+    threads: int = 256
+
+    @property
+    def all_shared(self) -> int:
+        """With what launches usually add."""
+        return self.shared + DYNAMIC_SHARED.get(family(self.kernel), 0)
 
     @property
     def occupancy(self) -> float:
-        """Resident threads as a share of the most that a multiprocessor takes, by registers and static shared memory."""
+        """Resident threads as a share of the most that a multiprocessor takes, by registers and shared memory."""
         shared_kib, most_threads = MULTIPROCESSORS[self.architecture]
         warps = -(-self.threads // 32)
         per_warp = -(-self.registers * 32 // 256) * 256
         by_registers = REGISTERS // per_warp // warps
-        by_shared = shared_kib * 1024 // (self.shared + 1024) if self.shared else by_registers
-        blocks = min(by_registers, by_shared, most_threads // self.threads)
+        by_shared = shared_kib * 1024 // (self.all_shared + 1024) if self.all_shared else by_registers
+        blocks = max(min(by_registers, by_shared, most_threads // self.threads), 1)
         return blocks * self.threads / most_threads
 
 
@@ -72,7 +87,8 @@ def compile_command(source: Path, architectures: tuple[str, ...], output: Path, 
 def parse(log: str) -> Iterator[Usage]:
     """The kernels in what ptxas -v printed."""
     entry = re.compile(
-        r"Compiling entry function '(\w+)' for 'sm_(\d+)a?'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)",
+        r"Compiling entry function '(\w+)' for 'sm_(\d+)'.*?"
+        r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers([^\n]*)",
         re.DOTALL,
     )
     for name, architecture, stores, loads, registers, rest in entry.findall(log):
@@ -100,28 +116,39 @@ def shorten(name: str) -> str:
     return name
 
 
-def measure(architectures: tuple[str, ...], sources: list[Path]) -> list[Usage]:
-    """Compile `sources` for all `architectures`.
+def threads_per_block(source: Path) -> dict[str, int]:
+    """Of each kernel of a file, as its launch bounds say."""
+    text = "".join(path.read_text() for path in [*cuda_builder.headers(), source])  # a file's own constants hide others
+    constants = dict(re.findall(r"constexpr int (\w+) = (\d+)", text))
+    bounds = re.findall(r"__launch_bounds__\((\w+)[^)]*\)\s+(\w+)\(", source.read_text())
+    return {kernel: int(constants.get(threads, threads)) for threads, kernel in bounds}
+
+
+def measure(architectures: tuple[str, ...], source: Path) -> list[Usage]:
+    """Compile `source` for all `architectures`.
 
     Raises:
-        UserError: if nvcc fails; what it printed is in the message.
+        UserError: if nvcc fails; its first error is in the message.
     """
-    toolkit = cuda_builder.find_toolkit()
-    usages: list[Usage] = []
+    toolkit, threads = cuda_builder.find_toolkit(), threads_per_block(source)
     with tempfile.TemporaryDirectory() as folder:
-        for source in progress(sources, description="nvcc"):
-            command = compile_command(source, architectures, Path(folder) / "kernels.o", toolkit)
-            run = subprocess.run(command, capture_output=True, text=True, check=False)
-            if run.returncode:
-                raise UserError(f"{source.name} does not compile: {builder.first_error(run.stdout + run.stderr)}")
-            usages += parse(run.stdout + run.stderr)
+        command = compile_command(source, architectures, Path(folder) / "kernels.o", toolkit)
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode:
+        raise UserError(f"{source.name} does not compile: {builder.first_error(run.stdout + run.stderr)}")
+    usages = list(parse(run.stdout + run.stderr))
     names = demangle([usage.kernel for usage in usages])
-    return [Usage(**{**asdict(usage), "kernel": name}) for usage, name in zip(usages, names, strict=True)]
+    return [replace(usage, kernel=name, threads=threads[family(name)]) for usage, name in zip(usages, names, strict=True)]
+
+
+def record() -> dict[str, list[dict[str, Any]]]:
+    """What the file beside this one says, by source."""
+    return json.loads(RESULTS.read_text())["sources"] if RESULTS.exists() else {}
 
 
 def read() -> list[Usage]:
-    """What the file beside this one says."""
-    return [Usage(**row) for row in json.loads(RESULTS.read_text())["kernels"]]
+    """All kernels of that file."""
+    return [Usage(**row) for rows in record().values() for row in rows]
 
 
 def family(kernel: str) -> str:
@@ -132,12 +159,12 @@ def family(kernel: str) -> str:
 def markdown(usages: list[Usage]) -> str:
     """A table of all kernels, variants of one together: ranges over number types and packs."""
     architectures = [number for number in cuda_builder.ARCHITECTURES if any(u.architecture == number for u in usages)]
-    lines = ["| Kernel (variants) | shared | spills | " + " | ".join(f"sm_{a}" for a in architectures) + " |"]
+    lines = ["| Kernel (variants) | KB shared | spills | " + " | ".join(f"sm_{a}" for a in architectures) + " |"]
     lines.append("|---|---|---|" + "---|" * len(architectures))
     for name in sorted({family(usage.kernel) for usage in usages}):
         own = [usage for usage in usages if family(usage.kernel) == name]
         variants = len({usage.kernel for usage in own})
-        shared, spills = [u.shared for u in own], max(u.spill_stores + u.spill_loads for u in own)
+        shared, spills = [round(u.all_shared / 1024) for u in own], max(u.spill_stores + u.spill_loads for u in own)
         cells = []
         for architecture in architectures:
             here = [u for u in own if u.architecture == architecture]
@@ -153,26 +180,39 @@ def span(values: list[int]) -> str:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("names", nargs=-1)
 @click.option("--show", metavar="ARCH", type=click.Choice(cuda_builder.ARCHITECTURES), help="Print the kernels of one architecture.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print the table of docs/kernels.md.")
-def main(show: str | None, as_markdown: bool) -> None:
-    """Compile the CUDA kernels for all architectures and record what they take."""
+def main(names: tuple[str, ...], show: str | None, as_markdown: bool) -> None:
+    """Compile the CUDA kernels, or those of the sources NAMES, for all architectures and record what they take."""
     if as_markdown:
         click.echo(markdown(read()))
     elif show is not None:
         for usage in read():
             if usage.architecture == show:
                 click.echo(
-                    f"{usage.registers:4} registers {usage.shared:6} B shared {usage.spill_stores:4} B spilled "
+                    f"{usage.registers:4} registers {usage.all_shared:6} B shared {usage.spill_stores:4} B spilled "
                     f"{usage.occupancy:5.0%}  {usage.kernel}"
                 )
     else:
-        toolkit = cuda_builder.find_toolkit()
-        usages = measure(cuda_builder.ARCHITECTURES, cuda_builder.kernel_sources())
-        rows = [asdict(usage) for usage in usages]
-        with atomic_write(RESULTS) as file:
-            file.write((json.dumps({"nvcc": toolkit.version, "kernels": rows}, indent=0) + "\n").encode())
-        click.echo(f"{len(rows)} kernels in {RESULTS}")
+        write(names)
+
+
+def write(names: tuple[str, ...]) -> None:
+    """Compile, and bring the file beside this one up to date.
+
+    Raises:
+        UserError: if nvcc fails or there is no such source.
+    """
+    known = {source.stem: source for source in cuda_builder.kernel_sources()}
+    if unknown := set(names) - set(known):
+        raise UserError(f"there is no {min(unknown)} in csrc/cuda; there are {', '.join(known)}")
+    rows = {name: lines for name, lines in record().items() if name in known}
+    for name in progress(names or list(known), description="nvcc"):
+        rows[name] = [asdict(usage) for usage in measure(cuda_builder.ARCHITECTURES, known[name])]
+    with atomic_write(RESULTS) as file:
+        file.write((json.dumps({"nvcc": cuda_builder.find_toolkit().version, "sources": rows}, indent=0) + "\n").encode())
+    click.echo(f"{sum(map(len, rows.values()))} kernels in {RESULTS}")
 
 
 if __name__ == "__main__":

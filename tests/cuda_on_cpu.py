@@ -51,7 +51,7 @@ def library_recipe() -> builder.Recipe:
 def use_as_cpu_kernels() -> None:
     """From here on, until the process ends, the operators of CPU tensors are the CUDA kernels. Before anything is loaded."""
     built = builder.build_recipe(library_recipe())
-    builder.build = lambda: built  # type: ignore[assignment]
+    builder.build = lambda: built
     assert library.load()
 
 
