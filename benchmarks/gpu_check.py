@@ -28,9 +28,9 @@ from torch import Tensor, nn
 from benchmarks import timing
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import atomic_write
-from torch_utils.distributed import average_gradients
 from torch_utils.ops import bias_act, builder, cuda_builder, filtered_lrelu, library, setup_filter, upfirdn2d
 from torch_utils.ops.modulation import modulated_lrelu, scale_channels
+from torch_utils.reduction import GradientAverage
 from training.networks.layers import Conv2d
 from training.presets import make_config
 
@@ -199,8 +199,11 @@ def stack(device: torch.device) -> nn.Module:
 def gradients(device: torch.device, images: Tensor) -> list[Tensor]:
     """Of the mean over `images`; over all processes' where a group is running."""
     network = stack(device)
+    average = GradientAverage(list(network.parameters()))
+    average.begin()
+    average.expect_last()
     network(images.to(device, memory_format=torch.channels_last)).square().mean().backward()
-    average_gradients(network.parameters())
+    average.finish(torch.zeros(0, device=device))
     return [parameter.grad.cpu() for parameter in network.parameters() if parameter.grad is not None]
 
 

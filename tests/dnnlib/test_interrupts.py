@@ -12,7 +12,7 @@ import pytest
 from dnnlib import interrupts
 from tests.tiny import finish, start
 
-SCRIPTS = ["train.py", "gen_samples.py", "calc_metrics.py", "dataset_tool.py", "export.py"]
+SCRIPTS = ["train.py", "gen_samples.py", "gen_videos.py", "calc_metrics.py", "dataset_tool.py", "export.py", "viewer.py"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
