@@ -35,7 +35,7 @@ from open_eg3d.measuring import SamplingOptions, keep_results, open_sampler, rea
 from torch_utils.devices import device_option
 from torch_utils.precision import use_full_fp32
 from torch_utils.processes import run_processes
-from training.dataset import IN_MEMORY_BYTES, ImageDataset
+from training.dataset import ImageDataset
 from training.networks.generator import Generator
 from training.scene import cameras_of
 
@@ -70,7 +70,7 @@ def open_data(path: str, mirror: bool, check: bool) -> ImageDataset:
         UserError: for bad data.
     """
     dataset = ImageDataset(path, mirror=mirror, check=check, needs_labels=False)
-    if dataset.pixel_bytes <= IN_MEMORY_BYTES:
+    if dataset.fits_memory:
         dataset.preload()
     return dataset
 

@@ -25,7 +25,9 @@ from dnnlib.archives import safe_name
 from dnnlib.console import UserError, progress
 from dnnlib.files import local_file
 from training.cameras import LABEL_SIZE, nearest_point_to_rays, orbit_angles, viewing_rays
-from training.dataset import LARGEST_FOCAL, LARGEST_NUMBER, TOLERANCE, ImageDataset, decode_picture, label_problems
+from training.data_files import decode_picture
+from training.dataset import ImageDataset
+from training.labels import LARGEST_FOCAL, LARGEST_NUMBER, TOLERANCE, label_problems
 
 JOBS_PER_WORKER = 500  # each has to load torch first, which takes seconds
 MENDS = {"pixels": ("convert --intrinsics pixels", "--intrinsics pixels")}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dnnlib.console import UserError
 from training.cameras import LABEL_SIZE
-from training.dataset import check_labels
+from training.labels import check_labels
 from training.scene import CameraSummary
 
 CAMERA_PATHS = ("circle", "wobble", "turn", "still")

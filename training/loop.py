@@ -22,7 +22,8 @@ from torch_utils.processes import StopSignals
 from training.balance import balance_copies, balance_weights
 from training.checkpoint import Checkpoint, Weights, load_state
 from training.config import Config, DataConfig
-from training.dataset import IN_MEMORY_BYTES, ImageDataset, to_float, training_batches
+from training.data_order import training_batches
+from training.dataset import ImageDataset, to_float
 from training.loss import schedule_at
 from training.run_folder import Events, RunFolder
 from training.saving import SnapshotWriter, is_finite, snapshot_name
@@ -105,7 +106,7 @@ def open_dataset(config: Config) -> ImageDataset:
     if dataset.resolution != config.model.resolution:
         sizes = f"{dataset.resolution} pixels, the model makes {config.model.resolution}"
         raise UserError(f"data {dataset.path} has pictures of {sizes}; train with the data the model was made for")
-    if dataset.pixel_bytes <= IN_MEMORY_BYTES:
+    if dataset.fits_memory:
         dataset.preload()
     return dataset
 

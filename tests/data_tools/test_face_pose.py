@@ -29,7 +29,7 @@ from data_tools.face_pose import (
 )
 from data_tools.faces import cut_out, pick_face, share_outside
 from training.cameras import look_at_pose, orbit_angles
-from training.dataset import label_problems
+from training.labels import label_problems
 
 ANGLE = st.floats(-1.2, 1.2)
 DECIMETRE = FACE_FOCAL * VISIBLE_WIDTH  # times a depth in world units, of a decimetre at the pivot

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from training.balance import balance_copies, balance_weights, epoch_items, yaw_angles, yaw_bins
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.config import DataConfig
-from training.dataset import batch_indices
+from training.data_order import batch_indices
 from training.loop import camera_labels, sampling_weights
 
 

@@ -20,7 +20,8 @@ from PIL import Image
 import training.dataset
 from dnnlib.console import UserError
 from training.cameras import mirror_label, orbit_pose, pack_label, pinhole_intrinsics
-from training.dataset import ImageDataset, batch_indices, epoch_order, read_batches, to_float, training_batches
+from training.data_order import batch_indices, epoch_order, read_batches, training_batches
+from training.dataset import ImageDataset, to_float
 
 COUNT = 6
 
