@@ -201,12 +201,6 @@ T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32) {
 }
 
 template <class T>
-T __shfl_down_sync(unsigned mask, T value, int distance, int width = 32) {
-  const int lane = cuda_on_cpu::lane(), other = lane + distance;
-  return cuda_on_cpu::exchange(mask, value, other / width == lane / width ? other : lane);
-}
-
-template <class T>
 T __shfl_up_sync(unsigned mask, T value, int distance, int width = 32) {
   const int lane = cuda_on_cpu::lane();
   return cuda_on_cpu::exchange(mask, value, lane % width >= distance ? lane - distance : lane);
@@ -237,18 +231,10 @@ inline unsigned atomicMax(unsigned* to, unsigned value) {
   return before;
 }
 
-template <class T>
-T __ldg(const T* from) {
-  return *from;
-}
-
 inline uint32_t __umulhi(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
 inline int __popc(unsigned bits) { return std::popcount(bits); }
-inline int __ffs(int bits) { return bits == 0 ? 0 : std::countr_zero(unsigned(bits)) + 1; }
-inline int __clz(int bits) { return std::countl_zero(unsigned(bits)); }
-inline float rsqrtf(float x) { return 1 / std::sqrt(x); }
 using std::max;
 using std::min;
 
@@ -256,10 +242,6 @@ namespace open_eg3d::cuda {
 
 using half = ::cuda_on_cpu::Half;
 using bfloat16 = ::cuda_on_cpu::Bfloat16;
-
-inline float fast_exp(float x) { return std::exp(x); }
-inline float fast_log(float x) { return std::log(x); }
-inline float fast_divide(float a, float b) { return a / b; }
 
 }  // namespace open_eg3d::cuda
 

@@ -34,7 +34,6 @@ def test_kernels_against_plain_loops_under_address_and_undefined_behaviour_sanit
     check_operator(operator, "address")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_kernels_have_no_races(operator: str) -> None:
     check_operator(operator, "thread", "quick")

@@ -6,7 +6,6 @@
 
 #include <cstdint>
 #include <initializer_list>
-#include <limits>
 #include <optional>
 
 #include "cuda/types.h"
@@ -54,12 +53,6 @@ inline void check_devices(const at::Tensor& x, std::initializer_list<std::option
     if (!other || !other->defined()) continue;
     TORCH_CHECK(other->device() == x.device(), "operands on two devices, ", x.device(), " and ", other->device());
   }
-}
-
-// Kernels that count elements in 32 bits refuse what does not fit.
-inline void check_size(const char* name, const at::Tensor& x) {
-  TORCH_CHECK(x.numel() <= std::numeric_limits<int32_t>::max(), name, ": a tensor of ", x.numel(),
-              " elements; the CUDA kernel takes at most 2147483647, so split the batch");
 }
 
 }  // namespace open_eg3d::cuda

@@ -35,11 +35,6 @@ namespace open_eg3d::cuda {
 using half = __half;
 using bfloat16 = __nv_bfloat16;
 
-// exp, rsqrt and division to about two units in the last place, for places where that is enough.
-__device__ __forceinline__ float fast_exp(float x) { return __expf(x); }
-__device__ __forceinline__ float fast_log(float x) { return __logf(x); }
-__device__ __forceinline__ float fast_divide(float a, float b) { return __fdividef(a, b); }
-
 }  // namespace open_eg3d::cuda
 #else
 #include <cuda_on_cpu.h>
