@@ -211,8 +211,14 @@ def write(names: tuple[str, ...]) -> None:
     for name in progress(names or list(known), description="nvcc"):
         rows[name] = [asdict(usage) for usage in measure(cuda_builder.ARCHITECTURES, known[name])]
     with atomic_write(RESULTS) as file:
-        file.write((json.dumps({"nvcc": cuda_builder.find_toolkit().version, "sources": rows}, indent=0) + "\n").encode())
+        file.write(as_text(cuda_builder.find_toolkit().version, rows).encode())
     click.echo(f"{sum(map(len, rows.values()))} kernels in {RESULTS}")
+
+
+def as_text(nvcc: str, rows: dict[str, list[dict[str, Any]]]) -> str:
+    """JSON with a line for each kernel, so that a change shows which ones changed."""
+    sources = [f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, lines)) + "\n]" for name, lines in rows.items()]
+    return f'{{"nvcc": {json.dumps(nvcc)}, "sources": {{\n' + ",\n".join(sources) + "\n}}\n"
 
 
 if __name__ == "__main__":
