@@ -189,7 +189,7 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--network", required=True, metavar="FILE|URL", help="Checkpoint, ours or released.")
+@click.option("--network", required=True, metavar="FILE|DIR|URL", help="Checkpoint, ours or released, or a folder of weights.")
 @click.option("--seeds", type=Seeds(), default="0-3", show_default=True, help="Which latents: 0-10 or 1,5,7-9.")
 @click.option("--outdir", type=click.Path(path_type=Path), default="out", show_default=True, help="Folder for the files.")
 @click.option("--interpolate", is_flag=True, help="Move smoothly from seed to seed and back to the first: one video.")
