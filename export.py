@@ -5,9 +5,9 @@ Or heads that a browser renders by itself: python export.py --network heads.pkl 
 
 from __future__ import annotations
 
-from dnnlib.interrupts import quit_on_interrupt
+from dnnlib.startup import prepare_program
 
-quit_on_interrupt(__name__)  # the imports below take seconds
+prepare_program(__name__)  # the imports below take seconds
 
 import copy
 import os

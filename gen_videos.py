@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dnnlib.interrupts import quit_on_interrupt
+from dnnlib.startup import prepare_program
 
-quit_on_interrupt(__name__)  # the imports below take seconds
+prepare_program(__name__)  # the imports below take seconds
 
 import math
 import re

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 from tqdm import tqdm
 
-from dnnlib.interrupts import raise_on_interrupt
+from dnnlib.startup import raise_on_interrupt
 
 T = TypeVar("T")
 

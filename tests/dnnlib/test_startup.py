@@ -1,7 +1,8 @@
-"""Ctrl-C in a command line's first seconds, while its libraries are imported."""
+"""A command line's first seconds, while its libraries are imported: Ctrl-C, and how threads are to wait."""
 
 from __future__ import annotations
 
+import os
 import signal
 import textwrap
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dnnlib import interrupts
+from dnnlib import startup
 from tests.tiny import finish, start
 
 SCRIPTS = ["train.py", "gen_samples.py", "gen_videos.py", "calc_metrics.py", "dataset_tool.py", "export.py", "viewer.py"]
@@ -34,8 +35,8 @@ def test_ctrl_c_while_the_command_runs(tmp_path: Path) -> None:
     script = tmp_path / "command.py"
     script.write_text(
         textwrap.dedent("""
-            from dnnlib.interrupts import quit_on_interrupt
-            quit_on_interrupt(__name__)
+            from dnnlib.startup import prepare_program
+            prepare_program(__name__)
             import os, signal, click
             from dnnlib.console import run_cli
 
@@ -55,14 +56,32 @@ def test_ctrl_c_while_the_command_runs(tmp_path: Path) -> None:
 
 def test_importing_a_command_line_changes_nothing() -> None:
     before = signal.getsignal(signal.SIGINT)
-    interrupts.quit_on_interrupt("export")
+    startup.prepare_program("export")
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_parent_that_ignores_ctrl_c_is_obeyed() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        interrupts.quit_on_interrupt("__main__")
+        startup.prepare_program("__main__")
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, startup.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)], ids=str
+)
+def test_threads_wait_as_the_environment_says(given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in startup.OPENMP_WAITING:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    startup.prepare_program("imported")
+    assert os.environ.get("GOMP_SPINCOUNT") == given.get("GOMP_SPINCOUNT")
+    if not given:
+        monkeypatch.setenv("GOMP_SPINCOUNT", "removed after the test")
+        monkeypatch.delenv("GOMP_SPINCOUNT")
+    startup.prepare_program("__main__")
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
