@@ -19,6 +19,8 @@ from tests.tiny import differing, write_dataset
 from training.checkpoint import load_checkpoint
 from training.run_folder import STATS_FILE
 
+METRIC = "relief8"
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,16 +47,29 @@ def is_looking(outdir: Path, since: float) -> bool:
     return newest[0] > since and newest[1] < newest[0]
 
 
+def is_measuring(outdir: Path, since: float) -> bool:
+    """Whether a snapshot is being measured: its pictures are there, its figures are not."""
+    newest = [
+        max((path.stat().st_mtime for path in outdir.glob(f"*/{kind}")), default=0.0) for kind in ("yaw-*.png", f"metric-{METRIC}.jsonl")
+    ]
+    return newest[0] > since and newest[1] < newest[0]
+
+
 def live_and_die(outdir: Path, data: Path, steps: int, log: Path, moment: random.Random, *more: str) -> str:
     """One life of a run, ended by SIGKILL at some moment; returns how far it came."""
     start, before = time.time(), lines(outdir)
     process = begin(training(outdir, data, steps, *more), log)
-    kind = moment.choice(["start", "any", "any", "writing", "looking"])
+    kind = moment.choice(["start", "any", "any", "writing", "looking", *(["measuring"] * 2 if "--metrics" in more else [])])
     if kind == "start":
         time.sleep(moment.uniform(0, 6))
     else:
         wait_for(lambda: lines(outdir) != before or process.poll() is not None, "a step", 200)
-        condition = {"any": lambda: True, "writing": lambda: is_writing(outdir), "looking": lambda: is_looking(outdir, start)}[kind]
+        condition = {
+            "any": lambda: True,
+            "writing": lambda: is_writing(outdir),
+            "looking": lambda: is_looking(outdir, start),
+            "measuring": lambda: is_measuring(outdir, start),
+        }[kind]
         wait_for(lambda: condition() or process.poll() is not None, kind, 200)
         time.sleep(moment.uniform(0, 1.5) if kind == "any" else 0)
     if process.poll() is not None:
@@ -83,7 +98,7 @@ def test_a_run_that_is_killed_goes_on(tmp_path: Path, data: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("kills", "processes"), [(14, 1), (6, 2)])
 def test_a_run_that_is_killed_at_many_moments_goes_on(tmp_path: Path, data: Path, kills: int, processes: int) -> None:
-    check_kills(tmp_path, data, kills, 120 if processes == 1 else 60, "--procs", str(processes))
+    check_kills(tmp_path, data, kills, 120 if processes == 1 else 60, "--procs", str(processes), "--metrics", METRIC)
 
 
 def test_a_killed_process_ends_the_others_with_a_reason(tmp_path: Path, data: Path) -> None:
