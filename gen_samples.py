@@ -20,7 +20,7 @@ from media.mesh_files import TEXTURE_FORMATS
 from media.shapes import FORMATS, TEXTURED_FACES, save_shape
 from media.strips import ROWS, camera_grid, save_png, seed_latent, strip_picture, yaw_strip
 from open_eg3d import load_generator
-from torch_utils.devices import device_option
+from torch_utils.devices import device_option, precision_option
 from torch_utils.precision import use_full_fp32
 from training.scene import cameras_of
 
@@ -59,13 +59,7 @@ def row_name(text: str) -> str:
     "--shape-faces", type=click.IntRange(4), help=f"Reduce meshes to so many triangles.  [default: all; textured {TEXTURED_FACES}]"
 )
 @click.option("--texture", type=click.IntRange(16, 8192), help="Bake colours into a texture of so many pixels a side (glb, obj).")
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="Of convolutions; bf16 where the processor has it.",
-)
+@precision_option
 @click.option("--images/--no-images", default=True, show_default=True, help="Write the picture strips.")
 @device_option
 def main(

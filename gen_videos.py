@@ -26,7 +26,7 @@ from media.strips import seed_latent
 from media.video_files import MAX_GIF_FPS, VIDEO_FORMATS
 from media.videos import Film, stop_on_interrupt, write_video
 from open_eg3d import load_generator
-from torch_utils.devices import device_option
+from torch_utils.devices import device_option, precision_option
 from torch_utils.precision import use_full_fp32
 from training.networks.generator import Generator
 from training.scene import CameraSummary, cameras_of
@@ -231,13 +231,7 @@ def interrupted(files: str, written: int, wanted: int) -> int:
     show_default=True,
     help="Samples a ray, in those of training: 2 is finer.",
 )
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="Of convolutions; bf16 where the processor has it.",
-)
+@precision_option
 @device_option
 def main(**options: Any) -> None:
     """Write a video a seed in which the camera moves around it, all seeds in a grid, or a walk from seed to seed.

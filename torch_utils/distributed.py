@@ -29,6 +29,13 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
+def any_process(value: bool, device: torch.device) -> bool:
+    """Whether `value` is true in any process; `device` is where processes exchange numbers."""
+    if not is_distributed():
+        return value
+    return bool(sum_over_processes(torch.tensor(float(value), device=device)) > 0)
+
+
 def gather_batch(share: Tensor) -> Tensor:
     """The whole batch (B, ...) of which every process has a share (B / N, ...), in the order in which samples are dealt out."""
     if not is_distributed():

@@ -24,7 +24,7 @@ import torch.multiprocessing
 from torch.distributed.rendezvous import rendezvous
 
 from dnnlib.console import UserError, status_of, tell
-from torch_utils.distributed import is_distributed, rank, sum_over_processes
+from torch_utils.distributed import any_process, is_distributed, rank
 from torch_utils.watch import Watch
 
 T = TypeVar("T")
@@ -59,9 +59,7 @@ class StopSignals:
 
     def agreed(self, device: torch.device) -> bool:
         """Whether any process was told to stop."""
-        if not is_distributed():
-            return self.received is not None
-        return bool(sum_over_processes(torch.tensor(float(self.received is not None), device=device)) > 0)
+        return any_process(self.received is not None, device)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.multiprocessing
 
 from dnnlib.console import UserError
 from dnnlib.files import is_url, make_dir

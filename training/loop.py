@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dnnlib.console import UserError
-from torch_utils.distributed import is_distributed, rank, sum_over_processes, world_size
+from torch_utils.distributed import any_process, rank, world_size
 from torch_utils.memory import keep_freed_memory
 from torch_utils.precision import use_full_fp32
 from torch_utils.processes import StopSignals
@@ -223,9 +223,7 @@ class _Run:
 
     def _any(self, value: bool) -> bool:
         """Whether `value` is true in any process."""
-        if not is_distributed():
-            return value
-        return bool(sum_over_processes(torch.tensor(float(value), device=self.options.device)) > 0)
+        return any_process(value, self.options.device)
 
     def _tell_skipped(self, before: int) -> None:
         """Log updates that the last step left out."""
