@@ -28,7 +28,7 @@ from open_eg3d.measuring import SnapshotMetrics, real_images
 from torch_utils.distributed import rank
 from torch_utils.processes import first_process_decides, place_from_environment, run_in_group
 from training.checkpoint import load_weights
-from training.checks import check_config, group_note
+from training.checks import check_config, group_note, rendering_note
 from training.config import Config, Precision, differences, set_option, to_dict
 from training.dataset import ImageDataset
 from training.launch import Job, Launch, choose_devices, find_checkpoint, has_fast_bf16, launch_training, new_run_dir, set_aside_later
@@ -385,7 +385,7 @@ def resume_run(options: dict[str, Any], launch: Launch, snapshot: Path, own: Con
 
 def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: str) -> bool:
     """Say what is going to be done; with --dry-run show the settings and return True."""
-    for line in filter(None, (launch.note, *notes, group_note(config, launch.processes))):
+    for line in filter(None, (launch.note, *notes, group_note(config, launch.processes), rendering_note(config))):
         click.echo(line, err=options["dry_run"])
     if options["dry_run"]:
         click.echo(json.dumps(to_dict(config), indent=2))

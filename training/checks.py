@@ -14,6 +14,7 @@ from training.augment import check_settings as check_augmentation
 from training.config import Config, config_sections
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
+from training.networks.superresolution import block_sizes
 
 Limit = tuple[Callable[[Any], bool], str]
 
@@ -108,6 +109,17 @@ def group_note(config: Config, processes: int) -> str | None:
     return (
         f"Minibatch statistics over groups of {step} samples instead of {min(group, batch)}, as many as a process handles at once "
         "(--batch, --batch-gpu): results are not those of larger micro-batches"
+    )
+
+
+def rendering_note(config: Config) -> str | None:
+    """A line to tell if super-resolution is given less than what is rendered, so that the picture lacks detail that the rendering has."""
+    finest, (taken, _) = config.training.nrr_final, block_sizes(config.model.resolution, config.model.superresolution.input_resolution)
+    if finest <= taken:
+        return None
+    return (
+        f"Rendering at {finest} pixels, of which super-resolution takes {taken}: the discriminator can tell fakes by that. "
+        f"Choose --nrr-final {taken}, or --set superresolution.input_resolution={finest}"
     )
 
 

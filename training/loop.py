@@ -24,6 +24,7 @@ from training.checkpoint import Checkpoint, Weights, load_state
 from training.config import Config, DataConfig
 from training.data_order import training_batches
 from training.dataset import ImageDataset, to_float
+from training.growth import grow_state
 from training.loss import schedule_at
 from training.run_folder import Events, RunFolder
 from training.saving import SnapshotWriter, is_finite, snapshot_name
@@ -79,11 +80,12 @@ def run_training(config: Config, options: RunOptions) -> None:
         processes = options.resume.rng.get("processes") if options.resume else None
         if options.resume is not None:
             trainer.load_state_dict(vars(options.resume))
-        elif options.init_from is not None:
-            initialise(trainer, options.init_from)
+        growth = initialise(trainer, options.init_from) if options.init_from is not None else ""
         options.resume = options.init_from = None  # their memory is not needed any more
         try:
             with RunFolder(options.run_dir, config, trainer.progress.kimg) as folder:
+                if growth:
+                    folder.log(f"Blocks of the generator that are not as in --init-from: {growth}")
                 if processes not in (None, world_size()):
                     folder.log(
                         f"The run had {processes} process(es) so far and has {world_size()} now: it goes on with the same data and random "
@@ -123,15 +125,21 @@ def camera_labels(data: DataConfig, labels: Tensor) -> Tensor:
     return labels.repeat_interleave(torch.from_numpy(balance_copies(labels, data.rebalance_bins, data.rebalance)), dim=0)
 
 
-def initialise(trainer: Trainer, weights: Weights) -> None:
-    """Take the weights of another run, and nothing else.
+def initialise(trainer: Trainer, weights: Weights) -> str:
+    """Take the weights of another run, and nothing else. The generator may have more blocks, or fewer; returns a line on these.
 
     Raises:
         UserError: with the list of names if they do not fit.
     """
-    for network, state in (("G", weights.G or weights.G_ema), ("D", weights.D), ("G_ema", weights.G_ema or weights.G)):
+    growth = ""
+    for network, state in (("G", weights.G or weights.G_ema), ("G_ema", weights.G_ema or weights.G)):
         if state is not None:
-            load_state(getattr(trainer, network), state, f"--init-from: {network}")
+            grown = grow_state(getattr(trainer, network), state)
+            load_state(getattr(trainer, network), grown.state, f"--init-from: {network}")
+            growth = grown.describe()
+    if weights.D is not None:
+        load_state(trainer.D, weights.D, "--init-from: D")
+    return growth
 
 
 class _Run:

@@ -6,7 +6,7 @@ import pytest
 
 from dnnlib.console import UserError
 from tests.tiny import tiny_config
-from training.checks import check_batch, check_config, group_note
+from training.checks import check_batch, check_config, group_note, rendering_note
 from training.config import Config
 from training.presets import PRESETS, PresetName, Sizes, make_config
 
@@ -116,6 +116,17 @@ def test_batches_that_do_not(batch: int, batch_gpu: int | None, group: int, proc
 def test_groups_smaller_than_asked_for_are_told(batch: int, batch_gpu: int | None, processes: int, group: int | None) -> None:
     note = group_note(batch_config(batch, batch_gpu, 4), processes)
     assert (note is None) if group is None else (note is not None and f"over groups of {group} samples instead of 4" in note)
+
+
+@pytest.mark.parametrize(
+    ("rendering", "given", "is_told"), [(16, 16, False), (8, 16, False), (32, 16, True), (32, 32, False), (17, None, True)]
+)
+def test_rendering_finer_than_super_resolution_takes_is_told(rendering: int, given: int | None, is_told: bool) -> None:
+    config = tiny_config("superresolution.channels=null", f"training.nrr_final={rendering}")
+    config.model.superresolution.input_resolution = given
+    note = rendering_note(config)
+    assert (note is not None) == is_told
+    assert note is None or f"--nrr-final {given or 16}" in note
 
 
 def batch_config(batch: int, batch_gpu: int | None, group: int) -> Config:
