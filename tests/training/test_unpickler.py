@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from dnnlib.console import UserError
 from tests.released_layout import Builder, Call, Layout, Ref, write_pickle, write_snapshot
-from training.unpickler import MAX_INSTRUCTIONS, Stub, read_pickle
+from training.pickle_machine import MAX_INSTRUCTIONS, Stub
+from training.unpickler import read_pickle
 
 
 @pytest.fixture
