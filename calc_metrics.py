@@ -20,10 +20,9 @@ import torch
 from data_tools.face_angles import open_pose_estimator
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import atomic_write, is_url, make_dir
-from dnnlib.options import Finite
 from media.report import Figure, Report, Section, report_page
 from media.report_sections import VIEWS, curves_section, realism_sections, samples_section, views_section
-from metrics.command_line import Metrics, network_options
+from metrics.command_line import Metrics, metric_network_options
 from metrics.evaluate import MetricOptions, MetricResult, check_inputs, evaluate
 from metrics.names import VALID_FORMS, DetectorName, explain, parse_metrics
 from metrics.realism import Realism, compare_with_reals
@@ -31,6 +30,7 @@ from metrics.reals import RealImages
 from metrics.results import as_json, as_text, show_in_tensorboard
 from metrics.sampling import LARGEST_SEED, GeneratorSampler
 from open_eg3d import __version__
+from open_eg3d.command_line import network_option, nrr_option, precision_option, trunc_cutoff_option, trunc_option
 from open_eg3d.measuring import SamplingOptions, keep_results, open_sampler, real_images, snapshot_kimg
 from torch_utils.devices import device_option
 from torch_utils.precision import use_full_fp32
@@ -214,10 +214,10 @@ def default_outdir(network: str) -> Path:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--network", required=True, metavar="FILE|DIR|URL", help="Checkpoint, ours or released, or a folder of weights.")
+@network_option
 @click.option("--data", metavar="ZIP|DIR|URL", help="Real pictures with cameras, at the model's resolution.")
 @click.option("--metrics", "names", type=Metrics(), required=True, metavar="A,B,...", help=f"What to compute: {VALID_FORMS}.")
-@network_options
+@metric_network_options
 @click.option(
     "--cameras", type=click.Choice(["data", "checkpoint", "range"]), help="Where cameras are drawn from.  [default: data, else checkpoint]"
 )
@@ -230,17 +230,11 @@ def default_outdir(network: str) -> Path:
     show_default=True,
     help="Camera that latents are conditioned on: each one's own, as in the paper, or the data's mean pose.",
 )
-@click.option("--trunc", type=Finite(), default=1.0, show_default=True, help="Truncation psi: 1 none, 0 the average.")
-@click.option("--trunc-cutoff", type=click.IntRange(0), help="Truncate only so many layers, from the coarsest.  [default: all]")
-@click.option("--nrr", type=click.IntRange(1, 4096), help="Neural rendering resolution.  [default: the model's]")
+@trunc_option
+@trunc_cutoff_option
+@nrr_option
 @click.option("--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help="Seed of fake 0; i more for fake i.")
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="Of the model's convolutions; bf16 where the processor has it.",
-)
+@precision_option
 @click.option("--mirror/--no-mirror", default=False, help="Add the mirror images of the real pictures.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Pictures at once.")
 @click.option("--procs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that share the work (GPUs).")

@@ -15,41 +15,42 @@ import torch
 
 from dnnlib.console import progress, run_cli
 from dnnlib.files import make_dir
-from dnnlib.options import Commas, Finite, Seeds, finite
+from dnnlib.options import Commas, Finite, Seeds, finite, some_of
 from media.mesh_files import TEXTURE_FORMATS
 from media.shapes import FORMATS, TEXTURED_FACES, save_shape
 from media.strips import ROWS, camera_grid, save_png, seed_latent, strip_picture, yaw_strip
-from open_eg3d import load_generator
-from torch_utils.devices import device_option, precision_option
+from open_eg3d.command_line import (
+    network_option,
+    nrr_option,
+    open_generator,
+    outdir_option,
+    precision_option,
+    trunc_cutoff_option,
+    trunc_option,
+)
+from torch_utils.devices import device_option
 from torch_utils.precision import use_full_fp32
 from training.scene import cameras_of
 
 DEFAULT_VIEWS = 5
 
 
-def row_name(text: str) -> str:
-    """One of `ROWS`."""
-    if text not in ROWS:
-        raise ValueError(text)
-    return text
-
-
 @click.command()
-@click.option("--network", required=True, metavar="FILE|DIR|URL", help="Checkpoint, ours or released, or folder of weights.")
+@network_option
 @click.option("--seeds", type=Seeds(), default="0-7", show_default=True, help="Which latents: 0-10 or 1,5,7-9.")
-@click.option("--outdir", type=click.Path(path_type=Path), default="out", show_default=True, help="Folder for the files.")
-@click.option("--trunc", type=Finite(), default=1.0, show_default=True, help="Truncation psi: 1 none, 0 the average.")
-@click.option("--trunc-cutoff", type=click.IntRange(0), help="Truncate only so many layers, from the coarsest.  [default: all]")
+@outdir_option
+@trunc_option
+@trunc_cutoff_option
 @click.option("--views", type=Commas("yaws", finite, "angles in degrees"), help="Yaws in degrees: -30,0,30.  [default: 5 over the data's]")
 @click.option("--pitch", type=Finite(), help="Pitch of all views in degrees.  [default: the data's mean]")
 @click.option(
     "--rows",
-    type=Commas("rows", row_name, ", ".join(ROWS)),
+    type=some_of("rows", *ROWS),
     default="image",
     show_default=True,
     help="Beneath each other: image,raw,depth.",
 )
-@click.option("--nrr", type=click.IntRange(1, 4096), help="Neural rendering resolution.  [default: the model's]")
+@nrr_option
 @click.option(
     "--shapes", type=click.Choice(["none", *FORMATS]), default="none", show_default=True, help="Also a shape a seed: mesh or density (mrc)."
 )
@@ -88,9 +89,7 @@ def main(
         raise click.UsageError(f"--texture needs --shapes {' or '.join(TEXTURE_FORMATS)}; other files hold no texture")
     make_dir(outdir)
     use_full_fp32()
-    generator = load_generator(network).to(device)
-    if precision == "bf16":
-        generator.set_conv_dtype(backbone=torch.bfloat16, superresolution=torch.bfloat16)
+    generator = open_generator(network, device, precision)
     cameras = cameras_of(generator)
     yaws = [math.radians(view) for view in views] if views else cameras.default_yaws(DEFAULT_VIEWS)
     height = cameras.pitch if pitch is None else math.radians(pitch)

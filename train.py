@@ -20,7 +20,7 @@ from data_tools.face_angles import open_pose_estimator
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import cache_dir, is_url, local_file
 from media.snapshots import save_pictures
-from metrics.command_line import Metrics, network_options
+from metrics.command_line import Metrics, metric_network_options
 from metrics.evaluate import MetricOptions, check_inputs, check_networks
 from metrics.names import parse_metrics
 from metrics.results import drop_later_results
@@ -307,7 +307,7 @@ class Number(click.FloatRange):
     show_default=True,
     help="Measured at every checkpoint, as by calc_metrics.py.",
 )
-@network_options
+@metric_network_options
 @click.option("--workers", type=click.IntRange(0), help="Processes that read pictures, for each training process.")
 @click.option(
     "--precision",

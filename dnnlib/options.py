@@ -58,6 +58,17 @@ class Commas(click.ParamType):
             return self.fail(f"{value!r} is not a list of {self.expected}", param, ctx)
 
 
+def some_of(name: str, *choices: str) -> Commas:
+    """Some of `choices`, separated by commas."""
+
+    def convert_one(text: str) -> str:
+        if text not in choices:
+            raise ValueError(text)
+        return text
+
+    return Commas(name, convert_one, ", ".join(choices))
+
+
 class Finite(click.ParamType):
     """A finite number."""
 

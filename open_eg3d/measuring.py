@@ -26,7 +26,8 @@ from metrics.reals import RealImages
 from metrics.results import append_results, as_line, show_in_tensorboard
 from metrics.sampling import CameraDraw, GeneratorSampler
 from metrics.weights import file_hash
-from open_eg3d import __version__, load_generator
+from open_eg3d import __version__
+from open_eg3d.command_line import open_generator
 from torch_utils.memory import drop_kept_memory
 from training.dataset import ImageDataset
 from training.depth_maps import has_depth_map, read_depth_maps
@@ -120,10 +121,7 @@ def choose_cameras(options: SamplingOptions, summary: CameraSummary, labels: Ten
 
 
 def make_sampler(generator: Generator, labels: Tensor | None, options: SamplingOptions, device: torch.device) -> GeneratorSampler:
-    """A generator, moved to `device`, as a sampling function."""
-    generator = generator.to(device)
-    if options.precision == "bf16":
-        generator.set_conv_dtype(backbone=torch.bfloat16, superresolution=torch.bfloat16)
+    """A generator on `device` as a sampling function."""
     summary = cameras_of(generator)
     draw, text = choose_cameras(options, summary, labels)
     return GeneratorSampler(
@@ -152,7 +150,7 @@ def open_sampler(network: str, dataset: ImageDataset | None, options: SamplingOp
         UserError: if the file cannot be used, or the data have pictures of another size.
     """
     path = local_file(network)
-    generator = load_generator(path)
+    generator = open_generator(path, device, options.precision)
     if dataset is not None and dataset.resolution != generator.config.resolution:
         sizes = f"{dataset.resolution} pixels, {network} makes {generator.config.resolution}"
         raise UserError(f"data {dataset.path} has pictures of {sizes}; resize the data, or take the network made for it")

@@ -1,4 +1,4 @@
-"""Where and how precisely a command computes."""
+"""Where a command computes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,4 @@ device_option = click.option(
     show_default=True,
     callback=choose_device,
     help="Where to compute.",
-)
-
-precision_option = click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="Of convolutions; bf16 where the processor has it.",
 )
