@@ -85,7 +85,7 @@ def run_job(device: torch.device, job: Job) -> None:
     options = dataclasses.replace(job.options, device=device)
     team = options.team
     dataset = open_data(job.data, job.mirror, check=team.rank == 0) if job.data else None
-    reals = real_images(dataset, job.mirror) if dataset is not None else None
+    reals = real_images(dataset) if dataset is not None else None
     check_inputs(parse_metrics(job.metrics, options.detector), reals, options)
     sampler = open_sampler(job.network, dataset, job.sampling, device)
     results = evaluate(job.metrics, sampler, reals, options)

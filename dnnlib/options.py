@@ -44,6 +44,15 @@ class Seeds(click.ParamType):
         return list(seeds)
 
 
+class FiniteRange(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number", param, ctx)
+
+
 class Commas(click.ParamType):
     """Values separated by commas."""
 

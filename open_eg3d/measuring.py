@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from dnnlib.console import UserError
 from dnnlib.files import local_file
-from metrics.evaluate import MetricOptions, MetricResult, evaluate
+from metrics.evaluate import MetricOptions, MetricResult, check_inputs, check_networks, evaluate
+from metrics.names import parse_metrics
+from metrics.pose import PoseEstimator
 from metrics.processes import Cancelled, OtherProcessFailed
 from metrics.reals import RealImages
 from metrics.results import append_results, as_line, show_in_tensorboard
@@ -29,6 +31,7 @@ from metrics.weights import file_hash
 from open_eg3d import __version__
 from open_eg3d.command_line import open_generator
 from torch_utils.memory import drop_kept_memory
+from training.config import Config
 from training.dataset import ImageDataset
 from training.depth_maps import has_depth_map, read_depth_maps
 from training.networks.generator import Generator
@@ -69,7 +72,7 @@ class SamplingOptions:
 # Real pictures
 
 
-def real_images(dataset: ImageDataset, mirror: bool) -> RealImages:
+def real_images(dataset: ImageDataset) -> RealImages:
     """What metrics need of a data set."""
     names = dataset.file_names
 
@@ -87,7 +90,7 @@ def real_images(dataset: ImageDataset, mirror: bool) -> RealImages:
         read_depth=read_depth if has_depth_map(dataset.path, names[0]) else None,
         name=str(dataset.path),
         names=tuple(names),
-        details={"mirror": mirror},
+        details={"mirror": dataset.is_mirrored},
     )
 
 
@@ -236,7 +239,7 @@ class SnapshotMetrics:
     def _measure(self, state: SnapshotState, options: MetricOptions) -> list[MetricResult]:
         options.team.agree(True)  # from here on the first process has written the snapshot
         sampler = open_sampler(str(state.checkpoint), state.dataset, SamplingOptions(), options.device)
-        return evaluate(self.names, sampler, real_images(state.dataset, state.trainer.config.data.mirror), options)
+        return evaluate(self.names, sampler, real_images(state.dataset), options)
 
     def _report(self, state: SnapshotState, results: list[MetricResult]) -> None:
         progress = state.trainer.progress
@@ -244,6 +247,29 @@ class SnapshotMetrics:
             state.log(f"{as_line(result)}  ({result.seconds:.0f} s)")
         keep_results(state.run_dir, results, str(state.checkpoint), progress.kimg)
         show_in_tensorboard(state.writer, results, progress.images)
+
+
+def metrics_of_run(config: Config, open_pose: Callable[[str], PoseEstimator]) -> SnapshotMetrics:
+    """What measures the snapshots of a run; all that it needs is looked at now, long before the first snapshot.
+
+    Raises:
+        UserError: if a metric's data or networks are missing or wrong.
+        ValueError: for an unknown metric in the settings.
+    """
+    asked = config.snapshot
+    options = MetricOptions(
+        detector=asked.detector,
+        detector_weights=asked.detector_weights,
+        lpips_weights=asked.lpips_weights,
+        identity_model=asked.identity_model,
+        pose_model=asked.pose_model,
+        open_pose=open_pose,
+    )
+    metrics = parse_metrics(asked.metrics, asked.detector)
+    dataset = ImageDataset(config.data.path, mirror=config.data.mirror, check=False)
+    check_inputs(metrics, real_images(dataset), options)
+    check_networks(metrics, options)
+    return SnapshotMetrics(asked.metrics, options)
 
 
 def describe_error(error: Exception) -> str:

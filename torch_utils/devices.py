@@ -1,6 +1,9 @@
-"""Where a command computes."""
+"""Where a command computes, and what that place does well."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import click
 import torch
@@ -14,6 +17,15 @@ def choose_device(ctx: click.Context, param: click.Parameter, name: str) -> torc
     if not available[name]:
         raise click.BadParameter(f"this machine has no {name} device; choose --device cpu", ctx, param)
     return torch.device(name)
+
+
+def has_fast_bf16() -> bool:
+    """Whether this CPU computes bf16 convolutions in hardware, as far as Linux tells."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return bool(re.search(r"\b(amx_bf16|avx512_bf16)\b", flags))
 
 
 device_option = click.option(

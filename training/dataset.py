@@ -37,6 +37,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     Attributes:
         path, name: where it lies on this machine; a short name for run folders.
         resolution: pixels a side.
+        is_mirrored: whether every picture is there twice.
         labels: (len, 25) float32 camera labels, those of mirrored pictures included.
         file_names: the M names inside the ZIP or folder.
         broken: pictures that turned out to be unreadable and are replaced by the next readable one, by file number, with the reasons.
@@ -76,6 +77,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         self.max_broken, self.broken = max_broken, dict[int, str]()
         self.resolution = check_pictures(self._files, self.file_names if check else self.file_names[: 1 + max_broken], self.note_broken)
         self.labels = torch.from_numpy(labels[order]).float()
+        self.is_mirrored = mirror
         if mirror:
             self.labels = torch.cat([self.labels, mirror_label(self.labels)])
         self.key = _content_key([f"{name} {stamps[name]}" for name in self.file_names], self.labels)
