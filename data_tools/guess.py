@@ -16,7 +16,7 @@ from data_tools.check_report import Report
 from data_tools.sources.base import OPENGL_TO_OPENCV, Array
 from data_tools.world import AXES, axis_scores, look_at_point, place, up_direction
 from training.cameras import FFHQ_FOCAL, SRN_CARS_FOCAL
-from training.presets import make_config
+from training.presets import HEADS_FOCAL, HEADS_RADIUS, make_config
 from training.scene import BOX_PER_VIEW
 
 FEWEST = 4  # poses from which anything can be told
@@ -31,7 +31,7 @@ SHIFTED_UP, UPRIGHT = 0.3, 0.7
 # Rigs whose focal length gives them away, with the radii of their orbits.
 KNOWN_RIGS = (
     ("the face models' (FFHQ, AFHQ)", FFHQ_FOCAL, 2.7, 2.7),
-    ("the built-in heads'", 3.1, 2.7, 2.7),
+    ("the built-in heads'", HEADS_FOCAL, HEADS_RADIUS, HEADS_RADIUS),
     ("the ShapeNet cars'", SRN_CARS_FOCAL, 1.3, 1.7),
 )
 FOCAL_TOLERANCE = 0.002
