@@ -124,6 +124,11 @@ def open_files(path: Path) -> tuple[DataFiles, dict[str, str]]:
 
 
 def read_file(files: DataFiles, name: str, largest: int = LARGEST_PICTURE) -> bytes:
+    """Content of a file of a data set.
+
+    Raises:
+        BrokenPicture: if it cannot be read, or has more than `largest` bytes.
+    """
     with errors_named(f"{files.path}: {name}"):
         return files.read(name, largest)
 
@@ -197,5 +202,6 @@ def _header_width(files: DataFiles, name: str, where: str) -> int:
         return image.width
 
 
-def long_loop(items: Sequence[T], long: bool, description: str) -> Iterable[T]:
-    return progress(items, description, unit="img") if long else items
+def long_loop(items: Sequence[T], is_long: bool, description: str) -> Iterable[T]:
+    """The items, with a progress bar if going through them takes long."""
+    return progress(items, description, unit="img") if is_long else items
