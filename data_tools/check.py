@@ -20,12 +20,12 @@ from data_tools.parallel import ordered_map
 from data_tools.pictures import open_picture
 from data_tools.source_files import SourceFiles, shown
 from data_tools.sources.base import Array
-from data_tools.sources.labels import LABEL_FILE, is_picture, label_entries
+from data_tools.sources.labels import is_picture
 from dnnlib.archives import safe_name
 from dnnlib.console import UserError, progress
 from dnnlib.files import local_file
 from training.cameras import LABEL_SIZE, nearest_point_to_rays, orbit_angles, viewing_rays
-from training.data_files import decode_picture
+from training.data_files import LABEL_FILE, decode_picture, label_entries
 from training.dataset import ImageDataset
 from training.labels import LARGEST_FOCAL, LARGEST_NUMBER, TOLERANCE, label_problems
 
@@ -94,7 +94,7 @@ def _read_labels(files: SourceFiles, report: Report) -> tuple[list[int], list[st
         report.add("error", "no-labels", f"there is no {LABEL_FILE} with the camera labels at the top", mend=hint)
         return [], [], np.zeros((0, LABEL_SIZE))
     try:
-        entries = label_entries(files)
+        entries = label_entries(files.text(LABEL_FILE), files.where(LABEL_FILE))
     except UserError as error:
         report.add("error", "no-labels", str(error))
         return [], [], np.zeros((0, LABEL_SIZE))

@@ -20,9 +20,10 @@ from data_tools.heads_basis import HeadBasis, load_basis
 from data_tools.heads_model import Head, build_head, head_mesh, random_person
 from data_tools.heads_paint import light, paint
 from data_tools.heads_render import Array, Picture, Raycaster
-from data_tools.sinks import LABEL_FILE, Sink, check_dest, image_name, open_sink
+from data_tools.sinks import Sink, check_dest, image_name, open_sink
 from dnnlib.console import UserError, progress
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics, unpack_label
+from training.data_files import LABEL_FILE
 from training.depth_maps import DEPTH_UNIT
 from training.presets import HEADS_BACKGROUND, HEADS_FAR, HEADS_FOCAL, HEADS_NEAR, HEADS_RADIUS
 

@@ -20,11 +20,19 @@ from tqdm import tqdm
 from dnnlib.console import UserError
 from dnnlib.files import local_file
 from training.cameras import LABEL_SIZE, mirror_label
-from training.data_files import LABEL_FILE, BrokenPicture, check_pictures, decode_picture, long_loop, open_files, read_file
+from training.data_files import (
+    AUXILIARY_FOLDERS,
+    LABEL_FILE,
+    TRAINING_SUFFIXES,
+    BrokenPicture,
+    check_pictures,
+    decode_picture,
+    long_loop,
+    open_files,
+    read_file,
+)
 from training.labels import check_labels, match_labels, read_labels
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-AUXILIARY_FOLDERS = ("depth", "mask")  # written by `dataset_tool heads --depth`; their files need no label
 IN_MEMORY_BYTES = 512 << 20  # a data set of up to this many bytes is decoded once
 LONG_READ = 100 << 20  # bytes of pixels whose decoding takes long enough for a progress bar
 
@@ -173,7 +181,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
 
 def _picture_names(names: Iterable[str], labelled: set[str]) -> list[str]:
-    pictures = (name for name in names if name.lower().endswith(SUFFIXES))
+    pictures = (name for name in names if name.lower().endswith(TRAINING_SUFFIXES))
     return sorted(name for name in pictures if name.split("/")[0] not in AUXILIARY_FOLDERS or name in labelled)
 
 
