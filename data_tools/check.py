@@ -224,16 +224,16 @@ def _check_pictures(files: SourceFiles, checked: CheckedData, workers: int, repo
     results = ordered_map(inspect_picture, files, names, len(names), workers, JOBS_PER_WORKER)
     with contextlib.closing(results):
         facts = list(progress(results, "Checking pictures", total=len(names), unit="img"))
-    problems: dict[str, list[str]] = defaultdict(list)
+    unreadable: list[str] = []
+    unfit: dict[str, list[str]] = defaultdict(list)  # by what is to be done about it
     for name, fact in zip(names, facts, strict=True):
         if fact.problem:
-            problems["" if "cannot be read" in fact.problem or "empty file" in fact.problem else _advice(fact.problem)].append(
-                f"{shown(name)} {fact.problem.partition('; ')[0]}"
-            )
-    unreadable = problems.pop("", [])
+            is_unreadable = "cannot be read" in fact.problem or "empty file" in fact.problem
+            found = unreadable if is_unreadable else unfit[_advice(fact.problem)]
+            found.append(f"{shown(name)} {fact.problem.partition('; ')[0]}")
     if unreadable:
         report.add("error", "unreadable", "pictures cannot be read; copy or make them again", tuple(unreadable))
-    for advice, items in problems.items():
+    for advice, items in unfit.items():
         report.add("error", "picture", f"pictures cannot be used; {advice}", tuple(items))
     report.summary["unreadable"] = unreadable
     _check_sizes(names, facts, report)
