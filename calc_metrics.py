@@ -12,7 +12,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import torch
@@ -24,7 +24,7 @@ from media.report import Figure, Report, Section, report_page
 from media.report_sections import VIEWS, curves_section, realism_sections, samples_section, views_section
 from metrics.command_line import Metrics, metric_network_options
 from metrics.evaluate import MetricOptions, MetricResult, check_inputs, evaluate
-from metrics.names import VALID_FORMS, DetectorName, explain, parse_metrics
+from metrics.names import VALID_FORMS, explain, parse_metrics
 from metrics.realism import Realism, compare_with_reals
 from metrics.reals import RealImages
 from metrics.results import as_json, as_text, show_in_tensorboard
@@ -213,6 +213,30 @@ def default_outdir(network: str) -> Path:
     return ON_URL_OUTDIR if is_url(network) else Path(network).parent
 
 
+def job_of(options: dict[str, Any]) -> Job:
+    """What the options ask for."""
+    return Job(
+        network=options["network"],
+        data=options["data"],
+        metrics=options["names"],
+        options=MetricOptions(
+            batch=options["batch"],
+            detector=options["detector"] or "inception",
+            detector_weights=options["detector_weights"],
+            lpips_weights=options["lpips_weights"],
+            identity_model=options["identity_model"],
+            pose_model=options["pose_model"],
+            open_pose=open_pose_estimator,
+        ),
+        sampling=SamplingOptions(**{field.name: options[field.name] for field in dataclasses.fields(SamplingOptions)}),
+        mirror=options["mirror"],
+        outdir=options["outdir"] or default_outdir(options["network"]),
+        prints_json=options["prints_json"],
+        report=options["report"],
+        report_fakes=options["report_fakes"],
+    )
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @network_option
 @click.option("--data", metavar="ZIP|DIR|URL", help="Real pictures with cameras, at the model's resolution.")
@@ -251,47 +275,9 @@ def default_outdir(network: str) -> Path:
     show_default=True,
     help="Fakes that the page's most and least realistic ones are chosen from.",
 )
-def main(
-    network: str,
-    names: tuple[str, ...],
-    detector: DetectorName | None,
-    detector_weights: str | None,
-    lpips_weights: tuple[str, ...],
-    identity_model: str | None,
-    pose_model: str | None,
-    data: str | None,
-    cameras: Literal["data", "checkpoint", "range"] | None,
-    batch: int,
-    procs: int,
-    device: torch.device,
-    mirror: bool,
-    outdir: Path | None,
-    prints_json: bool,
-    report: Path | None,
-    report_fakes: int,
-    **sampling: Any,
-) -> None:
+def main(**options: Any) -> None:
     """Compute figures of a model, with the protocol they hold for. Results are also appended to metric-<name>.jsonl."""
-    job = Job(
-        network=network,
-        data=data,
-        metrics=names,
-        options=MetricOptions(
-            batch=batch,
-            detector=detector or "inception",
-            detector_weights=detector_weights,
-            lpips_weights=lpips_weights,
-            identity_model=identity_model,
-            pose_model=pose_model,
-            open_pose=open_pose_estimator,
-        ),
-        sampling=SamplingOptions(cameras=cameras, **sampling),
-        mirror=mirror,
-        outdir=outdir or default_outdir(network),
-        prints_json=prints_json,
-        report=report,
-        report_fakes=report_fakes,
-    )
+    job, device, procs = job_of(options), options["device"], options["procs"]
     check_options(job, device, procs)
     make_dir(job.outdir)
     if job.report is not None:
