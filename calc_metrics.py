@@ -12,7 +12,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import torch
@@ -20,17 +20,17 @@ import torch
 from data_tools.face_angles import open_pose_estimator
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import atomic_write, is_url, make_dir
-from dnnlib.options import Finite
 from media.report import Figure, Report, Section, report_page
 from media.report_sections import VIEWS, curves_section, realism_sections, samples_section, views_section
-from metrics.command_line import Metrics, network_options
+from metrics.command_line import Metrics, metric_network_options
 from metrics.evaluate import MetricOptions, MetricResult, check_inputs, evaluate
-from metrics.names import VALID_FORMS, DetectorName, explain, parse_metrics
+from metrics.names import VALID_FORMS, explain, parse_metrics
 from metrics.realism import Realism, compare_with_reals
 from metrics.reals import RealImages
 from metrics.results import as_json, as_text, show_in_tensorboard
 from metrics.sampling import LARGEST_SEED, GeneratorSampler
 from open_eg3d import __version__
+from open_eg3d.command_line import network_option, nrr_option, precision_option, trunc_cutoff_option, trunc_option
 from open_eg3d.measuring import SamplingOptions, keep_results, open_sampler, real_images, snapshot_kimg
 from torch_utils.devices import device_option
 from torch_utils.precision import use_full_fp32
@@ -85,7 +85,7 @@ def run_job(device: torch.device, job: Job) -> None:
     options = dataclasses.replace(job.options, device=device)
     team = options.team
     dataset = open_data(job.data, job.mirror, check=team.rank == 0) if job.data else None
-    reals = real_images(dataset, job.mirror) if dataset is not None else None
+    reals = real_images(dataset) if dataset is not None else None
     check_inputs(parse_metrics(job.metrics, options.detector), reals, options)
     sampler = open_sampler(job.network, dataset, job.sampling, device)
     results = evaluate(job.metrics, sampler, reals, options)
@@ -213,11 +213,35 @@ def default_outdir(network: str) -> Path:
     return ON_URL_OUTDIR if is_url(network) else Path(network).parent
 
 
+def job_of(options: dict[str, Any]) -> Job:
+    """What the options ask for."""
+    return Job(
+        network=options["network"],
+        data=options["data"],
+        metrics=options["names"],
+        options=MetricOptions(
+            batch=options["batch"],
+            detector=options["detector"] or "inception",
+            detector_weights=options["detector_weights"],
+            lpips_weights=options["lpips_weights"],
+            identity_model=options["identity_model"],
+            pose_model=options["pose_model"],
+            open_pose=open_pose_estimator,
+        ),
+        sampling=SamplingOptions(**{field.name: options[field.name] for field in dataclasses.fields(SamplingOptions)}),
+        mirror=options["mirror"],
+        outdir=options["outdir"] or default_outdir(options["network"]),
+        prints_json=options["prints_json"],
+        report=options["report"],
+        report_fakes=options["report_fakes"],
+    )
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--network", required=True, metavar="FILE|DIR|URL", help="Checkpoint, ours or released, or a folder of weights.")
+@network_option
 @click.option("--data", metavar="ZIP|DIR|URL", help="Real pictures with cameras, at the model's resolution.")
 @click.option("--metrics", "names", type=Metrics(), required=True, metavar="A,B,...", help=f"What to compute: {VALID_FORMS}.")
-@network_options
+@metric_network_options
 @click.option(
     "--cameras", type=click.Choice(["data", "checkpoint", "range"]), help="Where cameras are drawn from.  [default: data, else checkpoint]"
 )
@@ -230,17 +254,11 @@ def default_outdir(network: str) -> Path:
     show_default=True,
     help="Camera that latents are conditioned on: each one's own, as in the paper, or the data's mean pose.",
 )
-@click.option("--trunc", type=Finite(), default=1.0, show_default=True, help="Truncation psi: 1 none, 0 the average.")
-@click.option("--trunc-cutoff", type=click.IntRange(0), help="Truncate only so many layers, from the coarsest.  [default: all]")
-@click.option("--nrr", type=click.IntRange(1, 4096), help="Neural rendering resolution.  [default: the model's]")
+@trunc_option
+@trunc_cutoff_option
+@nrr_option
 @click.option("--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help="Seed of fake 0; i more for fake i.")
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="Of the model's convolutions; bf16 where the processor has it.",
-)
+@precision_option
 @click.option("--mirror/--no-mirror", default=False, help="Add the mirror images of the real pictures.")
 @click.option("--batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Pictures at once.")
 @click.option("--procs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that share the work (GPUs).")
@@ -257,47 +275,9 @@ def default_outdir(network: str) -> Path:
     show_default=True,
     help="Fakes that the page's most and least realistic ones are chosen from.",
 )
-def main(
-    network: str,
-    names: tuple[str, ...],
-    detector: DetectorName | None,
-    detector_weights: str | None,
-    lpips_weights: tuple[str, ...],
-    identity_model: str | None,
-    pose_model: str | None,
-    data: str | None,
-    cameras: Literal["data", "checkpoint", "range"] | None,
-    batch: int,
-    procs: int,
-    device: torch.device,
-    mirror: bool,
-    outdir: Path | None,
-    prints_json: bool,
-    report: Path | None,
-    report_fakes: int,
-    **sampling: Any,
-) -> None:
+def main(**options: Any) -> None:
     """Compute figures of a model, with the protocol they hold for. Results are also appended to metric-<name>.jsonl."""
-    job = Job(
-        network=network,
-        data=data,
-        metrics=names,
-        options=MetricOptions(
-            batch=batch,
-            detector=detector or "inception",
-            detector_weights=detector_weights,
-            lpips_weights=lpips_weights,
-            identity_model=identity_model,
-            pose_model=pose_model,
-            open_pose=open_pose_estimator,
-        ),
-        sampling=SamplingOptions(cameras=cameras, **sampling),
-        mirror=mirror,
-        outdir=outdir or default_outdir(network),
-        prints_json=prints_json,
-        report=report,
-        report_fakes=report_fakes,
-    )
+    job, device, procs = job_of(options), options["device"], options["procs"]
     check_options(job, device, procs)
     make_dir(job.outdir)
     if job.report is not None:

@@ -202,7 +202,7 @@ def check(ctx: click.Context, source: str, strict: bool, as_json: bool, pictures
 
 def estimator_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """Check that an estimator can be loaded."""
-    from data_tools.faces import load_estimator
+    from data_tools.face_estimators import load_estimator
 
     try:
         load_estimator(value)

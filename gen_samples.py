@@ -8,48 +8,113 @@ prepare_program(__name__)  # the imports below take seconds
 
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
+from torch import Tensor
 
 from dnnlib.console import progress, run_cli
 from dnnlib.files import make_dir
-from dnnlib.options import Commas, Finite, Seeds, finite
+from dnnlib.options import Commas, Finite, Seeds, finite, some_of
 from media.mesh_files import TEXTURE_FORMATS
 from media.shapes import FORMATS, TEXTURED_FACES, save_shape
 from media.strips import ROWS, camera_grid, save_png, seed_latent, strip_picture, yaw_strip
-from open_eg3d import load_generator
-from torch_utils.devices import device_option, precision_option
+from open_eg3d.command_line import (
+    network_option,
+    nrr_option,
+    open_generator,
+    outdir_option,
+    precision_option,
+    trunc_cutoff_option,
+    trunc_option,
+)
+from torch_utils.devices import device_option
 from torch_utils.precision import use_full_fp32
-from training.scene import cameras_of
+from training.networks.generator import Generator
+from training.scene import CameraSummary, cameras_of
 
 DEFAULT_VIEWS = 5
 
 
-def row_name(text: str) -> str:
-    """One of `ROWS`."""
-    if text not in ROWS:
-        raise ValueError(text)
-    return text
+@dataclass
+class Request:
+    """The options, by their names."""
+
+    network: str
+    seeds: list[int]
+    outdir: Path
+    trunc: float
+    trunc_cutoff: int | None
+    views: list[float] | None
+    pitch: float | None
+    rows: list[str]
+    nrr: int | None
+    shapes: str
+    shape_res: int
+    shape_level: float | None
+    shape_faces: int | None
+    texture: int | None
+    precision: str
+    images: bool
+    device: torch.device
+
+
+def make_samples(request: Request) -> None:
+    """Write the files of all seeds, and say which."""
+    generator = open_generator(request.network, request.device, request.precision)
+    cameras = cameras_of(generator)
+    conditioning = cameras.frontal_label()[None].to(request.device)
+    with progress(request.seeds, "Seeds", unit="seed") as bar:
+        for seed in bar:
+            torch.manual_seed(seed)  # for models whose super-resolution asks for random noise
+            with torch.no_grad():
+                z = seed_latent(seed, generator.z_dim).to(request.device)
+                ws = generator.mapping(z, conditioning, request.trunc, request.trunc_cutoff)
+            name = request.outdir / f"seed{seed:04d}"
+            if request.images:
+                bar.write(str(write_strip(request, name, generator, cameras, ws)), file=sys.stdout)
+            if request.shapes != "none":
+                bar.write(str(write_shape(request, name, generator, cameras, ws)), file=sys.stdout)
+
+
+def write_strip(request: Request, name: Path, generator: Generator, cameras: CameraSummary, ws: Tensor) -> Path:
+    """Views of ws (1, num_ws, w_dim) side by side in NAME.png."""
+    path = name.with_suffix(".png")
+    yaws = [math.radians(view) for view in request.views] if request.views else cameras.default_yaws(DEFAULT_VIEWS)
+    pitch = cameras.pitch if request.pitch is None else math.radians(request.pitch)
+    save_png(path, strip_picture(yaw_strip(generator, ws, cameras, yaws, pitch, request.nrr), request.rows))
+    return path
+
+
+def write_shape(request: Request, name: Path, generator: Generator, cameras: CameraSummary, ws: Tensor) -> Path:
+    """The shape of ws (1, num_ws, w_dim) in NAME.<kind of shape>."""
+    path = name.with_suffix(f".{request.shapes}")
+    with torch.no_grad():
+        planes = generator.planes(ws)
+    grid = camera_grid(cameras)
+    save_shape(path, generator, planes, grid, request.shape_res, request.shape_level, request.texture, request.shape_faces)
+    return path
 
 
 @click.command()
-@click.option("--network", required=True, metavar="FILE|DIR|URL", help="Checkpoint, ours or released, or folder of weights.")
+@network_option
 @click.option("--seeds", type=Seeds(), default="0-7", show_default=True, help="Which latents: 0-10 or 1,5,7-9.")
-@click.option("--outdir", type=click.Path(path_type=Path), default="out", show_default=True, help="Folder for the files.")
-@click.option("--trunc", type=Finite(), default=1.0, show_default=True, help="Truncation psi: 1 none, 0 the average.")
-@click.option("--trunc-cutoff", type=click.IntRange(0), help="Truncate only so many layers, from the coarsest.  [default: all]")
+@outdir_option
+@trunc_option
+@trunc_cutoff_option
 @click.option("--views", type=Commas("yaws", finite, "angles in degrees"), help="Yaws in degrees: -30,0,30.  [default: 5 over the data's]")
 @click.option("--pitch", type=Finite(), help="Pitch of all views in degrees.  [default: the data's mean]")
 @click.option(
     "--rows",
-    type=Commas("rows", row_name, ", ".join(ROWS)),
+    type=some_of("rows", *ROWS),
     default="image",
     show_default=True,
     help="Beneath each other: image,raw,depth.",
 )
-@click.option("--nrr", type=click.IntRange(1, 4096), help="Neural rendering resolution.  [default: the model's]")
+@nrr_option
 @click.option(
     "--shapes", type=click.Choice(["none", *FORMATS]), default="none", show_default=True, help="Also a shape a seed: mesh or density (mrc)."
 )
@@ -62,54 +127,16 @@ def row_name(text: str) -> str:
 @precision_option
 @click.option("--images/--no-images", default=True, show_default=True, help="Write the picture strips.")
 @device_option
-def main(
-    network: str,
-    seeds: list[int],
-    outdir: Path,
-    trunc: float,
-    trunc_cutoff: int | None,
-    views: list[float] | None,
-    pitch: float | None,
-    rows: list[str],
-    nrr: int | None,
-    shapes: str,
-    shape_res: int,
-    shape_level: float | None,
-    shape_faces: int | None,
-    texture: int | None,
-    precision: str,
-    images: bool,
-    device: torch.device,
-) -> None:
+def main(**options: Any) -> None:
     """Write a picture strip (views side by side) and, if asked, a shape for each seed. The same seed gives the same files."""
-    if not images and shapes == "none":
+    request = Request(**options)
+    if not request.images and request.shapes == "none":
         raise click.UsageError("--no-images without --shapes leaves nothing to do")
-    if texture and shapes not in TEXTURE_FORMATS:
+    if request.texture and request.shapes not in TEXTURE_FORMATS:
         raise click.UsageError(f"--texture needs --shapes {' or '.join(TEXTURE_FORMATS)}; other files hold no texture")
-    make_dir(outdir)
+    make_dir(request.outdir)
     use_full_fp32()
-    generator = load_generator(network).to(device)
-    if precision == "bf16":
-        generator.set_conv_dtype(backbone=torch.bfloat16, superresolution=torch.bfloat16)
-    cameras = cameras_of(generator)
-    yaws = [math.radians(view) for view in views] if views else cameras.default_yaws(DEFAULT_VIEWS)
-    height = cameras.pitch if pitch is None else math.radians(pitch)
-    conditioning = cameras.frontal_label()[None].to(device)
-    with progress(seeds, "Seeds", unit="seed") as bar:
-        for seed in bar:
-            torch.manual_seed(seed)  # for models whose super-resolution asks for random noise
-            with torch.no_grad():
-                ws = generator.mapping(seed_latent(seed, generator.z_dim).to(device), conditioning, trunc, trunc_cutoff)
-            if images:
-                path = outdir / f"seed{seed:04d}.png"
-                save_png(path, strip_picture(yaw_strip(generator, ws, cameras, yaws, height, nrr), rows))
-                bar.write(str(path), file=sys.stdout)
-            if shapes != "none":
-                path = outdir / f"seed{seed:04d}.{shapes}"
-                with torch.no_grad():
-                    planes = generator.planes(ws)
-                save_shape(path, generator, planes, camera_grid(cameras), shape_res, shape_level, texture, shape_faces)
-                bar.write(str(path), file=sys.stdout)
+    make_samples(request)
 
 
 if __name__ == "__main__":

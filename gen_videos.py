@@ -19,14 +19,22 @@ from tqdm import tqdm
 
 from dnnlib.console import progress, run_cli
 from dnnlib.files import make_dir
-from dnnlib.options import Commas, Finite, Seeds
+from dnnlib.options import Finite, Seeds, some_of
 from media.panels import PANELS
 from media.paths import CAMERA_PATHS, camera_path, default_path, read_poses
 from media.strips import seed_latent
 from media.video_files import MAX_GIF_FPS, VIDEO_FORMATS
 from media.videos import Film, stop_on_interrupt, write_video
-from open_eg3d import load_generator
-from torch_utils.devices import device_option, precision_option
+from open_eg3d.command_line import (
+    network_option,
+    nrr_option,
+    open_generator,
+    outdir_option,
+    precision_option,
+    trunc_cutoff_option,
+    trunc_option,
+)
+from torch_utils.devices import device_option
 from torch_utils.precision import use_full_fp32
 from training.networks.generator import Generator
 from training.scene import CameraSummary, cameras_of
@@ -59,17 +67,6 @@ class Request:
     ray_samples: float
     precision: str
     device: torch.device
-
-
-def one_of(*names: str) -> Any:
-    """Converter that takes one of `names`."""
-
-    def convert(text: str) -> str:
-        if text not in names:
-            raise ValueError(text)
-        return text
-
-    return convert
 
 
 class Grid(click.ParamType):
@@ -133,9 +130,7 @@ def plan_cameras(request: Request, cameras: CameraSummary, seeds_per_cell: int) 
 
 def prepare(request: Request) -> Generator:
     """The generator, with its rendering set up as asked."""
-    generator = load_generator(request.network).to(request.device)
-    if request.precision == "bf16":
-        generator.set_conv_dtype(backbone=torch.bfloat16, superresolution=torch.bfloat16)
+    generator = open_generator(request.network, request.device, request.precision)
     rendering = generator.rendering
     rendering.depth_resolution = max(2, round(rendering.depth_resolution * request.ray_samples))
     rendering.depth_resolution_importance = round(rendering.depth_resolution_importance * request.ray_samples)
@@ -189,14 +184,14 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--network", required=True, metavar="FILE|DIR|URL", help="Checkpoint, ours or released, or a folder of weights.")
+@network_option
 @click.option("--seeds", type=Seeds(), default="0-3", show_default=True, help="Which latents: 0-10 or 1,5,7-9.")
-@click.option("--outdir", type=click.Path(path_type=Path), default="out", show_default=True, help="Folder for the files.")
+@outdir_option
 @click.option("--interpolate", is_flag=True, help="Move smoothly from seed to seed and back to the first: one video.")
 @click.option("--grid", type=Grid(), metavar="COLSxROWS", help="All in one video, so many beside and beneath each other.")
 @click.option(
     "--show",
-    type=Commas("panels", one_of(*PANELS), ", ".join(PANELS)),
+    type=some_of("panels", *PANELS),
     default="image",
     show_default=True,
     help=f"Side by side: {','.join(PANELS)}.",
@@ -215,15 +210,15 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 @click.option("--fps", type=click.FloatRange(0.1, 240), default=30.0, show_default=True, help="Frames a second.")
 @click.option(
     "--formats",
-    type=Commas("formats", one_of(*VIDEO_FORMATS), ", ".join(VIDEO_FORMATS)),
+    type=some_of("formats", *VIDEO_FORMATS),
     default="mp4",
     show_default=True,
     help="mp4, gif or mp4,gif.",
 )
 @click.option("--size", type=Even(2, 4096), help="Pixels of a panel's side.  [default: the model's]")
-@click.option("--trunc", type=Finite(), default=1.0, show_default=True, help="Truncation psi: 1 none, 0 the average.")
-@click.option("--trunc-cutoff", type=click.IntRange(0), help="Truncate only so many layers, from the coarsest.  [default: all]")
-@click.option("--nrr", type=click.IntRange(1, 4096), help="Neural rendering resolution.  [default: the model's]")
+@trunc_option
+@trunc_cutoff_option
+@nrr_option
 @click.option(
     "--ray-samples",
     type=click.FloatRange(0.1, 100),

@@ -9,7 +9,6 @@ prepare_program(__name__)  # the imports below take seconds
 import contextlib
 import copy
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,21 @@ from click.core import ParameterSource
 from data_tools.face_angles import open_pose_estimator
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import cache_dir, is_url, local_file
+from dnnlib.options import FiniteRange
 from media.snapshots import save_pictures
-from metrics.command_line import Metrics, network_options
-from metrics.evaluate import MetricOptions, check_inputs, check_networks
+from metrics.command_line import Metrics, metric_network_options
 from metrics.names import parse_metrics
 from metrics.results import drop_later_results
-from open_eg3d.measuring import SnapshotMetrics, real_images
+from open_eg3d.measuring import metrics_of_run
 from torch_utils.distributed import rank
 from torch_utils.processes import first_process_decides, place_from_environment, run_in_group
-from training.checkpoint import load_weights
 from training.checks import check_config, group_note, rendering_note
-from training.config import Config, Precision, differences, set_option, to_dict
+from training.config import Config, set_option, to_dict
 from training.dataset import ImageDataset
-from training.launch import Job, Launch, choose_devices, find_checkpoint, has_fast_bf16, launch_training, new_run_dir, set_aside_later
+from training.launch import Job, Launch, choose_devices, find_checkpoint, launch_training, new_run_dir, set_aside_later
 from training.loop import Observer
-from training.presets import LAPTOP_MAX_RESOLUTION, PRESETS, PresetName, Sizes, make_config
-from training.scene import apply_scene, fit_dataset_scene
+from training.presets import PRESETS
+from training.run_config import RunRequest, changes_refused_on_resume, new_config
 
 # Command line option -> setting it changes.
 SETTINGS = {
@@ -69,21 +67,11 @@ SETTINGS = {
     "pose_model": "snapshot.pose_model",
 }
 METRIC_FILES = ("detector_weights", "lpips_weights", "identity_model", "pose_model")
-METRIC_SETTINGS = {f"snapshot.{name}" for name in ("metrics", "detector", *METRIC_FILES)}
-# Settings that may change when a run goes on.
-FREE_ON_RESUME = {
-    "data.workers",
-    "data.max_broken",
-    "training.kimg",
-    "snapshot.tick_kimg",
-    "snapshot.snap_ticks",
-    "snapshot.keep_last",
-    "snapshot.keep_kimg",
-    *METRIC_SETTINGS,
-}
-FINE_TUNING_ADA_KIMG = 100.0
-FP16_CLAMP = 256.0
 BUILT_IN_COUNT, BUILT_IN_RESOLUTION = 6000, 64
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Options and settings
 
 
 def given_settings(options: dict[str, Any]) -> list[str]:
@@ -98,97 +86,42 @@ def option_name(setting: str, options: dict[str, Any]) -> str:
     return f"--{names[0].replace('_', '-')}" if names else "--data" if setting == "data.path" else f"--set {setting}"
 
 
-def apply_settings(config: Config, assignments: list[str]) -> None:
-    """Apply assignments; a mistake in one is a wrong option value."""
+def check_assignments(_: click.Context, __: click.Parameter, assignments: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse a --set that no run can follow."""
     for assignment in assignments:
         try:
-            set_option(config, assignment)
+            set_option(Config(), assignment)
         except UserError as error:
             raise click.BadParameter(str(error), param_hint="--set") from error
+    return assignments
 
 
-def new_config(options: dict[str, Any], dataset: ImageDataset, launch: Launch, path: str) -> tuple[Config, list[str]]:
-    """Settings of a fresh run, and lines to tell about choices that were made for the user."""
-    preset: PresetName = options["cfg"]
-    is_small = launch.device != "cuda" and dataset.resolution <= LAPTOP_MAX_RESOLUTION
-    sizes: Sizes = options["sizes"] or ("laptop" if preset == "heads" or is_small else "published")
-    config = make_config(preset, dataset.resolution, sizes)
-    notes = [f"Preset {preset} with {sizes} sizes (--sizes)"]
-    if options["init_from"]:
-        fine_tune(config, options["init_from"])
-        notes = [f"Preset {preset}; networks and scene from {options['init_from']}, fine-tuning schedules"]
-    elif preset == "auto":
-        fit = fit_dataset_scene(dataset)
-        apply_scene(config.model.rendering, fit)
-        notes += [f"Scene from the labels: box {fit.box_warp:.3g}, background {fit.background}", *fit.notes]
-    config.training.precision = default_precision(launch, preset)
-    apply_settings(config, given_settings(options))
-    config.data.path = path
-    finish(config, options)
-    notes.append(f"Precision {config.training.precision} (--precision)")
-    return config, notes
+def run_request(options: dict[str, Any]) -> RunRequest:
+    """What a new run is asked to be."""
+    return RunRequest(options["cfg"], options["sizes"], options["init_from"], given_settings(options))
 
 
-def fine_tune(config: Config, init_from: str) -> None:
-    """Networks and scene of another run; no EMA ramp, no blur, full pose swapping at once, faster adaptation of augmentation."""
-    weights = load_weights(init_from)
-    if weights.config.resolution != config.model.resolution:
-        raise UserError(
-            f"--init-from {init_from} makes pictures of {weights.config.resolution} pixels, the data have {config.model.resolution}; "
-            "resize the data to that size"
-        )
-    config.model = copy.deepcopy(weights.config)
-    training = config.training
-    training.nrr_initial = training.nrr_final = config.model.rendering.resolution
-    training.ema_rampup = None
-    training.blur_sigma = 0.0
-    training.swap_start = training.swap_final
-    config.augment.kimg = FINE_TUNING_ADA_KIMG
-
-
-def default_precision(launch: Launch, preset: str) -> Precision:
-    """fp16 on CUDA; on CPUs that compute bf16 in hardware bf16 for the built-in heads; else fp32."""
-    if launch.device == "cuda":
-        return "fp16"
-    return "bf16" if preset == "heads" and launch.device == "cpu" and has_fast_bf16() else "fp32"
-
-
-def finish(config: Config, options: dict[str, Any]) -> None:
-    """Settings that follow from others."""
-    training, named = config.training, given_settings(options)
-    is_given = {name.partition("=")[0].strip() for name in named}
-    if options["cfg"] == "auto" and "training.gamma" not in is_given:
-        training.gamma = 10.0 if training.batch < 8 else 5.0
-    if "training.nrr_initial" in is_given and "training.nrr_final" not in is_given:
-        training.nrr_final = training.nrr_initial
-    if "rendering.resolution" in is_given:
-        training.nrr_initial = training.nrr_final = config.model.rendering.resolution
-    config.model.rendering.resolution = training.nrr_final
-    if training.precision == "fp16":
-        for name, section in (("superresolution", config.model.superresolution), ("discriminator", config.model.discriminator)):
-            if f"{name}.conv_clamp" not in is_given:
-                section.conv_clamp = section.conv_clamp or FP16_CLAMP
-
-
-def resumed_config(config: Config, options: dict[str, Any], data: str | None) -> Config:
+def resumed_config(own: Config, options: dict[str, Any]) -> Config:
     """Settings of a run that goes on: its own, except for those that may change.
 
     Raises:
         click.UsageError: naming the options that differ from those of the run.
     """
-    wanted = copy.deepcopy(config)
-    apply_settings(wanted, given_settings(options))
-    if data is not None and local_file(data).resolve() != Path(config.data.path).resolve():
+    wanted = copy.deepcopy(own)
+    for assignment in given_settings(options):
+        set_option(wanted, assignment)
+    data = options["data"]
+    if data is not None and local_file(data).resolve() != Path(own.data.path).resolve():
         wanted.data.path = data
-    refused = [option_name(name, options) for name in differences(config, wanted) if name not in FREE_ON_RESUME]
-    refused += [f"--{name}" for name, own in (("cfg", config.preset), ("sizes", config.sizes)) if options[name] not in (None, own)]
+    refused = [option_name(name, options) for name in changes_refused_on_resume(own, wanted)]
+    refused += [f"--{name}" for name, value in (("cfg", own.preset), ("sizes", own.sizes)) if options[name] not in (None, value)]
     if refused:
         raise click.UsageError(
             f"--resume goes on with the run's own options, but {', '.join(refused)} would change; leave these options out, "
             "or start a new run from its weights with --init-from"
         )
-    if wanted.training.kimg < config.training.kimg:
-        raise click.UsageError(f"--kimg {wanted.training.kimg:g} is less than the run's {config.training.kimg:g}; it may only grow")
+    if wanted.training.kimg < own.training.kimg:
+        raise click.UsageError(f"--kimg {wanted.training.kimg:g} is less than the run's {own.training.kimg:g}; it may only grow")
     return wanted
 
 
@@ -221,31 +154,19 @@ def absolute(file: str) -> str:
 
 
 def snapshot_measures(config: Config) -> tuple[Observer, ...]:
-    """What measures the run's snapshots; all that it needs is looked at now, before anything is trained.
+    """What measures the run's snapshots, if metrics were asked for.
 
     Raises:
-        UserError: if a metric's data or networks are missing or wrong.
+        UserError: if what they need is missing or wrong.
         click.UsageError: for an unknown metric in the settings.
     """
-    asked = config.snapshot
-    if not asked.metrics:
+    if not config.snapshot.metrics:
         return ()
-    options = MetricOptions(
-        detector=asked.detector,
-        detector_weights=asked.detector_weights,
-        lpips_weights=asked.lpips_weights,
-        identity_model=asked.identity_model,
-        pose_model=asked.pose_model,
-        open_pose=open_pose_estimator,
-    )
     try:
-        metrics = parse_metrics(asked.metrics, asked.detector)
+        parse_metrics(config.snapshot.metrics, config.snapshot.detector)
     except ValueError as error:
         raise click.UsageError(f"snapshot.metrics: {error}") from error
-    dataset = ImageDataset(config.data.path, mirror=config.data.mirror, check=False)
-    check_inputs(metrics, real_images(dataset, config.data.mirror), options)
-    check_networks(metrics, options)
-    return (SnapshotMetrics(asked.metrics, options),)
+    return (metrics_of_run(config, open_pose_estimator),)
 
 
 def built_in_data() -> str:
@@ -259,74 +180,8 @@ def built_in_data() -> str:
     return str(path)
 
 
-class Number(click.FloatRange):
-    """A finite number in a range."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number."""
-        number = super().convert(value, param, ctx)
-        return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number", param, ctx)
-
-
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--data", metavar="ZIP|DIR|URL", help="Pictures and dataset.json [default: the built-in heads].")
-@click.option("--outdir", type=click.Path(path_type=Path), default="training-runs", show_default=True, help="Where run folders go.")
-@click.option("--cfg", type=click.Choice(PRESETS), help="Preset [default: auto; heads for the built-in data].")
-@click.option("--sizes", type=click.Choice(["laptop", "published"]), help="Network sizes [default: laptop on a CPU up to 128 pixels].")
-@click.option("--gpus", type=click.IntRange(0), help="CUDA devices; 0 = CPU [default: all there are].")
-@click.option("--procs", type=click.IntRange(1), help="Processes on the CPU [default: 1].")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="Kind of device.")
-@click.option("--batch", type=click.IntRange(1), help="Samples a step, over all processes.")
-@click.option("--batch-gpu", type=click.IntRange(1), help="Samples a process handles at once; the rest is accumulated.")
-@click.option("--gamma", type=Number(0), help="Weight of the R1 penalty.")
-@click.option("--mirror/--no-mirror", default=None, help="Also train on mirrored pictures.")
-@click.option("--rebalance", metavar="FACTOR", type=Number(1), help="Show pictures of rare yaws up to so many times as often.")
-@click.option("--max-broken", metavar="N", type=click.IntRange(0), help="Leave out up to so many unreadable pictures [default: 0].")
-@click.option("--aug", type=click.Choice(["noaug", "ada", "fixed"]), help="Discriminator augmentation.")
-@click.option("--p", type=Number(0, 1), help="Augmentation probability (start value with ada).")
-@click.option("--target", type=Number(-1, 1), help="Target of ada.")
-@click.option("--resume", metavar="FILE|DIR|latest", help="Go on exactly where a run stood.")
-@click.option("--init-from", metavar="FILE|URL", help="Start a new run from these weights, ours or released.")
-@click.option("--freeze-d", type=click.IntRange(0), help="Highest-resolution discriminator layers that do not learn.")
-@click.option("--gen-pose-cond/--no-gen-pose-cond", default=None, help="Condition the mapping network on the camera.")
-@click.option("--nrr-initial", type=click.IntRange(4), help="Neural rendering resolution at the start.")
-@click.option("--nrr-final", type=click.IntRange(4), help="Neural rendering resolution after the fade.")
-@click.option("--nrr-fade-kimg", type=Number(0), help="Length of that fade.")
-@click.option("--kimg", type=Number(0, min_open=True), help="Length of the run in thousands of real images.")
-@click.option("--minutes", type=Number(0, min_open=True), help="Save and stop after this time.")
-@click.option("--tick", type=Number(0, min_open=True), help="Statistics every so many kimg.")
-@click.option("--snap", type=click.IntRange(0), help="Checkpoint every so many ticks; 0 = only at the end.")
-@click.option("--keep", type=click.IntRange(0), help="Newest checkpoints that stay; 0 = all [default: 10].")
-@click.option("--keep-every", type=Number(0), help="Of the others, one stays every so many kimg; 0 = none [default: 1000].")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of everything random.")
-@click.option(
-    "--metrics",
-    type=Metrics(may_be_none=True),
-    metavar="none|a,b",
-    default="none",
-    show_default=True,
-    help="Measured at every checkpoint, as by calc_metrics.py.",
-)
-@network_options
-@click.option("--workers", type=click.IntRange(0), help="Processes that read pictures, for each training process.")
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    help="Of convolutions [default: fp16 on CUDA; heads on CPUs with bf16: bf16; else fp32].",
-)
-@click.option("--compile/--no-compile", default=None, help="Compile the networks: a minute at the start, a little faster then.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.FIELD=VALUE", help="Any other setting; may be repeated.")
-@click.option("-n", "--dry-run", is_flag=True, help="Print the settings and stop.")
-def main(**options: Any) -> None:
-    """Train on DATA; everything else has a default."""
-    settle_metric_options(options)
-    if options["resume"] and options["init_from"]:
-        raise click.UsageError("--resume and --init-from exclude each other: one goes on with a run, the other starts one")
-    try:
-        launch = choose_devices(options["device"], options["gpus"], options["procs"])
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    run_in_group(launch.device, lambda: train(options, launch))
+# ---------------------------------------------------------------------------------------------------------------------
+# From options to a run
 
 
 def train(options: dict[str, Any], launch: Launch) -> None:
@@ -359,7 +214,7 @@ def start_run(options: dict[str, Any], launch: Launch) -> Job | None:
     """Begin a new run."""
     options["cfg"] = options["cfg"] or ("auto" if options["data"] else "heads")
     dataset = ImageDataset(options["data"] or built_in_data(), max_broken=options["max_broken"] or 0)
-    config, notes = new_config(options, dataset, launch, str(dataset.path.resolve()))
+    config, notes = new_config(run_request(options), dataset, launch.device)
     check_options(config, launch)
     if config.model.resolution != dataset.resolution:
         raise click.UsageError(f"model.resolution {config.model.resolution} differs from the pictures' {dataset.resolution}; leave it out")
@@ -373,7 +228,7 @@ def start_run(options: dict[str, Any], launch: Launch) -> Job | None:
 
 def resume_run(options: dict[str, Any], launch: Launch, snapshot: Path, own: Config, kimg: float) -> Job | None:
     """Go on with a run in its folder from a snapshot taken after `kimg`."""
-    config = resumed_config(own, options, options["data"])
+    config = resumed_config(own, options)
     check_options(config, launch)
     if tell_plan(options, config, launch, f"Going on from {snapshot}"):
         return None
@@ -395,6 +250,78 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
 def seconds(minutes: float | None) -> float | None:
     """--minutes in seconds."""
     return None if minutes is None else minutes * 60
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--data", metavar="ZIP|DIR|URL", help="Pictures and dataset.json [default: the built-in heads].")
+@click.option("--outdir", type=click.Path(path_type=Path), default="training-runs", show_default=True, help="Where run folders go.")
+@click.option("--cfg", type=click.Choice(PRESETS), help="Preset [default: auto; heads for the built-in data].")
+@click.option("--sizes", type=click.Choice(["laptop", "published"]), help="Network sizes [default: laptop on a CPU up to 128 pixels].")
+@click.option("--gpus", type=click.IntRange(0), help="CUDA devices; 0 = CPU [default: all there are].")
+@click.option("--procs", type=click.IntRange(1), help="Processes on the CPU [default: 1].")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda", "mps"]), default="auto", show_default=True, help="Kind of device.")
+@click.option("--batch", type=click.IntRange(1), help="Samples a step, over all processes.")
+@click.option("--batch-gpu", type=click.IntRange(1), help="Samples a process handles at once; the rest is accumulated.")
+@click.option("--gamma", type=FiniteRange(0), help="Weight of the R1 penalty.")
+@click.option("--mirror/--no-mirror", default=None, help="Also train on mirrored pictures.")
+@click.option("--rebalance", metavar="FACTOR", type=FiniteRange(1), help="Show pictures of rare yaws up to so many times as often.")
+@click.option("--max-broken", metavar="N", type=click.IntRange(0), help="Leave out up to so many unreadable pictures [default: 0].")
+@click.option("--aug", type=click.Choice(["noaug", "ada", "fixed"]), help="Discriminator augmentation.")
+@click.option("--p", type=FiniteRange(0, 1), help="Augmentation probability (start value with ada).")
+@click.option("--target", type=FiniteRange(-1, 1), help="Target of ada.")
+@click.option("--resume", metavar="FILE|DIR|latest", help="Go on exactly where a run stood.")
+@click.option("--init-from", metavar="FILE|URL", help="Start a new run from these weights, ours or released.")
+@click.option("--freeze-d", type=click.IntRange(0), help="Highest-resolution discriminator layers that do not learn.")
+@click.option("--gen-pose-cond/--no-gen-pose-cond", default=None, help="Condition the mapping network on the camera.")
+@click.option("--nrr-initial", type=click.IntRange(4), help="Neural rendering resolution at the start.")
+@click.option("--nrr-final", type=click.IntRange(4), help="Neural rendering resolution after the fade.")
+@click.option("--nrr-fade-kimg", type=FiniteRange(0), help="Length of that fade.")
+@click.option("--kimg", type=FiniteRange(0, min_open=True), help="Length of the run in thousands of real images.")
+@click.option("--minutes", type=FiniteRange(0, min_open=True), help="Save and stop after this time.")
+@click.option("--tick", type=FiniteRange(0, min_open=True), help="Statistics every so many kimg.")
+@click.option("--snap", type=click.IntRange(0), help="Checkpoint every so many ticks; 0 = only at the end.")
+@click.option("--keep", type=click.IntRange(0), help="Newest checkpoints that stay; 0 = all [default: 10].")
+@click.option("--keep-every", type=FiniteRange(0), help="Of the others, one stays every so many kimg; 0 = none [default: 1000].")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of everything random.")
+@click.option(
+    "--metrics",
+    type=Metrics(may_be_none=True),
+    metavar="none|a,b",
+    default="none",
+    show_default=True,
+    help="Measured at every checkpoint, as by calc_metrics.py.",
+)
+@metric_network_options
+@click.option("--workers", type=click.IntRange(0), help="Processes that read pictures, for each training process.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    help="Of convolutions [default: fp16 on CUDA; heads on CPUs with bf16: bf16; else fp32].",
+)
+@click.option("--compile/--no-compile", default=None, help="Compile the networks: a minute at the start, a little faster then.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.FIELD=VALUE",
+    callback=check_assignments,
+    help="Any other setting; may be repeated.",
+)
+@click.option("-n", "--dry-run", is_flag=True, help="Print the settings and stop.")
+def main(**options: Any) -> None:
+    """Train on DATA; everything else has a default."""
+    settle_metric_options(options)
+    if options["resume"] and options["init_from"]:
+        raise click.UsageError("--resume and --init-from exclude each other: one goes on with a run, the other starts one")
+    try:
+        launch = choose_devices(options["device"], options["gpus"], options["procs"])
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    run_in_group(launch.device, lambda: train(options, launch))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from dnnlib.startup import prepare_program
 
 prepare_program(__name__)  # the imports below take seconds
 
+import functools
 import threading
 from pathlib import Path
 
@@ -15,10 +16,9 @@ import torch
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import is_url, local_file
 from media.viewer.checkpoints import CheckpointFolder
-from open_eg3d import load_generator
+from open_eg3d.command_line import open_generator
 from torch_utils.devices import device_option
 from torch_utils.precision import use_full_fp32
-from training.networks.generator import Generator
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,9 +40,7 @@ def main(network: str, folder: Path | None, host: str, port: int, device: torch.
     use_full_fp32()
     path = local_file(network)
 
-    def open_file(file: Path) -> Generator:
-        return load_generator(file).to(device)
-
+    open_file = functools.partial(open_generator, device=device)
     checkpoints = CheckpointFolder(folder or (None if is_url(network) else path.parent), open_file)
     generator = open_file(path)
     name = checkpoints.name_of(path) or path.name

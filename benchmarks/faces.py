@@ -17,9 +17,9 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from benchmarks.timing import show
+from data_tools.face_estimators import Estimator
 from data_tools.face_pose import DEPTH_GAIN, face_label
 from data_tools.face_process import MeshProcess, mediapipe_estimator
-from data_tools.faces import Estimator
 from data_tools.heads import HeadsConfig, generate_heads
 from data_tools.sources.base import Array
 from dnnlib.console import UserError, progress, run_cli

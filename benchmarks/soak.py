@@ -11,52 +11,19 @@ import subprocess
 import sys
 import tempfile
 import time
-import zipfile
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import psutil
-from PIL import Image
 
 from benchmarks.timing import show
-from benchmarks.training_step import random_labels
+from tests.tiny import SETTINGS, write_dataset
 
 ROOT = Path(__file__).parents[1]
-RESOLUTION, PICTURES = 32, 64
-SETTINGS = (
-    "generator.z_dim=8",
-    "generator.w_dim=8",
-    "generator.plane_resolution=16",
-    "generator.plane_channels=4",
-    "generator.channel_base=64",
-    "generator.channel_max=8",
-    "generator.decoder_hidden=8",
-    "superresolution.channels=[4,4]",
-    "superresolution.input_resolution=16",
-    "rendering.depth_resolution=4",
-    "rendering.depth_resolution_importance=4",
-    "discriminator.channel_base=128",
-    "discriminator.channel_max=8",
-    "discriminator.mapping_layers=2",
-    "training.density_reg_points=50",
-)
+PICTURES = 64
 WARM_SHARE = 0.25  # of the run: allocators and caches fill up in the beginning
-
-
-def write_pictures(path: Path) -> Path:
-    """A data set of coloured noise."""
-    random, labels = np.random.RandomState(0), random_labels(PICTURES).tolist()
-    with zipfile.ZipFile(path, "w") as archive:
-        for index in range(PICTURES):
-            file = BytesIO()
-            Image.fromarray(random.randint(0, 256, (RESOLUTION, RESOLUTION, 3)).astype(np.uint8)).save(file, "PNG")
-            archive.writestr(f"img{index:08d}.png", file.getvalue())
-        entries = [[f"img{index:08d}.png", label] for index, label in enumerate(labels)]
-        archive.writestr("dataset.json", json.dumps({"labels": entries}))
-    return path
 
 
 def command(data: Path, outdir: Path, iterations: int, batch: int, processes: int) -> list[str]:
@@ -183,7 +150,7 @@ def main(iterations: int, batch: int, procs: int, every: float, json_path: Path 
     """Train for long, and see whether anything grows."""
     with tempfile.TemporaryDirectory() as folder:
         outdir = Path(folder) / "runs"
-        arguments = command(write_pictures(Path(folder) / "noise.zip"), outdir, iterations, batch, procs)
+        arguments = command(write_dataset(Path(folder) / "blots.zip", PICTURES), outdir, iterations, batch, procs)
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
         looks = watch(process, outdir, procs, every)
         if process.wait():

@@ -10,7 +10,7 @@ import click
 import torch
 
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
-from training.presets import make_config
+from training.presets import HEADS_FOCAL, HEADS_RADIUS, make_config
 from training.trainer import Trainer
 
 SETTINGS: dict[str, dict[str, object]] = {
@@ -31,7 +31,7 @@ def build(settings: dict[str, object], resolution: int) -> Trainer:
 def random_labels(count: int) -> torch.Tensor:
     """Labels (count, 25) of cameras on the heads' orbit."""
     yaw, pitch = (torch.rand(count) - 0.5) * 1.5, (torch.rand(count) - 0.5) * 0.7
-    return pack_label(orbit_pose(yaw, pitch, 2.7), pinhole_intrinsics(3.1))
+    return pack_label(orbit_pose(yaw, pitch, HEADS_RADIUS), pinhole_intrinsics(HEADS_FOCAL))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

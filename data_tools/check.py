@@ -20,12 +20,12 @@ from data_tools.parallel import ordered_map
 from data_tools.pictures import open_picture
 from data_tools.source_files import SourceFiles, shown
 from data_tools.sources.base import Array
-from data_tools.sources.labels import LABEL_FILE, is_picture, label_entries
+from data_tools.sources.labels import is_picture
 from dnnlib.archives import safe_name
 from dnnlib.console import UserError, progress
 from dnnlib.files import local_file
 from training.cameras import LABEL_SIZE, nearest_point_to_rays, orbit_angles, viewing_rays
-from training.data_files import decode_picture
+from training.data_files import LABEL_FILE, decode_picture, label_entries
 from training.dataset import ImageDataset
 from training.labels import LARGEST_FOCAL, LARGEST_NUMBER, TOLERANCE, label_problems
 
@@ -94,7 +94,7 @@ def _read_labels(files: SourceFiles, report: Report) -> tuple[list[int], list[st
         report.add("error", "no-labels", f"there is no {LABEL_FILE} with the camera labels at the top", mend=hint)
         return [], [], np.zeros((0, LABEL_SIZE))
     try:
-        entries = label_entries(files)
+        entries = label_entries(files.text(LABEL_FILE), files.where(LABEL_FILE))
     except UserError as error:
         report.add("error", "no-labels", str(error))
         return [], [], np.zeros((0, LABEL_SIZE))
@@ -224,16 +224,16 @@ def _check_pictures(files: SourceFiles, checked: CheckedData, workers: int, repo
     results = ordered_map(inspect_picture, files, names, len(names), workers, JOBS_PER_WORKER)
     with contextlib.closing(results):
         facts = list(progress(results, "Checking pictures", total=len(names), unit="img"))
-    problems: dict[str, list[str]] = defaultdict(list)
+    unreadable: list[str] = []
+    unfit: dict[str, list[str]] = defaultdict(list)  # by what is to be done about it
     for name, fact in zip(names, facts, strict=True):
         if fact.problem:
-            problems["" if "cannot be read" in fact.problem or "empty file" in fact.problem else _advice(fact.problem)].append(
-                f"{shown(name)} {fact.problem.partition('; ')[0]}"
-            )
-    unreadable = problems.pop("", [])
+            is_unreadable = "cannot be read" in fact.problem or "empty file" in fact.problem
+            found = unreadable if is_unreadable else unfit[_advice(fact.problem)]
+            found.append(f"{shown(name)} {fact.problem.partition('; ')[0]}")
     if unreadable:
         report.add("error", "unreadable", "pictures cannot be read; copy or make them again", tuple(unreadable))
-    for advice, items in problems.items():
+    for advice, items in unfit.items():
         report.add("error", "picture", f"pictures cannot be used; {advice}", tuple(items))
     report.summary["unreadable"] = unreadable
     _check_sizes(names, facts, report)

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_tools.face_estimators import MEDIAPIPE, load_estimator
 from data_tools.face_pose import FacePose
 from data_tools.face_process import MEDIAPIPE as MEDIAPIPE_PACKAGE
 from data_tools.face_process import EstimatorDied, MediapipeEstimator, environment_python
-from data_tools.faces import MEDIAPIPE, load_estimator
 from dnnlib.console import UserError
 from metrics.onnx_models import OnnxModel
 from metrics.pose import OPTION, PoseEstimator

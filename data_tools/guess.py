@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from data_tools.check_report import Report
 from data_tools.sources.base import OPENGL_TO_OPENCV, Array
 from data_tools.world import AXES, axis_scores, look_at_point, place, up_direction
 from training.cameras import FFHQ_FOCAL, SRN_CARS_FOCAL
-from training.presets import make_config
+from training.presets import HEADS_FOCAL, HEADS_RADIUS, make_config
 from training.scene import BOX_PER_VIEW
 
 FEWEST = 4  # poses from which anything can be told
@@ -31,21 +32,30 @@ SHIFTED_UP, UPRIGHT = 0.3, 0.7
 # Rigs whose focal length gives them away, with the radii of their orbits.
 KNOWN_RIGS = (
     ("the face models' (FFHQ, AFHQ)", FFHQ_FOCAL, 2.7, 2.7),
-    ("the built-in heads'", 3.1, 2.7, 2.7),
+    ("the built-in heads'", HEADS_FOCAL, HEADS_RADIUS, HEADS_RADIUS),
     ("the ShapeNet cars'", SRN_CARS_FOCAL, 1.3, 1.7),
 )
 FOCAL_TOLERANCE = 0.002
 PRESET_BOX = (0.6, 2.5)  # side of a preset's box in visible widths; published scenes have 0.96 to 1.58
 
+
+class Mistake(NamedTuple):
+    """What poses look like: a code, a sentence, and the options of `dataset_tool.py convert` that mend it."""
+
+    code: str
+    message: str
+    options: str
+
+
 Reading = tuple[bool, bool]  # inverse matrices, OpenGL axes
-READINGS: dict[Reading, tuple[str, str, str]] = {
-    (False, True): (
+READINGS: dict[Reading, Mistake] = {
+    (False, True): Mistake(
         "opengl-axes",
         "the camera axes look like OpenGL's (y up, z backward): the cameras look away from the object",
         "--camera-axes opengl",
     ),
-    (True, False): ("world2cam", "the matrices look like world-to-camera instead of camera-to-world", "--poses world2cam"),
-    (True, True): (
+    (True, False): Mistake("world2cam", "the matrices look like world-to-camera instead of camera-to-world", "--poses world2cam"),
+    (True, True): Mistake(
         "world2cam-opengl",
         "the matrices look like world-to-camera with OpenGL axes, instead of camera-to-world with OpenCV axes",
         "--poses world2cam --camera-axes opengl",
@@ -123,17 +133,20 @@ def guess_mistakes(cam2world: Array, focal: float | None, preset: str, report: R
         return
     reading = best_reading(cam2world)
     if reading in READINGS:
-        code, message, options = READINGS[reading]
-        report.add("warning", code, message, mend=f"convert {options}", options=options)
+        _warn(report, READINGS[reading])
         cam2world = read_as(cam2world, reading)
     up = _upward(cam2world)
     if up != "y":
         where = "the direction in which the cameras stand upright" if up == "cameras" else up
         options = f"--up {up}" if not up.startswith("-") else f"--up={up}"
-        report.add("warning", "up", f"the world's upward axis looks like {where} instead of y", mend=f"convert {options}", options=options)
+        _warn(report, Mistake("up", f"the world's upward axis looks like {where} instead of y", options))
         cam2world = place(cam2world, up, recentre=False, radius=1.0, pivot=(0, 0, 0)).apply(cam2world)
-    for code, message, options in _place_and_scale(rig_of(cam2world), focal, preset):
-        report.add("warning", code, message, mend=f"convert {options}", options=options)
+    for mistake in _place_and_scale(rig_of(cam2world), focal, preset):
+        _warn(report, mistake)
+
+
+def _warn(report: Report, mistake: Mistake) -> None:
+    report.add("warning", mistake.code, mistake.message, mend=f"convert {mistake.options}", options=mistake.options)
 
 
 def _upward(cam2world: Array) -> str:
@@ -150,25 +163,25 @@ def _upward(cam2world: Array) -> str:
     return best if direction @ np.array(AXES[best]) > 0.95 or scores[best] > UPRIGHT else "cameras"
 
 
-def _place_and_scale(rig: Rig, focal: float | None, preset: str) -> Iterator[tuple[str, str, str]]:
-    """Code, message and mending options of what does not fit the model's box around the origin."""
+def _place_and_scale(rig: Rig, focal: float | None, preset: str) -> Iterator[Mistake]:
+    """What does not fit the model's box around the origin."""
     box = BOX_PER_VIEW * rig.radius / focal if focal else rig.radius
     offset = float(np.linalg.norm(rig.point))
     scale = _scale(rig, focal, box, preset) if focal else None
     # Recentring without a radius would choose one.
-    recentre = "--recentre " + (scale[2] if scale else f"--radius {rig.radius:.4g}")
+    recentre = "--recentre " + (scale.options if scale else f"--radius {rig.radius:.4g}")
     if rig.converges and offset > CENTRED * box:
         where = ", ".join(f"{value:.3g}" for value in rig.point)
         message = f"the cameras look at ({where}), far from the origin, around which the model's box of side {box:.3g} lies"
-        yield "off-centre", message, recentre
+        yield Mistake("off-centre", message, recentre)
     elif rig.miss > 0.5 * box or not rig.ahead:
         message = f"the cameras look past the origin, by {rig.miss:.3g} (median), where the model's box of side {box:.3g} lies"
-        yield "misses", message, recentre
+        yield Mistake("misses", message, recentre)
     if scale:
         yield scale
 
 
-def _scale(rig: Rig, focal: float, box: float, preset: str) -> tuple[str, str, str] | None:
+def _scale(rig: Rig, focal: float, box: float, preset: str) -> Mistake | None:
     if preset != "auto":
         return _preset_scale(rig, focal, preset)
     for owner, its_focal, low, high in KNOWN_RIGS:
@@ -176,13 +189,14 @@ def _scale(rig: Rig, focal: float, box: float, preset: str) -> tuple[str, str, s
             if low / RADIUS_TOLERANCE < rig.radius < high * RADIUS_TOLERANCE:
                 return None
             message = f"the focal length {focal:.4g} is {owner}, but the orbit's radius {rig.radius:.4g} is not about {high:g}"
-            return "scale", message, f"--radius {high:g}"
+            return Mistake("scale", message, f"--radius {high:g}")
     if USUAL_BOX[0] < box < USUAL_BOX[1]:
         return None
-    return "scale", f"the model's box would have a side of {box:.3g}; settings are made for about 1", f"--radius {focal / BOX_PER_VIEW:.3g}"
+    message = f"the model's box would have a side of {box:.3g}; settings are made for about 1"
+    return Mistake("scale", message, f"--radius {focal / BOX_PER_VIEW:.3g}")
 
 
-def _preset_scale(rig: Rig, focal: float, preset: str) -> tuple[str, str, str] | None:
+def _preset_scale(rig: Rig, focal: float, preset: str) -> Mistake | None:
     """Whether the published scene of a preset suits the cameras: its depths hold the object, its box fills the view."""
     rendering = make_config(preset, 64, "published").model.rendering  # type: ignore[arg-type]
     near, far = float(rendering.ray_start), float(rendering.ray_end)
@@ -192,4 +206,4 @@ def _preset_scale(rig: Rig, focal: float, preset: str) -> tuple[str, str, str] |
         f"--cfg {preset} renders depths {near:g} to {far:g} and a box of side {rendering.box_warp:g}, "
         f"but the cameras are {rig.radius:.3g} away and see a width of {rig.radius / focal:.3g}"
     )
-    return "scale", message, f"--radius {(near + far) / 2:.3g}"
+    return Mistake("scale", message, f"--radius {(near + far) / 2:.3g}")

@@ -20,22 +20,19 @@ from data_tools.heads_basis import HeadBasis, load_basis
 from data_tools.heads_model import Head, build_head, head_mesh, random_person
 from data_tools.heads_paint import light, paint
 from data_tools.heads_render import Array, Picture, Raycaster
-from data_tools.sinks import LABEL_FILE, Sink, check_dest, image_name, open_sink
+from data_tools.sinks import Sink, check_dest, image_name, open_sink
 from dnnlib.console import UserError, progress
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics, unpack_label
+from training.data_files import LABEL_FILE
 from training.depth_maps import DEPTH_UNIT
+from training.presets import HEADS_BACKGROUND, HEADS_FAR, HEADS_FOCAL, HEADS_NEAR, HEADS_RADIUS
 
 __all__ = ["DEPTH_UNIT", "HEADS_BACKGROUND", "HEADS_BOX", "HEADS_FAR", "HEADS_FOCAL", "HEADS_NEAR", "HEADS_PIVOT", "HEADS_RADIUS"]
 __all__ += ["Head", "HeadsConfig", "generate_heads", "head_mesh", "image_name", "random_labels", "render_head"]
 
-HEADS_FOCAL = 3.1
-HEADS_RADIUS = 2.7
 HEADS_PIVOT = (0.0, 0.0, 0.0)
 HEADS_BOX = 1.0
-HEADS_NEAR, HEADS_FAR = 2.2, 3.2
 HEADS_YAW, HEADS_PITCH = 45.0, 20.0
-# Never white: eyes of the background's colour teach a GAN to drill holes through the head.
-HEADS_BACKGROUND = (77, 153, 158)
 # Streams of random numbers of one identity: its head, its cameras. Views added later leave the heads as they are.
 HEAD_STREAM, CAMERA_STREAM = 0, 1
 

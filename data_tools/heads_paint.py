@@ -87,29 +87,37 @@ def _pick(tones: dict[str, tuple[float, float, float]], odds: dict[str, float], 
     return np.clip(tone * rng.uniform(0.85, 1.15) * (1 + rng.normal(0, 0.04, 3)), 0, 1)
 
 
+def _hair_colour(fair: float, old: float, rng: np.random.Generator) -> Array:
+    odds = {"black": 1.2 - fair, "dark": 0.7, "brown": 0.1 + fair, "blond": 0.9 * fair**2, "ginger": 0.4 * fair**2, "grey": 1.6 * old**2}
+    return _pick(HAIR_TONES, odds, rng)
+
+
+def _iris_colour(fair: float, rng: np.random.Generator) -> Array:
+    odds = {"brown": 0.8, "dark": 1.2 - fair, "hazel": 0.5 * fair, "green": 0.4 * fair, "blue": 0.9 * fair, "grey": 0.3 * fair}
+    return _pick(IRIS_TONES, odds, rng)
+
+
+def _lip_colour(skin: Array, male: bool, rng: np.random.Generator) -> Array:
+    """Between the lips' own colour, which goes with the skin's, and that of lipstick."""
+    rouge = rng.uniform(0, 0.25) if male else rng.uniform(0.1, 0.75)
+    bare = 0.5 * skin * (1.0, 0.72, 0.70) + 0.5 * np.array([0.72, 0.36, 0.34]) * (0.45 + 0.55 * skin[1])
+    red = np.array([0.70, 0.13, 0.16]) * rng.uniform(0.8, 1.1)
+    return np.clip((1 - rouge) * bare + rouge * red, 0, 1)
+
+
 def random_look(traits: dict[str, float], rng: np.random.Generator) -> Look:
     """Draw colours and styles that go with a person's traits (`heads_model.random_traits`)."""
     fair, old, male = traits["caucasian"], traits["age"], traits["gender"] < 0.5
     skin = _skin_tone(traits, rng)
-    hair = _pick(
-        HAIR_TONES,
-        {"black": 1.2 - fair, "dark": 0.7, "brown": 0.1 + fair, "blond": 0.9 * fair**2, "ginger": 0.4 * fair**2, "grey": 1.6 * old**2},
-        rng,
-    )
-    iris = _pick(
-        IRIS_TONES,
-        {"brown": 0.8, "dark": 1.2 - fair, "hazel": 0.5 * fair, "green": 0.4 * fair, "blue": 0.9 * fair, "grey": 0.3 * fair},
-        rng,
-    )
+    hair = _hair_colour(fair, old, rng)
+    iris = _iris_colour(fair, rng)
     bald = rng.random() < (0.1 + 0.15 * old if male else 0.02)
     bearded = male and rng.random() < 0.4
-    rouge = rng.uniform(0, 0.25) if male else rng.uniform(0.1, 0.75)
-    lip = 0.5 * skin * (1.0, 0.72, 0.70) + 0.5 * np.array([0.72, 0.36, 0.34]) * (0.45 + 0.55 * skin[1])
-    red = np.array([0.70, 0.13, 0.16]) * rng.uniform(0.8, 1.1)
+    lips = _lip_colour(skin, male, rng)
     return Look(
         skin=skin,
         blush=float(rng.uniform(0.1, 0.6)),
-        lips=np.clip((1 - rouge) * lip + rouge * red, 0, 1),
+        lips=lips,
         hair=hair,
         hair_thickness=0.0 if bald else float(rng.uniform(0.003, 0.014) if male else rng.uniform(0.006, 0.02)),
         hairline_lift=float(rng.normal(0, 0.004)),

@@ -13,9 +13,9 @@ import numpy as np
 
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, make_dir, temporary_dir
+from training.data_files import LABEL_FILE
 
 IMAGES_PER_FOLDER = 1000
-LABEL_FILE = "dataset.json"
 
 
 def image_name(index: int, suffix: str = ".png") -> str:

@@ -44,6 +44,15 @@ class Seeds(click.ParamType):
         return list(seeds)
 
 
+class FiniteRange(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number", param, ctx)
+
+
 class Commas(click.ParamType):
     """Values separated by commas."""
 
@@ -56,6 +65,17 @@ class Commas(click.ParamType):
             return value if isinstance(value, list) else [self.convert_one(item.strip()) for item in str(value).split(",")]
         except ValueError:
             return self.fail(f"{value!r} is not a list of {self.expected}", param, ctx)
+
+
+def some_of(name: str, *choices: str) -> Commas:
+    """Some of `choices`, separated by commas."""
+
+    def convert_one(text: str) -> str:
+        if text not in choices:
+            raise ValueError(text)
+        return text
+
+    return Commas(name, convert_one, ", ".join(choices))
 
 
 class Finite(click.ParamType):

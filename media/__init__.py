@@ -9,19 +9,13 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from metrics.sampling import RenderOutput as MeasuredOutput
 from training.config import RenderingConfig
 
 
-class RenderOutput(Protocol):
-    """Pictures of N views: `image` (N, 3, res, res) and `image_raw` (N, 3, r, r) in [-1, 1], `image_depth` (N, 1, r, r) =
-    distance along the ray in world units, `weights_sum` (N, 1, r, r) = opacity in [0, 1]."""
+class RenderOutput(MeasuredOutput, Protocol):
+    """The pictures that metrics look at, and `weights_sum` (N, 1, r, r), opacity in [0, 1]."""
 
-    @property
-    def image(self) -> Tensor: ...
-    @property
-    def image_raw(self) -> Tensor: ...
-    @property
-    def image_depth(self) -> Tensor: ...
     @property
     def weights_sum(self) -> Tensor: ...
 

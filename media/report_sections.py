@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from dnnlib.console import progress
 from media import Cameras
 from media.charts import Chart, Points
 from media.report import Block, Section, Shown
 from media.strips import ROWS, Pictures, enlarge, seed_latent, shade_depth, strip_picture, tile, to_uint8, yaw_strip
+from metrics.processes import ALONE
 from metrics.realism import Realism
 from metrics.reals import RealImages
 from metrics.results import read_results
@@ -115,14 +115,10 @@ def samples_section(sampler: GeneratorSampler, batch: int) -> Section:
     """The first fakes, from the cameras that the metrics see them from: picture and depth."""
     count = GRID_ROWS * GRID_COLUMNS
     outputs = []
-    for start in progress(range(0, count, batch), "Samples", unit="batch"):
-        size = min(batch, count - start)
+    for start, size in sampler.batches(count, batch, ALONE, "Samples"):
         c = sampler.cameras(start, size)
-        for index in range(start, start + size) if sampler.has_random_noise else (start,):
-            part = slice(index - start, index - start + 1) if sampler.has_random_noise else slice(None)
-            ws = sampler.ws(sampler.latents(start, size)[part], c[part])
-            out: Any = sampler.render(ws, c[part], index)
-            outputs.append((to_uint8(out.image), out.image_depth.float().cpu(), out.weights_sum.float().cpu()))
+        out: Any = sampler.render(sampler.ws(sampler.latents(start, size), c), c, start)
+        outputs.append((to_uint8(out.image), out.image_depth.float().cpu(), out.weights_sum.float().cpu()))
     images, depths, coverage = zip(*outputs, strict=True)
     pictures = np.concatenate(images)
     depth = enlarge(shade_depth(torch.cat(depths), torch.cat(coverage)), pictures.shape[1])

@@ -34,7 +34,7 @@ class Metrics(click.ParamType):
         return names
 
 
-def network_options(command: F) -> F:
+def metric_network_options(command: F) -> F:
     """Add the options that say which networks of others metrics use."""
     for option in reversed(
         (

@@ -55,6 +55,10 @@ class MetricOptions:
     is_shared: bool = True
     is_cancelled: Callable[[], bool] = never
 
+    def weights_of(self, detector: DetectorName) -> str | None:
+        """File of a feature network's weights; none = as published."""
+        return self.detector_weights if detector == self.detector else None
+
     @property
     def team(self) -> Team:
         """The processes that share the work."""
@@ -130,7 +134,7 @@ def check_networks(metrics: Sequence[Metric], options: MetricOptions) -> None:
         UserError: if weights or packages are missing or wrong.
     """
     for detector in dict.fromkeys(metric.detector for metric in metrics if metric.detector):
-        load_detector(detector, options.detector_weights if detector == options.detector else None, CPU)
+        load_detector(detector, options.weights_of(detector), CPU)
     kinds = {metric.kind for metric in metrics}
     if "ppl" in kinds:
         load_lpips(options.lpips_weights, CPU)
@@ -149,7 +153,7 @@ def _compare_sets(
 ) -> list[MetricResult]:
     started = time.monotonic()
     team = options.team
-    detector = load_detector(name, options.detector_weights if name == options.detector else None, options.device)
+    detector = load_detector(name, options.weights_of(name), options.device)
     # Each real set is computed first: it is what may be wrong, and what the cache saves.
     real_sets = {key: _real_set(key, reals, detector, options, team) for key in _real_keys(metrics)} if reals else {}
     fakes = collect_features(sample, detector, _wanted(metrics), options.batch, team, "Fakes")

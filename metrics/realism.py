@@ -64,7 +64,7 @@ def compare_with_reals(
     Raises:
         UserError: for missing weights, or data that cannot be read.
     """
-    network = load_detector(detector, options.detector_weights if detector == options.detector else None, options.device)
+    network = load_detector(detector, options.weights_of(detector), options.device)
     return _compare(sample, reals, options, network, fakes, count)
 
 

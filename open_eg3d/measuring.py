@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,14 +20,18 @@ from torch import Tensor
 
 from dnnlib.console import UserError
 from dnnlib.files import local_file
-from metrics.evaluate import MetricOptions, MetricResult, evaluate
+from metrics.evaluate import MetricOptions, MetricResult, check_inputs, check_networks, evaluate
+from metrics.names import parse_metrics
+from metrics.pose import PoseEstimator
 from metrics.processes import Cancelled, OtherProcessFailed
 from metrics.reals import RealImages
 from metrics.results import append_results, as_line, show_in_tensorboard
 from metrics.sampling import CameraDraw, GeneratorSampler
 from metrics.weights import file_hash
-from open_eg3d import __version__, load_generator
+from open_eg3d import __version__
+from open_eg3d.command_line import open_generator
 from torch_utils.memory import drop_kept_memory
+from training.config import Config
 from training.dataset import ImageDataset
 from training.depth_maps import has_depth_map, read_depth_maps
 from training.networks.generator import Generator
@@ -68,7 +72,7 @@ class SamplingOptions:
 # Real pictures
 
 
-def real_images(dataset: ImageDataset, mirror: bool) -> RealImages:
+def real_images(dataset: ImageDataset) -> RealImages:
     """What metrics need of a data set."""
     names = dataset.file_names
 
@@ -86,7 +90,7 @@ def real_images(dataset: ImageDataset, mirror: bool) -> RealImages:
         read_depth=read_depth if has_depth_map(dataset.path, names[0]) else None,
         name=str(dataset.path),
         names=tuple(names),
-        details={"mirror": mirror},
+        details={"mirror": dataset.is_mirrored},
     )
 
 
@@ -120,10 +124,7 @@ def choose_cameras(options: SamplingOptions, summary: CameraSummary, labels: Ten
 
 
 def make_sampler(generator: Generator, labels: Tensor | None, options: SamplingOptions, device: torch.device) -> GeneratorSampler:
-    """A generator, moved to `device`, as a sampling function."""
-    generator = generator.to(device)
-    if options.precision == "bf16":
-        generator.set_conv_dtype(backbone=torch.bfloat16, superresolution=torch.bfloat16)
+    """A generator on `device` as a sampling function."""
     summary = cameras_of(generator)
     draw, text = choose_cameras(options, summary, labels)
     return GeneratorSampler(
@@ -152,7 +153,7 @@ def open_sampler(network: str, dataset: ImageDataset | None, options: SamplingOp
         UserError: if the file cannot be used, or the data have pictures of another size.
     """
     path = local_file(network)
-    generator = load_generator(path)
+    generator = open_generator(path, device, options.precision)
     if dataset is not None and dataset.resolution != generator.config.resolution:
         sizes = f"{dataset.resolution} pixels, {network} makes {generator.config.resolution}"
         raise UserError(f"data {dataset.path} has pictures of {sizes}; resize the data, or take the network made for it")
@@ -238,7 +239,7 @@ class SnapshotMetrics:
     def _measure(self, state: SnapshotState, options: MetricOptions) -> list[MetricResult]:
         options.team.agree(True)  # from here on the first process has written the snapshot
         sampler = open_sampler(str(state.checkpoint), state.dataset, SamplingOptions(), options.device)
-        return evaluate(self.names, sampler, real_images(state.dataset, state.trainer.config.data.mirror), options)
+        return evaluate(self.names, sampler, real_images(state.dataset), options)
 
     def _report(self, state: SnapshotState, results: list[MetricResult]) -> None:
         progress = state.trainer.progress
@@ -246,6 +247,29 @@ class SnapshotMetrics:
             state.log(f"{as_line(result)}  ({result.seconds:.0f} s)")
         keep_results(state.run_dir, results, str(state.checkpoint), progress.kimg)
         show_in_tensorboard(state.writer, results, progress.images)
+
+
+def metrics_of_run(config: Config, open_pose: Callable[[str], PoseEstimator]) -> SnapshotMetrics:
+    """What measures the snapshots of a run; all that it needs is looked at now, long before the first snapshot.
+
+    Raises:
+        UserError: if a metric's data or networks are missing or wrong.
+        ValueError: for an unknown metric in the settings.
+    """
+    asked = config.snapshot
+    options = MetricOptions(
+        detector=asked.detector,
+        detector_weights=asked.detector_weights,
+        lpips_weights=asked.lpips_weights,
+        identity_model=asked.identity_model,
+        pose_model=asked.pose_model,
+        open_pose=open_pose,
+    )
+    metrics = parse_metrics(asked.metrics, asked.detector)
+    dataset = ImageDataset(config.data.path, mirror=config.data.mirror, check=False)
+    check_inputs(metrics, real_images(dataset), options)
+    check_networks(metrics, options)
+    return SnapshotMetrics(asked.metrics, options)
 
 
 def describe_error(error: Exception) -> str:

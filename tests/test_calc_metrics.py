@@ -220,7 +220,7 @@ def write_depth_data(path: Path, count: int = 6) -> Path:
 
 def test_depth_maps_of_the_data_are_the_truth(network: Path, tmp_path: Path):
     data = write_depth_data(tmp_path / "sphere.zip")
-    reals = real_images(ImageDataset(data), mirror=False)
+    reals = real_images(ImageDataset(data))
     assert reals.read_depth is not None
     truth = reals.read_depth(np.array([4, 1]))
     c = orbit_labels(6)[[4, 1]]
@@ -229,7 +229,7 @@ def test_depth_maps_of_the_data_are_the_truth(network: Path, tmp_path: Path):
     assert torch.equal(truth > 0, solid)
     torch.testing.assert_close(truth[solid], expected.image_depth[solid].double(), atol=DEPTH_UNIT, rtol=0)
 
-    mirrored = real_images(ImageDataset(data, mirror=True), mirror=True).read_depth
+    mirrored = real_images(ImageDataset(data, mirror=True)).read_depth
     assert mirrored is not None
     assert torch.equal(mirrored(np.array([4, 7])), torch.stack([truth[0], truth[1].flip(-1)]))
 

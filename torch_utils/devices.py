@@ -1,6 +1,9 @@
-"""Where and how precisely a command computes."""
+"""Where a command computes, and what that place does well."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import click
 import torch
@@ -16,6 +19,15 @@ def choose_device(ctx: click.Context, param: click.Parameter, name: str) -> torc
     return torch.device(name)
 
 
+def has_fast_bf16() -> bool:
+    """Whether this CPU computes bf16 convolutions in hardware, as far as Linux tells."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return bool(re.search(r"\b(amx_bf16|avx512_bf16)\b", flags))
+
+
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
@@ -23,12 +35,4 @@ device_option = click.option(
     show_default=True,
     callback=choose_device,
     help="Where to compute.",
-)
-
-precision_option = click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="Of convolutions; bf16 where the processor has it.",
 )

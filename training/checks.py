@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dnnlib.console import UserError
-from training.augment import check_settings as check_augmentation
+from training.adaptation import check_settings as check_augmentation
 from training.config import Config, config_sections
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator

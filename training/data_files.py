@@ -1,8 +1,9 @@
-"""Files of a data set, a ZIP or a folder, and the pictures in them: opening, reading, checking, decoding."""
+"""Files of a data set, a ZIP or a folder, and the pictures in them: opening, reading, checking, decoding. Needs no torch."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import warnings
 import zipfile
@@ -19,6 +20,8 @@ from dnnlib.console import UserError, brief, progress
 T = TypeVar("T")
 
 LABEL_FILE = "dataset.json"
+TRAINING_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+AUXILIARY_FOLDERS = ("depth", "mask")  # written by `dataset_tool heads --depth`; their files need no label
 FORMATS = ("PNG", "JPEG", "WEBP")
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 LOSSLESS_MODES = ("1", "L", "P", "RGB")  # pictures that become RGB without losing anything
@@ -124,8 +127,30 @@ def open_files(path: Path) -> tuple[DataFiles, dict[str, str]]:
 
 
 def read_file(files: DataFiles, name: str, largest: int = LARGEST_PICTURE) -> bytes:
+    """Content of a file of a data set.
+
+    Raises:
+        BrokenPicture: if it cannot be read, or has more than `largest` bytes.
+    """
     with errors_named(f"{files.path}: {name}"):
         return files.read(name, largest)
+
+
+def label_entries(content: str | bytes, where: str) -> list[Any]:
+    """The entries of dataset.json, not yet checked one by one.
+
+    Raises:
+        UserError: that names `where`, if the content is no JSON of that form.
+    """
+    try:
+        entries = json.loads(content, parse_int=float).get("labels")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f'{where} is not JSON of the form {{"labels": [[NAME, [25 numbers]], ...]}}: {error}') from error
+    if isinstance(entries, dict):  # the released tools take this form as well
+        entries = [list(entry) for entry in entries.items()]
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{where} has no camera labels; it must list 25 numbers for every picture")
+    return entries
 
 
 @contextlib.contextmanager
@@ -197,5 +222,6 @@ def _header_width(files: DataFiles, name: str, where: str) -> int:
         return image.width
 
 
-def long_loop(items: Sequence[T], long: bool, description: str) -> Iterable[T]:
-    return progress(items, description, unit="img") if long else items
+def long_loop(items: Sequence[T], is_long: bool, description: str) -> Iterable[T]:
+    """The items, with a progress bar if going through them takes long."""
+    return progress(items, description, unit="img") if is_long else items

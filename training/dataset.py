@@ -20,11 +20,19 @@ from tqdm import tqdm
 from dnnlib.console import UserError
 from dnnlib.files import local_file
 from training.cameras import LABEL_SIZE, mirror_label
-from training.data_files import LABEL_FILE, BrokenPicture, check_pictures, decode_picture, long_loop, open_files, read_file
+from training.data_files import (
+    AUXILIARY_FOLDERS,
+    LABEL_FILE,
+    TRAINING_SUFFIXES,
+    BrokenPicture,
+    check_pictures,
+    decode_picture,
+    long_loop,
+    open_files,
+    read_file,
+)
 from training.labels import check_labels, match_labels, read_labels
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-AUXILIARY_FOLDERS = ("depth", "mask")  # written by `dataset_tool heads --depth`; their files need no label
 IN_MEMORY_BYTES = 512 << 20  # a data set of up to this many bytes is decoded once
 LONG_READ = 100 << 20  # bytes of pixels whose decoding takes long enough for a progress bar
 
@@ -37,6 +45,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     Attributes:
         path, name: where it lies on this machine; a short name for run folders.
         resolution: pixels a side.
+        is_mirrored: whether every picture is there twice.
         labels: (len, 25) float32 camera labels, those of mirrored pictures included.
         file_names: the M names inside the ZIP or folder.
         broken: pictures that turned out to be unreadable and are replaced by the next readable one, by file number, with the reasons.
@@ -76,6 +85,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         self.max_broken, self.broken = max_broken, dict[int, str]()
         self.resolution = check_pictures(self._files, self.file_names if check else self.file_names[: 1 + max_broken], self.note_broken)
         self.labels = torch.from_numpy(labels[order]).float()
+        self.is_mirrored = mirror
         if mirror:
             self.labels = torch.cat([self.labels, mirror_label(self.labels)])
         self.key = _content_key([f"{name} {stamps[name]}" for name in self.file_names], self.labels)
@@ -171,7 +181,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
 
 def _picture_names(names: Iterable[str], labelled: set[str]) -> list[str]:
-    pictures = (name for name in names if name.lower().endswith(SUFFIXES))
+    pictures = (name for name in names if name.lower().endswith(TRAINING_SUFFIXES))
     return sorted(name for name in pictures if name.split("/")[0] not in AUXILIARY_FOLDERS or name in labelled)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from dnnlib.console import UserError, brief
 from training.cameras import LABEL_SIZE
-from training.data_files import LABEL_FILE, DataFiles, read_file
+from training.data_files import LABEL_FILE, DataFiles, label_entries, read_file
 
 TOLERANCE = 1e-3  # of rotations and of the matrices' fixed entries
 LARGEST_FOCAL = 100.0  # image sizes (half a degree of view); beyond, it must be pixels
@@ -24,15 +23,7 @@ def read_labels(files: DataFiles, names: Collection[str]) -> tuple[list[str], np
         deeper = next((f" (there is {name}: the data must start at its folder)" for name in names if name.endswith("/" + LABEL_FILE)), "")
         raise UserError(f"{files.path}: no {LABEL_FILE} with the camera labels at the top{deeper}; docs/training.md shows how to write it")
     where = f"{files.path}: {LABEL_FILE}"
-    try:
-        content = read_file(files, LABEL_FILE, largest=LABELS_SPARE + LABELS_PER_FILE * len(names))
-        entries = json.loads(content, parse_int=float).get("labels")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f'{where} is not JSON of the form {{"labels": [[NAME, [25 numbers]], ...]}}: {error}') from error
-    if isinstance(entries, dict):  # the released tools take this form as well
-        entries = [list(entry) for entry in entries.items()]
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{where} has no camera labels; it must list 25 numbers for every picture")
+    entries = label_entries(read_file(files, LABEL_FILE, largest=LABELS_SPARE + LABELS_PER_FILE * len(names)), where)
     for index, entry in enumerate(entries):
         _check_entry(entry, f"{where}: label {index}")
     return [name.replace("\\", "/") for name, _ in entries], np.array([numbers for _, numbers in entries])

@@ -78,15 +78,6 @@ def _devices_of_torchrun(place: Place, device: DeviceName, gpus: int | None, pro
     return Launch(kind, place.size, f"Training on {kind.upper()}, {place.size} process(es) that torchrun started, {place.local_size} here")
 
 
-def has_fast_bf16() -> bool:
-    """Whether this CPU computes bf16 convolutions in hardware, as far as Linux tells."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    return bool(re.search(r"\b(amx_bf16|avx512_bf16)\b", flags))
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Run folders
 

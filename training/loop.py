@@ -74,7 +74,6 @@ def run_training(config: Config, options: RunOptions) -> None:
     keep_freed_memory()
     with StopSignals() as stop:
         dataset = open_dataset(config)
-        cameras = CameraSummary.from_labels(dataset.labels)
         trainer = Trainer(config, camera_labels(config.data, dataset.labels), options.device)
         is_resumed = options.resume is not None
         processes = options.resume.rng.get("processes") if options.resume else None
@@ -91,7 +90,7 @@ def run_training(config: Config, options: RunOptions) -> None:
                         f"The run had {processes} process(es) so far and has {world_size()} now: it goes on with the same data and random "
                         "numbers, equal up to rounding, no longer bit for bit"
                     )
-                _Run(config, options, dataset, cameras, trainer, folder, stop, started, is_resumed).execute()
+                _Run(config, options, dataset, trainer, folder, stop, started, is_resumed).execute()
         except torch.OutOfMemoryError as error:
             raise UserError("out of GPU memory; choose a smaller --batch-gpu, or a smaller --nrr-final") from error
         except OSError as error:
@@ -142,27 +141,24 @@ def initialise(trainer: Trainer, weights: Weights) -> str:
     return growth
 
 
+@dataclass
 class _Run:
     """The loop itself, with what its parts share."""
 
-    def __init__(
-        self,
-        config: Config,
-        options: RunOptions,
-        dataset: ImageDataset,
-        cameras: CameraSummary,
-        trainer: Trainer,
-        folder: RunFolder,
-        stop: StopSignals,
-        started: float,
-        is_resumed: bool,
-    ) -> None:
-        self.config, self.options, self.dataset, self.cameras = config, options, dataset, cameras
-        self.trainer, self.folder, self.stop, self.started = trainer, folder, stop, started
-        self.is_resumed = is_resumed
-        self.snapshots = SnapshotWriter(config.snapshot, folder.log)
-        self.saved_at = trainer.progress.images if is_resumed else -1
-        self.tick_images = trainer.progress.images
+    config: Config
+    options: RunOptions
+    dataset: ImageDataset
+    trainer: Trainer
+    folder: RunFolder
+    stop: StopSignals
+    started: float  # seconds of the monotonic clock
+    is_resumed: bool
+
+    def __post_init__(self) -> None:
+        self.cameras = CameraSummary.from_labels(self.dataset.labels)
+        self.snapshots = SnapshotWriter(self.config.snapshot, self.folder.log)
+        self.saved_at = self.trainer.progress.images if self.is_resumed else -1
+        self.tick_images = self.trainer.progress.images
         self.tick_time = time.monotonic()
 
     def execute(self) -> None:

@@ -16,8 +16,10 @@ Sizes = Literal["published", "laptop"]
 PRESETS: tuple[str, ...] = get_args(PresetName)
 
 LAPTOP_MAX_RESOLUTION = 128
-HEADS_BACKGROUND = (77 / 255, 153 / 255, 158 / 255)
-HEADS_RAY_START, HEADS_RAY_END = 2.2, 3.2
+# The scene of the built-in heads, which data_tools/heads.py renders.
+HEADS_FOCAL, HEADS_RADIUS = 3.1, 2.7
+HEADS_NEAR, HEADS_FAR = 2.2, 3.2
+HEADS_BACKGROUND = (77, 153, 158)  # never white: eyes of its colour teach a GAN to drill holes through the head
 
 
 def make_config(preset: PresetName, resolution: int, sizes: Sizes) -> Config:
@@ -82,9 +84,10 @@ def _shapenet(config: Config) -> None:
 def _heads(config: Config) -> None:
     """The built-in heads (dataset_tool.py heads)."""
     rendering, training = config.model.rendering, config.training
-    rendering.ray_start, rendering.ray_end = HEADS_RAY_START, HEADS_RAY_END
+    rendering.ray_start, rendering.ray_end = HEADS_NEAR, HEADS_FAR
     rendering.depth_resolution = rendering.depth_resolution_importance = 12
-    rendering.background = HEADS_BACKGROUND
+    red, green, blue = HEADS_BACKGROUND
+    rendering.background = (red / 255, green / 255, blue / 255)
     config.model.generator.pose_conditioning = False
     training.gamma = 0.5
     training.density_reg = 0.1

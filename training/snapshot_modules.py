@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.console import UserError
-from training.unpickler import Stub
+from training.pickle_machine import Stub
 
 MAX_MODULES = 5000  # a 1024-pixel generator has about 150
 MAX_CHILDREN = 500  # of one module, tensors likewise

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from dnnlib.console import UserError
-from training.unpickler import STORAGE_ITEM_SIZES, Stub, check_instructions
+from training.pickle_machine import Stub, check_instructions
+from training.unpickler import STORAGE_ITEM_SIZES
 
 PICKLE_NAME = "data.pkl"
 MAX_DIRECTORY = 4 << 20  # bytes of an archive's list of records; a checkpoint's has about 0.1 million

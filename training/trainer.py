@@ -23,7 +23,8 @@ from torch_utils.reduction import GradientAverage
 from torch_utils.sample_random import randn, samples_draw_from
 from torch_utils.stats import Statistics
 from training import loss
-from training.augment import AdaptiveProbability, AugmentPipe
+from training.adaptation import AdaptiveProbability
+from training.augment import AugmentPipe
 from training.batches import Draw, Share, camera_spread, draw_cameras, draw_seed
 from training.checks import check_config
 from training.config import Config, TrainingConfig

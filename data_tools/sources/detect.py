@@ -10,6 +10,7 @@ from data_tools.sources import colmap, labels, srn, table, transforms
 from data_tools.sources.base import PICTURE_SUFFIXES, ReadOptions, Source
 from dnnlib.console import UserError
 from dnnlib.files import local_file
+from training.data_files import LABEL_FILE
 
 Format = Literal["auto", "labels", "transforms", "colmap", "srn", "csv"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -29,7 +30,7 @@ def read_source(path: str | Path, kind: str = "auto", options: ReadOptions | Non
         return _read_list(path, kind, options)
     files = SourceFiles(path)
     found = [name for name, finder in _FINDERS.items() if finder(files)]
-    if "labels" in found and labels.LABEL_FILE not in files:
+    if "labels" in found and LABEL_FILE not in files:
         # Somewhere below: perhaps a data set that was made from this very source.
         found.sort(key=lambda name: name == "labels")
     if kind == "auto" and not found:
@@ -46,7 +47,7 @@ def read_source(path: str | Path, kind: str = "auto", options: ReadOptions | Non
 
 def _read_list(path: Path, kind: str, options: ReadOptions) -> Source:
     """A source named by its list, read from the list's folder."""
-    own = "csv" if path.suffix.lower() == ".csv" else "labels" if path.name == labels.LABEL_FILE else "transforms"
+    own = "csv" if path.suffix.lower() == ".csv" else "labels" if path.name == LABEL_FILE else "transforms"
     if kind not in ("auto", own):
         raise UserError(f"{path} is no --format {kind}")
     _check_options(own, options)

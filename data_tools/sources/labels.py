@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,7 @@ from data_tools.source_files import SourceFiles, folders_with, shown
 from data_tools.sources.base import LARGEST_NUMBER, Frame, Lens, ReadOptions, Source, pose
 from dnnlib.archives import safe_name
 from dnnlib.console import UserError, brief
-
-LABEL_FILE = "dataset.json"
-AUXILIARY = ("depth/", "mask/")
+from training.data_files import AUXILIARY_FOLDERS, LABEL_FILE, TRAINING_SUFFIXES, label_entries
 
 
 def find(files: SourceFiles) -> str | None:
@@ -32,25 +29,9 @@ def read(files: SourceFiles, options: ReadOptions) -> Source:
     if listing is None:
         raise UserError(f"{files.path}: no {LABEL_FILE}")
     folder = listing.rpartition("/")[0]
-    frames = [_frame(entry, index, folder, files, listing, options) for index, entry in enumerate(label_entries(files, listing))]
+    entries = label_entries(files.text(listing), files.where(listing))
+    frames = [_frame(entry, index, folder, files, listing, options) for index, entry in enumerate(entries)]
     return Source("labels", files, frames, upright=False, notes=_notes(files, folder, frames))
-
-
-def label_entries(files: SourceFiles, listing: str = LABEL_FILE) -> list[Any]:
-    """The entries of dataset.json, not yet checked one by one.
-
-    Raises:
-        UserError: if it is no JSON of that form.
-    """
-    try:
-        entries = json.loads(files.text(listing), parse_int=float).get("labels")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f'{files.where(listing)} is not JSON of the form {{"labels": [[NAME, [25 numbers]], ...]}}: {error}') from error
-    if isinstance(entries, dict):  # the released tools take this form as well
-        entries = [list(entry) for entry in entries.items()]
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{files.where(listing)} has no camera labels; it must list 25 numbers for every picture")
-    return entries
 
 
 def _frame(entry: Any, index: int, folder: str, files: SourceFiles, listing: str, options: ReadOptions) -> Frame:
@@ -84,4 +65,5 @@ def _notes(files: SourceFiles, folder: str, frames: list[Frame]) -> list[str]:
 
 def is_picture(name: str) -> bool:
     """Whether a file of a data set is one of its pictures; depth maps and masks beside them are not."""
-    return name.lower().endswith((".png", ".jpg", ".jpeg", ".webp")) and not name.startswith(AUXILIARY) and safe_name(name) is not None
+    is_listed = name.lower().endswith(TRAINING_SUFFIXES) and name.split("/")[0] not in AUXILIARY_FOLDERS
+    return is_listed and safe_name(name) is not None

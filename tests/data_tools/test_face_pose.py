@@ -40,7 +40,7 @@ def turned(yaw: float, pitch: float, roll: float = 0.0) -> FacePose:
 
 
 @given(seed=st.integers(0, 2**31), scale=st.floats(1e-2, 1e3), x=st.floats(-1e3, 1e3), y=st.floats(-1e3, 1e3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_landmarks_made_from_a_pose_give_it_back(seed: int, scale: float, x: float, y: float) -> None:
     """Seven points about any middle, in any pose."""
     random = np.random.RandomState(seed)
@@ -105,7 +105,7 @@ def test_a_frontal_face_is_seen_from_the_front() -> None:
 
 
 @given(yaw=ANGLE, pitch=ANGLE, roll=ANGLE)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_camera_stands_on_the_sphere_and_looks_at_the_pivot(yaw: float, pitch: float, roll: float) -> None:
     """Its direction from the pivot has the face's angles; the label is one that training accepts."""
     for keep_roll in (False, True):
@@ -123,7 +123,7 @@ def test_camera_stands_on_the_sphere_and_looks_at_the_pivot(yaw: float, pitch: f
 
 
 @given(yaw=ANGLE, pitch=ANGLE, roll=ANGLE, x=st.floats(-1, 1), y=st.floats(-1, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_crop_shows_what_its_camera_sees(yaw: float, pitch: float, roll: float, x: float, y: float) -> None:
     """A point of the face at the pivot's distance: where the picture shows it, cut out, is where the label's camera projects it."""
     pose = turned(yaw, pitch, roll)

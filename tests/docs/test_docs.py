@@ -41,6 +41,7 @@ from training.launch import Launch
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
 from training.presets import make_config
+from training.run_config import new_config
 from training.scene import CameraSummary
 from training.trainer import Trainer
 
@@ -200,7 +201,9 @@ def test_commands_parse(line: str) -> None:
 
 
 class FakeData:
-    """All that `train.new_config` asks of a data set where a preset is named."""
+    """All that `new_config` asks of a data set where a preset is named."""
+
+    path = Path("pictures.zip")
 
     def __init__(self, resolution: int) -> None:
         self.resolution = resolution
@@ -217,7 +220,7 @@ def test_recipes_give_settings_that_fit(line: str) -> None:
     assert size
     launch = Launch("cuda", options["gpus"], "")
     fake: Any = FakeData(int(size[1]))
-    config, _ = train.new_config(options, fake, launch, options["data"])
+    config, _ = new_config(train.run_request(options), fake, launch.device)
     train.check_options(config, launch)
     with torch.device("meta"):
         Generator(config.model)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dnnlib.console import UserError
@@ -27,7 +27,6 @@ def angles(labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.unwrap(yaw), pitch, radius
 
 
-@settings(deadline=None)
 @given(st.sampled_from(CAMERA_PATHS), st.sampled_from([FACES, CARS]), st.integers(1, 40))
 def test_paths_are_closed_and_look_at_the_pivot_from_the_orbit(kind: str, cameras: CameraSummary, frames: int) -> None:
     labels = camera_path(kind, cameras, frames)
@@ -138,7 +137,6 @@ def test_files_that_are_no_json(tmp_path: Path) -> None:
 # Latents
 
 
-@settings(deadline=None)
 @given(st.integers(2, 6), st.integers(0, 100))
 def test_loop_passes_through_all_seeds_and_closes_smoothly(count: int, seed: int) -> None:
     keys = torch.from_numpy(np.random.RandomState(seed).randn(count, 3, 4))

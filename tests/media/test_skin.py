@@ -85,7 +85,7 @@ def side(a: np.ndarray, b: np.ndarray, p: np.ndarray) -> float:
     return float((b[0] - a[0]) * (p[1] - a[1]) - (b[1] - a[1]) * (p[0] - a[0]))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(-2, 14), st.floats(-2, 14)), min_size=6, max_size=6))
 def test_covered_texels_are_those_whose_centres_lie_inside(corners: list[tuple[float, float]]) -> None:
     triangles = np.array(corners).reshape(2, 3, 2)

@@ -51,7 +51,7 @@ def test_moments_are_numpys():
 
 
 @given(st.integers(1, 400), st.randoms(use_true_random=False), st.floats(-1e4, 1e4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_moments_depend_neither_on_batches_nor_on_order(batch: int, random, offset: float):
     rows = features(1200, 5, 1, offset)
     order = list(range(len(rows)))
@@ -77,7 +77,7 @@ def test_fid_is_torch_fidelitys(counts: tuple[int, int], dimension: int):
 
 
 @given(st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3), st.floats(0, 4), st.floats(0, 4)), min_size=1, max_size=6))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_fid_of_gaussians_with_common_axes(values: list[tuple[float, float, float, float]]):
     """Independent coordinates: the squared 2-Wasserstein distance is the sum of (m1 - m2)^2 + (s1 - s2)^2, zero deviations included."""
     mean_1, mean_2, deviation_1, deviation_2 = torch.tensor(values, dtype=torch.float64).T

@@ -1,4 +1,4 @@
-"""Augmentation: transforms against closed forms and scipy, random draws against their distributions, adaptation."""
+"""Augmentation: transforms against closed forms and scipy, random draws against their distributions."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ import pytest
 import torch
 from scipy import ndimage
 
-from dnnlib.console import UserError
-from training import augment
-from training.augment import SYM6, TRANSFORMS, AdaptiveProbability, AugmentPipe, neutral_parameters
-from training.config import AugmentConfig
+from training import augment, augment_transforms
+from training.augment import SYM6, AugmentPipe
+from training.augment_transforms import TRANSFORMS, neutral_parameters
 
 GEOMETRY = ("integer_shift", "isotropic_scale", "rotation_before", "anisotropic_scale", "rotation_after", "fractional_shift")
 
 
-def parameters_with(count: int, **values: Any) -> augment.TransformParameters:
+def parameters_with(count: int, **values: Any) -> augment_transforms.TransformParameters:
     """Neutral parameters but for `values`, each given as one sample's value or as a list of `count` of them."""
     neutral = neutral_parameters(count)
     chosen = {}
@@ -189,7 +188,7 @@ def test_warp_agrees_with_scipy_splines():
     size = 48
     image = ndimage.gaussian_filter(np.random.RandomState(1).randn(size, size), 3, mode="mirror")
     image /= image.std()
-    matrix = augment.warp_matrix(parameters_with(1, rotation_before=0.9, isotropic_scale=1.1, fractional_shift=(5.4, -2.2)))
+    matrix = augment_transforms.warp_matrix(parameters_with(1, rotation_before=0.9, isotropic_scale=1.1, fractional_shift=(5.4, -2.2)))
     result = augment.warp(torch.tensor(image)[None, None], matrix)[0, 0].numpy()
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     source = np.linalg.inv(matrix[0].numpy()) @ np.stack([x.ravel(), y.ravel(), np.ones(size * size)])
@@ -270,7 +269,7 @@ def test_full_turn_of_hue_by_thirds_permutes_the_channels():
 CHANGING = {"x_flip": 1 / 2, "luma_flip": 1 / 2, "quarter_turns": 3 / 4, "integer_shift": 1 - (1 / 128) ** 2}
 
 
-def changed(parameters: augment.TransformParameters, name: str) -> torch.Tensor:
+def changed(parameters: augment_transforms.TransformParameters, name: str) -> torch.Tensor:
     value = getattr(parameters, name)
     return (value != getattr(neutral_parameters(len(value)), name)).reshape(len(value), -1).any(1)
 
@@ -279,7 +278,7 @@ def changed(parameters: augment.TransformParameters, name: str) -> torch.Tensor:
 def test_each_transform_applies_with_its_probability(p):
     torch.manual_seed(0)
     count = 20000
-    parameters = augment.draw_parameters(count, 512, p)
+    parameters = augment_transforms.draw_parameters(count, 512, p)
     for name in TRANSFORMS:
         expected = CHANGING.get(name, 1) * (1 - math.sqrt(1 - p) if name.startswith("rotation") else p)
         bound = 5 * math.sqrt(expected * (1 - expected) / count)
@@ -290,7 +289,7 @@ def test_each_transform_applies_with_its_probability(p):
 
 def test_transforms_apply_independently():
     torch.manual_seed(0)
-    parameters = augment.draw_parameters(20000, 512, 0.5)
+    parameters = augment_transforms.draw_parameters(20000, 512, 0.5)
     flags = torch.stack([changed(parameters, name) for name in sorted(TRANSFORMS)]).double()
     correlation = torch.corrcoef(flags) - torch.eye(len(TRANSFORMS), dtype=torch.float64)
     assert correlation.abs().max() < 5 / math.sqrt(20000)
@@ -299,7 +298,7 @@ def test_transforms_apply_independently():
 def test_strengths_have_the_papers_distributions():
     torch.manual_seed(0)
     count, size = 40000, 64
-    strengths = augment.draw_strengths(count, size)
+    strengths = augment_transforms.draw_strengths(count, size)
     deviations = {
         "isotropic_scale": (strengths.isotropic_scale.log2(), 0.2),
         "anisotropic_scale": (strengths.anisotropic_scale.log2(), 0.2),
@@ -325,7 +324,7 @@ def test_strengths_have_the_papers_distributions():
 def test_only_the_chosen_transforms_happen():
     for name in TRANSFORMS:
         torch.manual_seed(1)
-        parameters = augment.draw_parameters(64, 64, 1.0, {name})
+        parameters = augment_transforms.draw_parameters(64, 64, 1.0, {name})
         assert changed(parameters, name).any()
         assert not any(changed(parameters, other).any() for other in TRANSFORMS - {name})
 
@@ -347,7 +346,7 @@ def test_samples_drawn_neutral_come_out_bit_for_bit():
     state = torch.get_rng_state()
     result = AugmentPipe(0.1)(images)
     torch.set_rng_state(state)
-    parameters = augment.draw_parameters(64, 32, AugmentPipe(0.1).p.item())
+    parameters = augment_transforms.draw_parameters(64, 32, AugmentPipe(0.1).p.item())
     touched = torch.stack([changed(parameters, name) for name in TRANSFORMS]).any(0)
     assert 10 < touched.sum() < 60
     assert torch.equal(torch.tensor([torch.equal(a, b) for a, b in zip(images, result, strict=True)]), ~touched)
@@ -376,10 +375,10 @@ def test_both_halves_of_six_channels_are_transformed_alike():
 def test_batch_equals_its_samples():
     torch.manual_seed(0)
     images = torch.randn(6, 3, 32, 32)
-    parameters = augment.draw_parameters(6, 32, 0.7)
+    parameters = augment_transforms.draw_parameters(6, 32, 0.7)
     result = augment.augment(images, parameters)
     for i in range(6):
-        single = augment.TransformParameters(**{name: getattr(parameters, name)[i : i + 1] for name in TRANSFORMS})
+        single = augment_transforms.TransformParameters(**{name: getattr(parameters, name)[i : i + 1] for name in TRANSFORMS})
         torch.testing.assert_close(result[i : i + 1], augment.augment(images[i : i + 1], single))
 
 
@@ -421,103 +420,3 @@ def test_wrong_shapes_and_names_are_refused():
             AugmentPipe(0.5)(torch.zeros(shape))
     with pytest.raises(ValueError, match="unknown transform 'cutout'"):
         AugmentPipe(0.5, {"hue", "cutout"})
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Adaptation
-
-
-def controller(**settings: Any) -> AdaptiveProbability:
-    return AdaptiveProbability(AugmentPipe(), AugmentConfig(**{"mode": "ada", "kimg": 1.0, **settings}))
-
-
-def feed(adaptive: AdaptiveProbability, share_positive: float, batches: int, batch: int = 20) -> None:
-    logits = torch.where(torch.arange(batch) < share_positive * batch, 3.0, -0.1)[:, None]
-    for _ in range(batches):
-        adaptive.observe(logits)
-        adaptive.end_batch(batch)
-
-
-@pytest.mark.parametrize(("share", "direction"), [(1.0, 1), (0.85, 1), (0.8, 0), (0.75, -1), (0.0, -1)])
-def test_p_moves_towards_the_target(share, direction):
-    adaptive = controller(p=0.5)  # a share s of positive logits has the mean sign 2 s - 1; the target is 0.6
-    feed(adaptive, share, 3)
-    assert adaptive.pipe.p.item() == 0.5
-    feed(adaptive, share, 1)
-    assert adaptive.pipe.p.item() == pytest.approx(0.5 + direction * 4 * 20 / 1000)
-
-
-def test_only_the_last_interval_counts():
-    adaptive = controller(p=0.5)
-    feed(adaptive, 1.0, 4)
-    feed(adaptive, 0.7, 4)
-    assert adaptive.pipe.p.item() == pytest.approx(0.5)
-
-
-def test_p_takes_the_published_time_from_none_to_all():
-    adaptive = controller(kimg=500.0)
-    feed(adaptive, 1.0, 400, batch=32)
-    assert adaptive.pipe.p.item() == pytest.approx(400 * 32 / 500e3, rel=1e-4)
-
-
-@pytest.mark.parametrize(("start", "share", "end"), [(0.05, 0.0, 0.0), (0.95, 1.0, 1.0)])
-def test_p_stays_a_probability(start, share, end):
-    adaptive = controller(p=start)
-    feed(adaptive, share, 8)
-    assert adaptive.pipe.p.item() == end
-    AugmentPipe(adaptive.pipe.p.item())(torch.zeros(1, 3, 32, 32))
-
-
-@pytest.mark.parametrize(("mode", "expected"), [("noaug", 0.0), ("fixed", 0.25)])
-def test_other_modes_keep_p(mode, expected):
-    adaptive = controller(mode=mode, p=0.25)
-    feed(adaptive, 1.0, 8)
-    assert adaptive.pipe.p.item() == expected
-
-
-def test_interrupted_adaptation_goes_on_exactly():
-    straight, first = controller(p=0.2), controller(p=0.2)
-    for share in (1.0, 0.9, 0.9, 0.5, 0.3, 0.6):  # only all four together are above the target
-        feed(straight, share, 1)
-    for share in (1.0, 0.9, 0.9):
-        feed(first, share, 1)
-    second = controller()
-    second.load_state_dict(first.state_dict())
-    for share in (0.5, 0.3, 0.6):
-        feed(second, share, 1)
-    assert second.state_dict() == straight.state_dict()
-    assert second.pipe.p.item() != pytest.approx(0.2)
-
-
-def test_state_is_plain_numbers():
-    state = controller(p=0.2).state_dict()
-    flat = [*state.pop("sums"), *state.values()]
-    assert all(type(value) in (int, float) for value in flat)
-
-
-def test_processes_decide_on_their_common_mean():
-    # Alone this process (mean sign 1) would raise p; with the other's 60 fakes-looking images the mean is -0.5.
-    adaptive = controller(p=0.5, interval=1)
-    adaptive.observe(torch.ones(20, 1))
-    adaptive.end_batch(80, reduce=lambda sums: sums.add_(torch.tensor([-60.0, 60.0])))
-    assert adaptive.pipe.p.item() == pytest.approx(0.5 - 0.08)
-
-
-def test_batches_in_parts_weigh_every_image_alike():
-    adaptive = controller(p=0.5, interval=1)
-    adaptive.observe(torch.ones(2, 1))
-    adaptive.observe(-torch.ones(6, 1))
-    assert adaptive.seen.tolist() == [-4.0, 8.0]
-
-
-def test_what_is_saved_between_adjustments_is_of_all_processes():
-    adaptive = controller(p=0.5, interval=4)
-    adaptive.observe(torch.ones(20, 1))
-    adaptive.end_batch(80, reduce=lambda sums: sums.add_(torch.tensor([-60.0, 60.0])))
-    assert adaptive.state_dict() == {"p": 0.5, "sums": [-40.0, 80.0], "images": 80, "batches": 1}
-
-
-@pytest.mark.parametrize("wrong", [{"p": 1.5}, {"p": -0.1}, {"p": math.nan}, {"target": 2.0}, {"interval": 0}, {"kimg": 0.0}])
-def test_settings_out_of_range_are_named(wrong):
-    with pytest.raises(UserError, match=rf"augment\.{next(iter(wrong))} is"):
-        controller(**wrong)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from training.cameras import (
@@ -105,7 +105,6 @@ def test_focal_of_a_field_of_view():
 # Poses
 
 
-@settings(deadline=None)
 @given(POINTS, POINTS)
 def test_look_at_agrees_with_cross_products(position, target):
     direction = np.subtract(target, position)
@@ -114,7 +113,6 @@ def test_look_at_agrees_with_cross_products(position, target):
     assert np.allclose(pose.numpy(), reference_look_at(position, target), atol=1e-10)
 
 
-@settings(deadline=None)
 @given(POINTS, POINTS)
 def test_look_at_is_a_proper_rotation_without_roll(position, target):
     assume(np.linalg.norm(np.subtract(target, position)) > 1e-2)
@@ -149,7 +147,6 @@ def test_front_camera_sees_x_to_the_right_and_y_up():
     assert project((0.1, 0.2, 0.0), label) == pytest.approx((0.6, 0.3), abs=1e-6)
 
 
-@settings(deadline=None)
 @given(YAWS, PITCHES, RADII, st.tuples(*[st.floats(-0.3, 0.3)] * 3))
 def test_orbit_pose_is_a_point_of_the_sphere_looking_at_the_pivot(yaw, pitch, radius, pivot):
     position = radius * np.array([math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch)])
@@ -169,7 +166,6 @@ def test_orbit_poses_of_a_batch_are_those_of_its_members():
             assert torch.allclose(poses[i, j], single, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(YAWS, PITCHES, RADII)
 def test_orbit_angles_invert_orbit_pose(yaw, pitch, radius):
     found = orbit_angles(orbit_pose(yaw, pitch, radius))
@@ -205,7 +201,6 @@ def test_mirroring_twice_changes_nothing_and_never_the_argument():
     assert torch.equal(labels, copy)
 
 
-@settings(deadline=None)
 @given(YAWS, PITCHES)
 def test_mirrored_orbit_camera_is_the_camera_of_opposite_yaw(yaw, pitch):
     mirrored = mirror_label(pack_label(orbit_pose(yaw, pitch, 2.7, (0.1, 0.0, 0.2)), pinhole_intrinsics(3.0)))
@@ -223,7 +218,6 @@ def test_viewing_rays_are_the_optical_axes():
     assert torch.allclose(directions, torch.tensor([[-1 / 3, -2 / 3, -2 / 3], [0, 0, -1]]))
 
 
-@settings(deadline=None)
 @given(POINTS, st.integers(2, 20), st.integers(0, 1000))
 def test_lines_through_a_point_meet_there(point, count, seed):
     rng = np.random.default_rng(seed)

@@ -466,7 +466,6 @@ SIZES = st.integers(1, 40)
 SEEDS = st.integers(-3, 2**40)
 
 
-@settings(deadline=None)
 @given(SIZES, SEEDS, st.integers(0, 200), st.lists(st.integers(1, 50), min_size=1, max_size=6))
 def test_any_split_of_the_stream_gives_the_same_sequence(size, seed, first, counts):
     whole = batch_indices(size, seed, first, sum(counts))
@@ -475,7 +474,6 @@ def test_any_split_of_the_stream_gives_the_same_sequence(size, seed, first, coun
     assert np.array_equal(np.concatenate(parts), whole)
 
 
-@settings(deadline=None)
 @given(SIZES, SEEDS, st.integers(0, 5), st.integers(1, 4))
 def test_every_item_comes_once_an_epoch(size, seed, epoch, epochs):
     stream = batch_indices(size, seed, epoch * size, epochs * size).reshape(epochs, size)
@@ -504,7 +502,7 @@ def shared_dataset(tmp_path_factory):
     return ImageDataset(write(tmp_path_factory.mktemp("shared") / "data.zip", good_files(), good_labels()), mirror=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 4), st.integers(1, 3), SEEDS, st.integers(0, 30))
 def test_ranks_share_the_global_batches(shared_dataset, world_size, share, seed, start):
     batch = world_size * share

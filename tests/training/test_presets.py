@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from train import finish
 from training.config import Config
 from training.presets import PresetName, Sizes, make_config
+from training.run_config import settle
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,7 @@ def test_published_training_numbers() -> None:
 def test_gamma_without_a_preset(batch: int, gamma: float) -> None:
     config = make_config("auto", 64, "published")
     config.training.batch = batch
-    options = dict.fromkeys(("cfg", "init_from", "aug"), None) | {"cfg": "auto", "overrides": ()}
-    finish(config, options)
+    settle(config, given=set())
     assert config.training.gamma == gamma
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -13,13 +13,11 @@ from media.avatar.planes import pack, quantize, unpack
 SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
 
 
-@settings(deadline=None)
 @given(SHAPES.flatmap(lambda shape: arrays(np.uint8, shape)))
 def test_unpacking_undoes_packing(codes: np.ndarray) -> None:
     assert np.array_equal(unpack(pack(codes), codes.shape), codes)
 
 
-@settings(deadline=None)
 @given(SHAPES.flatmap(lambda shape: arrays(np.float32, (3, *shape), elements=st.floats(-100, 100, width=32))))
 def test_every_value_is_within_a_step_and_zero_stays(values: np.ndarray) -> None:
     planes = torch.from_numpy(values)[None]

@@ -157,7 +157,7 @@ def value_and_gradients(x: Tensor, bias: Tensor | None, grad: Tensor, **options:
 
 
 @pytest.mark.usefixtures("kernels")
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     shape=st.lists(st.integers(0, 9), min_size=1, max_size=5),
     dim=st.integers(0, 4),

@@ -48,7 +48,7 @@ def make_filter(random: np.random.Generator, taps: int, separable: bool) -> tupl
     return torch.from_numpy(values), np.outer(values, values) if separable else values
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     up=st.integers(1, 3),
     down=st.integers(1, 3),
@@ -157,7 +157,7 @@ def both_paths(x: torch.Tensor, *args, **options) -> list[list[torch.Tensor]]:
 
 
 @compiled_only
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     up=st.integers(1, 4),
     down=st.integers(1, 4),

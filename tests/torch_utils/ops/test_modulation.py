@@ -46,7 +46,7 @@ def formula(x: Tensor, scale: Tensor, noise: Tensor, bias: Tensor, slope: float,
     noises=st.booleans(),
     clamp=st.sampled_from([0.5, 100.0]),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_formula(batch: int, channels: int, height: int, width: int, noises: bool, clamp: float) -> None:
     x, scale, bias = images(batch, channels, height, width), torch.randn(batch, channels), torch.randn(channels)
     noise = torch.randn(batch if noises else 1, 1, height, width)

@@ -41,7 +41,7 @@ def reference(x: np.ndarray, kernel: np.ndarray, up: tuple, down: tuple, padding
     return filtered[:, :, :: down[1], :: down[0]]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     up=factors,
     down=factors,

@@ -45,7 +45,7 @@ def test_gradients() -> None:
     assert torch.autograd.gradcheck(expected_depth, (depths, weights))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     densities=st.lists(st.sampled_from([-1e30, -50.0, 0.0, 3.0, 80.0, 1e30]), min_size=2, max_size=20),
     step=st.sampled_from([0.0, 1e-6, 0.02, 10.0]),
@@ -97,7 +97,7 @@ def test_depth_of_a_ray_that_sees_nothing_has_finite_gradients() -> None:
     assert all(g.isfinite().all() for g in torch.autograd.grad(depth.sum(), (depths, densities)))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(st.lists(st.sampled_from([0.0, 1e-42, 1e-30, 0.3]), min_size=1, max_size=6))
 def test_depth_stays_within_the_samples(weights: list[float]) -> None:
     depths = torch.linspace(2.25, 3.3, len(weights) + 1)[None, None]

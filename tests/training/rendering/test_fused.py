@@ -122,7 +122,7 @@ def test_every_setting(limits: Any, fine_sampling: Any, plane_axes: Any, fine: i
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     deterministic=st.booleans(),
 )
-@hypothesis_settings(deadline=None, max_examples=60, derandomize=True)
+@hypothesis_settings(max_examples=60, derandomize=True)
 def test_every_size(
     batch: int, rays: int, coarse: int, fine: int, channels: int, hidden: int, colors: int, size: tuple[int, int], dtype: torch.dtype,
     deterministic: bool,

@@ -75,14 +75,14 @@ def test_random_depths_are_uniform_in_their_strata() -> None:
     assert not torch.equal(depths, stratified_depths(near, far, draw_offsets(near, 8, 0, deterministic=False).coarse))
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_smoothing(weights: list[float]) -> None:
     result = smooth_weights(torch.tensor(weights, dtype=torch.float64))
     np.testing.assert_allclose(result, references.smooth_weights(np.array(weights)), rtol=1e-12)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(
     weights=st.lists(st.sampled_from([0.0, 0.0, 1e-6, 0.01, 0.3, 5.0]), min_size=1, max_size=8),
     u=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=6),
