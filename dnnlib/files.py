@@ -43,9 +43,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     The name `path` therefore always holds either the old content or the whole new content.
 
     Raises:
-        UserError: if the file cannot be written (full disk, no permission).
+        UserError: if the file cannot be written (full disk, no permission), or `path` is there and no file.
     """
     path = Path(path)
+    if os.path.exists(path) and not os.path.isfile(path):  # a rename would put a file in the place of a device
+        raise UserError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'a device or a pipe'}; choose another name")
     make_dir(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -318,7 +318,7 @@ def test_overwriting_removes_nothing_but_a_data_set(tmp_path: Path):
         with pytest.raises(UserError, match="device or a pipe"):
             convert(source, tmp_path / name, overwrite=True)
         assert (tmp_path / name).is_fifo()
-    assert (project / "precious").exists() and (tmp_path / "other" / "precious").exists() and source.exists()
+    assert all(path.exists() for path in (project / "precious", tmp_path / "other" / "precious", source))
 
 
 def test_settings_that_contradict_each_other(tmp_path: Path):
