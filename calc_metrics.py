@@ -19,7 +19,7 @@ import torch
 
 from data_tools.face_angles import open_pose_estimator
 from dnnlib.console import UserError, run_cli
-from dnnlib.files import atomic_write, is_url, make_dir
+from dnnlib.files import atomic_write, check_utf8, is_url, make_dir
 from dnnlib.options import Finite
 from media.report import Figure, Report, Section, report_page
 from media.report_sections import VIEWS, curves_section, realism_sections, samples_section, views_section
@@ -154,7 +154,7 @@ def write_report(
     facts = {"Network": job.network, "Data": job.data or "none", "Made": now, "By": f"open-eg3d {__version__}"}
     page = report_page(Report(f"Figures of {Path(job.network).name}", facts, figures, sections))
     with atomic_write(path) as file:
-        file.write(page.encode())
+        file.write(page.encode(errors="backslashreplace"))  # pictures' names may be no UTF-8
     print(f"Report: {path}", file=sys.stderr)
 
 
@@ -299,6 +299,7 @@ def main(
         report_fakes=report_fakes,
     )
     check_options(job, device, procs)
+    check_utf8(job.outdir)
     make_dir(job.outdir)
     if job.report is not None:
         make_dir(job.report.parent)

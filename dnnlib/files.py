@@ -36,6 +36,18 @@ def make_dir(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def check_utf8(path: str | os.PathLike[str]) -> None:
+    """Refuse a name that is no UTF-8, which TensorBoard and logs cannot take.
+
+    Raises:
+        UserError: naming it.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name of {path} is no UTF-8 text; choose another folder") from None
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path`; on success sync it and rename it to `path`, on failure remove it.
