@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from dnnlib.console import progress, run_cli
 from dnnlib.files import make_dir
-from dnnlib.options import Commas, Finite, Seeds
+from dnnlib.options import Commas, Finite, FiniteRange, Seeds
 from media.panels import PANELS
 from media.paths import CAMERA_PATHS, camera_path, default_path, read_poses
 from media.strips import seed_latent
@@ -212,7 +212,7 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 @click.option(
     "--frames", type=click.IntRange(1, 1_000_000), help=f"Frames of a video.  [default: {ORBIT_FRAMES}; interpolation {SEED_FRAMES} a seed]"
 )
-@click.option("--fps", type=click.FloatRange(0.1, 240), default=30.0, show_default=True, help="Frames a second.")
+@click.option("--fps", type=FiniteRange(0.1, 240), default=30.0, show_default=True, help="Frames a second.")
 @click.option(
     "--formats",
     type=Commas("formats", one_of(*VIDEO_FORMATS), ", ".join(VIDEO_FORMATS)),
@@ -226,7 +226,7 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 @click.option("--nrr", type=click.IntRange(1, 4096), help="Neural rendering resolution.  [default: the model's]")
 @click.option(
     "--ray-samples",
-    type=click.FloatRange(0.1, 100),
+    type=FiniteRange(0.1, 100),
     default=1.0,
     show_default=True,
     help="Samples a ray, in those of training: 2 is finer.",

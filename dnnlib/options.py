@@ -11,12 +11,13 @@ import click
 
 MAX_SEED = 2**32 - 1  # the largest that numpy's RandomState takes
 MAX_SEEDS = 1_000_000
+LARGEST = 1e30  # of numbers that networks compute with
 
 
 def finite(text: str) -> float:
-    """Number from text; ValueError for anything else, infinities and NaN included."""
+    """Number from text; ValueError for anything else, infinities, NaN and what float32 cannot hold included."""
     number = float(text)
-    if not math.isfinite(number):
+    if not abs(number) < LARGEST:
         raise ValueError(text)
     return number
 
@@ -44,6 +45,15 @@ class Seeds(click.ParamType):
         return list(seeds)
 
 
+class FiniteRange(click.FloatRange):
+    """A finite number in a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number."""
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number", param, ctx)
+
+
 class Commas(click.ParamType):
     """Values separated by commas."""
 
@@ -68,4 +78,4 @@ class Finite(click.ParamType):
         try:
             return finite(str(value))
         except ValueError:
-            return self.fail(f"{value!r} is not a number", param, ctx)
+            return self.fail(f"{value!r} is not a number below {LARGEST:g}", param, ctx)
