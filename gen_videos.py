@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dnnlib.console import progress, run_cli
-from dnnlib.files import make_dir
+from dnnlib.files import local_file, make_dir
 from dnnlib.options import Commas, Finite, FiniteRange, Seeds
 from media.panels import PANELS
 from media.paths import CAMERA_PATHS, camera_path, default_path, read_poses
@@ -125,7 +125,7 @@ def plan_cameras(request: Request, cameras: CameraSummary, seeds_per_cell: int) 
     if request.camera is not None and request.camera not in CAMERA_PATHS:
         if request.frames is not None:
             raise click.UsageError("--frames does not go with poses from a file, each of which is a frame")
-        return read_poses(Path(request.camera), cameras)
+        return read_poses(local_file(request.camera), cameras)
     frames = request.frames or (SEED_FRAMES * seeds_per_cell if request.interpolate else ORBIT_FRAMES)
     angles = (None if value is None else math.radians(value) for value in (request.yaw_swing, request.pitch_swing, request.pitch))
     return camera_path(request.camera or default_path(cameras), cameras, frames, *angles)
@@ -203,7 +203,7 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 )
 @click.option(
     "--camera",
-    metavar="|".join(CAMERA_PATHS) + "|FILE",
+    metavar="|".join(CAMERA_PATHS) + "|FILE|URL",
     help="Path of the camera, or a JSON file of poses.  [default: circle; turn where the data show all sides]",
 )
 @click.option("--yaw-swing", type=Finite(), help="Degrees to either side.  [default: 0.8 of the data's range]")
