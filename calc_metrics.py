@@ -84,7 +84,7 @@ def run_job(device: torch.device, job: Job) -> None:
     use_full_fp32()
     options = dataclasses.replace(job.options, device=device)
     team = options.team
-    dataset = open_data(job.data, job.mirror, check=team.rank == 0) if job.data else None
+    dataset = open_data(job.data, job.mirror, check=team.rank == 0) if job.data is not None else None
     reals = real_images(dataset, job.mirror) if dataset is not None else None
     check_inputs(parse_metrics(job.metrics, options.detector), reals, options)
     sampler = open_sampler(job.network, dataset, job.sampling, device)

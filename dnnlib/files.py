@@ -95,8 +95,10 @@ def local_file(name: str | os.PathLike[str]) -> Path:
     """Path of `name` on this machine; an http(s) URL is fetched once into the cache, whole or not at all.
 
     Raises:
-        UserError: if the download fails or is cut short.
+        UserError: if the name is empty, or the download fails or is cut short.
     """
+    if not str(name):
+        raise UserError("the name of a file is empty; is a variable of the shell not set?")
     if not is_url(name):
         return Path(name)
     url = str(name)
