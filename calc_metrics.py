@@ -19,7 +19,7 @@ import torch
 
 from data_tools.face_angles import open_pose_estimator
 from dnnlib.console import UserError, run_cli
-from dnnlib.files import atomic_write, is_url, make_dir
+from dnnlib.files import atomic_write, check_utf8, is_url, make_dir
 from media.report import Figure, Report, Section, report_page
 from media.report_sections import VIEWS, curves_section, realism_sections, samples_section, views_section
 from metrics.command_line import Metrics, metric_network_options
@@ -84,7 +84,7 @@ def run_job(device: torch.device, job: Job) -> None:
     use_full_fp32()
     options = dataclasses.replace(job.options, device=device)
     team = options.team
-    dataset = open_data(job.data, job.mirror, check=team.rank == 0) if job.data else None
+    dataset = open_data(job.data, job.mirror, check=team.rank == 0) if job.data is not None else None
     reals = real_images(dataset) if dataset is not None else None
     check_inputs(parse_metrics(job.metrics, options.detector), reals, options)
     sampler = open_sampler(job.network, dataset, job.sampling, device)
@@ -154,7 +154,7 @@ def write_report(
     facts = {"Network": job.network, "Data": job.data or "none", "Made": now, "By": f"open-eg3d {__version__}"}
     page = report_page(Report(f"Figures of {Path(job.network).name}", facts, figures, sections))
     with atomic_write(path) as file:
-        file.write(page.encode())
+        file.write(page.encode(errors="backslashreplace"))  # pictures' names may be no UTF-8
     print(f"Report: {path}", file=sys.stderr)
 
 
@@ -279,6 +279,7 @@ def main(**options: Any) -> None:
     """Compute figures of a model, with the protocol they hold for. Results are also appended to metric-<name>.jsonl."""
     job, device, procs = job_of(options), options["device"], options["procs"]
     check_options(job, device, procs)
+    check_utf8(job.outdir)
     make_dir(job.outdir)
     if job.report is not None:
         make_dir(job.report.parent)

@@ -7,12 +7,14 @@ from dnnlib.startup import prepare_program
 prepare_program(__name__)  # the imports below take seconds
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import click
 
 from dnnlib.console import UserError, run_cli
+from dnnlib.options import FiniteRange
 
 SOURCE_FORMATS = ("auto", "labels", "transforms", "colmap", "srn", "csv")
 UP_AXES = ("auto", "x", "y", "z", "-x", "-y", "-z", "nearest", "cameras")
@@ -29,7 +31,7 @@ class Colour(click.ParamType):
         if isinstance(value, tuple):
             return value
         parts = str(value).split(",")
-        if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) <= 255 for part in parts):
+        if len(parts) != 3 or not all(re.fullmatch(r"\s*\d{1,3}\s*", part) and int(part) <= 255 for part in parts):
             self.fail(f"{value!r} is not three numbers from 0 to 255, like 77,153,158", param, ctx)
         return tuple(int(part) for part in parts)
 
@@ -154,7 +156,7 @@ def mirror(source: str, dest: Path, workers: int, overwrite: bool) -> None:
 @source_option
 @dest_option
 @click.option("--bins", type=click.IntRange(min=1), default=9, show_default=True, help="Equal parts of the range of yaws.")
-@click.option("--factor", type=click.FloatRange(min=1), default=4.0, show_default=True, help="Most copies of a picture.")
+@click.option("--factor", type=FiniteRange(min=1), default=4.0, show_default=True, help="Most copies of a picture.")
 @overwrite_option
 def rebalance(source: str, dest: Path, bins: int, factor: float, overwrite: bool) -> None:
     """Write a data set in which pictures of rare yaws are repeated."""

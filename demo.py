@@ -10,6 +10,7 @@ import click
 import torch
 
 from dnnlib.console import UserError, run_cli
+from dnnlib.options import FiniteRange
 from media.shapes import extract_mesh, save_mesh
 from media.strips import camera_grid, identity_grid, save_png, seed_latent
 from open_eg3d import load_generator
@@ -23,7 +24,7 @@ MESH_RESOLUTION = 160
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--outdir", type=click.Path(path_type=Path), default="demo", show_default=True, help="Where everything goes.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), default=20.0, show_default=True, help="Training time.")
+@click.option("--minutes", type=FiniteRange(0, min_open=True), default=20.0, show_default=True, help="Training time.")
 def main(outdir: Path, minutes: float) -> None:
     """Show the shipped heads; train new ones and show them, too: grids of identities and coloured meshes. A second call trains on."""
     report("Shipped model", SHIPPED, show(SHIPPED, outdir, "shipped"))

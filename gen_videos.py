@@ -18,8 +18,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dnnlib.console import progress, run_cli
-from dnnlib.files import make_dir
-from dnnlib.options import Finite, Seeds, some_of
+from dnnlib.files import local_file, make_dir
+from dnnlib.options import Finite, FiniteRange, Seeds, some_of
 from media.panels import PANELS
 from media.paths import CAMERA_PATHS, camera_path, default_path, read_poses
 from media.strips import seed_latent
@@ -122,7 +122,7 @@ def plan_cameras(request: Request, cameras: CameraSummary, seeds_per_cell: int) 
     if request.camera is not None and request.camera not in CAMERA_PATHS:
         if request.frames is not None:
             raise click.UsageError("--frames does not go with poses from a file, each of which is a frame")
-        return read_poses(Path(request.camera), cameras)
+        return read_poses(local_file(request.camera), cameras)
     frames = request.frames or (SEED_FRAMES * seeds_per_cell if request.interpolate else ORBIT_FRAMES)
     angles = (None if value is None else math.radians(value) for value in (request.yaw_swing, request.pitch_swing, request.pitch))
     return camera_path(request.camera or default_path(cameras), cameras, frames, *angles)
@@ -198,7 +198,7 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 )
 @click.option(
     "--camera",
-    metavar="|".join(CAMERA_PATHS) + "|FILE",
+    metavar="|".join(CAMERA_PATHS) + "|FILE|URL",
     help="Path of the camera, or a JSON file of poses.  [default: circle; turn where the data show all sides]",
 )
 @click.option("--yaw-swing", type=Finite(), help="Degrees to either side.  [default: 0.8 of the data's range]")
@@ -207,7 +207,7 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 @click.option(
     "--frames", type=click.IntRange(1, 1_000_000), help=f"Frames of a video.  [default: {ORBIT_FRAMES}; interpolation {SEED_FRAMES} a seed]"
 )
-@click.option("--fps", type=click.FloatRange(0.1, 240), default=30.0, show_default=True, help="Frames a second.")
+@click.option("--fps", type=FiniteRange(0.1, 240), default=30.0, show_default=True, help="Frames a second.")
 @click.option(
     "--formats",
     type=some_of("formats", *VIDEO_FORMATS),
@@ -221,7 +221,7 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 @nrr_option
 @click.option(
     "--ray-samples",
-    type=click.FloatRange(0.1, 100),
+    type=FiniteRange(0.1, 100),
     default=1.0,
     show_default=True,
     help="Samples a ray, in those of training: 2 is finer.",

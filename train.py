@@ -200,6 +200,9 @@ def train(options: dict[str, Any], launch: Launch) -> None:
 
 def plan(options: dict[str, Any], launch: Launch) -> Job | None:
     """The run that the options describe, begun or to go on with; None if it was only to be shown."""
+    for name in ("data", "resume", "init_from"):
+        if options[name] == "":  # taken for not given, it would start another run than the one that is meant
+            raise click.BadParameter("the name is empty; is a variable of the shell not set?", param_hint=f"--{name.replace('_', '-')}")
     place = place_from_environment()
     if place is not None and place.restarts and not options["resume"]:
         click.echo("Restarted by torchrun: going on with the newest run (--resume latest)")

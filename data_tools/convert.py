@@ -69,9 +69,7 @@ def convert(source: str | Path, dest: str | Path, config: ConvertConfig | None =
         UserError: what is wrong with the source, which file or camera, and what to do; or that `dest` cannot be written.
     """
     config, dest = config or ConvertConfig(), Path(dest)
-    check_dest(dest, overwrite)
-    if dest.exists() and Path(source).exists() and dest.samefile(source):
-        raise UserError(f"--dest {dest} is the source itself; choose another")
+    check_dest(dest, overwrite, Path(source))
     opened = read_source(source, config.kind, config.read)
     poses, notes = _placed(opened, config)
     resolution = config.resolution or _natural_resolution(opened)

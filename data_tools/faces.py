@@ -86,9 +86,7 @@ def convert_faces(source: str | Path, dest: str | Path, config: FacesConfig | No
         UserError: what is wrong with the source, a picture, the estimator or `dest`; or that no picture shows a face.
     """
     config, dest = config or FacesConfig(), Path(dest)
-    check_dest(dest, overwrite)
-    if dest.exists() and Path(source).exists() and dest.samefile(source):
-        raise UserError(f"--dest {dest} is the source itself; choose another")
+    check_dest(dest, overwrite, Path(source))
     if config.estimator == MEDIAPIPE:
         environment_python()
     files = SourceFiles(local_file(source))

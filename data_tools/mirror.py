@@ -76,10 +76,8 @@ def copied_order(copies: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _open(source: str | Path, dest: str | Path, overwrite: bool) -> tuple[ImageDataset, SourceFiles]:
-    check_dest(Path(dest), overwrite)
+    check_dest(Path(dest), overwrite, Path(source))
     dataset = ImageDataset(source)
-    if Path(dest).exists() and Path(dest).samefile(dataset.path):
-        raise UserError(f"--dest {dest} is the source itself; choose another")
     return dataset, SourceFiles(dataset.path)
 
 

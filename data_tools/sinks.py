@@ -55,19 +55,29 @@ def write_labels(sink: Sink, names: Sequence[str], labels: np.ndarray) -> None:
     sink.write(LABEL_FILE, ('{"labels": [\n' + ",\n".join(lines) + "\n]}\n").encode())
 
 
-def check_dest(dest: Path, overwrite: bool) -> None:
+def check_dest(dest: Path, overwrite: bool, source: Path | None = None) -> None:
     """Refuse a destination that must not or cannot be written.
 
     Raises:
-        UserError: if it exists and is not empty, or is of the other kind (a name that ends in .zip is an archive).
+        UserError: if it exists and is not empty, or is of the other kind (a name that ends in .zip is an archive); if overwriting it
+            would remove the `source`, or a folder that is no data set.
     """
     is_zip = dest.suffix.lower() == ".zip"
+    if dest.exists() and not dest.is_dir() and not dest.is_file():
+        raise UserError(f"{dest} is a device or a pipe; choose another --dest")
     if is_zip and dest.is_dir():
         raise UserError(f"{dest} is a folder; remove it or choose another --dest")
     if not is_zip and dest.is_file():
         raise UserError(f"{dest} is a file; choose a folder or a name that ends in .zip")
-    if not overwrite and dest.exists() and (is_zip or any(dest.iterdir())):
+    if not dest.exists() or (not is_zip and not any(dest.iterdir())):
+        return
+    if not overwrite:
         raise UserError(f"{dest} already exists; choose another --dest or pass --overwrite")
+    if source is not None and source.exists() and source.resolve().is_relative_to(dest.resolve()):
+        place = "is the source itself" if dest.samefile(source) else "holds the source, which would be removed with it"
+        raise UserError(f"--dest {dest} {place}; choose another")
+    if not is_zip and not (dest / LABEL_FILE).is_file():
+        raise UserError(f"{dest} is no data set ({LABEL_FILE} is missing), and --overwrite would remove all in it; choose another --dest")
 
 
 @contextlib.contextmanager

@@ -36,6 +36,18 @@ def make_dir(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def check_utf8(path: str | os.PathLike[str]) -> None:
+    """Refuse a name that is no UTF-8, which TensorBoard and logs cannot take.
+
+    Raises:
+        UserError: naming it.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"the name of {path} is no UTF-8 text; choose another folder") from None
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path`; on success sync it and rename it to `path`, on failure remove it.
@@ -43,9 +55,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     The name `path` therefore always holds either the old content or the whole new content.
 
     Raises:
-        UserError: if the file cannot be written (full disk, no permission).
+        UserError: if the file cannot be written (full disk, no permission), or `path` is there and no file.
     """
     path = Path(path)
+    if os.path.exists(path) and not os.path.isfile(path):  # a rename would put a file in the place of a device
+        raise UserError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'a device or a pipe'}; choose another name")
     make_dir(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -81,8 +95,10 @@ def local_file(name: str | os.PathLike[str]) -> Path:
     """Path of `name` on this machine; an http(s) URL is fetched once into the cache, whole or not at all.
 
     Raises:
-        UserError: if the download fails or is cut short.
+        UserError: if the name is empty, or the download fails or is cut short.
     """
+    if not str(name):
+        raise UserError("the name of a file is empty; is a variable of the shell not set?")
     if not is_url(name):
         return Path(name)
     url = str(name)

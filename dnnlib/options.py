@@ -11,12 +11,13 @@ import click
 
 MAX_SEED = 2**32 - 1  # the largest that numpy's RandomState takes
 MAX_SEEDS = 1_000_000
+LARGEST = 1e30  # of numbers that networks compute with
 
 
 def finite(text: str) -> float:
-    """Number from text; ValueError for anything else, infinities and NaN included."""
+    """Number from text; ValueError for anything else, infinities, NaN and what float32 cannot hold included."""
     number = float(text)
-    if not math.isfinite(number):
+    if not abs(number) < LARGEST:
         raise ValueError(text)
     return number
 
@@ -88,4 +89,4 @@ class Finite(click.ParamType):
         try:
             return finite(str(value))
         except ValueError:
-            return self.fail(f"{value!r} is not a number", param, ctx)
+            return self.fail(f"{value!r} is not a number below {LARGEST:g}", param, ctx)

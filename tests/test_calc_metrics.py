@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -297,6 +298,7 @@ def test_wrong_files(network: Path, inception: Path, tmp_path: Path):
         (("pose4",), ("--pose-model",)),
         (("depth4", "--data", HEADS), ("heads64.zip", "no depth maps")),
         (("relief4", "--outdir", tmp_path / "text"), ("text",)),
+        (("relief4", "--outdir", tmp_path / os.fsdecode(b"\xe9")), ("UTF-8",)),
     ]
     for (metric, *arguments), words in cases:
         ended = calculate("--network", network, "--metrics", metric, "--outdir", tmp_path / "out", *arguments)

@@ -86,6 +86,7 @@ WRONG_OPTIONS = [
     (("convert", "--resolution", "2048"), "--resolution"),
     (("convert", "--background", "blue"), "--background"),
     (("convert", "--background", "1,2"), "--background"),
+    (("convert", "--background", "1,2," + 5000 * "3"), "--background"),
     (("convert", "--pivot", "1,2"), "--pivot"),
     (("convert", "--pivot", "1,2,nan"), "--pivot"),
     (("convert", "--radius", "0"), "--radius"),
@@ -95,6 +96,8 @@ WRONG_OPTIONS = [
     (("convert", "--format", "nerf"), "--format"),
     (("convert", "--workers", "-1"), "--workers"),
     (("rebalance", "--factor", "0.5"), "--factor"),
+    (("rebalance", "--factor", "nan"), "--factor"),
+    (("rebalance", "--factor", "inf"), "--factor"),
     (("rebalance", "--bins", "0"), "--bins"),
     (("check", "--cfg", "dogs"), "--cfg"),
 ]

@@ -171,6 +171,10 @@ def test_released_snapshots_of_larger_size(tmp_path: Path) -> None:
         (["--frames", "0"], 2, "--frames"),
         (["--trunc", "nan"], 2, "--trunc"),
         (["--ray-samples", "0"], 2, "--ray-samples"),
+        (["--ray-samples", "nan"], 2, "--ray-samples"),
+        (["--fps", "nan"], 2, "--fps"),
+        (["--trunc", "1e300"], 2, "--trunc"),
+        (["--camera", "http://127.0.0.1:9/poses.json"], 1, "cannot download http://127.0.0.1:9/poses.json"),
         (["--camera", "spiral"], 1, "spiral"),
     ],
 )

@@ -71,8 +71,10 @@ def check_ranges(config: Config) -> None:
             raise UserError(f"{name} is {value:g}; it must be {expected}")
     rendering = config.model.rendering
     near, far = rendering.ray_start, rendering.ray_end
-    if near != "auto" and far != "auto" and not 0 <= near < far:
-        raise UserError(f"rendering.ray_start {near:g} and ray_end {far:g}: rays must start before they end, and not behind the camera")
+    if (near != "auto" and near < 0) or (far != "auto" and far <= 0) or (near != "auto" and far != "auto" and near >= far):
+        raise UserError(f"rendering.ray_start {near} and ray_end {far}: rays must start before they end, and not behind the camera")
+    if rendering.background is not None and not all(0 <= channel <= 1 for channel in rendering.background):
+        raise UserError(f"rendering.background is {list(rendering.background)}; its red, green and blue must be from 0 to 1")
 
 
 def _numbers(config: Config) -> Iterator[tuple[str, float]]:

@@ -262,7 +262,7 @@ def set_option(config: Config, assignment: str) -> None:
         raise UserError(f"unknown setting {name.strip()!r}; section {section_name} has {known}")
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, or of absurd size or depth
         value = text.strip()
     setattr(section, field_name, _convert(hints[field_name], value, name.strip()))
 

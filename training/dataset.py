@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -70,7 +71,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         """
         self._files, stamps = open_files(local_file(path))
         self.path = self._files.path
-        self.name = self.path.stem if self.path.is_file() else self.path.resolve().name
+        name = self.path.stem if self.path.is_file() else self.path.resolve().name
+        self.name = re.sub("[\ud800-\udfff]", "_", name)  # bytes that are no UTF-8
         self.has_labels = needs_labels or any(name.split("/")[-1] == LABEL_FILE for name in stamps)
         if self.has_labels:
             labelled, labels = read_labels(self._files, stamps)
@@ -186,7 +188,7 @@ def _picture_names(names: Iterable[str], labelled: set[str]) -> list[str]:
 
 
 def _content_key(files: list[str], labels: Tensor) -> str:
-    content = hashlib.sha256("\0".join(files).encode())
+    content = hashlib.sha256("\0".join(files).encode(errors="surrogatepass"))  # file systems have names that are no UTF-8
     content.update(labels.numpy().tobytes())
     return content.hexdigest()[:32]
 

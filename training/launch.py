@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from dnnlib.console import UserError
-from dnnlib.files import is_url, make_dir
+from dnnlib.files import check_utf8, is_url, make_dir
 from torch_utils.processes import Place, place_from_environment, run_processes
 from training.checkpoint import Checkpoint, load_checkpoint, load_weights
 from training.config import Config
@@ -86,8 +86,9 @@ def new_run_dir(outdir: Path, description: str) -> Path:
     """Create OUTDIR/00000-<description> with the next free number.
 
     Raises:
-        UserError: if the folder cannot be made.
+        UserError: if the folder cannot be made, or its name is no UTF-8.
     """
+    check_utf8(outdir)
     make_dir(outdir)
     for attempt in range(100):
         path = outdir / f"{_next_number(outdir) + attempt:05d}-{description}"

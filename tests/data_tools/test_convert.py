@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -293,8 +294,31 @@ def test_existing_destination_is_kept_unless_told(tmp_path: Path):
     with pytest.raises(UserError, match="the source itself"):
         convert(source, source, overwrite=True)
     assert (tmp_path / "a.zip").read_bytes() == b"precious"
+    (tmp_path / "b" / "dataset.json").touch()
     convert(source, tmp_path / "b", ConvertConfig(resolution=32), overwrite=True)
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["00000", "dataset.json"]
+
+
+def test_overwriting_removes_nothing_but_a_data_set(tmp_path: Path):
+    """Neither a folder of other files, nor one that holds the source, nor what is no file at all."""
+    source = scenes.write_labels(Scene(orbit(1)), tmp_path / "project" / "in")
+    project = tmp_path / "project"
+    (project / "precious").touch()
+    with pytest.raises(UserError, match="holds the source"):
+        convert(source, project, overwrite=True)
+    (project / "dataset.json").touch()
+    with pytest.raises(UserError, match="holds the source"):
+        convert(source, project, overwrite=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious").touch()
+    with pytest.raises(UserError, match="no data set"):
+        convert(source, tmp_path / "other", overwrite=True)
+    for name in ("pipe", "pipe.zip"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match="device or a pipe"):
+            convert(source, tmp_path / name, overwrite=True)
+        assert (tmp_path / name).is_fifo()
+    assert all(path.exists() for path in (project / "precious", tmp_path / "other" / "precious", source))
 
 
 def test_settings_that_contradict_each_other(tmp_path: Path):

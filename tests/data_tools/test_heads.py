@@ -140,7 +140,10 @@ def test_existing_destination_is_kept_unless_told(tmp_path: Path):
         with pytest.raises(UserError, match="--overwrite"):
             generate_heads(tmp_path / name, config)
     assert (tmp_path / "a.zip").read_bytes() == b"precious"
+    with pytest.raises(UserError, match="no data set"):
+        generate_heads(tmp_path / "b", config, overwrite=True)
     assert (tmp_path / "b" / "precious").exists()
+    (tmp_path / "b" / "dataset.json").touch()
     generate_heads(tmp_path / "b", config, overwrite=True)
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["00000", "dataset.json"]
 

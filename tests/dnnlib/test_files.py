@@ -43,6 +43,17 @@ def test_the_old_content_stays_until_the_new_is_whole(tmp_path: Path) -> None:
     assert path.read_bytes() == CONTENT
 
 
+def test_what_is_no_file_stays(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name, kind in (("folder", "a folder"), ("pipe", "a device or a pipe")):
+        with pytest.raises(UserError, match=kind), files.atomic_write(tmp_path / name):
+            pass
+    assert (tmp_path / "folder").is_dir()
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), KeyboardInterrupt(), UserError("a picture is damaged")])
 def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "file"

@@ -58,6 +58,8 @@ def test_presets_are_in_range(preset: PresetName, sizes: Sizes, resolutions: tup
         "rendering.depth_resolution=1",
         "rendering.box_warp=0",
         "rendering.ray_start=4",
+        "rendering.background=[255,255,255]",
+        "rendering.background=[0,-0.1,0]",
         "rendering.density_gain=NaN",
     ],
 )
@@ -73,6 +75,7 @@ def test_a_setting_out_of_range_is_named(assignment: str) -> None:
     "assignment",
     [
         "rendering.ray_start=auto",
+        "rendering.background=[0,0.5,1]",
         "rendering.depth_resolution_importance=0",
         "training.gamma=0",
         "training.ema_rampup=null",
@@ -81,6 +84,13 @@ def test_a_setting_out_of_range_is_named(assignment: str) -> None:
 )
 def test_the_ends_of_ranges_are_fine(assignment: str) -> None:
     check_config(tiny_config(assignment), 1)
+
+
+@pytest.mark.parametrize("assignment", ["rendering.ray_start=-1", "rendering.ray_end=0"])
+def test_rays_do_not_begin_or_end_behind_the_camera_where_the_other_end_is_that_of_the_box(assignment: str) -> None:
+    other = "rendering.ray_end=auto" if "start" in assignment else "rendering.ray_start=auto"
+    with pytest.raises(UserError, match="behind the camera"):
+        check_config(tiny_config(assignment, other), 1)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,8 @@ def test_set_option(assignment: str, section: str, field: str, value: Any) -> No
         ("rendering.background=white", "rendering.background: 'white' is not a list of 3"),
         ("rendering.fine_sampling=", "rendering.fine_sampling: '' is not one of 'interval', 'released'"),
         ("training.kimg=1" + "0" * 400, "training.kimg: "),
+        ("training.kimg=1" + "0" * 5000, "training.kimg: "),
+        ("training.kimg=" + "[" * 100_000, "training.kimg: "),
     ],
 )
 def test_set_option_refuses(assignment: str, message: str) -> None:

@@ -126,6 +126,21 @@ def test_items_end_where_the_data_ends(good):
     assert torch.equal(dataset[-1][0], dataset[COUNT - 1][0])
 
 
+def test_names_that_are_no_utf8(tmp_path):
+    """File systems have them; they count in the key, and the short name can be written everywhere."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    keys = []
+    for name in (b"\xe9.png", b"\xe8.png"):
+        (folder / os.fsdecode(name)).write_bytes(encode(pixels_of(0)))
+        dataset = ImageDataset(folder, needs_labels=False)
+        assert dataset.name == "caf_"
+        assert dataset.file_names == [os.fsdecode(name)]
+        keys.append(dataset.key)
+        (folder / os.fsdecode(name)).unlink()
+    assert keys[0] != keys[1]
+
+
 @pytest.mark.parametrize("preload", [False, True])
 def test_mirror_doubles_the_data_with_flipped_pictures_and_cameras(good, preload):
     plain, mirrored = ImageDataset(good), ImageDataset(good, mirror=True)

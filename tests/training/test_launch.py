@@ -76,6 +76,13 @@ def test_a_machine_without_gpus_is_told_about(gpus: Any) -> None:
 # Run folders
 
 
+def test_run_folders_have_names_that_logs_can_take(tmp_path: Path) -> None:
+    outdir = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(UserError, match="UTF-8"):
+        new_run_dir(outdir, "faces")
+    assert not outdir.exists()
+
+
 def test_run_folders_are_numbered_in_turn(tmp_path: Path) -> None:
     outdir = tmp_path / "new" / "runs"
     assert run_folders(outdir) == []
