@@ -68,8 +68,8 @@ class Point(click.ParamType):
 
 def power_of_two(ctx: click.Context, param: click.Parameter, value: int) -> int:
     """Check an image size."""
-    if value < 1 or value & (value - 1):
-        raise click.BadParameter(f"{value} is not a power of two", ctx=ctx, param=param)
+    if not 1 <= value <= 1024 or value & (value - 1):
+        raise click.BadParameter(f"{value} is not a power of two up to 1024", ctx=ctx, param=param)
     return value
 
 
@@ -258,7 +258,12 @@ def faces(source: str | None, dest: Path | None, setup: bool, overwrite: bool, *
 @click.option("--dest", required=True, type=click.Path(), help="Archive (.zip) or folder to write.")
 @click.option("--count", type=click.IntRange(min=1), default=6000, show_default=True, help="Number of images.")
 @click.option(
-    "--resolution", type=int, callback=power_of_two, default=64, show_default=True, help="Side of the images in pixels, a power of two."
+    "--resolution",
+    type=int,
+    callback=power_of_two,
+    default=64,
+    show_default=True,
+    help="Pixels a side, a power of two up to 1024.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed gives the same pictures.")
 @click.option("--views-per-identity", type=click.IntRange(min=1), default=2, show_default=True, help="Images of each head.")

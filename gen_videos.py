@@ -157,7 +157,7 @@ def make_videos(request: Request) -> None:
             latents = [cell_latents(generator, request, seeds, conditioning) for seeds in cells]
             columns = request.grid[0] if request.grid else 1
             film = Film(generator, latents, labels, columns, request.show, request.nrr, request.size)
-            paths = [request.outdir / f"{name}.{kind}" for kind in request.formats]
+            paths = [request.outdir / f"{name}.{kind}" for kind in dict.fromkeys(request.formats)]
             written = write_video(film, paths, request.fps, bar, should_stop)
             for path in paths:
                 bar.write(str(path))

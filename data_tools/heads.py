@@ -33,6 +33,7 @@ __all__ += ["Head", "HeadsConfig", "generate_heads", "head_mesh", "image_name", 
 HEADS_PIVOT = (0.0, 0.0, 0.0)
 HEADS_BOX = 1.0
 HEADS_YAW, HEADS_PITCH = 45.0, 20.0
+LARGEST_RESOLUTION = 1024  # that a data set may have
 # Streams of random numbers of one identity: its head, its cameras. Views added later leave the heads as they are.
 HEAD_STREAM, CAMERA_STREAM = 0, 1
 
@@ -42,7 +43,7 @@ class HeadsConfig:
     """Settings of `generate_heads`.
 
     Attributes:
-        count: number of images. resolution: side in pixels, a power of two. seed: of the whole data set.
+        count: number of images. resolution: side in pixels, a power of two up to 1024. seed: of the whole data set.
         views_per_identity: images of each head, from different cameras; they follow one another.
         background: plain colour, 0..255, the same on all images. depth: also write exact depth maps and masks.
         supersampling: rays along a pixel's side, odd. workers: processes; 0 = as many as there are cores
@@ -162,8 +163,8 @@ def check_config(config: HeadsConfig) -> None:
             raise UserError(f"{name} must be at least 1, not {value}")
     if config.supersampling % 2 == 0:
         raise UserError(f"supersampling must be odd, not {config.supersampling}")
-    if config.resolution < 1 or config.resolution & (config.resolution - 1):
-        raise UserError(f"resolution must be a power of two, not {config.resolution}")
+    if not 1 <= config.resolution <= LARGEST_RESOLUTION or config.resolution & (config.resolution - 1):
+        raise UserError(f"resolution must be a power of two up to {LARGEST_RESOLUTION}, not {config.resolution}")
     if config.seed < 0 or config.workers < 0:
         raise UserError(f"seed and workers must not be negative, not {config.seed} and {config.workers}")
     if len(config.background) != 3 or not all(0 <= channel <= 255 for channel in config.background):

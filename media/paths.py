@@ -127,7 +127,10 @@ def _orbit_pose(entry: dict[str, Any], cameras: CameraSummary) -> Tensor:
     if unknown:
         raise ValueError(f"unknown name {unknown[0]!r}")
     yaw, pitch = (math.radians(float(entry.get(name, 0.0))) for name in ("yaw", "pitch"))
-    return replace(cameras, radius=float(entry.get("radius", cameras.radius))).label(yaw, pitch)
+    radius = float(entry.get("radius", cameras.radius))
+    if not radius > 0:
+        raise ValueError(f"radius {radius:g} is not above 0")
+    return replace(cameras, radius=radius).label(yaw, pitch)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -110,6 +110,12 @@ def test_wrong_option_values(arguments: tuple[str, ...], name: str, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("resolution", ["0", "48", "65536"])
+def test_wrong_size_of_heads(resolution: str, tmp_path: Path):
+    tool("heads", "--dest", tmp_path / "o.zip", "--count", "2", "--resolution", resolution).assert_refused(2, "--resolution")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_negative_axes_are_values_not_options(tmp_path: Path):
     source = scenes.write_transforms(Scene(orbit(6, up="-z")), tmp_path / "in")
     done = tool("convert", "--source", source, "--dest", tmp_path / "o.zip", "--up", "-z", "--resolution", "32").assert_done()

@@ -107,6 +107,11 @@ def test_interpolation_in_a_grid_with_panels(network: Path, tmp_path: Path) -> N
     assert np.abs(cells[0].astype(int) - cells[1]).mean() > 1
 
 
+def test_a_format_named_twice_is_written_once(network: Path, tmp_path: Path) -> None:
+    run(network, tmp_path, "--seeds", "0", "--frames", "1", "--formats", "gif,gif").assert_done()
+    assert names(tmp_path) == ["seed0000.gif"]
+
+
 def test_grid_of_identities(network: Path, tmp_path: Path) -> None:
     run(network, tmp_path, "--seeds", "0-3", "--grid", "2x2", "--frames", "2", "--camera", "still", "--formats", "gif").assert_done()
     (tmp_path / "grid.gif").rename(tmp_path / "all.gif")

@@ -172,6 +172,7 @@ def test_interruption_leaves_nothing(name: str, tmp_path: Path, monkeypatch: pyt
         ("count", 0),
         ("resolution", 48),
         ("resolution", 0),
+        ("resolution", 2048),
         ("views_per_identity", 0),
         ("background", (0, 0, 256)),
         ("supersampling", 4),

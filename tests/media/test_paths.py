@@ -108,6 +108,8 @@ SKEWED = [1.0, 0.5, 0, 0, 0, 1, 0, 0, 0, 0, 1, 2.7, 0, 0, 0, 1]
         ([[1, 2, 3]], "pose 0.*3 numbers"),
         ([{"yaw": 1}, {"jaw": 1}], "pose 1.*'jaw'"),
         ([{"yaw": "left"}], "pose 0"),
+        ([{"yaw": 1}, {"yaw": 1, "radius": 0}], "pose 1.*radius"),
+        ([{"yaw": 1, "radius": -2.7}], "pose 0.*radius"),
         ([SKEWED], "pose 0.*orthonormal"),
         ([{"yaw": float("nan")}], "pose 0.*NaN"),
         (["front"], "pose 0"),
