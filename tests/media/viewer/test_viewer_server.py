@@ -35,6 +35,9 @@ from open_eg3d import load_generator
 from tests.media.viewer.test_painter import tiny_generator, write_generator
 from tests.tiny import call, finish, start
 from tests.viewer_page import RawPage
+from training.checkpoint import load_weights
+
+SAMPLES = load_weights(demo.SHIPPED).config.rendering.depth_resolution
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def painted(viewer: Viewer, latents: Latents, view: View) -> np.ndarray:
 
 def test_every_control_changes_what_it_says(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
     page = enter()
-    front: dict[str, Any] = {"yaw": 0.0, "pitch": 0.0, "resolution": 64, "samples": 12}
+    front: dict[str, Any] = {"yaw": 0.0, "pitch": 0.0, "resolution": 64, "samples": SAMPLES}
     shown = page.full_picture(lambda: page.look((0.0, 0.0, 2.7)))
     assert np.array_equal(shown, painted(viewer, Latents(), View(**front)))
     steps: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = [
@@ -107,7 +110,7 @@ def test_an_orbit_turns_the_head_quickly_first_and_fully_when_still(viewer: View
     page.full_picture(lambda: None)
     count = len(page.pictures)
     turned = page.full_picture(lambda: page.look((2.7 * math.sin(0.6), 0.0, 2.7 * math.cos(0.6)), width=800, height=400))
-    wanted = painted(viewer, Latents(), View(yaw=0.6, resolution=200, samples=12))
+    wanted = painted(viewer, Latents(), View(yaw=0.6, resolution=200, samples=SAMPLES))
     height, width, _ = turned.shape
     assert width == 2 * height
     assert np.array_equal(turned[:, height // 2 : height // 2 + height], wanted)
@@ -121,7 +124,7 @@ def test_buttons_step_through_seeds_and_hand_over_files(viewer: Viewer, enter: C
     shown = page.full_picture(lambda: page.set("Go to", "Next"))
     page.look((0.0, 0.0, 2.7))
     shown = page.full_picture(lambda: page.set("Go to", "Next"))
-    assert np.array_equal(shown, painted(viewer, Latents(seed=2), View(resolution=64, samples=12)))
+    assert np.array_equal(shown, painted(viewer, Latents(seed=2), View(resolution=64, samples=SAMPLES)))
     for label, value in (("Video format", "gif"), ("Mesh cells", "64")):
         page.set(label, value)
     for label, name in (("Picture (PNG)", "seed0002.png"), ("Turntable", "seed0002.gif"), ("Mesh", "seed0002.glb")):
