@@ -69,6 +69,12 @@ def painted(viewer: Viewer, latents: Latents, view: View) -> np.ndarray:
     return Painter(viewer.generator).paint(latents, view)
 
 
+def is_same(shown: np.ndarray, wanted: np.ndarray) -> bool:
+    """Equal, but for a few values that lie between two levels: another thread may add up in another order."""
+    difference = np.abs(shown.astype(int) - wanted)
+    return difference.max() <= 1 and difference.mean() < 1e-3
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Honest pages
 
@@ -77,14 +83,15 @@ def test_every_control_changes_what_it_says(viewer: Viewer, enter: Callable[[], 
     page = enter()
     front: dict[str, Any] = {"yaw": 0.0, "pitch": 0.0, "resolution": 64, "samples": SAMPLES}
     shown = page.full_picture(lambda: page.look((0.0, 0.0, 2.7)))
-    assert np.array_equal(shown, painted(viewer, Latents(), View(**front)))
+    assert is_same(shown, painted(viewer, Latents(), View(**front)))
+    layers = viewer.generator.num_ws
     steps: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = [
         ("Seed", 3, {"seed": 3}, {}),
         ("Truncation", 0.5, {"truncation_psi": 0.5}, {}),
         ("Truncated layers", 4, {"truncation_cutoff": 4}, {}),
         ("Second seed", 7, {"other_seed": 7}, {}),  # is not seen before blending, but drawn
         ("Blend", 0.4, {"blend": 0.4}, {}),
-        ("Mix", True, {"style_seed": 2, "style_layers": (5, 9)}, {}),
+        ("Mix", True, {"style_seed": 2, "style_layers": (layers // 2, layers - 1)}, {}),
         ("Style seed", 9, {"style_seed": 9}, {}),
         ("Its layers", [1, 6], {"style_layers": (1, 6)}, {}),
         ("View", "raw", {}, {"kind": "raw"}),
@@ -101,7 +108,7 @@ def test_every_control_changes_what_it_says(viewer: Viewer, enter: Callable[[], 
         how.update(view)
         wanted = painted(viewer, Latents(**who), View(**how))
         shown = page.full_picture(lambda label=label, value=value: page.set(label, value))  # type: ignore[misc]
-        assert np.array_equal(shown, wanted), label
+        assert is_same(shown, wanted), label
 
 
 def test_an_orbit_turns_the_head_quickly_first_and_fully_when_still(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
@@ -113,7 +120,7 @@ def test_an_orbit_turns_the_head_quickly_first_and_fully_when_still(viewer: View
     wanted = painted(viewer, Latents(), View(yaw=0.6, resolution=200, samples=SAMPLES))
     height, width, _ = turned.shape
     assert width == 2 * height
-    assert np.array_equal(turned[:, height // 2 : height // 2 + height], wanted)
+    assert is_same(turned[:, height // 2 : height // 2 + height], wanted)
     assert (turned[:, :10] == np.round(255 * np.array(viewer.generator.rendering.background))).all()
     assert page.formats[count] == "jpeg"
     page.wait_for(lambda: "frames a second" in page.status)
@@ -124,7 +131,7 @@ def test_buttons_step_through_seeds_and_hand_over_files(viewer: Viewer, enter: C
     shown = page.full_picture(lambda: page.set("Go to", "Next"))
     page.look((0.0, 0.0, 2.7))
     shown = page.full_picture(lambda: page.set("Go to", "Next"))
-    assert np.array_equal(shown, painted(viewer, Latents(seed=2), View(resolution=64, samples=SAMPLES)))
+    assert is_same(shown, painted(viewer, Latents(seed=2), View(resolution=64, samples=SAMPLES)))
     for label, value in (("Video format", "gif"), ("Mesh cells", "64")):
         page.set(label, value)
     for label, name in (("Picture (PNG)", "seed0002.png"), ("Turntable", "seed0002.gif"), ("Mesh", "seed0002.glb")):
@@ -184,7 +191,7 @@ def test_visitors_do_not_disturb_each_other(enter: Callable[[], RawPage]) -> Non
     assert len(second.pictures) == count
     second.full_picture(lambda: second.set("Seed", 13))
     again = second.full_picture(lambda: second.set("Seed", 11))
-    assert np.array_equal(again, before)
+    assert is_same(again, before)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
