@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from dnnlib.console import UserError, run_cli
-from dnnlib.options import FiniteRange
+from dnnlib.options import LARGEST, FiniteRange, finite
 
 SOURCE_FORMATS = ("auto", "labels", "transforms", "colmap", "srn", "csv")
 UP_AXES = ("auto", "x", "y", "z", "-x", "-y", "-z", "nearest", "cameras")
@@ -58,9 +58,7 @@ class Point(click.ParamType):
         if isinstance(value, tuple):
             return value
         try:
-            x, y, z = (float(part) for part in str(value).split(","))
-            if not all(abs(number) < 1e30 for number in (x, y, z)):
-                raise ValueError(value)
+            x, y, z = (finite(part) for part in str(value).split(","))
         except ValueError:
             self.fail(f"{value!r} is not three numbers, like 0,0,0.2", param, ctx)
         return x, y, z
@@ -82,7 +80,7 @@ def trainable_size(ctx: click.Context, param: click.Parameter, value: int | None
 
 def positive(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
     """Check a length that must be above 0 and finite."""
-    if value is not None and not 0 < value < 1e30:
+    if value is not None and not 0 < value < LARGEST:
         raise click.BadParameter(f"{value:g} is not above 0", ctx=ctx, param=param)
     return value
 

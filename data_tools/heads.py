@@ -23,7 +23,7 @@ from data_tools.heads_render import Array, Picture, Raycaster
 from data_tools.sinks import Sink, check_dest, image_name, open_sink
 from dnnlib.console import UserError, progress
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics, unpack_label
-from training.data_files import LABEL_FILE
+from training.data_files import LABEL_FILE, RESOLUTIONS
 from training.depth_maps import DEPTH_UNIT
 from training.presets import HEADS_BACKGROUND, HEADS_FAR, HEADS_FOCAL, HEADS_NEAR, HEADS_RADIUS
 
@@ -33,7 +33,6 @@ __all__ += ["Head", "HeadsConfig", "generate_heads", "head_mesh", "image_name", 
 HEADS_PIVOT = (0.0, 0.0, 0.0)
 HEADS_BOX = 1.0
 HEADS_YAW, HEADS_PITCH = 45.0, 20.0
-LARGEST_RESOLUTION = 1024  # that a data set may have
 # Streams of random numbers of one identity: its head, its cameras. Views added later leave the heads as they are.
 HEAD_STREAM, CAMERA_STREAM = 0, 1
 
@@ -163,8 +162,9 @@ def check_config(config: HeadsConfig) -> None:
             raise UserError(f"{name} must be at least 1, not {value}")
     if config.supersampling % 2 == 0:
         raise UserError(f"supersampling must be odd, not {config.supersampling}")
-    if not 1 <= config.resolution <= LARGEST_RESOLUTION or config.resolution & (config.resolution - 1):
-        raise UserError(f"resolution must be a power of two up to {LARGEST_RESOLUTION}, not {config.resolution}")
+    largest = RESOLUTIONS[-1]
+    if not 1 <= config.resolution <= largest or config.resolution & (config.resolution - 1):
+        raise UserError(f"resolution must be a power of two up to {largest}, not {config.resolution}")
     if config.seed < 0 or config.workers < 0:
         raise UserError(f"seed and workers must not be negative, not {config.seed} and {config.workers}")
     if len(config.background) != 3 or not all(0 <= channel <= 255 for channel in config.background):
