@@ -119,9 +119,11 @@ def rendering_note(config: Config) -> str | None:
     finest, (taken, _) = config.training.nrr_final, block_sizes(config.model.resolution, config.model.superresolution.input_resolution)
     if finest <= taken:
         return None
+    factor = config.model.resolution // finest
+    is_possible = factor * finest == config.model.resolution and is_power_of_two(factor)
     return (
         f"Rendering at {finest} pixels, of which super-resolution takes {taken}: the discriminator can tell fakes by that. "
-        f"Choose --nrr-final {taken}, or --set superresolution.input_resolution={finest}"
+        f"Choose --nrr-final {taken}" + (f", or --set superresolution.input_resolution={finest}" if is_possible else "")
     )
 
 

@@ -27,7 +27,9 @@ class GeneratorConfig:
     z_dim: int = 512
     w_dim: int = 512
     mapping_layers: int = 2
-    pose_conditioning: bool = True  # off: the mapping network sees zeros instead of the camera
+    mapping_lr_multiplier: float = 0.01
+    pose_conditioning: bool = True  # off: the mapping network does not see the camera
+    constant_embedding: bool = True  # without pose conditioning embed a label of zeros, as released networks do; off: latents only
     c_scale: float = 1.0  # factor on the camera label before the mapping network
     plane_resolution: int = 256
     plane_channels: int = 32
@@ -74,6 +76,7 @@ class DiscriminatorConfig:
     channel_base: int = 32768
     channel_max: int = 512
     mapping_layers: int = 8
+    mapping_lr_multiplier: float = 0.01
     mbstd_group_size: int = 4
     conv_clamp: float | None = 256.0
     c_noise: float = 0.0  # noise on the camera label, in its standard deviations over the batch

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 from training.config import Config, DiscriminatorConfig, GeneratorConfig, SuperResolutionConfig
+from training.networks.superresolution import block_sizes
 
 PresetName = Literal["auto", "ffhq", "afhq", "shapenet", "heads"]
 Sizes = Literal["published", "laptop"]
 PRESETS: tuple[str, ...] = get_args(PresetName)
 
 LAPTOP_MAX_RESOLUTION = 128
+PUBLISHED_RENDERING = 2 * 64  # smallest picture whose super-resolution takes the published 64 pixels
 # The scene of the built-in heads, which data_tools/heads.py renders.
 HEADS_FOCAL, HEADS_RADIUS = 3.1, 2.7
 HEADS_NEAR, HEADS_FAR = 2.2, 3.2
@@ -28,6 +30,8 @@ def make_config(preset: PresetName, resolution: int, sizes: Sizes) -> Config:
     config.model.resolution = resolution
     if sizes == "laptop":
         use_laptop_sizes(config)
+    elif resolution < PUBLISHED_RENDERING:
+        render_all_pixels(config)
     scenes: dict[str, Callable[[Config], None]] = {"auto": _auto, "ffhq": _ffhq, "afhq": _afhq, "shapenet": _shapenet, "heads": _heads}
     scenes[preset](config)
     return config
@@ -40,10 +44,8 @@ def use_laptop_sizes(config: Config) -> None:
         z_dim=64, w_dim=128, plane_resolution=64, plane_channels=16, channel_base=3072, channel_max=128, use_noise=False, decoder_hidden=32
     )
     render = min(32, model.resolution)
-    blocks = 2 if model.resolution <= 64 else (model.resolution // render).bit_length() - 1
-    model.superresolution = SuperResolutionConfig(
-        channels=(32,) * blocks, input_resolution=min(32, model.resolution // 2), use_noise=False, conv_clamp=None
-    )
+    blocks = len(block_sizes(model.resolution, render)[1])
+    model.superresolution = SuperResolutionConfig(channels=(32,) * blocks, input_resolution=render, use_noise=False, conv_clamp=None)
     model.discriminator = DiscriminatorConfig(channel_base=2048, channel_max=256, mapping_layers=2, conv_clamp=None)
     model.rendering.depth_resolution = model.rendering.depth_resolution_importance = 16
     model.rendering.resolution = training.nrr_initial = training.nrr_final = render
@@ -56,10 +58,30 @@ def use_laptop_sizes(config: Config) -> None:
     config.snapshot.tick_kimg, config.snapshot.snap_ticks = 1.0, 5
 
 
+def render_all_pixels(config: Config) -> None:
+    """Render pictures too small for the published rendering at their own size, so that super-resolution drops no detail."""
+    model, training = config.model, config.training
+    size = model.resolution
+    model.rendering.resolution = training.nrr_initial = training.nrr_final = model.superresolution.input_resolution = size
+
+
+def r1_gamma(resolution: int, batch: int) -> float:
+    """R1 weight by the size of the picture and of the batch (Karras et al. 2020a, StyleGAN2-ADA, appendix C)."""
+    return 0.0002 * resolution**2 / batch
+
+
+def _leave_camera_out_of_mapping(config: Config) -> None:
+    """Map latents alone.
+
+    The embedding of a label of zeros is its bias. Scaled to unit second moment, it becomes at the first update a constant of full
+    strength beside the latent, in which the latent drowns: all seeds come to look alike.
+    """
+    config.model.generator.pose_conditioning = config.model.generator.constant_embedding = False
+
+
 def _auto(config: Config) -> None:
     # Whether poses go with looks (smiles towards the camera) is not known; where they do, --gen-pose-cond helps.
-    config.model.generator.pose_conditioning = False
-    config.training.gamma = 5.0 if config.training.batch >= 8 else 10.0
+    _leave_camera_out_of_mapping(config)
 
 
 def _ffhq(config: Config) -> None:
@@ -77,7 +99,10 @@ def _shapenet(config: Config) -> None:
     rendering.background = (1.0, 1.0, 1.0)
     samples = 64 if config.sizes == "published" else 24
     rendering.depth_resolution = rendering.depth_resolution_importance = samples
-    config.model.generator.pose_conditioning = False
+    if config.sizes == "published":
+        config.model.generator.pose_conditioning = False
+    else:
+        _leave_camera_out_of_mapping(config)
     config.training.gamma = 0.3
 
 
@@ -88,6 +113,6 @@ def _heads(config: Config) -> None:
     rendering.depth_resolution = rendering.depth_resolution_importance = 12
     red, green, blue = HEADS_BACKGROUND
     rendering.background = (red / 255, green / 255, blue / 255)
-    config.model.generator.pose_conditioning = False
+    _leave_camera_out_of_mapping(config)
     training.gamma = 0.5
     training.density_reg = 0.1

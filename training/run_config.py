@@ -11,7 +11,8 @@ from torch_utils.devices import has_fast_bf16
 from training.checkpoint import load_weights
 from training.config import Config, Precision, differences, set_option
 from training.dataset import ImageDataset
-from training.presets import LAPTOP_MAX_RESOLUTION, PresetName, Sizes, make_config
+from training.networks.superresolution import block_sizes
+from training.presets import LAPTOP_MAX_RESOLUTION, PresetName, Sizes, make_config, r1_gamma
 from training.scene import apply_scene, fit_dataset_scene
 
 FREE_ON_RESUME = ("data.workers", "data.max_broken", "training.kimg", "snapshot.")  # settings and sections that may change
@@ -94,7 +95,11 @@ def settle(config: Config, given: set[str]) -> None:
     """Settings that follow from others, but for those that were given, as `section.field`."""
     training, model = config.training, config.model
     if config.preset == "auto" and "training.gamma" not in given:
-        training.gamma = 10.0 if training.batch < 8 else 5.0
+        training.gamma = r1_gamma(model.resolution, training.batch)
+    superresolution = model.superresolution
+    if "superresolution.input_resolution" in given and "superresolution.channels" not in given and superresolution.channels:
+        _, sizes = block_sizes(model.resolution, superresolution.input_resolution)
+        superresolution.channels = superresolution.channels[-1:] * len(sizes)
     if "training.nrr_initial" in given and "training.nrr_final" not in given:
         training.nrr_final = training.nrr_initial
     if "rendering.resolution" in given:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from dnnlib.console import UserError
 from tests.tiny import tiny_config
 from training.checks import check_batch, check_config, group_note, rendering_note
-from training.config import Config
+from training.config import Config, set_option
 from training.presets import PRESETS, PresetName, Sizes, make_config
+from training.run_config import settle
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -17,7 +20,9 @@ from training.presets import PRESETS, PresetName, Sizes, make_config
 )
 def test_presets_are_in_range(preset: PresetName, sizes: Sizes, resolutions: tuple[int, ...]) -> None:
     for resolution in resolutions:
-        check_config(make_config(preset, resolution, sizes), 1)
+        config = make_config(preset, resolution, sizes)
+        check_config(config, 1)
+        assert rendering_note(config) is None
 
 
 @pytest.mark.parametrize(
@@ -137,6 +142,27 @@ def test_rendering_finer_than_super_resolution_takes_is_told(rendering: int, giv
     note = rendering_note(config)
     assert (note is not None) == is_told
     assert note is None or f"--nrr-final {given or 16}" in note
+
+
+@pytest.mark.parametrize(("finest", "advice"), [(64, 2), (48, 1), (128, 1)])
+def test_what_the_note_on_rendering_advises_works(finest: int, advice: int) -> None:
+    note = rendering_note(laptop_config(f"training.nrr_final={finest}"))
+    assert note is not None
+    found = [option for option in re.findall(r"--(?:nrr-final \d+|set [a-z_.]+=\d+)", note)]
+    assert len(found) == advice
+    for option in found:
+        assignment = option.removeprefix("--set ").replace("--nrr-final ", "training.nrr_final=")
+        config = laptop_config(f"training.nrr_final={finest}", assignment)
+        check_config(config, 1)
+        assert rendering_note(config) is None
+
+
+def laptop_config(*assignments: str) -> Config:
+    config = make_config("auto", 64, "laptop")
+    for assignment in assignments:
+        set_option(config, assignment)
+    settle(config, {assignment.partition("=")[0] for assignment in assignments})
+    return config
 
 
 def batch_config(batch: int, batch_gpu: int | None, group: int) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from training.config import Config
+from training.networks.generator import Generator
 from training.presets import PresetName, Sizes, make_config
 from training.run_config import settle
 
@@ -57,12 +58,32 @@ def test_published_training_numbers() -> None:
     assert (config.augment.target, config.augment.interval, config.augment.kimg) == (0.6, 4, 500.0)
 
 
-@pytest.mark.parametrize(("batch", "gamma"), [(4, 10.0), (8, 5.0), (32, 5.0)])
-def test_gamma_without_a_preset(batch: int, gamma: float) -> None:
-    config = make_config("auto", 64, "published")
+@pytest.mark.parametrize(
+    ("resolution", "batch", "gamma"), [(32, 8, 0.0256), (64, 8, 0.1024), (64, 16, 0.0512), (256, 32, 0.4096), (512, 32, 1.6384)]
+)
+def test_gamma_without_a_preset_follows_picture_and_batch(resolution: int, batch: int, gamma: float) -> None:
+    config = make_config("auto", resolution, "published")
     config.training.batch = batch
     settle(config, given=set())
-    assert config.training.gamma == gamma
+    assert config.training.gamma == pytest.approx(gamma)
+
+
+@pytest.mark.parametrize(
+    ("preset", "sizes", "embeds"),
+    [
+        ("auto", "laptop", False),
+        ("auto", "published", False),
+        ("heads", "laptop", False),
+        ("shapenet", "laptop", False),
+        ("shapenet", "published", True),  # as released
+        ("ffhq", "laptop", True),  # conditioned on the pose
+    ],
+)
+def test_mapping_networks_without_pose_conditioning_see_latents_alone(preset: PresetName, sizes: Sizes, embeds: bool) -> None:
+    config = make_config(preset, 64, sizes)
+    assert hasattr(Generator(config.model).backbone.mapping, "embed") is embeds
+    config.model.generator.pose_conditioning = True  # --gen-pose-cond
+    assert hasattr(Generator(config.model).backbone.mapping, "embed")
 
 
 def test_heads_keep_their_background() -> None:

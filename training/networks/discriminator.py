@@ -101,7 +101,9 @@ class Discriminator(nn.Module):
         for index, size in enumerate(self.resolutions):
             channels, next_channels = (channels_at(r, options.channel_base, options.channel_max) for r in (size, size // 2))
             self.add_module(f"b{size}", DiscriminatorBlock(channels, next_channels, 0 if index else 6, options.conv_clamp))
-        self.mapping = MappingNetwork(0, LABEL_SIZE, self.cmap_dim, num_ws=None, num_layers=options.mapping_layers)
+        self.mapping = MappingNetwork(
+            0, LABEL_SIZE, self.cmap_dim, num_ws=None, num_layers=options.mapping_layers, lr_multiplier=options.mapping_lr_multiplier
+        )
         channels_4 = channels_at(LAST_RESOLUTION, options.channel_base, options.channel_max)
         self.b4 = DiscriminatorEpilogue(channels_4, self.cmap_dim, options.mbstd_group_size, options.conv_clamp)
 

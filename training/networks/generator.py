@@ -49,7 +49,10 @@ class Backbone(nn.Module):
             use_noise=options.use_noise,
             conv_clamp=options.conv_clamp,
         )
-        self.mapping = MappingNetwork(options.z_dim, LABEL_SIZE, options.w_dim, self.synthesis.num_ws, options.mapping_layers)
+        c_dim = LABEL_SIZE if options.pose_conditioning or options.constant_embedding else 0
+        self.mapping = MappingNetwork(
+            options.z_dim, c_dim, options.w_dim, self.synthesis.num_ws, options.mapping_layers, options.mapping_lr_multiplier
+        )
 
 
 class TriPlaneDecoder(nn.Module):
@@ -119,8 +122,13 @@ class Generator(nn.Module):
         self, z: Tensor, c: Tensor, truncation_psi: float = 1.0, truncation_cutoff: int | None = None, update_w_avg: bool = False
     ) -> Tensor:
         """Latents z (N, z_dim) and the camera c (N, 25) they are conditioned on to ws (N, num_ws, w_dim)."""
-        c = c * self.config.generator.c_scale if self.config.generator.pose_conditioning else torch.zeros_like(c)
-        return self.backbone.mapping(z, c, truncation_psi, truncation_cutoff, update_w_avg)
+        return self.backbone.mapping(z, self._mapped_camera(c), truncation_psi, truncation_cutoff, update_w_avg)
+
+    def _mapped_camera(self, c: Tensor) -> Tensor | None:
+        """What the mapping network gets of cameras c (N, 25)."""
+        if self.config.generator.pose_conditioning:
+            return c * self.config.generator.c_scale
+        return torch.zeros_like(c) if self.backbone.mapping.c_dim else None
 
     def planes(self, ws: Tensor, noise_mode: NoiseMode = "const") -> Tensor:
         """Feature planes (N, 3, C, H, W) of ws (N, num_ws, w_dim)."""

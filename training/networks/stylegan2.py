@@ -22,7 +22,6 @@ from training.networks.layers import (
 
 NoiseMode = Literal["random", "const", "none"]
 W_AVG_DECAY = 0.998
-MAPPING_LR_MULTIPLIER = 0.01
 
 
 def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
@@ -38,25 +37,27 @@ def block_resolutions(resolution: int) -> list[int]:
 class MappingNetwork(nn.Module):
     """Latents and camera labels to intermediate latents: (N, z_dim), (N, c_dim) -> (N, num_ws, w_dim).
 
-    `z_dim` 0 leaves out the latent, `num_ws` None the broadcast over layers and the running mean (the discriminator's form).
+    `z_dim` 0 leaves out the latent, `c_dim` 0 the camera, `num_ws` None the broadcast over layers and the running mean (the
+    discriminator's form).
     """
 
     w_avg: Tensor
 
-    def __init__(self, z_dim: int, c_dim: int, w_dim: int, num_ws: int | None, num_layers: int) -> None:
+    def __init__(self, z_dim: int, c_dim: int, w_dim: int, num_ws: int | None, num_layers: int, lr_multiplier: float) -> None:
         super().__init__()
-        self.z_dim, self.num_ws, self.num_layers = z_dim, num_ws, num_layers
-        self.embed = FullyConnected(c_dim, w_dim)
+        self.z_dim, self.c_dim, self.num_ws, self.num_layers = z_dim, c_dim, num_ws, num_layers
+        if c_dim:
+            self.embed = FullyConnected(c_dim, w_dim)
         for index in range(num_layers):
-            features = z_dim + w_dim if index == 0 else w_dim
-            self.add_module(f"fc{index}", FullyConnected(features, w_dim, activation="lrelu", lr_multiplier=MAPPING_LR_MULTIPLIER))
+            features = z_dim + (w_dim if c_dim else 0) if index == 0 else w_dim
+            self.add_module(f"fc{index}", FullyConnected(features, w_dim, activation="lrelu", lr_multiplier=lr_multiplier))
         if num_ws is not None:
             self.register_buffer("w_avg", torch.zeros(w_dim))
 
     def forward(
         self,
         z: Tensor | None,
-        c: Tensor,
+        c: Tensor | None,
         truncation_psi: float = 1.0,
         truncation_cutoff: int | None = None,
         update_w_avg: bool = False,
@@ -65,14 +66,14 @@ class MappingNetwork(nn.Module):
 
         Args:
             z: (N, z_dim), or None where the network has no latent.
-            c: (N, c_dim) camera labels.
+            c: (N, c_dim) camera labels, or None where the network has no camera.
             truncation_psi: Pull towards the mean latent, 1 = none, 0 = the mean.
             truncation_cutoff: Number of layers that are truncated; None = all.
             update_w_avg: Let this batch move the running mean.
         """
-        x = normalize_2nd_moment(self.embed(c.float()))
-        if z is not None:
-            x = torch.cat([normalize_2nd_moment(z.float()), x], dim=1)
+        latent = [] if z is None else [normalize_2nd_moment(z.float())]
+        camera = [] if c is None else [normalize_2nd_moment(self.embed(c.float()))]
+        x = torch.cat([*latent, *camera], dim=1)
         for index in range(self.num_layers):
             x = self.get_submodule(f"fc{index}")(x)
         if self.num_ws is None:

@@ -50,7 +50,7 @@ def mapping_reference(network: MappingNetwork, z: np.ndarray | None, c: np.ndarr
 
 
 def random_mapping(z_dim: int = 6, num_ws: int | None = 5, num_layers: int = 2) -> MappingNetwork:
-    network = MappingNetwork(z_dim, 25, 8, num_ws, num_layers)
+    network = MappingNetwork(z_dim, 25, 8, num_ws, num_layers, lr_multiplier=0.01)
     for index in range(num_layers):
         nn.init.normal_(network.get_parameter(f"fc{index}.bias"), std=30)
     nn.init.normal_(network.embed.bias)
@@ -74,6 +74,33 @@ def test_mapping_without_latent_and_layers() -> None:
     network, c = random_mapping(z_dim=0, num_ws=None, num_layers=8), torch.randn(3, 25)
     np.testing.assert_allclose(network(None, c).detach(), mapping_reference(network, None, c.double().numpy()), atol=1e-5)
     assert "w_avg" not in network.state_dict()
+
+
+def test_mapping_without_camera() -> None:
+    network, z = MappingNetwork(6, 0, 8, 5, num_layers=2, lr_multiplier=0.5), torch.randn(3, 6) * 4
+    nn.init.normal_(network.get_parameter("fc0.bias"))
+    p, x = values(network), references.unit_moment(z.double().numpy())
+    for index in range(2):
+        x = references.lrelu(references.linear(x, p[f"fc{index}.weight"], p[f"fc{index}.bias"], 0.5))
+    np.testing.assert_allclose(network(z, None)[:, 3].detach(), x, atol=1e-5)
+
+
+@torch.no_grad()
+def share_that_varies(network: MappingNetwork, c: Tensor | None) -> float:
+    w = network(torch.randn(1000, 64), c)[:, 0]
+    return float(w.var(dim=0).sum() / w.square().sum(dim=1).mean())
+
+
+def test_latents_drown_in_the_embedding_of_a_constant_and_not_without() -> None:
+    c = torch.zeros(1000, 25)
+    released, plain = MappingNetwork(64, 25, 128, 5, 2, 0.01), MappingNetwork(64, 0, 128, 5, 2, 0.01)
+    before = share_that_varies(released, c), share_that_varies(plain, None)
+    for network, labels in ((released, c), (plain, None)):
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.0025)
+        network(torch.randn(1000, 64), labels).mean().backward()
+        optimizer.step()
+    assert share_that_varies(released, c) < before[0] / 2
+    assert share_that_varies(plain, None) == pytest.approx(before[1], rel=0.05)
 
 
 @pytest.mark.parametrize(("psi", "cutoff"), [(0.7, None), (0.7, 3), (0.0, 2), (-1.0, None), (1.0, 2), (0.5, 0), (0.5, 99)])
