@@ -148,7 +148,7 @@ def test_rendering_finer_than_super_resolution_takes_is_told(rendering: int, giv
 def test_what_the_note_on_rendering_advises_works(finest: int, advice: int) -> None:
     note = rendering_note(laptop_config(f"training.nrr_final={finest}"))
     assert note is not None
-    found = [option for option in re.findall(r"--(?:nrr-final \d+|set [a-z_.]+=\d+)", note)]
+    found = re.findall(r"--(?:nrr-final \d+|set [a-z_.]+=\d+)", note)
     assert len(found) == advice
     for option in found:
         assignment = option.removeprefix("--set ").replace("--nrr-final ", "training.nrr_final=")
