@@ -17,11 +17,11 @@ from typing import Any
 import click
 import torch
 
-from data_tools.face_angles import open_pose_estimator
+from data_tools.faces.angles import open_pose_estimator
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import atomic_write, check_utf8, is_url, make_dir
-from media.report import Figure, Report, Section, report_page
-from media.report_sections import VIEWS, curves_section, realism_sections, samples_section, views_section
+from media.report.page import Figure, Report, Section, report_page
+from media.report.sections import VIEWS, curves_section, realism_sections, samples_section, views_section
 from metrics.command_line import Metrics, metric_network_options
 from metrics.evaluate import MetricOptions, MetricResult, check_inputs, evaluate
 from metrics.names import VALID_FORMS, explain, parse_metrics
@@ -33,11 +33,11 @@ from open_eg3d import __version__
 from open_eg3d.command_line import network_option, nrr_option, precision_option, trunc_cutoff_option, trunc_option
 from open_eg3d.measuring import SamplingOptions, keep_results, open_sampler, real_images, snapshot_kimg
 from torch_utils.devices import device_option
+from torch_utils.distributed.processes import run_processes
 from torch_utils.precision import use_full_fp32
-from torch_utils.processes import run_processes
-from training.dataset import ImageDataset
+from training.data.dataset import ImageDataset
+from training.data.scene import cameras_of
 from training.networks.generator import Generator
-from training.scene import cameras_of
 
 ON_URL_OUTDIR = Path("out")
 REALS_OF_REPORT = 2000  # real pictures the report compares with where no metric says how many

@@ -182,8 +182,8 @@ def rebalance(source: str, dest: Path, bins: int, factor: float, overwrite: bool
 @click.pass_context
 def check(ctx: click.Context, source: str, strict: bool, as_json: bool, pictures: Path | None, cfg: str, workers: int) -> None:
     """Say all that is wrong or odd about a data set and how to mend it; exit status 1 on errors."""
-    from data_tools.check import check_data
-    from data_tools.draw_cameras import draw_checked
+    from data_tools.check.check import check_data
+    from data_tools.check.draw_cameras import draw_checked
     from data_tools.parallel import ended_politely
 
     try:
@@ -202,7 +202,7 @@ def check(ctx: click.Context, source: str, strict: bool, as_json: bool, pictures
 
 def estimator_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """Check that an estimator can be loaded."""
-    from data_tools.face_estimators import load_estimator
+    from data_tools.faces.estimators import load_estimator
 
     try:
         load_estimator(value)
@@ -228,8 +228,8 @@ def estimator_name(ctx: click.Context, param: click.Parameter, value: str) -> st
 @overwrite_option
 def faces(source: str | None, dest: Path | None, setup: bool, overwrite: bool, **settings: Any) -> None:
     """Cut faces out of pictures as FFHQ for EG3D does, and estimate their cameras."""
-    from data_tools.face_process import set_up
-    from data_tools.faces import FacesConfig, convert_faces
+    from data_tools.faces.convert import FacesConfig, convert_faces
+    from data_tools.faces.mediapipe_process import set_up
     from data_tools.parallel import ended_politely
 
     if not setup and (source is None or dest is None):
@@ -271,7 +271,7 @@ def faces(source: str | None, dest: Path | None, setup: bool, overwrite: bool, *
 @click.option("--overwrite", is_flag=True, help="Replace an existing --dest.")
 def heads(dest: str, overwrite: bool, **settings: Any) -> None:
     """Render random heads with exactly known cameras, the built-in data set."""
-    from data_tools.heads import HeadsConfig, generate_heads
+    from data_tools.heads.dataset import HeadsConfig, generate_heads
 
     path = generate_heads(dest, HeadsConfig(**settings), overwrite=overwrite)
     click.echo(f"wrote {settings['count']} images to {path}")

@@ -11,11 +11,11 @@ import torch
 
 from dnnlib.console import UserError, run_cli
 from dnnlib.options import FiniteRange
-from media.shapes import extract_mesh, save_mesh
-from media.strips import camera_grid, identity_grid, save_png, seed_latent
+from media.meshes.shapes import extract_mesh, save_mesh
+from media.pictures.grids import camera_grid, identity_grid, save_png, seed_latent
 from open_eg3d import load_generator
-from training.launch import newest_snapshot
-from training.scene import CameraSummary
+from training.data.scene import CameraSummary
+from training.run.launch import newest_snapshot
 
 SHIPPED = Path(__file__).parent / "models" / "heads64.pkl"
 IDENTITIES, VIEWS = 6, 5

@@ -22,11 +22,11 @@ from dnnlib.files import local_file
 from dnnlib.options import Finite, Seeds
 from media.avatar import write_avatars
 from open_eg3d import load_generator
-from training.checkpoint import Checkpoint, build_generator, load_checkpoint, load_weights, save_checkpoint
-from training.config import Config
-from training.interop import Weights
-from training.onnx_graphs import write_image_graph, write_planes_graph
-from training.weights_folder import FILES, write_weights_folder
+from training.checkpoints.checkpoint import Checkpoint, build_generator, load_checkpoint, load_weights, save_checkpoint
+from training.checkpoints.onnx_graphs import write_image_graph, write_planes_graph
+from training.checkpoints.released.interop import Weights
+from training.checkpoints.weights_folder import FILES, write_weights_folder
+from training.config.settings import Config
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from torch import Tensor
 from dnnlib.console import progress, run_cli
 from dnnlib.files import make_dir
 from dnnlib.options import Commas, Finite, Seeds, finite, some_of
-from media.mesh_files import TEXTURE_FORMATS
-from media.shapes import FORMATS, TEXTURED_FACES, save_shape
-from media.strips import ROWS, camera_grid, save_png, seed_latent, strip_picture, yaw_strip
+from media.meshes.files import TEXTURE_FORMATS
+from media.meshes.shapes import FORMATS, TEXTURED_FACES, save_shape
+from media.pictures.grids import ROWS, camera_grid, save_png, seed_latent, strip_picture, yaw_strip
 from open_eg3d.command_line import (
     network_option,
     nrr_option,
@@ -33,8 +33,8 @@ from open_eg3d.command_line import (
 )
 from torch_utils.devices import device_option
 from torch_utils.precision import use_full_fp32
+from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
-from training.scene import CameraSummary, cameras_of
 
 DEFAULT_VIEWS = 5
 

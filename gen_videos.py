@@ -20,11 +20,11 @@ from tqdm import tqdm
 from dnnlib.console import progress, run_cli
 from dnnlib.files import local_file, make_dir
 from dnnlib.options import Finite, FiniteRange, Seeds, some_of
-from media.panels import PANELS
-from media.paths import CAMERA_PATHS, camera_path, default_path, read_poses
-from media.strips import seed_latent
-from media.video_files import MAX_GIF_FPS, VIDEO_FORMATS
-from media.videos import Film, stop_on_interrupt, write_video
+from media.pictures.grids import seed_latent
+from media.pictures.panels import PANELS
+from media.videos.files import MAX_GIF_FPS, VIDEO_FORMATS
+from media.videos.paths import CAMERA_PATHS, camera_path, default_path, read_poses
+from media.videos.videos import Film, stop_on_interrupt, write_video
 from open_eg3d.command_line import (
     network_option,
     nrr_option,
@@ -36,8 +36,8 @@ from open_eg3d.command_line import (
 )
 from torch_utils.devices import device_option
 from torch_utils.precision import use_full_fp32
+from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
-from training.scene import CameraSummary, cameras_of
 
 ORBIT_FRAMES = 120
 SEED_FRAMES = 60  # of an interpolation, from one seed to the next

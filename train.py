@@ -15,24 +15,24 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from data_tools.face_angles import open_pose_estimator
+from data_tools.faces.angles import open_pose_estimator
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import cache_dir, is_url, local_file
 from dnnlib.options import FiniteRange
-from media.snapshots import save_pictures
+from media.pictures.snapshots import save_pictures
 from metrics.command_line import Metrics, metric_network_options
 from metrics.names import parse_metrics
 from metrics.results import drop_later_results
 from open_eg3d.measuring import metrics_of_run
-from torch_utils.distributed import rank
-from torch_utils.processes import first_process_decides, place_from_environment, run_in_group
-from training.checks import check_config, group_note, rendering_note
-from training.config import Config, set_option, to_dict
-from training.dataset import ImageDataset
-from training.launch import Job, Launch, choose_devices, find_checkpoint, launch_training, new_run_dir, set_aside_later
-from training.loop import Observer
-from training.presets import PRESETS
-from training.run_config import RunRequest, changes_refused_on_resume, new_config
+from torch_utils.distributed.collectives import rank
+from torch_utils.distributed.processes import first_process_decides, place_from_environment, run_in_group
+from training.config.checks import check_config, group_note, rendering_note
+from training.config.presets import PRESETS
+from training.config.settings import Config, set_option, to_dict
+from training.data.dataset import ImageDataset
+from training.run.launch import Job, Launch, choose_devices, find_checkpoint, launch_training, new_run_dir, set_aside_later
+from training.run.loop import Observer
+from training.run.settings import RunRequest, changes_refused_on_resume, new_config
 
 # Command line option -> setting it changes.
 SETTINGS = {
@@ -171,7 +171,7 @@ def snapshot_measures(config: Config) -> tuple[Observer, ...]:
 
 def built_in_data() -> str:
     """The built-in heads, rendered into the cache the first time."""
-    from data_tools.heads import HeadsConfig, generate_heads
+    from data_tools.heads.dataset import HeadsConfig, generate_heads
 
     path = cache_dir() / f"heads{BUILT_IN_RESOLUTION}-{BUILT_IN_COUNT}.zip"
     if not path.exists():

@@ -18,11 +18,11 @@ import torch
 from benchmarks.timing import show
 from benchmarks.training_step import random_labels
 from torch_utils.memory import keep_freed_memory
-from training.checkpoint import Checkpoint, save_checkpoint
-from training.config import SnapshotConfig
-from training.presets import make_config
-from training.saving import SnapshotWriter, snapshot_name
-from training.trainer import Trainer
+from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from training.config.presets import make_config
+from training.config.settings import SnapshotConfig
+from training.gan.trainer import Trainer
+from training.run.saving import SnapshotWriter, snapshot_name
 
 
 def make_trainer(resolution: int, sizes: Literal["laptop", "published"], batch: int) -> Trainer:

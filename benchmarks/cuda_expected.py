@@ -24,9 +24,9 @@ from torch.utils.flop_counter import flop_registry
 
 from dnnlib.console import UserError, run_cli
 from torch_utils.ops import library
+from training.config.presets import make_config
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
-from training.presets import make_config
 
 MEMORY_SHARE, TENSOR_SHARE, CORE_SHARE = 0.8, 0.45, 0.6  # of the peak: streaming kernels; fp16 convolutions; fp32 ones
 FP16_DISCRIMINATOR_BLOCKS = 4

@@ -1,7 +1,7 @@
 """How well face cameras are estimated, on heads rendered with known ones: python -m benchmarks.faces [--json FILE].
 
-With --fit FILE it instead measures mediapipe's average face on such heads, which is how data_tools/face_canonical.csv was made:
-python -m benchmarks.faces --count 160 --seed 1000 --fit data_tools/face_canonical.csv
+With --fit FILE it instead measures mediapipe's average face on such heads, which is how data_tools/faces/canonical.csv was made:
+python -m benchmarks.faces --count 160 --seed 1000 --fit data_tools/faces/canonical.csv
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from benchmarks.timing import show
-from data_tools.face_estimators import Estimator
-from data_tools.face_pose import DEPTH_GAIN, face_label
-from data_tools.face_process import MeshProcess, mediapipe_estimator
-from data_tools.heads import HeadsConfig, generate_heads
+from data_tools.faces.estimators import Estimator
+from data_tools.faces.mediapipe_process import MeshProcess, mediapipe_estimator
+from data_tools.faces.pose import DEPTH_GAIN, face_label
+from data_tools.heads.dataset import HeadsConfig, generate_heads
 from data_tools.sources.base import Array
 from dnnlib.console import UserError, progress, run_cli
 from training.cameras import look_at_pose, orbit_angles, unpack_label
-from training.dataset import ImageDataset
+from training.data.dataset import ImageDataset
 
 HEAD_MIDDLE = (0.0, -0.05, 0.215)  # of a face on the rendered heads, in their world
 LEFT_IRIS, RIGHT_IRIS = 468, 473  # of mediapipe's mesh; left in the picture
@@ -66,7 +66,7 @@ def accuracy(true: Array, error: Array) -> list[dict[str, Any]]:
 
 
 def fit_canonical(pictures: list[np.ndarray], labels: torch.Tensor) -> Array:
-    """Mediapipe's mean face (478, 3), symmetric, in the axes and units of `data_tools.face_pose`."""
+    """Mediapipe's mean face (478, 3), symmetric, in the axes and units of `data_tools.faces.pose`."""
     middle = torch.tensor(HEAD_MIDDLE, dtype=torch.float64)
     cameras = look_at_pose(unpack_label(labels.double())[0][:, :3, 3], middle)[:, :3, :3].numpy()
     process, shapes = MeshProcess(), []

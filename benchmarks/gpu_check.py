@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from benchmarks import timing
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import atomic_write
+from torch_utils.distributed.reduction import GradientAverage
 from torch_utils.ops import bias_act, builder, cuda_builder, filtered_lrelu, library, setup_filter, upfirdn2d
 from torch_utils.ops.modulation import modulated_lrelu, scale_channels
-from torch_utils.reduction import GradientAverage
+from training.config.presets import make_config
 from training.networks.layers import Conv2d
-from training.presets import make_config
 
 ITERATIONS, BATCH = 100, 4
 ADVICE = """What to do with {path}:

@@ -1,6 +1,6 @@
 """Reducing gradients once after the backward pass, or in buckets during it: python -m benchmarks.gradient_overlap [--json FILE].
 
-Training sends a bucket of gradients as soon as it is full (torch_utils.reduction). The alternative sends all after the backward pass. Both
+Training sends a bucket of gradients as soon as it is full (torch_utils.distributed.reduction). The alternative sends all after the backward pass. Both
 are timed in a phase of the discriminator, and so is one without any reduction; the results are compared.
 """
 
@@ -20,11 +20,11 @@ from torch import nn
 
 from benchmarks.timing import show
 from benchmarks.training_step import random_labels
-from torch_utils.distributed import rank
-from torch_utils.processes import run_processes
-from torch_utils.reduction import BUCKET_BYTES, GradientAverage
+from torch_utils.distributed.collectives import rank
+from torch_utils.distributed.processes import run_processes
+from torch_utils.distributed.reduction import BUCKET_BYTES, GradientAverage
+from training.config.presets import make_config
 from training.networks.discriminator import Discriminator
-from training.presets import make_config
 
 
 def time_phase(

@@ -24,9 +24,9 @@ from torch import Tensor
 from benchmarks.timing import median_seconds, show
 from data_tools.sinks import image_name, open_sink, write_labels
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
-from training.data_files import decode_picture
-from training.data_order import batch_indices, read_batches
-from training.dataset import ImageDataset
+from training.data.dataset import ImageDataset
+from training.data.files import decode_picture
+from training.data.order import batch_indices, read_batches
 
 ENCODINGS: dict[str, dict[str, Any]] = {"PNG": {"compress_level": 1}, "JPEG": {"quality": 95}, "WEBP": {"quality": 95}}
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}

@@ -13,9 +13,9 @@ from benchmarks.convolutions import bare_convolutions
 from benchmarks.timing import median_seconds, show
 from torch_utils.memory import keep_freed_memory
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
+from training.config.presets import make_config
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
-from training.presets import make_config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

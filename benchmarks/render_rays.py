@@ -16,7 +16,7 @@ from benchmarks.timing import median_seconds, show
 from dnnlib.console import run_cli
 from torch_utils.ops import library
 from training.cameras import orbit_pose, pinhole_intrinsics
-from training.config import RenderingConfig
+from training.config.settings import RenderingConfig
 from training.networks.generator import TriPlaneDecoder
 from training.rendering.rays import sample_rays
 from training.rendering.renderer import render_rays

@@ -24,9 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.timing import show
 from benchmarks.training_step import random_labels
 from torch_utils.ops import library
-from training.config import Config
-from training.presets import make_config
-from training.trainer import Trainer
+from training.config.presets import make_config
+from training.config.settings import Config
+from training.gan.trainer import Trainer
 
 METHODS = {
     "Gmain": "_generator_main",

@@ -18,9 +18,9 @@ import torch
 
 from benchmarks.training_step import random_labels
 from torch_utils.memory import keep_freed_memory
-from training.config import Config
-from training.presets import make_config
-from training.trainer import Trainer
+from training.config.presets import make_config
+from training.config.settings import Config
+from training.gan.trainer import Trainer
 
 PHASES = {
     "Gmain": "_generator_main",

@@ -10,8 +10,8 @@ import click
 import torch
 
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
-from training.presets import HEADS_FOCAL, HEADS_RADIUS, make_config
-from training.trainer import Trainer
+from training.config.presets import HEADS_FOCAL, HEADS_RADIUS, make_config
+from training.gan.trainer import Trainer
 
 SETTINGS: dict[str, dict[str, object]] = {
     "fp32": {},

@@ -15,8 +15,8 @@ from data_tools.sources.base import Array, ReadOptions, Source
 from data_tools.sources.detect import Format, read_source
 from data_tools.world import place
 from dnnlib.console import UserError, progress
-from training.data_files import RESOLUTIONS
-from training.labels import label_problems
+from training.data.files import RESOLUTIONS
+from training.data.labels import label_problems
 
 DEFAULT_RADIUS = 2.7  # of the published face models; boxes then have a side of about 1
 

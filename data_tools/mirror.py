@@ -15,9 +15,9 @@ from data_tools.pictures import mirror_picture
 from data_tools.sinks import Sink, check_dest, image_name, open_sink, write_labels
 from data_tools.source_files import SourceFiles
 from dnnlib.console import UserError, progress
-from training.balance import balance_copies
 from training.cameras import mirror_label
-from training.dataset import ImageDataset
+from training.data.balance import balance_copies
+from training.data.dataset import ImageDataset
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def mirror(source: str | Path, dest: str | Path, *, workers: int = 0, overwrite:
 
 
 def rebalance(source: str | Path, dest: str | Path, *, bins: int = 9, factor: float = 4.0, overwrite: bool = False) -> Enlarged:
-    """Write the data set `source` with the pictures of rare yaws repeated (see `training.balance.balance_copies`).
+    """Write the data set `source` with the pictures of rare yaws repeated (see `training.data.balance.balance_copies`).
 
     The originals come first, then the copies in the same order.
 

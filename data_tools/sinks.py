@@ -13,7 +13,7 @@ import numpy as np
 
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, make_dir, temporary_dir
-from training.data_files import LABEL_FILE
+from training.data.files import LABEL_FILE
 
 IMAGES_PER_FOLDER = 1000
 

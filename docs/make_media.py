@@ -18,16 +18,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from dnnlib.console import progress  # noqa: E402
-from media.panels import PANELS, resize  # noqa: E402
-from media.paths import camera_path  # noqa: E402
-from media.shapes import extract_mesh  # noqa: E402
-from media.strips import Pictures, camera_grid, identity_grid, save_png, seed_latent, tile  # noqa: E402
-from media.videos import Film, write_video  # noqa: E402
+from media.meshes.shapes import extract_mesh  # noqa: E402
+from media.pictures.grids import Pictures, camera_grid, identity_grid, save_png, seed_latent, tile  # noqa: E402
+from media.pictures.panels import PANELS, resize  # noqa: E402
+from media.videos.paths import camera_path  # noqa: E402
+from media.videos.videos import Film, write_video  # noqa: E402
 from open_eg3d import load_generator  # noqa: E402
 from training.cameras import unpack_label  # noqa: E402
+from training.data.scene import CameraSummary, cameras_of  # noqa: E402
 from training.networks.generator import Generator  # noqa: E402
 from training.rendering.rays import sample_rays  # noqa: E402
-from training.scene import CameraSummary, cameras_of  # noqa: E402
 
 SHIPPED = ROOT / "models" / "heads64.pkl"
 TRUNCATION = 0.8

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from metrics.sampling import RenderOutput as MeasuredOutput
-from training.config import RenderingConfig
+from training.config.settings import RenderingConfig
 
 
 class RenderOutput(MeasuredOutput, Protocol):

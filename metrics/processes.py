@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.console import progress
-from torch_utils.distributed import rank, sum_over_processes, world_size
+from torch_utils.distributed.collectives import rank, sum_over_processes, world_size
 
 CPU = torch.device("cpu")
 T = TypeVar("T")

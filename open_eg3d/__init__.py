@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from torch_utils.memory import keep_freed_memory
-from training.checkpoint import build_discriminator, build_generator, load_weights
+from training.checkpoints.checkpoint import build_discriminator, build_generator, load_weights
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
 

@@ -8,11 +8,11 @@ from typing import Any, Self
 
 from dnnlib.console import UserError
 from torch_utils.memory import keep_freed_memory
-from training.checkpoint import build_generator_as, load_weights
-from training.config import ModelConfig
-from training.interop import Weights
+from training.checkpoints.checkpoint import build_generator_as, load_weights
+from training.checkpoints.released.interop import Weights
+from training.checkpoints.weights_folder import FILES, read_weights_folder, write_weights_folder
+from training.config.settings import ModelConfig
 from training.networks.generator import Generator
-from training.weights_folder import FILES, read_weights_folder, write_weights_folder
 
 try:
     from huggingface_hub import ModelHubMixin, snapshot_download

@@ -31,15 +31,15 @@ from metrics.weights import file_hash
 from open_eg3d import __version__
 from open_eg3d.command_line import open_generator
 from torch_utils.memory import drop_kept_memory
-from training.config import Config
-from training.dataset import ImageDataset
-from training.depth_maps import has_depth_map, read_depth_maps
+from training.checkpoints.weights_folder import FILES as WEIGHTS_FILES
+from training.config.settings import Config
+from training.data.dataset import ImageDataset
+from training.data.depth_maps import has_depth_map, read_depth_maps
+from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
-from training.scene import CameraSummary, cameras_of
-from training.weights_folder import FILES as WEIGHTS_FILES
 
 if TYPE_CHECKING:
-    from training.loop import SnapshotState
+    from training.run.loop import SnapshotState
 
 SNAPSHOT_NAME = re.compile(r"network-snapshot-(\d+)")
 LARGEST_BATCH = 16  # pictures at once beside a training, and no more than it handles itself

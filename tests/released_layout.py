@@ -411,7 +411,7 @@ class Builder:
 
     def snapshot(self) -> dict[str, Any]:
         """The whole file's content."""
-        data: Any = {"class_name": "training.dataset.ImageFolderDataset", "path": "faces.zip", "use_labels": True}
+        data: Any = {"class_name": "training.data.dataset.ImageFolderDataset", "path": "faces.zip", "use_labels": True}
         if self.layout.easy_dict:
             data = Call(Ref("dnnlib.util", "EasyDict"), (), {}, new=True)
         return {

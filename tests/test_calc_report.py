@@ -14,9 +14,9 @@ from PIL import Image
 import calc_metrics
 from tests.browser import Browser, Page, open_browser
 from tests.tiny import Ended, call, finish, orbit_labels, start, tiny_config, write_dataset
-from training.checkpoint import Checkpoint, save_checkpoint
+from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from training.data.scene import CameraSummary
 from training.networks.generator import Generator
-from training.scene import CameraSummary
 
 SIZE, REALS, FAKES = 32, 30, 20
 METRICS = ("--metrics", "fid12_full,relief2", "--detector", "lite0", "--report-fakes", str(FAKES), "--device", "cpu")

@@ -22,7 +22,7 @@ import dataset_tool
 from tests.data_tools import scenes
 from tests.data_tools.scenes import OPENGL, Scene, orbit
 from tests.tiny import ROOT, Ended, call, environment, finish, start
-from training.dataset import ImageDataset
+from training.data.dataset import ImageDataset
 
 LENS = np.array([[96.0, 0, 32], [0, 96, 32], [0, 0, 1]])
 

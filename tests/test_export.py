@@ -15,8 +15,8 @@ import train
 from open_eg3d import load_discriminator, load_generator
 from tests.released_layout import Layout, write_snapshot
 from tests.tiny import TINY_OPTIONS, call, differing, finish, kimg, orbit_labels, start, tiny_config, write_dataset
-from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.trainer import Trainer
+from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.gan.trainer import Trainer
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import open_eg3d
 from dnnlib.console import UserError
 from tests.released_layout import Layout, write_snapshot
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
-from training.checkpoint import Checkpoint, save_checkpoint
-from training.config import Config
-from training.interop import Weights, read_released_snapshot
+from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from training.checkpoints.released.interop import Weights, read_released_snapshot
+from training.config.settings import Config
 
 ROOT = Path(__file__).parents[1]
 

@@ -21,13 +21,13 @@ from PIL import Image
 
 import gen_samples
 from dnnlib.options import Seeds
-from media.strips import to_uint8
+from media.pictures.grids import to_uint8
 from open_eg3d import load_generator
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
-from training.checkpoint import Checkpoint, save_checkpoint
-from training.config import Config
+from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from training.config.settings import Config
+from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
-from training.scene import CameraSummary, cameras_of
 
 COMMAND = Path(gen_samples.__file__)
 SIZE = 32

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 import gen_videos
-from media.strips import seed_latent, to_uint8
+from media.pictures.grids import seed_latent, to_uint8
 from open_eg3d import load_generator
-from tests.media.test_videos import read_gif, read_mp4
+from tests.media.videos.test_videos import read_gif, read_mp4
 from tests.released_layout import Layout, write_snapshot
 from tests.tiny import Ended, call, finish, start, tiny_config
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
-from training.checkpoint import Checkpoint, save_checkpoint
+from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
-from training.scene import CameraSummary, cameras_of
 
 SIZE = 32
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 import demo
-from media.strips import seed_latent
+from media.pictures.grids import seed_latent
 from metrics.consistency import view_consistency
 from metrics.processes import Team
 from metrics.sampling import GeneratorSampler
 from open_eg3d import load_generator
+from training.data.scene import cameras_of
 from training.networks.generator import Generator, GeneratorOutput
-from training.scene import cameras_of
 
 SEEDS = range(6)
 YAWS = (-40.0, 0.0, 40.0)  # degrees

@@ -16,8 +16,8 @@ import pytest
 
 from tests.survival import begin, end_all, final_state, torchrun, training, wait_for, workers
 from tests.tiny import differing, write_dataset
-from training.checkpoint import load_checkpoint
-from training.run_folder import STATS_FILE
+from training.checkpoints.checkpoint import load_checkpoint
+from training.run.folder import STATS_FILE
 
 METRIC = "relief8"
 

@@ -21,9 +21,9 @@ from open_eg3d import measuring
 from open_eg3d.measuring import SnapshotMetrics
 from tests.metrics.networks import inception_weights
 from tests.tiny import TINY_OPTIONS, Ended, call, differing, finish, kimg, only_run, start, state_in, tiny_config, write_dataset
-from torch_utils.processes import run_processes
-from training.checkpoint import load_checkpoint
-from training.loop import RunOptions, run_training
+from torch_utils.distributed.processes import run_processes
+from training.checkpoints.checkpoint import load_checkpoint
+from training.run.loop import RunOptions, run_training
 
 NAMES = "fid8_full_lite0,kid8_lite0,relief3"
 DENSE = ("--set", "rendering.density_gain=30", "--seed", "3")  # these random weights show a surface to measure

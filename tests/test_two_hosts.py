@@ -16,7 +16,7 @@ import pytest
 
 from tests.survival import BATCH, begin, end_all, final_state, torchrun, training, wait_for, workers
 from tests.tiny import ROOT, differing, environment, write_dataset
-from training.run_folder import STATS_FILE
+from training.run.folder import STATS_FILE
 
 MINUTE = 60.0
 STEPS = 300

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from dnnlib.console import run_cli
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
-from training.checkpoint import load_checkpoint
-from training.config import Config, set_option
+from training.checkpoints.checkpoint import load_checkpoint
+from training.config.settings import Config, set_option
 
 ROOT = Path(__file__).parents[1]
 RESOLUTION, BATCH = 32, 4

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_utils.distributed import sum_over_processes
+from torch_utils.distributed.collectives import sum_over_processes
 
 
 class Statistics:

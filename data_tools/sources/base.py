@@ -20,7 +20,7 @@ Unit = Literal["normalised", "pixels"]
 AngleUnit = Literal["degrees", "radians"]
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-LARGEST_NUMBER = 1e30  # as in training/labels.py, which needs torch
+LARGEST_NUMBER = 1e30  # as in training/data/labels.py, which needs torch
 ROUNDING = 0.02  # a rotation this far from orthonormal was written with few digits; farther, it is none
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 

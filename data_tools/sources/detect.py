@@ -10,7 +10,7 @@ from data_tools.sources import colmap, labels, srn, table, transforms
 from data_tools.sources.base import PICTURE_SUFFIXES, ReadOptions, Source
 from dnnlib.console import UserError
 from dnnlib.files import local_file
-from training.data_files import LABEL_FILE
+from training.data.files import LABEL_FILE
 
 Format = Literal["auto", "labels", "transforms", "colmap", "srn", "csv"]
 FORMATS: tuple[str, ...] = get_args(Format)

@@ -10,7 +10,7 @@ from data_tools.source_files import SourceFiles, folders_with, shown
 from data_tools.sources.base import LARGEST_NUMBER, Frame, Lens, ReadOptions, Source, pose
 from dnnlib.archives import safe_name
 from dnnlib.console import UserError, brief
-from training.data_files import AUXILIARY_FOLDERS, LABEL_FILE, TRAINING_SUFFIXES, label_entries
+from training.data.files import AUXILIARY_FOLDERS, LABEL_FILE, TRAINING_SUFFIXES, label_entries
 
 
 def find(files: SourceFiles) -> str | None:

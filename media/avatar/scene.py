@@ -14,10 +14,10 @@ from torch import Tensor
 
 from dnnlib.console import UserError
 from media.avatar.planes import CHANNELS_A_TEXEL, QuantizedPlanes, pack, quantize
-from media.strips import OPAQUE, OUTLIERS, Pictures, camera_grid, to_uint8
+from media.pictures.grids import OPAQUE, OUTLIERS, Pictures, camera_grid, to_uint8
 from training.cameras import unpack_label
+from training.data.scene import CameraSummary
 from training.networks.generator import Generator
-from training.scene import CameraSummary
 
 UNIFORM_BYTES = 16384  # of a block of constants, what every WebGL 2 has
 DEPTH_VIEWS = (5, 3)  # yaws and pitches from which the range of depths is taken

@@ -10,9 +10,9 @@ import torch
 from dnnlib.console import progress
 from media.avatar.document import save_page
 from media.avatar.scene import make_head, scene_values
-from media.strips import seed_latent
+from media.pictures.grids import seed_latent
+from training.data.scene import cameras_of
 from training.networks.generator import Generator
-from training.scene import cameras_of
 
 
 @torch.no_grad()

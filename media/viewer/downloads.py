@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from media.panels import resize
-from media.paths import is_all_around
-from media.shapes import extract_mesh, save_mesh
-from media.strips import Pictures, camera_grid
-from media.video_files import open_video
+from media.meshes.shapes import extract_mesh, save_mesh
+from media.pictures.grids import Pictures, camera_grid
+from media.pictures.panels import resize
+from media.videos.files import open_video
+from media.videos.paths import is_all_around
 from media.viewer.painter import Latents, Painter, View
 
 VIDEO_FRAMES, VIDEO_FPS = 96, 24.0

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from media.panels import PANELS, shade_normals, shared_limits, surface_normals
-from media.strips import Pictures, seed_latent, shade_depth, to_uint8
+from media.pictures.grids import Pictures, seed_latent, shade_depth, to_uint8
+from media.pictures.panels import PANELS, shade_normals, shared_limits, surface_normals
 from training.cameras import pack_label, unpack_label
+from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator, GeneratorOutput
-from training.scene import CameraSummary, cameras_of
 
 KINDS = PANELS
 

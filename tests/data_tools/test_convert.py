@@ -19,7 +19,7 @@ from data_tools.sources.base import ReadOptions
 from dnnlib.console import UserError
 from tests.data_tools import scenes
 from tests.data_tools.scenes import WRITERS, Scene, dots, orbit, project, read_result, similarity
-from training.dataset import ImageDataset
+from training.data.dataset import ImageDataset
 
 SUB_PIXEL = 0.1 / 64
 NON_SQUARE = np.array([[170.0, 0, 50.0], [0, 150.0, 37.0], [0, 0, 1]])

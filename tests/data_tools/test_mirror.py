@@ -14,7 +14,7 @@ from data_tools.mirror import copied_order, mirror, rebalance
 from dnnlib.console import UserError
 from tests.data_tools import scenes
 from tests.data_tools.scenes import Scene, dots, orbit, project, read_result
-from training.dataset import ImageDataset
+from training.data.dataset import ImageDataset
 
 LENS = np.array([[96.0, 2, 30], [0, 92, 35], [0, 0, 1]])
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_tools import source_files
-from data_tools.check import check_data
+from data_tools.check.check import check_data
 from data_tools.convert import ConvertConfig, convert
 from data_tools.source_files import SourceFiles, shown
 from data_tools.sources.base import ReadOptions
@@ -29,7 +29,7 @@ from dnnlib.archives import safe_name
 from dnnlib.console import UserError
 from tests.data_tools import scenes
 from tests.data_tools.scenes import Scene, orbit
-from training.dataset import ImageDataset
+from training.data.dataset import ImageDataset
 
 
 def refused(words: str, path: Path, **options: Any) -> None:

@@ -15,7 +15,7 @@ from open_eg3d import load_generator
 from tests.hostile.archives import good_checkpoint
 from tests.released_layout import Layout, write_snapshot
 from tests.tiny import ROOT, call, differing
-from training.weights_folder import FILES
+from training.checkpoints.weights_folder import FILES
 
 
 def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,19 +31,19 @@ import gen_videos
 import torch_utils.ops.__main__ as operators
 import train
 import viewer
-from media.mesh_files import save_mesh
+from media.meshes.files import save_mesh
 from tests.released_layout import Layout, write_snapshot
-from training import inspect
 from training.cameras import FFHQ_FOCAL, orbit_pose, pack_label, pinhole_intrinsics
-from training.checkpoint import Checkpoint, save_checkpoint
-from training.config import Config, GeneratorConfig, ModelConfig, SuperResolutionConfig, config_sections, set_option
-from training.launch import Launch
+from training.checkpoints import show as inspect
+from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from training.config.presets import make_config
+from training.config.settings import Config, GeneratorConfig, ModelConfig, SuperResolutionConfig, config_sections, set_option
+from training.data.scene import CameraSummary
+from training.gan.trainer import Trainer
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
-from training.presets import make_config
-from training.run_config import new_config
-from training.scene import CameraSummary
-from training.trainer import Trainer
+from training.run.launch import Launch
+from training.run.settings import new_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "THIRD_PARTY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -56,7 +56,7 @@ COMMAND_LINES: dict[str, click.Command] = {
     "export.py": export.main,
     "viewer.py": viewer.main,
     "-m torch_utils.ops": operators.main,
-    "-m training.inspect": inspect.main,
+    "-m training.checkpoints.show": inspect.main,
 }
 SOURCES = [ROOT / name for name in COMMAND_LINES if name.endswith(".py")]
 ROOMS = ("dnnlib", "torch_utils", "training", "metrics", "media", "data_tools")

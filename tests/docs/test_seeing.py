@@ -17,7 +17,7 @@ import gen_videos
 from tests.docs.test_docs import ROOT, blocks
 from tests.test_gen_videos import write_network
 from tests.tiny import call
-from training import inspect
+from training.checkpoints import show as inspect
 
 PAGES = ("videos.md", "shapes.md", "checkpoints.md")
 MEDIA = ROOT / "docs" / "media"
@@ -25,7 +25,7 @@ MEDIA = ROOT / "docs" / "media"
 COMMANDS: dict[str, tuple[click.Command, list[str]]] = {
     "gen_videos.py": (gen_videos.main, ["--frames", "3"]),
     "gen_samples.py": (gen_samples.main, ["--shape-res", "24"]),
-    "training.inspect": (inspect.main, []),
+    "training.checkpoints.show": (inspect.main, []),
 }
 WRITTEN = {"glb": {"glb"}, "obj": {"obj", "mtl", "png"}, "ply": {"ply"}, "mrc": {"mrc"}}
 

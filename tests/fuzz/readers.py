@@ -16,11 +16,11 @@ from tests.hostile.archives import good_checkpoint, good_folder, torch_archive
 from tests.hostile.datasets import NAME, labels_text, picture, plain_zip, png, transforms
 from tests.released_layout import Builder, Layout, write_pickle
 from tests.tiny import write_dataset
-from training.checkpoint import load_checkpoint, load_weights
-from training.dataset import ImageDataset
-from training.interop import convert_snapshot
-from training.unpickler import read_pickle
-from training.weights_folder import CONFIG_FILE, WEIGHTS_FILE, read_weights_folder
+from training.checkpoints.checkpoint import load_checkpoint, load_weights
+from training.checkpoints.released.interop import convert_snapshot
+from training.checkpoints.released.unpickler import read_pickle
+from training.checkpoints.weights_folder import CONFIG_FILE, WEIGHTS_FILE, read_weights_folder
+from training.data.dataset import ImageDataset
 
 SMALL = Layout(z_dim=2, w_dim=2, channel_base=16, channel_max=2, plane_resolution=8, plane_channels=2, decoder_hidden=2)
 

@@ -26,7 +26,7 @@ from metrics.reals import RealImages, cached_arrays
 from metrics.results import append_results, as_json
 from metrics.sampling import GeneratorSampler
 from tests.metrics.scenes import Linear, Scene, draw_camera, sampler_of, squared
-from torch_utils.processes import run_processes
+from torch_utils.distributed.processes import run_processes
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Real pictures and their cache

@@ -12,8 +12,8 @@ import pytest
 
 from tests.tiny import TINY_OPTIONS, Ended, differing, finish, kimg, only_run, start, state_in
 from tests.train.runs import snapshot_in, train_here
-from training import run_folder
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
+from training.run import folder as run_folder
 
 
 def test_an_outdir_that_is_a_file(data: Path, tmp_path: Path) -> None:

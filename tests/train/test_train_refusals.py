@@ -15,7 +15,7 @@ import torch
 from tests.released_layout import Call, write_pickle, write_snapshot
 from tests.tiny import TINY_OPTIONS, encode, finish, orbit_labels, pictures, start, write_dataset
 from tests.train.runs import snapshot_in, train_here, write_bytes
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Options

@@ -10,8 +10,8 @@ import pytest
 
 from tests.tiny import BATCH, TINY_OPTIONS, Ended, differing, finish, kimg, only_run, start, state_in, write_dataset
 from tests.train.runs import RUN_OPTIONS, files_below, snapshot_in, train_here
-from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.launch import set_aside_later
+from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.run.launch import set_aside_later
 
 
 def test_three_steps_and_three_more_are_six(whole: tuple[Path, Ended], half_copy: Path) -> None:

@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from tests.tiny import BATCH, Ended, write_dataset
 from tests.train.runs import snapshot_in, train_here
-from training.checkpoint import load_checkpoint
-from training.config import Config, from_dict
+from training.checkpoints.checkpoint import load_checkpoint
+from training.config.settings import Config, from_dict
 
 
 def test_a_run_says_what_it_does(whole: tuple[Path, Ended]) -> None:
@@ -146,7 +146,7 @@ def test_without_data_the_built_in_heads_are_made_once(tmp_path: Path, monkeypat
         write_dataset(path, resolution=64)
 
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("data_tools.heads.generate_heads", generate)
+    monkeypatch.setattr("data_tools.heads.dataset.generate_heads", generate)
     for _ in range(2):
         ended = train_here("--gpus", "0", "-n").assert_done()
     assert len(made) == 1

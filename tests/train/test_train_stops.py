@@ -13,8 +13,8 @@ import pytest
 
 from tests.tiny import BATCH, TINY_OPTIONS, differing, finish, kimg, only_run, start, state_in
 from tests.train.runs import RUN_OPTIONS, snapshot_in, train_here
-from training.checkpoint import load_checkpoint
-from training.trainer import Trainer
+from training.checkpoints.checkpoint import load_checkpoint
+from training.gan.trainer import Trainer
 
 
 def wait_for(condition: Callable[[], bool], process: Any, seconds: float = 120) -> None:

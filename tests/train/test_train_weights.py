@@ -12,8 +12,8 @@ import torch
 from tests.released_layout import Layout, write_snapshot
 from tests.tiny import kimg, only_run, state_in, write_dataset
 from tests.train.runs import snapshot_in, train_here
-from training.checkpoint import load_checkpoint, load_weights
-from training.config import Config, from_dict
+from training.checkpoints.checkpoint import load_checkpoint, load_weights
+from training.config.settings import Config, from_dict
 
 
 def check_fine_tuning(config: dict[str, Any]) -> None:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.tiny import orbit_labels, pictures, tiny_config
-from training.dataset import to_float
-from training.trainer import Trainer
+from training.data.dataset import to_float
+from training.gan.trainer import Trainer
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_losses.json"
 NAMES = ("Loss/G", "Loss/D", "Loss/R1", "Loss/density", "Logits/real", "Logits/fake", "Gradients/norm_G", "Gradients/norm_D")

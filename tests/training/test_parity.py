@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tests.released_layout import rule_tensor
 from training.cameras import unpack_label
-from training.config import ModelConfig
+from training.config.settings import ModelConfig
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
 from training.networks.layers import resize_image

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.modulation import scale_channels
 from torch_utils.ops.upfirdn2d import upfirdn2d
-from training.config import ModelConfig
+from training.config.settings import ModelConfig
 from training.networks.layers import FullyConnected, modulated_conv2d, resize_image, to_conv_format
 from training.networks.stylegan2 import ToRGB
 from training.networks.superresolution import plan_blocks

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_utils.sample_random import randn
 from training.cameras import LABEL_SIZE
-from training.config import ModelConfig
+from training.config.settings import ModelConfig
 from training.networks.layers import Conv2d, FullyConnected, resize_image
 from training.networks.stylegan2 import MappingNetwork, block_resolutions, channels_at
 

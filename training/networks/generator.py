@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torch_utils.ops.decode_points import DecoderWeights
 from training.cameras import LABEL_SIZE, unpack_label
-from training.config import ModelConfig, RenderingConfig
+from training.config.settings import ModelConfig, RenderingConfig
 from training.networks.alias_free import AliasFreeSuperResolution
 from training.networks.layers import FullyConnected
 from training.networks.stylegan2 import MappingNetwork, NoiseMode, SynthesisBlock, SynthesisNetwork

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training.config import ModelConfig
+from training.config.settings import ModelConfig
 from training.networks.layers import resize_image
 from training.networks.stylegan2 import SynthesisBlock
 

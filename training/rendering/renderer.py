@@ -15,7 +15,7 @@ from torch import Tensor
 from torch_utils.ops import decode_points as points_op
 from torch_utils.ops import render_rays as rays_op
 from torch_utils.ops.decode_points import DecoderWeights
-from training.config import RenderingConfig
+from training.config.settings import RenderingConfig
 from training.rendering.compositing import add_background, expected_depth, interval_weights, sample_weights
 from training.rendering.dispatch import fused_weights
 from training.rendering.rays import box_limits

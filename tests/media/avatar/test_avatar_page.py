@@ -19,13 +19,13 @@ import demo
 import export
 from media.avatar import write_avatars
 from media.avatar.scene import UNIFORM_BYTES
-from media.strips import Pictures, seed_latent, shade_depth, to_uint8
+from media.pictures.grids import Pictures, seed_latent, shade_depth, to_uint8
 from open_eg3d import load_generator
 from tests.browser import SOFTWARE_WEBGL, Browser, Page, open_browser
 from tests.tiny import call, finish, start, tiny_config
 from training.cameras import unpack_label
+from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
-from training.scene import CameraSummary, cameras_of
 
 READY = "window.avatars && avatars.head >= 0"
 COMPLETE = "avatars.full && avatars.full.row >= avatars.full.target.size && avatars.elements.canvas.dataset.size"

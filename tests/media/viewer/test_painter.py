@@ -14,16 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnnlib.console import UserError
-from media.panels import shade_normals, surface_normals
-from media.strips import seed_latent, shade_depth, to_uint8
+from media.pictures.grids import seed_latent, shade_depth, to_uint8
+from media.pictures.panels import shade_normals, surface_normals
 from media.viewer.camera import aspect_of, bounded, orbit_of
 from media.viewer.checkpoints import KEPT_MODELS, CheckpointFolder
 from media.viewer.painter import Latents, Painter, View, letterbox
 from open_eg3d import load_generator
 from tests.tiny import tiny_config
-from training.checkpoint import Checkpoint, save_checkpoint
+from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from training.data.scene import CameraSummary
 from training.networks.generator import Generator
-from training.scene import CameraSummary
 
 ANYTHING: Any = st.none() | st.booleans() | st.floats() | st.integers() | st.text() | st.lists(st.floats(), max_size=4) | st.binary()
 

@@ -35,7 +35,7 @@ from open_eg3d import load_generator
 from tests.media.viewer.test_painter import tiny_generator, write_generator
 from tests.tiny import call, finish, start
 from tests.viewer_page import RawPage
-from training.checkpoint import load_weights
+from training.checkpoints.checkpoint import load_weights
 
 SAMPLES = load_weights(demo.SHIPPED).config.rendering.depth_resolution
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from dnnlib import files
 from tests.cuda_on_cpu import SHIM, build_program, run_program
 from torch_utils.ops.decode_points import DecoderWeights, fits_gpu
-from training.config import RenderingConfig
+from training.config.settings import RenderingConfig
 from training.rendering.renderer import Rays, _decode_composable, _render_composable
 from training.rendering.sampling import Offsets
 

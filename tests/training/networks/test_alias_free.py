@@ -12,7 +12,7 @@ from scipy import signal
 from torch import Tensor, nn
 
 from torch_utils.ops import filtered_lrelu
-from training.config import GeneratorConfig, ModelConfig, RenderingConfig, SuperResolutionConfig
+from training.config.settings import GeneratorConfig, ModelConfig, RenderingConfig, SuperResolutionConfig
 from training.networks import alias_free
 from training.networks.alias_free import AliasFreeLayer, AliasFreeSuperResolution, Band, FrequencyLine, plan_bands
 from training.networks.generator import Generator

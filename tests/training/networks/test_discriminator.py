@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests import references
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
-from training.config import DiscriminatorConfig, ModelConfig
+from training.config.settings import DiscriminatorConfig, ModelConfig
 from training.networks import discriminator
 from training.networks.discriminator import Discriminator, DiscriminatorBlock, append_minibatch_std
 from training.networks.layers import Conv2d, FullyConnected

@@ -16,7 +16,7 @@ from tests import references
 from tests.operators import PATHS, on_path
 from tests.released_layout import Layout, write_snapshot
 from training.cameras import mirror_label, orbit_pose, pack_label, pinhole_intrinsics, unpack_label
-from training.config import GeneratorConfig, ModelConfig, RenderingConfig, SuperResolutionConfig
+from training.config.settings import GeneratorConfig, ModelConfig, RenderingConfig, SuperResolutionConfig
 from training.networks.generator import Generator, GeneratorOutput, TriPlaneDecoder
 from training.rendering.rays import sample_rays
 from training.rendering.renderer import render_rays

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import references
-from training.config import GeneratorConfig, ModelConfig, SuperResolutionConfig
+from training.config.settings import GeneratorConfig, ModelConfig, SuperResolutionConfig
 from training.networks.stylegan2 import SynthesisBlock
 from training.networks.superresolution import SuperResolution
 

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from tests.operators import on_path
 from torch_utils.ops import library
-from training.config import RenderingConfig
+from training.config.settings import RenderingConfig
 from training.networks.generator import TriPlaneDecoder
 from training.networks.layers import FullyConnected
 from training.rendering import renderer

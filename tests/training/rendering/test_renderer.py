@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests import references
 from training.cameras import mirror_label, orbit_pose, pack_label, pinhole_intrinsics, unpack_label
-from training.config import RenderingConfig
+from training.config.settings import RenderingConfig
 from training.rendering.rays import box_limits, sample_rays
 from training.rendering.renderer import RenderedRays, decode_points, render_rays
 
