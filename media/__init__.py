@@ -1,6 +1,7 @@
 """What people look at: picture strips and grids, meshes and density volumes.
 
-The functions here ask little of a generator, so anything that offers the following will do (tests use an analytic scene).
+The functions here ask little of a generator, so anything that offers the following will do (tests
+use an analytic scene).
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Pictures of a data set's cameras: all of them in the world, and the world's axes drawn into the data's pictures."""
+"""Pictures of a data set's cameras: all of them in the world, and the world's axes drawn into the
+data's pictures.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ SUPERSAMPLING = 2
 FRUSTUMS = 150  # cameras drawn with their pyramids; more would hide each other
 BLACK, GREY, PALE = (30, 30, 30), (140, 140, 140), (205, 205, 205)
 AXIS_COLOURS: tuple[Colour, ...] = ((220, 50, 50), (40, 170, 70), (60, 100, 230))
-VIEWS = ((-35.0, 25.0, "from the front, a little above"), (0.0, 89.99, "from above; the front (+z) is below"))
+VIEWS = (
+    (-35.0, 25.0, "from the front, a little above"),
+    (0.0, 89.99, "from above; the front (+z) is below"),
+)
 
 
 def draw_checked(data: CheckedData, folder: Path) -> list[Path]:
@@ -68,12 +73,19 @@ def draw_world(labels: Array, box: float) -> Image.Image:
         _draw_box(draw, project, box, PALE)
         _draw_cameras(draw, project, labels, 0.08 * float(np.linalg.norm(np.ptp(corners, axis=0))))
         _draw_axes(draw, project, box * 0.75, 3 * SUPERSAMPLING)
-        _write(draw, (panel * size + 12 * SUPERSAMPLING, 10 * SUPERSAMPLING), f"{len(labels)} cameras, {title}", 16)
+        _write(
+            draw,
+            (panel * size + 12 * SUPERSAMPLING, 10 * SUPERSAMPLING),
+            f"{len(labels)} cameras, {title}",
+            16,
+        )
     return canvas.resize((2 * PANEL, PANEL), Image.Resampling.LANCZOS)
 
 
 def _parallel_projection(yaw: float, pitch: float, points: Array, size: int, left: int) -> Project:
-    """World points (..., 3) to the canvas, such that all of `points` (P, 3) fit into a square of `size` pixels."""
+    """World points (..., 3) to the canvas, such that all of `points` (P, 3) fit into a square of
+    `size` pixels.
+    """
     rotation = orbit_pose(math.radians(yaw), math.radians(pitch), 1.0)[:3, :3].double().numpy()
     flat = points @ rotation[:, :2]
     low, high = flat.min(0), flat.max(0)
@@ -85,8 +97,12 @@ def _parallel_projection(yaw: float, pitch: float, points: Array, size: int, lef
     return project
 
 
-def _draw_cameras(draw: ImageDraw.ImageDraw, project: Project, labels: Array, length: float) -> None:
-    """Pyramids of up to `FRUSTUMS` cameras with a line for the optical axis, dots for the others."""
+def _draw_cameras(
+    draw: ImageDraw.ImageDraw, project: Project, labels: Array, length: float
+) -> None:
+    """Pyramids of up to `FRUSTUMS` cameras with a line for the optical axis, dots for the
+    others.
+    """
     chosen = set(np.linspace(0, len(labels) - 1, min(len(labels), FRUSTUMS)).astype(int).tolist())
     for index, label in enumerate(labels):
         cam2world = label[:16].reshape(4, 4)
@@ -94,7 +110,10 @@ def _draw_cameras(draw: ImageDraw.ImageDraw, project: Project, labels: Array, le
         tip = project(position)
         if index in chosen:
             half = length * min(0.5 / max(label[16], 0.5), 0.5)
-            corners = [position + rotation @ np.array([sx * half, sy * half, length]) for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+            corners = [
+                position + rotation @ np.array([sx * half, sy * half, length])
+                for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))
+            ]
             for corner in corners:
                 _line(draw, [tip, project(corner)], PALE)
             _line(draw, [project(corner) for corner in [*corners, corners[0]]], GREY)
@@ -105,33 +124,48 @@ def _draw_cameras(draw: ImageDraw.ImageDraw, project: Project, labels: Array, le
 
 
 def draw_contact(data: CheckedData, box: float) -> Image.Image:
-    """Up to `TILES` of the pictures with the world's axes and the model's box as their cameras see them."""
+    """Up to `TILES` of the pictures with the world's axes and the model's box as their cameras see
+    them.
+    """
     names = [name for name in data.pictures if name in data.labels]
-    chosen = [names[index] for index in np.linspace(0, len(names) - 1, min(len(names), TILES)).astype(int)]
+    chosen = [
+        names[index] for index in np.linspace(0, len(names) - 1, min(len(names), TILES)).astype(int)
+    ]
     columns = min(6, len(chosen))
     sheet = Image.new("RGB", (columns * TILE, -(-len(chosen) // columns) * TILE), "white")
     files = SourceFiles(data.path)
     for index, name in enumerate(chosen):
-        sheet.paste(_tile(files, name, data.labels[name], box), (index % columns * TILE, index // columns * TILE))
+        sheet.paste(
+            _tile(files, name, data.labels[name], box),
+            (index % columns * TILE, index // columns * TILE),
+        )
     return sheet
 
 
 def _tile(files: SourceFiles, name: str, label: Array, box: float) -> Image.Image:
     side = TILE * SUPERSAMPLING
     try:
-        picture = open_picture(files.read(name), files.where(name)).convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
+        picture = (
+            open_picture(files.read(name), files.where(name))
+            .convert("RGB")
+            .resize((side, side), Image.Resampling.BICUBIC)
+        )
     except (UserError, OSError, SyntaxError, ValueError):
         picture = Image.new("RGB", (side, side), GREY)  # the report names it
     draw = ImageDraw.Draw(picture)
     project = _camera_projection(label, side)
     _draw_box(draw, project, box, (255, 255, 255))
     _draw_axes(draw, project, box / 3, 3 * SUPERSAMPLING)
-    _write(draw, (4 * SUPERSAMPLING, side - 16 * SUPERSAMPLING), shown(name)[-28:], 11, (255, 255, 0))
+    _write(
+        draw, (4 * SUPERSAMPLING, side - 16 * SUPERSAMPLING), shown(name)[-28:], 11, (255, 255, 0)
+    )
     return picture.resize((TILE, TILE), Image.Resampling.LANCZOS)
 
 
 def _camera_projection(label: Array, side: int) -> Project:
-    """World points (..., 3) to pixels of a picture of `side` pixels; NaN for what is behind the camera."""
+    """World points (..., 3) to pixels of a picture of `side` pixels; NaN for what is behind the
+    camera.
+    """
     world2cam = np.linalg.inv(label[:16].reshape(4, 4))
     intrinsics = label[16:25].reshape(3, 3)
 
@@ -145,7 +179,9 @@ def _camera_projection(label: Array, side: int) -> Project:
 
 
 def _cube(side: float) -> Array:
-    return np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)]) * side
+    return (
+        np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)]) * side
+    )
 
 
 def _draw_box(draw: ImageDraw.ImageDraw, project: Project, side: float, colour: Colour) -> None:
@@ -164,12 +200,25 @@ def _draw_axes(draw: ImageDraw.ImageDraw, project: Project, length: float, width
             _write(draw, tip + 3 * SUPERSAMPLING, name, 15, colour)
 
 
-def _line(draw: ImageDraw.ImageDraw, points: Sequence[Array], colour: Colour, width: float = 1) -> None:
+def _line(
+    draw: ImageDraw.ImageDraw, points: Sequence[Array], colour: Colour, width: float = 1
+) -> None:
     """Connected straight lines, as far as they are in sight."""
     for start, end in pairwise(points):
         if np.isfinite([start, end]).all() and np.abs([start, end]).max() < 1e6:
             draw.line([tuple(start), tuple(end)], fill=colour, width=round(width * SUPERSAMPLING))
 
 
-def _write(draw: ImageDraw.ImageDraw, place: Sequence[float] | Array, text: str, size: float, colour: Colour = BLACK) -> None:
-    draw.text((float(place[0]), float(place[1])), text, fill=colour, font=ImageFont.load_default(size * SUPERSAMPLING))
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: Sequence[float] | Array,
+    text: str,
+    size: float,
+    colour: Colour = BLACK,
+) -> None:
+    draw.text(
+        (float(place[0]), float(place[1])),
+        text,
+        fill=colour,
+        font=ImageFont.load_default(size * SUPERSAMPLING),
+    )

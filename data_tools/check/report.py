@@ -23,7 +23,8 @@ class Finding:
 
     Attributes:
         level: errors stop training; warnings are likely mistakes. code: a short name for programs.
-        message: what is wrong. items: the files or labels concerned. mend: what to do, "" where the message says it.
+        message: what is wrong. items: the files or labels concerned. mend: what to do, "" where the
+            message says it.
         options: of `dataset_tool.py convert` that mend it.
     """
 
@@ -43,7 +44,15 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
 
-    def add(self, level: Level, code: str, message: str, items: tuple[str, ...] = (), mend: str = "", options: str = "") -> None:
+    def add(
+        self,
+        level: Level,
+        code: str,
+        message: str,
+        items: tuple[str, ...] = (),
+        mend: str = "",
+        options: str = "",
+    ) -> None:
         """Note a finding."""
         self.findings.append(Finding(level, code, message, items, mend, options))
 
@@ -57,8 +66,12 @@ class Report:
 
     def to_json(self) -> str:
         """All of it; names that are not UTF-8 are escaped."""
-        findings = {f"{level}s": [_plain(finding) for finding in self.of(level)] for level in LEVELS}
-        return json.dumps({"source": self.source, "ok": self.ok(), **findings, "summary": self.summary}, indent=1)
+        findings = {
+            f"{level}s": [_plain(finding) for finding in self.of(level)] for level in LEVELS
+        }
+        return json.dumps(
+            {"source": self.source, "ok": self.ok(), **findings, "summary": self.summary}, indent=1
+        )
 
     def to_text(self) -> str:
         """A page to read: summary, then errors, then warnings, each with its mend."""
@@ -67,11 +80,15 @@ class Report:
             for finding in self.of(level):
                 lines += _finding_lines(finding)
         wanted = {finding.options for finding in self.findings if finding.options}
-        options = sorted(one for one in wanted if not any(one != other and one in other for other in wanted))
+        options = sorted(
+            one for one in wanted if not any(one != other and one in other for other in wanted)
+        )
         if options:
             lines += ["", "mend: " + convert_command(self.source, " ".join(options))]
         errors, warnings = len(self.of("error")), len(self.of("warning"))
-        lines.append("no problems found" if not self.findings else f"{errors} errors, {warnings} warnings")
+        lines.append(
+            "no problems found" if not self.findings else f"{errors} errors, {warnings} warnings"
+        )
         return "\n".join(lines)
 
 
@@ -86,7 +103,10 @@ def _plain(finding: Finding) -> dict[str, Any]:
 
 
 def _finding_lines(finding: Finding) -> list[str]:
-    lines = [f"{finding.level}: {finding.message}" + (f" ({len(finding.items)}):" if finding.items else "")]
+    lines = [
+        f"{finding.level}: {finding.message}"
+        + (f" ({len(finding.items)}):" if finding.items else "")
+    ]
     limit = SHOWN_FILES if finding.code == "unreadable" else SHOWN_ITEMS
     lines += [f"    {item}" for item in finding.items[:limit]]
     if len(finding.items) > limit:
@@ -100,24 +120,47 @@ def statistics(values: np.ndarray) -> dict[str, Any]:
     """Range, median and histogram of finite values (M,)."""
     low, high = float(values.min()), float(values.max())
     if high - low <= 1e-6 * max(abs(low), abs(high)):
-        return {"min": low, "median": low, "max": high, "edges": [low, high], "counts": [len(values)]}
+        return {
+            "min": low,
+            "median": low,
+            "max": high,
+            "edges": [low, high],
+            "counts": [len(values)],
+        }
     counts, edges = np.histogram(values, BINS)
-    return {"min": low, "median": float(np.median(values)), "max": high, "edges": edges.tolist(), "counts": counts.tolist()}
+    return {
+        "min": low,
+        "median": float(np.median(values)),
+        "max": high,
+        "edges": edges.tolist(),
+        "counts": counts.tolist(),
+    }
 
 
 def _summary_lines(summary: dict[str, Any]) -> list[str]:
-    lines = [f"  {name.replace('_', ' '):<12} {_value_text(value)}" for name, value in summary.items() if not isinstance(value, dict)]
+    lines = [
+        f"  {name.replace('_', ' '):<12} {_value_text(value)}"
+        for name, value in summary.items()
+        if not isinstance(value, dict)
+    ]
     for name, value in summary.items():
         if isinstance(value, dict) and "counts" in value:
             lines += _histogram_lines(name.replace("_", " "), value)
         elif isinstance(value, dict):
-            lines.append(f"  {name.replace('_', ' '):<12} " + ", ".join(f"{key}: {count}" for key, count in value.items()))
+            lines.append(
+                f"  {name.replace('_', ' '):<12} "
+                + ", ".join(f"{key}: {count}" for key, count in value.items())
+            )
     return lines
 
 
 def _value_text(value: Any) -> str:
     if isinstance(value, list):
-        return "(" + ", ".join(_value_text(item) for item in value) + ")" if value and isinstance(value[0], float) else str(len(value))
+        return (
+            "(" + ", ".join(_value_text(item) for item in value) + ")"
+            if value and isinstance(value[0], float)
+            else str(len(value))
+        )
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -1,4 +1,6 @@
-"""The estimators of `dataset_tool.py faces` as judges of a model: from which side does a face seem to be seen?"""
+"""The estimators of `dataset_tool.py faces` as judges of a model: from which side does a face seem
+to be seen?
+"""
 
 from __future__ import annotations
 
@@ -47,15 +49,26 @@ class FaceAngles:
             atexit.register(self.estimate.close)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Yaw and pitch (N, 2), radians, float64, of pictures (N, 3, H, W) in [-1, 1]; NaN where no face is found.
+        """Yaw and pitch (N, 2), radians, float64, of pictures (N, 3, H, W) in [-1, 1]; NaN where no
+        face is found.
 
         Raises:
             UserError: if the estimator fails.
         """
         pixels = images.detach().float().cpu()
         if min(pixels.shape[-2:]) < SMALLEST:
-            pixels = F.interpolate(pixels, (SMALLEST, SMALLEST), mode="bilinear", align_corners=False)
-        pictures = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous().numpy()
+            pixels = F.interpolate(
+                pixels, (SMALLEST, SMALLEST), mode="bilinear", align_corners=False
+            )
+        pictures = (
+            ((pixels + 1) * 127.5)
+            .round()
+            .clamp(0, 255)
+            .to(torch.uint8)
+            .movedim(1, -1)
+            .contiguous()
+            .numpy()
+        )
         return torch.tensor([self._angles(picture) for picture in pictures], dtype=torch.float64)
 
     def _angles(self, picture: np.ndarray) -> tuple[float, float]:
@@ -66,11 +79,19 @@ class FaceAngles:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{OPTION} {self.path} failed: {type(error).__name__}: {error}") from error
-        return viewing_angles(max(poses, key=lambda pose: pose.scale)) if poses else (math.nan, math.nan)
+            raise UserError(
+                f"{OPTION} {self.path} failed: {type(error).__name__}: {error}"
+            ) from error
+        return (
+            viewing_angles(max(poses, key=lambda pose: pose.scale))
+            if poses
+            else (math.nan, math.nan)
+        )
 
 
 def viewing_angles(pose: FacePose) -> tuple[float, float]:
-    """Yaw and pitch, radians, of the direction from which a head is seen: 0, 0 from the front, yaw to its left, pitch from above."""
+    """Yaw and pitch, radians, of the direction from which a head is seen: 0, 0 from the front, yaw
+    to its left, pitch from above.
+    """
     x, y, z = (-float(value) for value in np.asarray(pose.rotation)[2])
     return math.atan2(x, z), math.asin(max(-1.0, min(1.0, y)))

@@ -1,4 +1,6 @@
-"""Portraits from anywhere as a data set: faces found, cut out as FFHQ for EG3D was, and labelled with estimated cameras."""
+"""Portraits from anywhere as a data set: faces found, cut out as FFHQ for EG3D was, and labelled
+with estimated cameras.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from dnnlib.files import local_file
 
 Pick = Literal["largest", "central"]
 
-MOST_OUTSIDE = 0.25  # share of the crop that may lie outside of the picture, and is filled with its mirror image
+# share of the crop that may lie outside of the picture, and is filled with its mirror image
+MOST_OUTSIDE = 0.25
 JOBS_PER_WORKER = 50  # each worker starts torch and an estimator
 
 
@@ -35,9 +38,12 @@ class FacesConfig:
 
     Attributes:
         resolution: side of the pictures. estimator: "mediapipe" or "module:function".
-        pick: which of several faces. keep_roll: leave heads tilted as they are, with tilted cameras, instead of turning them upright.
-        min_size: least side in pixels that the crop has in its picture. background: behind transparent parts; None refuses them.
-        skip_bad: leave out files that cannot be read, instead of stopping at the first. workers: processes; 0 = one a core.
+        pick: which of several faces. keep_roll: leave heads tilted as they are, with tilted
+            cameras, instead of turning them upright.
+        min_size: least side in pixels that the crop has in its picture. background: behind
+            transparent parts; None refuses them.
+        skip_bad: leave out files that cannot be read, instead of stopping at the first. workers:
+            processes; 0 = one a core.
     """
 
     resolution: int = 512
@@ -52,7 +58,9 @@ class FacesConfig:
 
 @dataclass(frozen=True, eq=False)
 class Portrait:
-    """A face cut out: PNG, label (25,), the number of faces that were there, and whether it was enlarged."""
+    """A face cut out: PNG, label (25,), the number of faces that were there, and whether it was
+    enlarged.
+    """
 
     data: bytes
     label: Array
@@ -69,7 +77,9 @@ class NoPortrait:
 
 @dataclass(eq=False)
 class FacesSummary:
-    """What was done: number of portraits, pictures without a usable face (with reasons), unreadable files, one-line notes."""
+    """What was done: number of portraits, pictures without a usable face (with reasons), unreadable
+    files, one-line notes.
+    """
 
     count: int
     faceless: list[str]
@@ -77,13 +87,22 @@ class FacesSummary:
     notes: list[str]
 
 
-def convert_faces(source: str | Path, dest: str | Path, config: FacesConfig | None = None, *, overwrite: bool = False) -> FacesSummary:
-    """Write the faces in the pictures of `source` (folder, ZIP or its URL) as a data set `dest` (ZIP, or folder).
+def convert_faces(
+    source: str | Path,
+    dest: str | Path,
+    config: FacesConfig | None = None,
+    *,
+    overwrite: bool = False,
+) -> FacesSummary:
+    """Write the faces in the pictures of `source` (folder, ZIP or its URL) as a data set `dest`
+    (ZIP, or folder).
 
-    One face a picture. `dest` appears only when complete; the same pictures give the same data set, whatever the number of workers.
+    One face a picture. `dest` appears only when complete; the same pictures give the same data set,
+    whatever the number of workers.
 
     Raises:
-        UserError: what is wrong with the source, a picture, the estimator or `dest`; or that no picture shows a face.
+        UserError: what is wrong with the source, a picture, the estimator or `dest`; or that no
+            picture shows a face.
     """
     config, dest = config or FacesConfig(), Path(dest)
     check_dest(dest, overwrite, Path(source))
@@ -92,7 +111,9 @@ def convert_faces(source: str | Path, dest: str | Path, config: FacesConfig | No
     files = SourceFiles(local_file(source))
     names = [name for name in files.names if name.lower().endswith(PICTURE_SUFFIXES)]
     if not names:
-        raise UserError(f"source {files.path} holds no pictures; faces reads {', '.join(PICTURE_SUFFIXES)}")
+        raise UserError(
+            f"source {files.path} holds no pictures; faces reads {', '.join(PICTURE_SUFFIXES)}"
+        )
     written = _Written(files, names, config)
     with open_sink(dest, overwrite=overwrite) as sink:
         written.run(sink)
@@ -118,14 +139,22 @@ class _Written:
             UserError: for the first unreadable file, or if no face is found at all.
         """
         results = ordered_map(
-            convert_portrait, (self.files, self.config), self.pictures, len(self.pictures), self.config.workers, JOBS_PER_WORKER
+            convert_portrait,
+            (self.files, self.config),
+            self.pictures,
+            len(self.pictures),
+            self.config.workers,
+            JOBS_PER_WORKER,
         )
         with contextlib.closing(results), estimators_closed():
             for result in progress(results, "Finding faces", total=len(self.pictures), unit="img"):
                 self._take(result, sink)
         if not self.names:
             reason = (self.faceless or self.skipped)[0]
-            raise UserError(f"{self.files.path}: none of {len(self.pictures)} pictures gives a portrait; the first: {reason}")
+            raise UserError(
+                f"{self.files.path}: none of {len(self.pictures)} pictures gives a portrait; the"
+                f" first: {reason}"
+            )
 
     def _take(self, result: Portrait | NoPortrait | UserError, sink: Sink) -> None:
         if isinstance(result, NoPortrait):
@@ -148,22 +177,34 @@ class _Written:
         notes = []
         others = len(self.files.names) - len(self.pictures)
         if others:
-            example = next(name for name in self.files.names if not name.lower().endswith(PICTURE_SUFFIXES))
-            notes.append(f"{others} files are no pictures that can be read here and were passed over, such as {shown(example)}")
+            example = next(
+                name for name in self.files.names if not name.lower().endswith(PICTURE_SUFFIXES)
+            )
+            notes.append(
+                f"{others} files are no pictures that can be read here and were passed over, such"
+                f" as {shown(example)}"
+            )
         if self.crowded:
             which = "largest" if self.config.pick == "largest" else "most central"
             notes.append(f"{self.crowded} pictures show several faces; the {which} one was taken")
         if self.enlarged:
-            notes.append(f"{self.enlarged} faces were smaller than {self.config.resolution} pixels and have been enlarged")
+            notes.append(
+                f"{self.enlarged} faces were smaller than {self.config.resolution} pixels and have"
+                " been enlarged"
+            )
         return FacesSummary(len(self.names), self.faceless, self.skipped, notes)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # One picture
 
 
-def convert_portrait(context: tuple[SourceFiles, FacesConfig], name: str) -> Portrait | NoPortrait | UserError:
-    """The portrait in a picture. Errors come back as values, so that the caller may go on with the others."""
+def convert_portrait(
+    context: tuple[SourceFiles, FacesConfig], name: str
+) -> Portrait | NoPortrait | UserError:
+    """The portrait in a picture. Errors come back as values, so that the caller may go on with the
+    others.
+    """
     files, config = context
     where = files.where(name)
     try:
@@ -178,11 +219,16 @@ def convert_portrait(context: tuple[SourceFiles, FacesConfig], name: str) -> Por
     pose = pick_face(poses, picture.size, config.pick)
     crop = face_crop(pose, config.keep_roll)
     if crop.side < config.min_size:
-        return NoPortrait(f"{where}: the face is small, {crop.side:.0f} pixels would be enlarged to {config.resolution}")
+        return NoPortrait(
+            f"{where}: the face is small, {crop.side:.0f} pixels would be enlarged to"
+            f" {config.resolution}"
+        )
     if (outside := share_outside(crop, picture.size)) > MOST_OUTSIDE:
         return NoPortrait(f"{where}: the picture's edge cuts off {outside:.0%} of the portrait")
     data = encode_png(cut_out(picture, crop, config.resolution))
-    return Portrait(data, face_label(pose, config.keep_roll), len(poses), crop.side < config.resolution)
+    return Portrait(
+        data, face_label(pose, config.keep_roll), len(poses), crop.side < config.resolution
+    )
 
 
 def _load(data: bytes, background: tuple[int, int, int] | None, where: str) -> Image.Image:
@@ -190,26 +236,44 @@ def _load(data: bytes, background: tuple[int, int, int] | None, where: str) -> I
     try:
         return to_rgb(ImageOps.exif_transpose(open_picture(data, where)), background, where)
     except DECODE_ERRORS as error:
-        raise UserError(f"{where} cannot be decoded: {error or type(error).__name__}; copy or make this file again") from error
+        raise UserError(
+            f"{where} cannot be decoded: {error or type(error).__name__}; copy or make this file"
+            " again"
+        ) from error
 
 
 def pick_face(poses: Sequence[FacePose], size: tuple[int, int], pick: Pick) -> FacePose:
-    """The face that has the most pixels, or whose middle is nearest to that of a picture of `size` = (width, height)."""
+    """The face that has the most pixels, or whose middle is nearest to that of a picture of `size`
+    = (width, height).
+    """
     if pick == "largest":
         return max(poses, key=lambda pose: pose.scale)
-    return min(poses, key=lambda pose: float(np.hypot(pose.centre[0] - size[0] / 2, pose.centre[1] - size[1] / 2)))
+    return min(
+        poses,
+        key=lambda pose: float(
+            np.hypot(pose.centre[0] - size[0] / 2, pose.centre[1] - size[1] / 2)
+        ),
+    )
 
 
 def share_outside(crop: Crop, size: tuple[int, int]) -> float:
-    """Which part of a crop lies outside of a picture of `size` = (width, height); to a hundredth."""
+    """Which part of a crop lies outside of a picture of `size` = (width, height); to a
+    hundredth.
+    """
     upper_left, upper_right, _, lower_left = crop.corners()
     u, v = np.meshgrid(*[(np.arange(64) + 0.5) / 64] * 2)
-    points = upper_left + u[..., None] * (upper_right - upper_left) + v[..., None] * (lower_left - upper_left)
+    points = (
+        upper_left
+        + u[..., None] * (upper_right - upper_left)
+        + v[..., None] * (lower_left - upper_left)
+    )
     return float(1 - ((points >= 0) & (points < size)).all(-1).mean())
 
 
 def cut_out(picture: Image.Image, crop: Crop, resolution: int) -> Image.Image:
-    """The crop as a picture of `resolution` pixels, smoothed against aliasing; beyond its edges the picture goes on mirrored."""
+    """The crop as a picture of `resolution` pixels, smoothed against aliasing; beyond its edges the
+    picture goes on mirrored.
+    """
     corners = crop.corners()
     border = 2 + crop.side / resolution * 4  # what the filters reach beyond the crop
     left, top = np.floor(corners.min(0) - border).astype(int)
@@ -217,8 +281,11 @@ def cut_out(picture: Image.Image, crop: Crop, resolution: int) -> Image.Image:
     region = _mirrored_region(picture, left, top, right, bottom)
     corners = corners - (left, top)
     if abs(crop.angle) < 1e-9:
-        return region.resize((resolution, resolution), Image.Resampling.LANCZOS, box=(*corners[0], *corners[2]))
-    # Turned at no less than the picture's own density, at most four times the result's, then made smaller.
+        return region.resize(
+            (resolution, resolution), Image.Resampling.LANCZOS, box=(*corners[0], *corners[2])
+        )
+    # Turned at no less than the picture's own density, at most four times the result's, then made
+    # smaller.
     times = max(1, min(4, round(crop.side / resolution + 0.5)))
     if crop.side > 4 * resolution:
         factor = 4 * resolution / crop.side
@@ -232,14 +299,31 @@ def cut_out(picture: Image.Image, crop: Crop, resolution: int) -> Image.Image:
     return Image.fromarray(np.stack(bands, axis=-1))
 
 
-def _turned(band: Image.Image, dense: int, resolution: int, affine: tuple[float, ...]) -> NDArray[np.uint8]:
-    # In floating point: on 8 bits Pillow cuts off where it should round, which makes pictures darker.
-    turned = band.convert("F").transform((dense, dense), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC)
+def _turned(
+    band: Image.Image, dense: int, resolution: int, affine: tuple[float, ...]
+) -> NDArray[np.uint8]:
+    # In floating point: on 8 bits Pillow cuts off where it should round, which makes pictures
+    # darker.
+    turned = band.convert("F").transform(
+        (dense, dense), Image.Transform.AFFINE, affine, Image.Resampling.BICUBIC
+    )
     smaller = turned.resize((resolution, resolution), Image.Resampling.LANCZOS)
     return np.asarray(smaller).round().clip(0, 255).astype(np.uint8)
 
 
-def _mirrored_region(picture: Image.Image, left: int, top: int, right: int, bottom: int) -> Image.Image:
-    inside = picture.crop((max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)))
-    margins = [(max(-top, 0), max(bottom - picture.height, 0)), (max(-left, 0), max(right - picture.width, 0)), (0, 0)]
-    return Image.fromarray(np.pad(np.asarray(inside), margins, mode="symmetric")) if any(map(any, margins)) else inside
+def _mirrored_region(
+    picture: Image.Image, left: int, top: int, right: int, bottom: int
+) -> Image.Image:
+    inside = picture.crop(
+        (max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height))
+    )
+    margins = [
+        (max(-top, 0), max(bottom - picture.height, 0)),
+        (max(-left, 0), max(right - picture.width, 0)),
+        (0, 0),
+    ]
+    return (
+        Image.fromarray(np.pad(np.asarray(inside), margins, mode="symmetric"))
+        if any(map(any, margins))
+        else inside
+    )

@@ -1,6 +1,7 @@
 """What finds faces in pictures: mediapipe, or a function of somebody else's.
 
-An estimator is any function that takes a picture (H, W, 3), uint8, upright sRGB, and returns a `FacePose` for every face in it.
+An estimator is any function that takes a picture (H, W, 3), uint8, upright sRGB, and returns a
+`FacePose` for every face in it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ _running: dict[str, Estimator] = {}
 
 
 def load_estimator(name: str) -> Estimator:
-    """The estimator called `name`: "mediapipe", or "module:function" of anything that Python can import from here.
+    """The estimator called `name`: "mediapipe", or "module:function" of anything that Python can
+    import from here.
 
     Raises:
         UserError: if there is no such function.
@@ -61,7 +63,8 @@ def estimate(picture: Image.Image, name: str, where: str) -> list[FacePose]:
 
     Raises:
         EstimatorDied: if the picture was its end.
-        UserError: if it failed, or did not return poses; `EstimatorBroken` if it does not work at all.
+        UserError: if it failed, or did not return poses; `EstimatorBroken` if it does not work at
+            all.
     """
     if name not in _running:
         _running[name] = load_estimator(name)
@@ -75,7 +78,9 @@ def estimate(picture: Image.Image, name: str, where: str) -> list[FacePose]:
     except UserError as error:
         raise EstimatorBroken(str(error)) from error
     except Exception as error:
-        raise UserError(f"{where}: the estimator {name} failed: {type(error).__name__}: {error}") from error
+        raise UserError(
+            f"{where}: the estimator {name} failed: {type(error).__name__}: {error}"
+        ) from error
     enlarge = picture.width / size[0], picture.height / size[1]
     return [_rescaled(_checked(pose, name, where), enlarge) for pose in poses]
 
@@ -85,16 +90,26 @@ def _checked(pose: FacePose, name: str, where: str) -> FacePose:
     try:
         rotation = np.asarray(pose.rotation, dtype=np.float64).reshape(3, 3)
         numbers = np.array([*pose.centre, pose.scale], dtype=np.float64)
-        proper = np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-3 and np.linalg.det(rotation) > 0
+        proper = (
+            np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-3 and np.linalg.det(rotation) > 0
+        )
         if not (proper and numbers.shape == (3,) and np.isfinite(numbers).all() and numbers[2] > 0):
-            raise ValueError("its rotation is not orthonormal, or centre and scale are no usable numbers")
+            raise ValueError(
+                "its rotation is not orthonormal, or centre and scale are no usable numbers"
+            )
     except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: the estimator {name} did not return face poses: {error}") from error
+        raise UserError(
+            f"{where}: the estimator {name} did not return face poses: {error}"
+        ) from error
     return FacePose(rotation, (float(numbers[0]), float(numbers[1])), float(numbers[2]))
 
 
 def _rescaled(pose: FacePose, factor: tuple[float, float]) -> FacePose:
-    return FacePose(pose.rotation, (pose.centre[0] * factor[0], pose.centre[1] * factor[1]), pose.scale * factor[0])
+    return FacePose(
+        pose.rotation,
+        (pose.centre[0] * factor[0], pose.centre[1] * factor[1]),
+        pose.scale * factor[0],
+    )
 
 
 def close_estimators() -> None:

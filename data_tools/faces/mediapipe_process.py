@@ -1,7 +1,8 @@
 """Mediapipe as an estimator of face poses: its environment, and the process that runs in it.
 
-Mediapipe wants an older numpy than this project, so it lives in a virtual environment of its own, set up once by `set_up`.
-Release 0.10.21 is the last whose package holds its landmark models, so nothing is downloaded but packages.
+Mediapipe wants an older numpy than this project, so it lives in a virtual environment of its own,
+set up once by `set_up`. Release 0.10.21 is the last whose package holds its landmark models, so
+nothing is downloaded but packages.
 """
 
 from __future__ import annotations
@@ -26,8 +27,17 @@ from dnnlib.console import UserError
 from dnnlib.files import cache_dir, make_dir, temporary_dir
 
 MEDIAPIPE = "mediapipe==0.10.21"
-# Of what mediapipe asks for, the parts that its face mesh imports; without a window system, and without 500 MB that are never used.
-NEEDED = ("numpy<2", "absl-py", "attrs>=19.1", "flatbuffers>=2", "protobuf>=4.25.3,<5", "matplotlib", "opencv-contrib-python-headless<4.12")
+# Of what mediapipe asks for, the parts that its face mesh imports; without a window system, and
+# without 500 MB that are never used.
+NEEDED = (
+    "numpy<2",
+    "absl-py",
+    "attrs>=19.1",
+    "flatbuffers>=2",
+    "protobuf>=4.25.3,<5",
+    "matplotlib",
+    "opencv-contrib-python-headless<4.12",
+)
 OLDEST, NEWEST = (3, 9), (3, 12)  # Pythons that there are packages of mediapipe for
 SETUP_COMMAND = "python dataset_tool.py faces --setup"
 WORKER = Path(__file__).with_name("mediapipe_worker.py")
@@ -57,15 +67,20 @@ def environment_python() -> Path:
 
 
 def _python_in(environment: Path) -> Path:
-    return environment / "Scripts" / "python.exe" if os.name == "nt" else environment / "bin" / "python"
+    return (
+        environment / "Scripts" / "python.exe"
+        if os.name == "nt"
+        else environment / "bin" / "python"
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Setting up
 
 
 def set_up() -> Path:
-    """Make mediapipe's environment, or make it anew. It appears under its name only when a face mesh could be started in it.
+    """Make mediapipe's environment, or make it anew. It appears under its name only when a face
+    mesh could be started in it.
 
     Returns:
         Its folder.
@@ -78,7 +93,14 @@ def set_up() -> Path:
     with temporary_dir(target.parent) as scratch:
         fresh = Path(scratch) / "fresh"
         _run([base, "-m", "venv", str(fresh)], "cannot make a virtual environment")
-        pip = [str(_python_in(fresh)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip = [
+            str(_python_in(fresh)),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+        ]
         _run([*pip, *NEEDED], "cannot install mediapipe's packages")
         _run([*pip, "--no-deps", MEDIAPIPE], f"cannot install {MEDIAPIPE}")
         MeshProcess(_python_in(fresh)).close()
@@ -95,13 +117,26 @@ def _base_python() -> str:
     for minor in range(NEWEST[1], OLDEST[1] - 1, -1):
         if found := shutil.which(f"python3.{minor}"):
             return found
-    raise UserError(f"mediapipe needs Python 3.{OLDEST[1]} to 3.{NEWEST[1]}, and there is none on the PATH; install one")
+    raise UserError(
+        f"mediapipe needs Python 3.{OLDEST[1]} to 3.{NEWEST[1]}, and there is none on the PATH;"
+        " install one"
+    )
 
 
 def _run(command: list[str], failure: str) -> None:
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
     if done.returncode:
-        raise UserError(f"{failure}: {_last_line(done.stdout)}; check the connection and the disk, then try again")
+        raise UserError(
+            f"{failure}: {_last_line(done.stdout)}; check the connection and the disk, then try"
+            " again"
+        )
 
 
 def _last_line(text: str) -> str:
@@ -110,7 +145,7 @@ def _last_line(text: str) -> str:
     return next((line for line in reversed(lines) if "error" in line.lower()), lines[-1])[:300]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Running
 
 
@@ -125,12 +160,16 @@ class MeshProcess:
         """
         self.log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 closed by close()
         command = [str(python or environment_python()), "-E", "-s", str(WORKER)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log
+        )
         try:
             self._answer()
         except EstimatorDied as death:
             self.close()
-            raise UserError(f"mediapipe does not start ({death}); set it up anew: {SETUP_COMMAND}") from death
+            raise UserError(
+                f"mediapipe does not start ({death}); set it up anew: {SETUP_COMMAND}"
+            ) from death
         except BaseException:
             self.close()
             raise
@@ -139,13 +178,16 @@ class MeshProcess:
         """Landmarks (478, 3) in pixels of every face in a picture (H, W, 3).
 
         Raises:
-            EstimatorDied: if the process ends or does not answer; this object is of no use any more.
+            EstimatorDied: if the process ends or does not answer; this object is of no use any
+                more.
             ValueError: with what it says about a picture that it refuses.
         """
         assert self.process.stdin is not None
         height, width = picture.shape[:2]
         try:
-            self.process.stdin.write(json.dumps({"width": width, "height": height}).encode() + b"\n")
+            self.process.stdin.write(
+                json.dumps({"width": width, "height": height}).encode() + b"\n"
+            )
             self.process.stdin.write(np.ascontiguousarray(picture).tobytes())
             self.process.stdin.flush()
         except OSError as error:
@@ -180,7 +222,9 @@ class MeshProcess:
 
 
 class MediapipeEstimator:
-    """Face poses by mediapipe's face mesh; starts its process at the first picture, and anew where one kills it."""
+    """Face poses by mediapipe's face mesh; starts its process at the first picture, and anew where
+    one kills it.
+    """
 
     def __init__(self) -> None:
         self._process: MeshProcess | None = None
@@ -201,7 +245,8 @@ class MediapipeEstimator:
             self._deaths += 1
             if self._deaths >= MOST_DEATHS:
                 raise UserError(
-                    f"mediapipe died on {MOST_DEATHS} pictures in a row, the last time with {death}; set it up anew: {SETUP_COMMAND}"
+                    f"mediapipe died on {MOST_DEATHS} pictures in a row, the last time with"
+                    f" {death}; set it up anew: {SETUP_COMMAND}"
                 ) from death
             raise
         self._deaths = 0

@@ -1,8 +1,10 @@
-"""Program that finds face landmarks with mediapipe; it runs in mediapipe's own Python environment and knows nothing of this project.
+"""Program that finds face landmarks with mediapipe; it runs in mediapipe's own Python environment
+and knows nothing of this project.
 
-On standard input: one JSON line {"width": W, "height": H} and W * H * 3 bytes of RGB for each picture, until the end of the file.
-On standard output: the line {"ready": true}, then one JSON line a picture: {"faces": [478 lists of x, y, z each]} in pixels, z growing
-away from the camera, or {"error": "..."}.
+On standard input: one JSON line {"width": W, "height": H} and W * H * 3 bytes of RGB for each
+picture, until the end of the file. On standard output: the line {"ready": true}, then one JSON line
+a picture: {"faces": [478 lists of x, y, z each]} in pixels, z growing away from the camera, or
+{"error": "..."}.
 """
 
 from __future__ import annotations
@@ -33,19 +35,38 @@ class Finder:
         from mediapipe.python.solutions.face_mesh import FaceMesh
 
         self.detectors = [FaceDetection(CONFIDENCE, model_selection=model) for model in (0, 1)]
-        self.mesh = FaceMesh(static_image_mode=True, max_num_faces=1, refine_landmarks=True, min_detection_confidence=CONFIDENCE)
+        self.mesh = FaceMesh(
+            static_image_mode=True,
+            max_num_faces=1,
+            refine_landmarks=True,
+            min_detection_confidence=CONFIDENCE,
+        )
 
     def faces(self, picture: np.ndarray) -> list[np.ndarray]:
         """Landmarks (478, 3) of every face in a picture (H, W, 3)."""
         height, width = picture.shape[:2]
         found = self._meshes(picture, self._boxes(picture))
         # What detectors miss: a face that fills the picture, and small ones in a large picture.
-        found = found or self._meshes(picture, [(-0.5 * width, -0.5 * height, 2.0 * max(width, height)), (0, 0, max(width, height))])
-        return found or self._meshes(picture, [box for window in _windows(width, height) for box in self._boxes(picture, window, SURE)])
+        found = found or self._meshes(
+            picture,
+            [(-0.5 * width, -0.5 * height, 2.0 * max(width, height)), (0, 0, max(width, height))],
+        )
+        return found or self._meshes(
+            picture,
+            [
+                box
+                for window in _windows(width, height)
+                for box in self._boxes(picture, window, SURE)
+            ],
+        )
 
-    def _boxes(self, picture: np.ndarray, window: Box | None = None, least_score: float = CONFIDENCE) -> list[Box]:
+    def _boxes(
+        self, picture: np.ndarray, window: Box | None = None, least_score: float = CONFIDENCE
+    ) -> list[Box]:
         """Squares around faces, seen in a square window of the picture or in all of it."""
-        view, left, top = (picture, 0.0, 0.0) if window is None else (_cut(picture, window), window[0], window[1])
+        view, left, top = (
+            (picture, 0.0, 0.0) if window is None else (_cut(picture, window), window[0], window[1])
+        )
         height, width = view.shape[:2]
         boxes = []
         for detector in self.detectors:
@@ -54,7 +75,10 @@ class Finder:
                     continue
                 box = detection.location_data.relative_bounding_box
                 side = CROP_PER_BOX * max(box.width * width, box.height * height)
-                middle_x, middle_y = left + (box.xmin + box.width / 2) * width, top + (box.ymin + box.height / 2) * height
+                middle_x, middle_y = (
+                    left + (box.xmin + box.width / 2) * width,
+                    top + (box.ymin + box.height / 2) * height,
+                )
                 boxes.append((middle_x - side / 2, middle_y - side / 2, side))
         return boxes
 
@@ -65,7 +89,10 @@ class Finder:
             if min(cut.shape[:2]) < 2:
                 continue
             for face in self.mesh.process(cut).multi_face_landmarks or ():
-                points = np.array([(point.x, point.y, point.z) for point in face.landmark]) * cut.shape[1]
+                points = (
+                    np.array([(point.x, point.y, point.z) for point in face.landmark])
+                    * cut.shape[1]
+                )
                 points[:, :2] += int(left), int(top)
                 if not any(_same(points, other) for other in found):
                     found.append(points)

@@ -1,4 +1,6 @@
-"""The built-in data set: pictures of random heads with exactly known cameras, in the format that training reads (SPEC section 3)."""
+"""The built-in data set: pictures of random heads with exactly known cameras, in the format that
+training reads (SPEC section 3).
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,41 @@ from data_tools.heads.render import Array, Picture, Raycaster
 from data_tools.sinks import Sink, check_dest, image_name, open_sink
 from dnnlib.console import UserError, progress
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics, unpack_label
-from training.config.presets import HEADS_BACKGROUND, HEADS_FAR, HEADS_FOCAL, HEADS_NEAR, HEADS_RADIUS
+from training.config.presets import (
+    HEADS_BACKGROUND,
+    HEADS_FAR,
+    HEADS_FOCAL,
+    HEADS_NEAR,
+    HEADS_RADIUS,
+)
 from training.data.depth_maps import DEPTH_UNIT
 from training.data.files import LABEL_FILE, RESOLUTIONS
 
-__all__ = ["DEPTH_UNIT", "HEADS_BACKGROUND", "HEADS_BOX", "HEADS_FAR", "HEADS_FOCAL", "HEADS_NEAR", "HEADS_PIVOT", "HEADS_RADIUS"]
-__all__ += ["Head", "HeadsConfig", "generate_heads", "head_mesh", "image_name", "random_labels", "render_head"]
+__all__ = [
+    "DEPTH_UNIT",
+    "HEADS_BACKGROUND",
+    "HEADS_BOX",
+    "HEADS_FAR",
+    "HEADS_FOCAL",
+    "HEADS_NEAR",
+    "HEADS_PIVOT",
+    "HEADS_RADIUS",
+]
+__all__ += [
+    "Head",
+    "HeadsConfig",
+    "generate_heads",
+    "head_mesh",
+    "image_name",
+    "random_labels",
+    "render_head",
+]
 
 HEADS_PIVOT = (0.0, 0.0, 0.0)
 HEADS_BOX = 1.0
 HEADS_YAW, HEADS_PITCH = 45.0, 20.0
-# Streams of random numbers of one identity: its head, its cameras. Views added later leave the heads as they are.
+# Streams of random numbers of one identity: its head, its cameras. Views added later leave the
+# heads as they are.
 HEAD_STREAM, CAMERA_STREAM = 0, 1
 
 
@@ -42,11 +68,14 @@ class HeadsConfig:
     """Settings of `generate_heads`.
 
     Attributes:
-        count: number of images. resolution: side in pixels, a power of two up to 1024. seed: of the whole data set.
+        count: number of images. resolution: side in pixels, a power of two up to 1024. seed: of the
+            whole data set.
         views_per_identity: images of each head, from different cameras; they follow one another.
-        background: plain colour, 0..255, the same on all images. depth: also write exact depth maps and masks.
-        supersampling: rays along a pixel's side, odd. workers: processes; 0 = as many as there are cores
-            (a script that calls with other than 1 needs the usual `if __name__ == "__main__"`).
+        background: plain colour, 0..255, the same on all images. depth: also write exact depth maps
+            and masks.
+        supersampling: rays along a pixel's side, odd. workers: processes; 0 = as many as there are
+            cores (a script that calls with other than 1 needs the usual `if __name__ ==
+            "__main__"`).
     """
 
     count: int = 6000
@@ -60,14 +89,25 @@ class HeadsConfig:
 
 
 def random_labels(seed: int, identity: int, count: int) -> torch.Tensor:
-    """Camera labels (count, 25) of the views of one identity: yaw and pitch uniform, orbit of `HEADS_RADIUS` around the origin."""
+    """Camera labels (count, 25) of the views of one identity: yaw and pitch uniform, orbit of
+    `HEADS_RADIUS` around the origin.
+    """
     rng = np.random.default_rng((seed, identity, CAMERA_STREAM))
-    yaw, pitch = torch.from_numpy(np.radians(rng.uniform(-1, 1, (count, 2)) * (HEADS_YAW, HEADS_PITCH)).T)
-    return pack_label(orbit_pose(yaw.float(), pitch.float(), HEADS_RADIUS, HEADS_PIVOT), pinhole_intrinsics(HEADS_FOCAL))
+    yaw, pitch = torch.from_numpy(
+        np.radians(rng.uniform(-1, 1, (count, 2)) * (HEADS_YAW, HEADS_PITCH)).T
+    )
+    return pack_label(
+        orbit_pose(yaw.float(), pitch.float(), HEADS_RADIUS, HEADS_PIVOT),
+        pinhole_intrinsics(HEADS_FOCAL),
+    )
 
 
-def render_head(head: Head, label: Array, config: HeadsConfig, raycaster: Raycaster | None = None) -> Picture:
-    """Picture of a lit head seen by a camera label (25,); pass a raycaster to reuse it for more views."""
+def render_head(
+    head: Head, label: Array, config: HeadsConfig, raycaster: Raycaster | None = None
+) -> Picture:
+    """Picture of a lit head seen by a camera label (25,); pass a raycaster to reuse it for more
+    views.
+    """
     raycaster = raycaster or Raycaster(head.mesh)
     cam2world, intrinsics = unpack_label(torch.as_tensor(label, dtype=torch.float64))
     return raycaster.render(
@@ -85,16 +125,22 @@ def _basis() -> HeadBasis:
     return load_basis()
 
 
-def _render_identity(job: tuple[HeadsConfig, int]) -> list[tuple[str, list[float], dict[str, bytes]]]:
+def _render_identity(
+    job: tuple[HeadsConfig, int],
+) -> list[tuple[str, list[float], dict[str, bytes]]]:
     """Images of one identity: name, label and files (relative name -> content) of each view."""
     config, identity = job
     first = identity * config.views_per_identity
     views = min(config.views_per_identity, config.count - first)
     basis = _basis()
-    head = build_head(basis, random_person(basis, np.random.default_rng((config.seed, identity, HEAD_STREAM))))
+    head = build_head(
+        basis, random_person(basis, np.random.default_rng((config.seed, identity, HEAD_STREAM)))
+    )
     raycaster = Raycaster(head.mesh)
     rendered = []
-    for view, label in enumerate(random_labels(config.seed, identity, config.views_per_identity)[:views]):
+    for view, label in enumerate(
+        random_labels(config.seed, identity, config.views_per_identity)[:views]
+    ):
         name = image_name(first + view)
         picture = render_head(head, label.double().numpy(), config, raycaster)
         rendered.append((name, label.tolist(), _files(name, picture, config.depth)))
@@ -156,7 +202,11 @@ def check_config(config: HeadsConfig) -> None:
     Raises:
         UserError: naming the setting.
     """
-    positive = {"count": config.count, "views_per_identity": config.views_per_identity, "supersampling": config.supersampling}
+    positive = {
+        "count": config.count,
+        "views_per_identity": config.views_per_identity,
+        "supersampling": config.supersampling,
+    }
     for name, value in positive.items():
         if value < 1:
             raise UserError(f"{name} must be at least 1, not {value}")
@@ -164,32 +214,41 @@ def check_config(config: HeadsConfig) -> None:
         raise UserError(f"supersampling must be odd, not {config.supersampling}")
     largest = RESOLUTIONS[-1]
     if not 1 <= config.resolution <= largest or config.resolution & (config.resolution - 1):
-        raise UserError(f"resolution must be a power of two up to {largest}, not {config.resolution}")
+        raise UserError(
+            f"resolution must be a power of two up to {largest}, not {config.resolution}"
+        )
     if config.seed < 0 or config.workers < 0:
-        raise UserError(f"seed and workers must not be negative, not {config.seed} and {config.workers}")
+        raise UserError(
+            f"seed and workers must not be negative, not {config.seed} and {config.workers}"
+        )
     if len(config.background) != 3 or not all(0 <= channel <= 255 for channel in config.background):
         raise UserError(f"background must be three numbers from 0 to 255, not {config.background}")
 
 
-def generate_heads(dest: str | os.PathLike[str], config: HeadsConfig | None = None, *, overwrite: bool = False) -> Path:
+def generate_heads(
+    dest: str | os.PathLike[str], config: HeadsConfig | None = None, *, overwrite: bool = False
+) -> Path:
     """Render a data set of random heads.
 
-    The archive (or folder, if `dest` does not end in .zip) holds PNGs named as `image_name` says and dataset.json.
-    With `config.depth` also depth/<name> (16-bit, `DEPTH_UNIT` per step along the pixel's viewing ray, 0 = background)
-    and mask/<name> (8-bit, 255 = head), both of the ray through the pixel's centre; dataset.json does not list them.
-    `dest` appears only when complete. The same settings give the same bytes, whatever the number of workers.
+    The archive (or folder, if `dest` does not end in .zip) holds PNGs named as `image_name` says
+    and dataset.json. With `config.depth` also depth/<name> (16-bit, `DEPTH_UNIT` per step along the
+    pixel's viewing ray, 0 = background) and mask/<name> (8-bit, 255 = head), both of the ray
+    through the pixel's centre; dataset.json does not list them. `dest` appears only when complete.
+    The same settings give the same bytes, whatever the number of workers.
 
     Returns:
         The path written.
 
     Raises:
-        UserError: settings out of range, `dest` exists and is not empty, `anny` is missing, or the disk is full.
+        UserError: settings out of range, `dest` exists and is not empty, `anny` is missing, or the
+            disk is full.
     """
     config = config or HeadsConfig()
     check_config(config)
     dest = Path(dest)
     check_dest(dest, overwrite)
-    # In this process, so that a missing package or a full disk is one line and not a worker's traceback.
+    # In this process, so that a missing package or a full disk is one line and not a worker's
+    # traceback.
     _basis()
     with open_sink(dest, overwrite=overwrite) as sink:
         _fill(sink, config)

@@ -1,8 +1,9 @@
-"""Ray casting of triangle meshes with Embree: exact cameras, antialiased colours, exact depth along the ray.
+"""Ray casting of triangle meshes with Embree: exact cameras, antialiased colours, exact depth along
+the ray.
 
-Cameras follow SPEC section 1 (docs/cameras.md): pixel (i, j) of an n x n picture has its centre at u = (j + 0.5) / n,
-v = (i + 0.5) / n. A picture averages k x k rays a pixel, evenly spaced, in plain sRGB values (box filter); k is odd,
-so that the middle ray is the pixel's own and gives its depth.
+Cameras follow SPEC section 1 (docs/cameras.md): pixel (i, j) of an n x n picture has its centre at
+u = (j + 0.5) / n, v = (i + 0.5) / n. A picture averages k x k rays a pixel, evenly spaced, in plain
+sRGB values (box filter); k is odd, so that the middle ray is the pixel's own and gives its depth.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Picture:
-    """One rendered view: image (n, n, 3) uint8; depth (n, n) float32, the distance along the pixel's ray, 0 where it hits nothing."""
+    """One rendered view: image (n, n, 3) uint8; depth (n, n) float32, the distance along the
+    pixel's ray, 0 where it hits nothing.
+    """
 
     image: NDArray[np.uint8]
     depth: NDArray[np.float32]
@@ -53,18 +56,29 @@ def vertex_normals(vertices: Array, faces: NDArray[np.int64]) -> Array:
     a, b, c = (vertices[faces[:, corner]] for corner in range(3))
     face_normals = np.cross(b - a, c - a)
     normals = np.stack(
-        [sum(np.bincount(faces[:, corner], face_normals[:, axis], len(vertices)) for corner in range(3)) for axis in range(3)], axis=1
+        [
+            sum(
+                np.bincount(faces[:, corner], face_normals[:, axis], len(vertices))
+                for corner in range(3)
+            )
+            for axis in range(3)
+        ],
+        axis=1,
     )
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-20)
 
 
 def camera_rays(cam2world: Array, intrinsics: Array, resolution: int) -> tuple[Array, Array]:
-    """Origin (3,) and unit directions (resolution^2, 3), row by row, of a camera (4, 4) with normalised intrinsics (3, 3)."""
+    """Origin (3,) and unit directions (resolution^2, 3), row by row, of a camera (4, 4) with
+    normalised intrinsics (3, 3).
+    """
     fx, skew, cx = intrinsics[0]
     fy, cy = intrinsics[1, 1:]
     centres = (np.arange(resolution) + 0.5) / resolution
     v, u = (grid.reshape(-1) for grid in np.meshgrid(centres, centres, indexing="ij"))
-    local = np.stack([(u - cx + cy * skew / fy - skew * v / fy) / fx, (v - cy) / fy, np.ones_like(u)], axis=1)
+    local = np.stack(
+        [(u - cx + cy * skew / fy - skew * v / fy) / fx, (v - cy) / fy, np.ones_like(u)], axis=1
+    )
     directions = local @ cam2world[:3, :3].T
     return cam2world[:3, 3], directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
@@ -79,7 +93,9 @@ class Raycaster:
         self.mesh = mesh
         self.scene = EmbreeScene()
         # Kept alive here: the scene holds no reference to its geometry.
-        self.geometry = TriangleMesh(self.scene, np.ascontiguousarray(mesh.vertices[mesh.faces], dtype=np.float32))
+        self.geometry = TriangleMesh(
+            self.scene, np.ascontiguousarray(mesh.vertices[mesh.faces], dtype=np.float32)
+        )
 
     def cast(self, origin: Array, directions: Array) -> tuple[NDArray[np.int64], Array]:
         """First hits of rays from `origin` (3,) along unit `directions` (R, 3).
@@ -88,13 +104,19 @@ class Raycaster:
             face: (R,) triangle index or -1; barycentric: (R, 3) weights of its corners.
         """
         origins = np.broadcast_to(origin.astype(np.float32), directions.shape)
-        hits = self.scene.run(np.ascontiguousarray(origins), np.ascontiguousarray(directions, dtype=np.float32), output=True)
+        hits = self.scene.run(
+            np.ascontiguousarray(origins),
+            np.ascontiguousarray(directions, dtype=np.float32),
+            output=True,
+        )
         face = hits["primID"].astype(np.int64)
         u, v = hits["u"].astype(np.float64), hits["v"].astype(np.float64)
         return face, np.stack([1 - u - v, u, v], axis=1)
 
     def distance(self, face: NDArray[np.int64], origin: Array, directions: Array) -> Array:
-        """Distance (R,) to the plane of the triangle that was hit, in double precision (Embree's own is single); 0 for face -1."""
+        """Distance (R,) to the plane of the triangle that was hit, in double precision (Embree's
+        own is single); 0 for face -1.
+        """
         corners = self.mesh.vertices[self.mesh.faces[face]]
         normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
         along = np.einsum("rc,rc->r", normals, directions)
@@ -102,9 +124,16 @@ class Raycaster:
         return np.where(face >= 0, towards / np.where(along == 0, np.inf, along), 0)
 
     def render(
-        self, cam2world: Array, intrinsics: Array, resolution: int, shader: Shader, background: tuple[int, int, int], supersampling: int = 3
+        self,
+        cam2world: Array,
+        intrinsics: Array,
+        resolution: int,
+        shader: Shader,
+        background: tuple[int, int, int],
+        supersampling: int = 3,
     ) -> Picture:
-        """Picture of the mesh before a plain background (0..255), averaged over supersampling^2 rays a pixel.
+        """Picture of the mesh before a plain background (0..255), averaged over supersampling^2
+        rays a pixel.
 
         Raises:
             ValueError: if `supersampling` is even.
@@ -117,13 +146,21 @@ class Raycaster:
         hit = np.flatnonzero(face >= 0)
         colours = np.tile(np.array(background, dtype=np.float64) / 255, (size * size, 1))
         colours[hit] = np.clip(self._shade(face[hit], barycentric[hit], shader), 0, 1)
-        blocks = colours.reshape(resolution, supersampling, resolution, supersampling, 3).mean(axis=(1, 3))
-        middle = np.arange(size * size).reshape(size, size)[supersampling // 2 :: supersampling, supersampling // 2 :: supersampling]
-        depth = self.distance(face[middle.reshape(-1)], origin, directions[middle.reshape(-1)]).reshape(middle.shape)
+        blocks = colours.reshape(resolution, supersampling, resolution, supersampling, 3).mean(
+            axis=(1, 3)
+        )
+        middle = np.arange(size * size).reshape(size, size)[
+            supersampling // 2 :: supersampling, supersampling // 2 :: supersampling
+        ]
+        depth = self.distance(
+            face[middle.reshape(-1)], origin, directions[middle.reshape(-1)]
+        ).reshape(middle.shape)
         return Picture(np.round(blocks * 255).astype(np.uint8), depth.astype(np.float32))
 
     def _shade(self, face: NDArray[np.int64], barycentric: Array, shader: Shader) -> Array:
         corners = self.mesh.faces[face]
         attributes = np.einsum("rk,rka->ra", barycentric, self.mesh.attributes[corners])
         normals = np.einsum("rk,rkc->rc", barycentric, self.mesh.normals[corners])
-        return shader(attributes, normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-20))
+        return shader(
+            attributes, normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-20)
+        )

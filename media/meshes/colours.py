@@ -1,7 +1,8 @@
 """Colours of a surface: what the model shows there, as vertex colours or baked into a texture.
 
-A model's surface is not infinitely thin: a picture's colour comes from the layer in which light fades. So the colour of a surface point is
-composited like a picture's (NeRF, equation 3), from it on inward, in the direction in which cameras of the data look at it.
+A model's surface is not infinitely thin: a picture's colour comes from the layer in which light
+fades. So the colour of a surface point is composited like a picture's (NeRF, equation 3), from it
+on inward, in the direction in which cameras of the data look at it.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ from training.cameras import unpack_label
 from training.rendering.compositing import interval_weights
 
 SKIN_DEPTH = 0.1  # of the box's side: so far inward a colour is looked for
-SKIN_SAMPLES = 24  # the denser the nearer to the surface: how soon light fades differs between models
+# the denser the nearer to the surface: how soon light fades differs between models
+SKIN_SAMPLES = 24
 LEAST_OPACITY = 0.05  # of the way inward, else the colour at the point itself is all there is
-FACING = 3.0  # how much more a camera counts the more it faces a point; much more shows seams between cameras
+# how much more a camera counts the more it faces a point; much more shows seams between cameras
+FACING = 3.0
 GRAZING = 0.4  # cosine below which a view is no longer straight enough and gives way to the normal
-GUTTER = 4  # texels between charts, filled with their neighbours' colours, so that filtering finds no foreign ones
+# texels between charts, filled with their neighbours' colours, so that filtering finds no foreign
+# ones
+GUTTER = 4
 BAKE_TEXELS = 1 << 20  # candidates looked at at once
 
 Colors = NDArray[np.uint8]
@@ -46,31 +51,52 @@ class Skin:
 
     @torch.no_grad()
     def colors(self, points: NDArray[np.floating], normals: NDArray[np.floating]) -> Colors:
-        """sRGB colours (V, 3) at surface points (V, 3) with outward unit normals (V, 3), in the world."""
+        """sRGB colours (V, 3) at surface points (V, 3) with outward unit normals (V, 3), in the
+        world.
+        """
         found = [torch.zeros(0, 3).to(self.planes)]
-        depths = SKIN_DEPTH * self.generator.rendering.box_warp * torch.linspace(0, 1, SKIN_SAMPLES).square().to(self.planes)
-        for chunk in np.array_split(np.arange(len(points)), len(points) * SKIN_SAMPLES // CHUNK_POINTS + 1):
-            start, normal = (torch.from_numpy(np.ascontiguousarray(values[chunk])).to(self.planes) for values in (points, normals))
+        depths = (
+            SKIN_DEPTH
+            * self.generator.rendering.box_warp
+            * torch.linspace(0, 1, SKIN_SAMPLES).square().to(self.planes)
+        )
+        for chunk in np.array_split(
+            np.arange(len(points)), len(points) * SKIN_SAMPLES // CHUNK_POINTS + 1
+        ):
+            start, normal = (
+                torch.from_numpy(np.ascontiguousarray(values[chunk])).to(self.planes)
+                for values in (points, normals)
+            )
             along = start[:, None] + depths[:, None] * self.view_directions(start, normal)[:, None]
             densities, colors = self.generator.sample_planes(along.flatten(0, 1)[None], self.planes)
-            found.append(_composite(depths, densities.view(along.shape[:2]), colors[0, :, :3].view(along.shape)))
+            found.append(
+                _composite(
+                    depths, densities.view(along.shape[:2]), colors[0, :, :3].view(along.shape)
+                )
+            )
         return (torch.cat(found).float() * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
     def view_directions(self, points: Tensor, normals: Tensor) -> Tensor:
-        """Unit directions (V, 3) in which cameras that face a point look at it; straight inward where none does.
+        """Unit directions (V, 3) in which cameras that face a point look at it; straight inward
+        where none does.
 
-        A mean over all cameras, so that neighbouring points are looked at from almost the same side.
+        A mean over all cameras, so that neighbouring points are looked at from almost the same
+        side.
         """
         positions = unpack_label(self.cameras.to(points))[0][:, :3, 3]
         looks = torch.nn.functional.normalize(points[:, None] - positions, dim=-1)
         facing = -(looks * normals[:, None]).sum(dim=-1)
-        view = torch.nn.functional.normalize(((FACING * facing).softmax(dim=1)[..., None] * looks).sum(dim=1), dim=-1)
+        view = torch.nn.functional.normalize(
+            ((FACING * facing).softmax(dim=1)[..., None] * looks).sum(dim=1), dim=-1
+        )
         seen = (-(view * normals).sum(dim=-1, keepdim=True) / GRAZING).clamp(0, 1)
         return torch.nn.functional.normalize(seen * view - (1 - seen) * normals, dim=-1)
 
 
 def _composite(depths: Tensor, densities: Tensor, colors: Tensor) -> Tensor:
-    """Colours (V, 3) that rays with depths (S,), raw densities (V, S) and colours (V, S, 3) show, as if nothing were behind them."""
+    """Colours (V, 3) that rays with depths (S,), raw densities (V, S) and colours (V, S, 3) show,
+    as if nothing were behind them.
+    """
     weights = interval_weights(depths.expand_as(densities)[None], densities[None])[0]
     opacity = weights.sum(dim=-1, keepdim=True)
     middle = (colors[:, 1:] + colors[:, :-1]) / 2
@@ -78,12 +104,16 @@ def _composite(depths: Tensor, densities: Tensor, colors: Tensor) -> Tensor:
     return shown.where(opacity > LEAST_OPACITY, colors[:, 0])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Texture
 
 
-def simplify(points: NDArray[np.float32], faces: NDArray[np.int32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Surface with about `count` triangles (Garland & Heckbert 1997); one that has no more stays as it is."""
+def simplify(
+    points: NDArray[np.float32], faces: NDArray[np.int32], count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Surface with about `count` triangles (Garland & Heckbert 1997); one that has no more stays as
+    it is.
+    """
     if len(faces) <= count:
         return points, faces
     fewer, corners = fast_simplification.simplify(points, faces, target_count=count)
@@ -105,9 +135,17 @@ def textured(skin: Skin, mesh: trimesh.Trimesh, size: int) -> trimesh.Trimesh:
     uv = uv.astype(np.float64)
     points, normals = np.asarray(mesh.vertices)[source], normals[source]
     picture = bake(skin, points, normals, faces.astype(np.int64), uv, size)
-    material = SimpleMaterial(image=Image.fromarray(picture), diffuse=(255, 255, 255, 255), ambient=(255, 255, 255, 255), glossiness=0.0)
-    visual = TextureVisuals(uv=np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1), material=material)  # there v runs upward
-    return trimesh.Trimesh(points, faces.astype(np.int64), vertex_normals=normals, visual=visual, process=False)
+    material = SimpleMaterial(
+        image=Image.fromarray(picture),
+        diffuse=(255, 255, 255, 255),
+        ambient=(255, 255, 255, 255),
+        glossiness=0.0,
+    )
+    # there v runs upward
+    visual = TextureVisuals(uv=np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1), material=material)
+    return trimesh.Trimesh(
+        points, faces.astype(np.int64), vertex_normals=normals, visual=visual, process=False
+    )
 
 
 def bake(
@@ -118,7 +156,8 @@ def bake(
     uv: NDArray[np.float64],
     size: int,
 ) -> Colors:
-    """Texture (size, size, 3) of vertices (V, 3) at places uv (V, 2), v downward: the skin's colour at every texel's centre.
+    """Texture (size, size, 3) of vertices (V, 3) at places uv (V, 2), v downward: the skin's colour
+    at every texel's centre.
 
     Texels outside all triangles get the colour of the nearest one inside.
     """
@@ -135,11 +174,14 @@ def bake(
     return picture[rows, columns]
 
 
-def covered_texels(triangles: NDArray[np.float64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+def covered_texels(
+    triangles: NDArray[np.float64], size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Texels whose centres lie in triangles (F, 3, 2), coordinates in texels.
 
     Returns:
-        Texels (T, 2) as column and row, the triangle (T,) of each and its barycentric coordinates (T, 3) there.
+        Texels (T, 2) as column and row, the triangle (T,) of each and its barycentric coordinates
+        (T, 3) there.
     """
     low = np.clip(np.floor(triangles.min(axis=1) - 0.5).astype(np.int64), 0, size - 1)
     high = np.clip(np.ceil(triangles.max(axis=1) - 0.5).astype(np.int64), 0, size - 1)
@@ -148,7 +190,9 @@ def covered_texels(triangles: NDArray[np.float64], size: int) -> tuple[NDArray[n
     parts = []
     for group in np.array_split(np.arange(len(triangles)), counts.sum() // BAKE_TEXELS + 1):
         owner = np.repeat(group, counts[group])
-        rank = np.arange(len(owner)) - np.repeat(np.cumsum(counts[group]) - counts[group], counts[group])
+        rank = np.arange(len(owner)) - np.repeat(
+            np.cumsum(counts[group]) - counts[group], counts[group]
+        )
         texel = low[owner] + np.stack([rank % spans[owner, 0], rank // spans[owner, 0]], axis=1)
         share = _barycentric(texel + 0.5, triangles[owner])
         inside = (share >= -1e-9).all(axis=1)
@@ -157,8 +201,12 @@ def covered_texels(triangles: NDArray[np.float64], size: int) -> tuple[NDArray[n
     return texels, owners, shares
 
 
-def _barycentric(points: NDArray[np.float64], triangles: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Barycentric coordinates (T, 3) of points (T, 2) in triangles (T, 3, 2); -1 where a triangle has no area."""
+def _barycentric(
+    points: NDArray[np.float64], triangles: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Barycentric coordinates (T, 3) of points (T, 2) in triangles (T, 3, 2); -1 where a triangle
+    has no area.
+    """
     a, b, c = triangles.swapaxes(0, 1)
 
     def cross(u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -166,5 +214,12 @@ def _barycentric(points: NDArray[np.float64], triangles: NDArray[np.float64]) ->
 
     area = cross(b - a, c - a)
     flat = np.abs(area) < 1e-12
-    parts = np.stack([cross(b - points, c - points), cross(c - points, a - points), cross(a - points, b - points)], axis=1)
+    parts = np.stack(
+        [
+            cross(b - points, c - points),
+            cross(c - points, a - points),
+            cross(a - points, b - points),
+        ],
+        axis=1,
+    )
     return np.where(flat[:, None], -1.0, parts / np.where(flat, 1.0, area)[:, None])

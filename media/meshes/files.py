@@ -1,4 +1,6 @@
-"""Mesh files: PLY, OBJ (with its MTL and PNG where there is a texture) and GLB, each whole or not at all."""
+"""Mesh files: PLY, OBJ (with its MTL and PNG where there is a texture) and GLB, each whole or not
+at all.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from dnnlib.files import atomic_write
 MESH_FORMATS = ("ply", "obj", "glb")
 TEXTURE_FORMATS = ("obj", "glb")
 
-GLB_MAGIC, GLB_VERSION, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 2, 0x4E4F534A, 0x004E4942  # glTF 2.0, section 4.4
+# glTF 2.0, section 4.4
+GLB_MAGIC, GLB_VERSION, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 2, 0x4E4F534A, 0x004E4942
 FLOAT, UNSIGNED_INT = 5126, 5125
 ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
 LINEAR, LINEAR_MIPMAP_LINEAR, CLAMP_TO_EDGE = 9729, 9987, 33071
@@ -30,7 +33,8 @@ KINDS = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4"}
 def save_mesh(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> None:
     """Write a mesh with vertex colours or a texture as ply, obj or glb, by the file's ending.
 
-    PLY and OBJ hold vertex colours as they are (sRGB); GLB holds them linear, as its standard demands (glTF 2.0, section 3.7.2.1).
+    PLY and OBJ hold vertex colours as they are (sRGB); GLB holds them linear, as its standard
+    demands (glTF 2.0, section 3.7.2.1).
 
     Raises:
         UserError: if the file cannot be written, or a PLY should hold a texture.
@@ -44,18 +48,25 @@ def save_mesh(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> None:
     elif path.suffix == ".obj":
         content = _obj_with_texture(path, mesh, mesh.visual)
     else:
-        raise UserError(f"{path}: a {path.suffix[1:]} file holds no texture; choose one of {', '.join(TEXTURE_FORMATS)}")
+        raise UserError(
+            f"{path}: a {path.suffix[1:]} file holds no texture; choose one of"
+            f" {', '.join(TEXTURE_FORMATS)}"
+        )
     with atomic_write(path) as file:
         file.write(content)
 
 
 def _obj_with_texture(path: Path, mesh: trimesh.Trimesh, visual: TextureVisuals) -> bytes:
-    """Text of an OBJ, whose texture (NAME.png) and material (NAME.mtl) are written first, so that it never lacks them."""
+    """Text of an OBJ, whose texture (NAME.png) and material (NAME.mtl) are written first, so that
+    it never lacks them.
+    """
     picture, material = path.with_suffix(".png"), path.with_suffix(".mtl")
     with atomic_write(picture) as file:
         file.write(_texture_png(visual))
     with atomic_write(material) as file:
-        file.write(f"newmtl skin\nKa 1 1 1\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {picture.name}\n".encode())
+        file.write(
+            f"newmtl skin\nKa 1 1 1\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {picture.name}\n".encode()
+        )
     lines = [f"mtllib {material.name}", "usemtl skin"]
     lines += ["v {:.7g} {:.7g} {:.7g}".format(*vertex) for vertex in mesh.vertices]
     lines += ["vt {:.6f} {:.6f}".format(*place) for place in visual.uv]
@@ -70,7 +81,7 @@ def _texture_png(visual: TextureVisuals) -> bytes:
     return buffer.getvalue()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # GLB
 
 
@@ -84,15 +95,25 @@ class _Binary:
 
     def view(self, content: bytes, **more: Any) -> int:
         """Append bytes, aligned to 4; returns the index of their bufferView."""
-        self.views.append({"buffer": 0, "byteOffset": len(self.data), "byteLength": len(content), **more})
+        self.views.append(
+            {"buffer": 0, "byteOffset": len(self.data), "byteLength": len(content), **more}
+        )
         self.data += content + b"\0" * (-len(content) % 4)
         return len(self.views) - 1
 
-    def accessor(self, values: NDArray[Any], component: int, target: int = ARRAY_BUFFER, **more: Any) -> int:
+    def accessor(
+        self, values: NDArray[Any], component: int, target: int = ARRAY_BUFFER, **more: Any
+    ) -> int:
         """Append an array (K,) or (K, C); returns the index of its accessor."""
         width = 1 if values.ndim == 1 else values.shape[1]
         view = self.view(np.ascontiguousarray(values).tobytes(), target=target)
-        entry = {"bufferView": view, "componentType": component, "count": len(values), "type": KINDS[width], **more}
+        entry = {
+            "bufferView": view,
+            "componentType": component,
+            "count": len(values),
+            "type": KINDS[width],
+            **more,
+        }
         self.accessors.append(entry)
         return len(self.accessors) - 1
 
@@ -105,7 +126,9 @@ def glb_bytes(mesh: trimesh.Trimesh) -> bytes:
     binary = _Binary()
     points = np.asarray(mesh.vertices, dtype=np.float32)
     attributes = {
-        "POSITION": binary.accessor(points, FLOAT, min=points.min(axis=0).tolist(), max=points.max(axis=0).tolist()),
+        "POSITION": binary.accessor(
+            points, FLOAT, min=points.min(axis=0).tolist(), max=points.max(axis=0).tolist()
+        ),
         "NORMAL": binary.accessor(_unit_normals(mesh), FLOAT),
     }
     material: dict[str, Any] = {"pbrMetallicRoughness": {"metallicFactor": 0, "roughnessFactor": 1}}
@@ -116,19 +139,34 @@ def glb_bytes(mesh: trimesh.Trimesh) -> bytes:
         material["pbrMetallicRoughness"]["baseColorTexture"] = {"index": 0}
         more = {
             "textures": [{"source": 0, "sampler": 0}],
-            "samplers": [{"magFilter": LINEAR, "minFilter": LINEAR_MIPMAP_LINEAR, "wrapS": CLAMP_TO_EDGE, "wrapT": CLAMP_TO_EDGE}],
-            "images": [{"bufferView": binary.view(_texture_png(mesh.visual)), "mimeType": "image/png"}],
+            "samplers": [
+                {
+                    "magFilter": LINEAR,
+                    "minFilter": LINEAR_MIPMAP_LINEAR,
+                    "wrapS": CLAMP_TO_EDGE,
+                    "wrapT": CLAMP_TO_EDGE,
+                }
+            ],
+            "images": [
+                {"bufferView": binary.view(_texture_png(mesh.visual)), "mimeType": "image/png"}
+            ],
         }
     else:
-        attributes["COLOR_0"] = binary.accessor(_linear_colors(cast(ColorVisuals, mesh.visual)), FLOAT)
-    indices = binary.accessor(mesh.faces.astype(np.uint32).flatten(), UNSIGNED_INT, ELEMENT_ARRAY_BUFFER)
+        attributes["COLOR_0"] = binary.accessor(
+            _linear_colors(cast(ColorVisuals, mesh.visual)), FLOAT
+        )
+    indices = binary.accessor(
+        mesh.faces.astype(np.uint32).flatten(), UNSIGNED_INT, ELEMENT_ARRAY_BUFFER
+    )
     return _glb_container(
         {
             "asset": {"version": "2.0", "generator": "open-eg3d"},
             "scene": 0,
             "scenes": [{"nodes": [0]}],
             "nodes": [{"mesh": 0}],
-            "meshes": [{"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]}],
+            "meshes": [
+                {"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]}
+            ],
             "materials": [material],
             **more,
             "accessors": binary.accessors,
@@ -143,7 +181,12 @@ def _glb_container(description: dict[str, Any], data: bytes) -> bytes:
     """JSON and binary chunk with their headers (glTF 2.0, section 4.4)."""
     text = json.dumps(description, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
-    chunks = struct.pack("<II", len(text), JSON_CHUNK) + text + struct.pack("<II", len(data), BINARY_CHUNK) + data
+    chunks = (
+        struct.pack("<II", len(text), JSON_CHUNK)
+        + text
+        + struct.pack("<II", len(data), BINARY_CHUNK)
+        + data
+    )
     return struct.pack("<III", GLB_MAGIC, GLB_VERSION, 12 + len(chunks)) + chunks
 
 
@@ -151,11 +194,15 @@ def _unit_normals(mesh: trimesh.Trimesh) -> NDArray[np.float32]:
     """Vertex normals of length 1, also where triangles cancel out."""
     normals = np.asarray(mesh.vertex_normals, dtype=np.float64)
     length = np.linalg.norm(normals, axis=1, keepdims=True)
-    return np.where(length > 0.5, normals / np.maximum(length, 1e-12), (0.0, 1.0, 0.0)).astype(np.float32)
+    return np.where(length > 0.5, normals / np.maximum(length, 1e-12), (0.0, 1.0, 0.0)).astype(
+        np.float32
+    )
 
 
 def _linear_colors(visual: ColorVisuals) -> NDArray[np.float32]:
-    """Linear colours (V, 3) of a mesh with sRGB ones, IEC 61966-2-1. As numbers: 8 linear bits would show steps in the dark."""
+    """Linear colours (V, 3) of a mesh with sRGB ones, IEC 61966-2-1. As numbers: 8 linear bits
+    would show steps in the dark.
+    """
     colors = np.asarray(visual.vertex_colors)
     rgb = colors[:, :3] / 255
     return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4).astype(np.float32)

@@ -1,8 +1,9 @@
 """Shapes of one identity: coloured or textured triangle meshes, and density volumes.
 
-Axes are the world's: x to the picture's right in the frontal view, y up, z towards the frontal camera; units are world units. What
-belongs to the object: `media.meshes.region` (what cameras see) and `media.meshes.surface` (which of the surfaces in it). Memory is one slab of the
-grid plus the surface found so far: the grid is never held as a whole.
+Axes are the world's: x to the picture's right in the frontal view, y up, z towards the frontal
+camera; units are world units. What belongs to the object: `media.meshes.region` (what cameras see)
+and `media.meshes.surface` (which of the surfaces in it). Memory is one slab of the grid plus the
+surface found so far: the grid is never held as a whole.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from media.meshes.files import MESH_FORMATS, save_mesh
 from media.meshes.surface import grid_surface
 
 FORMATS = (*MESH_FORMATS, "mrc")
-TEXTURED_FACES = 20_000  # of a mesh with a texture, unless said otherwise: the texture holds the detail
+# of a mesh with a texture, unless said otherwise: the texture holds the detail
+TEXTURED_FACES = 20_000
 
 
 def extract_mesh(
@@ -42,7 +44,8 @@ def extract_mesh(
         cameras: (K, 25) labels that cover the poses of the training data (`camera_grid`).
         resolution: Grid cells along a side of the box.
         level: Raw density of the surface; none = `surface_level`.
-        largest_only: Keep the object alone (`media.meshes.surface`); off keeps floaters and what is left of walls.
+        largest_only: Keep the object alone (`media.meshes.surface`); off keeps floaters and what is
+            left of walls.
         slab_samples: Grid samples held at once.
         texture: Pixels a side of a baked texture; none = vertex colours.
         max_faces: Reduce to about so many triangles; none = all, with a texture `TEXTURED_FACES`.
@@ -63,7 +66,12 @@ def extract_mesh(
     if texture:
         return textured(skin, mesh, texture)
     colors = skin.colors(points, np.asarray(mesh.vertex_normals))
-    return trimesh.Trimesh(points, faces, vertex_colors=np.pad(colors, ((0, 0), (0, 1)), constant_values=255), process=False)
+    return trimesh.Trimesh(
+        points,
+        faces,
+        vertex_colors=np.pad(colors, ((0, 0), (0, 1)), constant_values=255),
+        process=False,
+    )
 
 
 def save_shape(
@@ -76,7 +84,8 @@ def save_shape(
     texture: int | None = None,
     max_faces: int | None = None,
 ) -> None:
-    """Write one identity's shape in the format that the file's ending names, one of `FORMATS`; arguments as for `extract_mesh`.
+    """Write one identity's shape in the format that the file's ending names, one of `FORMATS`;
+    arguments as for `extract_mesh`.
 
     Raises:
         UserError: if there is no surface at the level, or the file cannot be written.
@@ -84,4 +93,9 @@ def save_shape(
     if Path(path).suffix == ".mrc":
         save_density(path, density_grid(generator, planes, cameras, resolution, level))
     else:
-        save_mesh(path, extract_mesh(generator, planes, cameras, resolution, level, texture=texture, max_faces=max_faces))
+        save_mesh(
+            path,
+            extract_mesh(
+                generator, planes, cameras, resolution, level, texture=texture, max_faces=max_faces
+            ),
+        )

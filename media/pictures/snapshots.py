@@ -1,4 +1,6 @@
-"""Pictures of a run at its snapshots: the same latents and cameras every time, so that progress shows."""
+"""Pictures of a run at its snapshots: the same latents and cameras every time, so that progress
+shows.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from media.pictures.grids import Pictures, enlarge, identity_grid, save_png, shade_depth, tile, to_uint8
+from media.pictures.grids import (
+    Pictures,
+    enlarge,
+    identity_grid,
+    save_png,
+    shade_depth,
+    tile,
+    to_uint8,
+)
 
 if TYPE_CHECKING:
     from training.run.loop import SnapshotState
@@ -18,7 +28,9 @@ RENDER_BATCH = 8
 
 
 def save_pictures(state: SnapshotState) -> None:
-    """Write reals.png at the start; at every snapshot fakes, raw, depth and a yaw strip, to files and to TensorBoard."""
+    """Write reals.png at the start; at every snapshot fakes, raw, depth and a yaw strip, to files
+    and to TensorBoard.
+    """
     if state.checkpoint is None:
         show(state, "reals", real_grid(state), "")
     name = f"-{state.trainer.progress.images // 1000:06d}"
@@ -49,24 +61,42 @@ def fixed_latents(state: SnapshotState, count: int) -> torch.Tensor:
 
 
 def render_batch(state: SnapshotState) -> int:
-    """Pictures made at once: no more than training handles, so that pictures never need more memory than it."""
+    """Pictures made at once: no more than training handles, so that pictures never need more memory
+    than it.
+    """
     options = state.trainer.config.training
     return min(RENDER_BATCH, options.batch_gpu or options.batch)
 
 
 @torch.no_grad()
 def fake_grids(state: SnapshotState) -> dict[str, Pictures]:
-    """Averaged generator: final image, raw rendering and depth of fixed latents from fixed cameras of the data."""
+    """Averaged generator: final image, raw rendering and depth of fixed latents from fixed cameras
+    of the data.
+    """
     generator, labels = state.trainer.G_ema, state.dataset.labels
     count = COLUMNS * ROWS
-    cameras = labels[np.random.RandomState(1).randint(len(labels), size=count)].to(state.trainer.device)
+    cameras = labels[np.random.RandomState(1).randint(len(labels), size=count)].to(
+        state.trainer.device
+    )
     outputs = []
     batch = render_batch(state)
     for z, c in zip(fixed_latents(state, count).split(batch), cameras.split(batch), strict=True):
-        outputs.append([value.float().cpu() for value in generator(z, c, neural_rendering_resolution=state.resolution)])
+        outputs.append(
+            [
+                value.float().cpu()
+                for value in generator(z, c, neural_rendering_resolution=state.resolution)
+            ]
+        )
     image, raw, depth, coverage = (torch.cat(values) for values in zip(*outputs, strict=True))
-    pictures = {"fakes": to_uint8(image), "raw": to_uint8(raw), "depth": shade_depth(depth, coverage)}
-    return {name: tile(enlarge(picture, image.shape[-1]), ROWS, COLUMNS) for name, picture in pictures.items()}
+    pictures = {
+        "fakes": to_uint8(image),
+        "raw": to_uint8(raw),
+        "depth": shade_depth(depth, coverage),
+    }
+    return {
+        name: tile(enlarge(picture, image.shape[-1]), ROWS, COLUMNS)
+        for name, picture in pictures.items()
+    }
 
 
 @torch.no_grad()
@@ -76,4 +106,12 @@ def yaw_grid(state: SnapshotState) -> Pictures:
     z = fixed_latents(state, STRIP_IDENTITIES)
     ws = generator.mapping(z, state.cameras.frontal_label().to(z.device).expand(len(z), -1))
     yaws = state.cameras.default_yaws(STRIP_VIEWS)
-    return identity_grid(generator, ws, state.cameras, yaws, state.cameras.pitch, state.resolution, render_batch(state))
+    return identity_grid(
+        generator,
+        ws,
+        state.cameras,
+        yaws,
+        state.cameras.pitch,
+        state.resolution,
+        render_batch(state),
+    )

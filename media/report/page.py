@@ -1,4 +1,6 @@
-"""A report about a model as one HTML page that loads nothing: numbers, curves and pictures, given as plain data."""
+"""A report about a model as one HTML page that loads nothing: numbers, curves and pictures, given
+as plain data.
+"""
 
 from __future__ import annotations
 
@@ -71,9 +73,15 @@ class Report:
 
 def report_page(report: Report) -> str:
     """The page as text."""
-    sections = [("Numbers", _numbers(report.figures)), *((section.title, _section(section)) for section in report.sections)]
+    sections = [
+        ("Numbers", _numbers(report.figures)),
+        *((section.title, _section(section)) for section in report.sections),
+    ]
     names = [f"part{index}" for index in range(len(sections))]
-    links = "".join(f'<a href="#{name}">{html.escape(title)}</a>' for name, (title, _) in zip(names, sections, strict=True))
+    links = "".join(
+        f'<a href="#{name}">{html.escape(title)}</a>'
+        for name, (title, _) in zip(names, sections, strict=True)
+    )
     body = "".join(
         f'<section id="{name}"><h2>{html.escape(title)}</h2>{content}</section>'
         for name, (title, content) in zip(names, sections, strict=True)
@@ -81,25 +89,33 @@ def report_page(report: Report) -> str:
     title = html.escape(report.title)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,"><style>{STYLE}</style></head>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon"'
+        f' href="data:,"><style>{STYLE}</style></head>'
         f"<body><header><h1>{title}</h1>{_facts(report.facts)}<nav>{links}</nav></header><main>{body}</main></body></html>\n"
     )
 
 
 def data_uri(picture: Pictures) -> str:
     """A picture (H, W, 3), uint8, as an address that holds it: PNG, or JPEG where it is large."""
-    kind, options = ("jpeg", {"quality": JPEG_QUALITY}) if picture.size > 3 * LARGE_PIXELS else ("png", {"optimize": True})
+    kind, options = (
+        ("jpeg", {"quality": JPEG_QUALITY})
+        if picture.size > 3 * LARGE_PIXELS
+        else ("png", {"optimize": True})
+    )
     file = io.BytesIO()
     Image.fromarray(picture).save(file, kind.upper(), **options)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Parts
 
 
 def _facts(facts: Mapping[str, str]) -> str:
-    rows = "".join(f"<div><dt>{html.escape(name)}</dt><dd>{_value(value)}</dd></div>" for name, value in facts.items())
+    rows = "".join(
+        f"<div><dt>{html.escape(name)}</dt><dd>{_value(value)}</dd></div>"
+        for name, value in facts.items()
+    )
     return f'<dl class="facts">{rows}</dl>'
 
 
@@ -107,8 +123,15 @@ def _numbers(figures: Sequence[Figure]) -> str:
     common = _common(figures)
     rows = "".join(_figure_rows(figure, common) for figure in figures)
     shared = _protocol(common)
-    table = f"<table class='numbers'><thead><tr><th>Metric</th><th>Value</th><th>Protocol of this metric</th></tr></thead>{rows}</table>"
-    return f"{table}<h3>Protocol, the same for all metrics that an entry applies to</h3>{shared}" if shared else table
+    table = (
+        "<table class='numbers'><thead><tr><th>Metric</th><th>Value</th><th>Protocol of this"
+        f" metric</th></tr></thead>{rows}</table>"
+    )
+    return (
+        f"{table}<h3>Protocol, the same for all metrics that an entry applies to</h3>{shared}"
+        if shared
+        else table
+    )
 
 
 def _common(figures: Sequence[Figure]) -> dict[str, Any]:
@@ -118,16 +141,26 @@ def _common(figures: Sequence[Figure]) -> dict[str, Any]:
         for name, value in figure.protocol.items():
             found.setdefault(name, []).append(value)
     fewest = min(2, len(figures))
-    return {name: values[0] for name, values in found.items() if len(values) >= fewest and all(value == values[0] for value in values)}
+    return {
+        name: values[0]
+        for name, values in found.items()
+        if len(values) >= fewest and all(value == values[0] for value in values)
+    }
 
 
 def _figure_rows(figure: Figure, common: Mapping[str, Any]) -> str:
     own = {name: value for name, value in figure.protocol.items() if name not in common}
-    cell = f"<td class='own' rowspan='{len(figure.values)}'><p>{html.escape(figure.explanation)}</p>{_protocol(own)}</td>"
+    cell = (
+        "<td class='own'"
+        f" rowspan='{len(figure.values)}'><p>{html.escape(figure.explanation)}</p>{_protocol(own)}</td>"
+    )
     rows = []
     for index, (name, value) in enumerate(figure.values.items()):
         text = "not defined" if value is None else f"{value:.5g}"
-        rows.append(f"<tr><th scope='row'>{html.escape(name)}</th><td class='value'>{text}</td>{'' if index else cell}</tr>")
+        rows.append(
+            f"<tr><th scope='row'>{html.escape(name)}</th><td"
+            f" class='value'>{text}</td>{'' if index else cell}</tr>"
+        )
     return f"<tbody>{''.join(rows)}</tbody>"
 
 
@@ -141,10 +174,19 @@ def _protocol(entries: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    text = (
+        f"{value:g}"
+        if isinstance(value, float)
+        else {True: "yes", False: "no"}[value]
+        if isinstance(value, bool)
+        else str(value)
+    )
     if not LONG_HASH.fullmatch(text):
         return html.escape(text)
-    return f'<code title="{html.escape(text, quote=True)}">{html.escape(text[:16])}…{html.escape(text[-8:])}</code>'
+    return (
+        "<code"
+        f' title="{html.escape(text, quote=True)}">{html.escape(text[:16])}…{html.escape(text[-8:])}</code>'
+    )
 
 
 def _section(section: Section) -> str:
@@ -157,7 +199,10 @@ def _section(section: Section) -> str:
 def _chart(chart: Chart) -> str:
     legend = ""
     if len(chart.lines) > 1:
-        keys = "".join(f'<span class="key s{index % COLOURS}">{html.escape(name)}</span>' for index, name in enumerate(chart.lines))
+        keys = "".join(
+            f'<span class="key s{index % COLOURS}">{html.escape(name)}</span>'
+            for index, name in enumerate(chart.lines)
+        )
         legend = f'<span class="legend">{keys}</span>'
     return f"<figure><figcaption><b>{html.escape(chart.title)}</b>{legend}</figcaption>{draw_chart(chart)}</figure>"
 
@@ -173,7 +218,10 @@ def _picture(shown: Shown) -> str:
     height, width = shown.picture.shape[:2]
     caption = f"<figcaption>{html.escape(shown.caption)}</figcaption>" if shown.caption else ""
     alt = html.escape(shown.alt, quote=True)
-    return f'<figure><img src="{data_uri(shown.picture)}" alt="{alt}" width="{width}" height="{height}">{caption}</figure>'
+    return (
+        f'<figure><img src="{data_uri(shown.picture)}" alt="{alt}" width="{width}"'
+        f' height="{height}">{caption}</figure>'
+    )
 
 
 STYLE = """

@@ -1,7 +1,8 @@
 """What moves in a video: cameras along a path, latents along a closed curve through seeds.
 
-Every path is closed: the last frame is the first one again, number for number, so that a video ends where it began and runs in a
-loop without a jump. Angles are radians; a path of F frames is F camera labels (F, 25).
+Every path is closed: the last frame is the first one again, number for number, so that a video ends
+where it began and runs in a loop without a jump. Angles are radians; a path of F frames is F camera
+labels (F, 25).
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from training.data.scene import CameraSummary
 
 CAMERA_PATHS = ("circle", "wobble", "turn", "still")
 SWING = 0.8  # of the data's range on either side: at its very ends a model has seen little
-ROUND_SWING = 0.5  # radians to either side, where the data's cameras go all around and the range says nothing
-POSE_HINT = '25 numbers of a label, 16 of a camera-to-world matrix, or {"yaw": DEGREES, "pitch": DEGREES}'
+# radians to either side, where the data's cameras go all around and the range says nothing
+ROUND_SWING = 0.5
+POSE_HINT = (
+    '25 numbers of a label, 16 of a camera-to-world matrix, or {"yaw": DEGREES, "pitch": DEGREES}'
+)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Cameras
 
 
@@ -40,17 +44,26 @@ def is_all_around(cameras: CameraSummary) -> bool:
 
 
 def default_path(cameras: CameraSummary) -> str:
-    """`turn` where the training data show all sides, else `circle`: what lies behind a face was never seen."""
+    """`turn` where the training data show all sides, else `circle`: what lies behind a face was
+    never seen.
+    """
     return "turn" if is_all_around(cameras) else "circle"
 
 
 def camera_path(
-    kind: str, cameras: CameraSummary, frames: int, yaw: float | None = None, pitch: float | None = None, center: float | None = None
+    kind: str,
+    cameras: CameraSummary,
+    frames: int,
+    yaw: float | None = None,
+    pitch: float | None = None,
+    center: float | None = None,
 ) -> Tensor:
-    """Labels (frames, 25) of one of `CAMERA_PATHS`, which starts and ends on the same camera of the data's orbit.
+    """Labels (frames, 25) of one of `CAMERA_PATHS`, which starts and ends on the same camera of the
+    data's orbit.
 
     Args:
-        kind: `circle` swings to the sides and up and down by turns, `wobble` to the sides, `turn` goes around once, `still` stays.
+        kind: `circle` swings to the sides and up and down by turns, `wobble` to the sides, `turn`
+            goes around once, `still` stays.
         yaw: How far it swings to either side; none = `SWING` of the data's range.
         pitch: How far it swings up and down; none = likewise.
         center: Pitch in the middle; none = the data's mean.
@@ -84,9 +97,11 @@ def _half(span: tuple[float, float]) -> float:
 def read_poses(path: Path, cameras: CameraSummary) -> Tensor:
     """Labels (F, 25) of a JSON file with one pose a frame.
 
-    The file holds a list, or a dict with the list under `poses` or, as in a data set's dataset.json, under `labels`. A pose is a
-    label (25 numbers), a camera-to-world matrix (16 numbers or 4 x 4; the intrinsics then are the checkpoint's), or a dict with
-    `yaw` and `pitch` in degrees and, if wanted, `radius` on the checkpoint's orbit. Entries [name, label] are taken as well.
+    The file holds a list, or a dict with the list under `poses` or, as in a data set's
+    dataset.json, under `labels`. A pose is a label (25 numbers), a camera-to-world matrix (16
+    numbers or 4 x 4; the intrinsics then are the checkpoint's), or a dict with `yaw` and `pitch` in
+    degrees and, if wanted, `radius` on the checkpoint's orbit. Entries [name, label] are taken as
+    well.
 
     Raises:
         UserError: if the file cannot be read or a pose is none.
@@ -100,9 +115,15 @@ def read_poses(path: Path, cameras: CameraSummary) -> Tensor:
     if isinstance(content, dict):
         content = content.get("poses", content.get("labels"))
     if not isinstance(content, list) or not content:
-        raise UserError(f"{path} holds no list of poses; write one whose entries are each {POSE_HINT}")
-    labels = torch.stack([_read_pose(entry, cameras, f"{path}: pose {index}") for index, entry in enumerate(content)])
-    check_labels(labels.double().numpy(), [f"pose {index}" for index in range(len(labels))], str(path))
+        raise UserError(
+            f"{path} holds no list of poses; write one whose entries are each {POSE_HINT}"
+        )
+    labels = torch.stack(
+        [_read_pose(entry, cameras, f"{path}: pose {index}") for index, entry in enumerate(content)]
+    )
+    check_labels(
+        labels.double().numpy(), [f"pose {index}" for index in range(len(labels))], str(path)
+    )
     return labels
 
 
@@ -114,7 +135,9 @@ def _read_pose(entry: Any, cameras: CameraSummary, where: str) -> Tensor:
             return _orbit_pose(entry, cameras)
         numbers = np.array(entry, dtype=np.float64).flatten()
     except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{where} is no pose ({' '.join(str(error).split())[:80]}); write {POSE_HINT}") from error
+        raise UserError(
+            f"{where} is no pose ({' '.join(str(error).split())[:80]}); write {POSE_HINT}"
+        ) from error
     if len(numbers) == 16:
         numbers = np.concatenate([numbers, cameras.intrinsics])
     if len(numbers) != LABEL_SIZE:
@@ -133,17 +156,19 @@ def _orbit_pose(entry: dict[str, Any], cameras: CameraSummary) -> Tensor:
     return replace(cameras, radius=radius).label(yaw, pitch)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Latents
 
 
 def latent_loop(keys: Tensor) -> Callable[[float], Tensor]:
-    """Closed smooth curve through latents `keys` (K, num_ws, w_dim) in w (StyleGAN, section 4.1: w is the space to move in).
+    """Closed smooth curve through latents `keys` (K, num_ws, w_dim) in w (StyleGAN, section 4.1: w
+    is the space to move in).
 
     A periodic cubic spline: position, speed and acceleration agree where the end meets the start.
 
     Returns:
-        Function of the time, of which the loop takes 1 from key 0 through all keys back to key 0, to ws (1, num_ws, w_dim).
+        Function of the time, of which the loop takes 1 from key 0 through all keys back to key 0,
+        to ws (1, num_ws, w_dim).
     """
     if len(keys) == 1:
         return lambda _: keys

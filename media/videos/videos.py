@@ -1,7 +1,8 @@
 """Videos of identities: the camera moves, the latent moves, or both.
 
-The planes of an identity are computed once while only the camera moves. Frames are rendered one at a time and deterministically, so
-that the same camera and latent give the same picture, bit for bit, wherever in a video they come.
+The planes of an identity are computed once while only the camera moves. Frames are rendered one at
+a time and deterministically, so that the same camera and latent give the same picture, bit for bit,
+wherever in a video they come.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ PROBES = 8  # frames that are rendered beforehand to find the scale of depth
 
 @dataclass
 class Identity:
-    """One cell of a video: latents `keys` (K, num_ws, w_dim) that it passes through; one key stays as it is."""
+    """One cell of a video: latents `keys` (K, num_ws, w_dim) that it passes through; one key stays
+    as it is.
+    """
 
     generator: PictureModel
     keys: Tensor
@@ -79,33 +82,60 @@ class Film:
         """The frames (H, W, 3) in order."""
         limits = self._depth_limits() if "depth" in self.panels else [None] * len(self.cells)
         for time, c in zip(loop_times(len(self.labels)), self.labels.split(1), strict=True):
-            shown = [self._cell(identity, time, c, scale) for identity, scale in zip(self.identities, limits, strict=True)]
+            shown = [
+                self._cell(identity, time, c, scale)
+                for identity, scale in zip(self.identities, limits, strict=True)
+            ]
             yield tile(np.stack(shown), len(shown) // self.columns, self.columns)
 
-    def _cell(self, identity: Identity, time: float, c: Tensor, limits: tuple[float, float] | None) -> Pictures:
+    def _cell(
+        self, identity: Identity, time: float, c: Tensor, limits: tuple[float, float] | None
+    ) -> Pictures:
         planes, ws = identity.at(time)
-        pictures = render_panels(self.generator, planes, ws, c.to(ws), self.panels, self.neural_rendering_resolution, limits)
+        pictures = render_panels(
+            self.generator,
+            planes,
+            ws,
+            c.to(ws),
+            self.panels,
+            self.neural_rendering_resolution,
+            limits,
+        )
         size = self.size or pictures[self.panels[0]].shape[0]
         return np.concatenate([resize(picture, size) for picture in pictures.values()], axis=1)
 
     @torch.no_grad()
     def _depth_limits(self) -> list[tuple[float, float] | None]:
         """Of each cell, from a few of its frames."""
-        chosen = np.unique(np.linspace(0, len(self.labels) - 1, PROBES).round().astype(int)).tolist()
+        chosen = np.unique(
+            np.linspace(0, len(self.labels) - 1, PROBES).round().astype(int)
+        ).tolist()
         times = loop_times(len(self.labels))
         found = []
         for identity in self.identities:
             states = ((index, *identity.at(times[index])) for index in chosen)
             outputs = (
-                self.generator.render(planes, ws, self.labels[index : index + 1].to(ws), self.neural_rendering_resolution)
+                self.generator.render(
+                    planes,
+                    ws,
+                    self.labels[index : index + 1].to(ws),
+                    self.neural_rendering_resolution,
+                )
                 for index, planes, ws in states
             )
             found.append(shared_limits(outputs))
         return found
 
 
-def write_video(film: Film, paths: Sequence[Path], fps: float, bar: tqdm, should_stop: Callable[[], bool] = lambda: False) -> int:
-    """Write one film to each of `paths` (formats by their endings); returns the number of frames written.
+def write_video(
+    film: Film,
+    paths: Sequence[Path],
+    fps: float,
+    bar: tqdm,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> int:
+    """Write one film to each of `paths` (formats by their endings); returns the number of frames
+    written.
 
     Args:
         bar: Moved on by one a frame.
@@ -129,7 +159,9 @@ def write_video(film: Film, paths: Sequence[Path], fps: float, bar: tqdm, should
 
 @contextlib.contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C sets what the yielded function tells, instead of breaking off; a second one breaks off as usual."""
+    """Ctrl-C sets what the yielded function tells, instead of breaking off; a second one breaks off
+    as usual.
+    """
     asked = threading.Event()
     usual = signal.getsignal(signal.SIGINT)
 

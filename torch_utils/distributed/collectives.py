@@ -37,7 +37,9 @@ def any_process(value: bool, device: torch.device) -> bool:
 
 
 def gather_batch(share: Tensor) -> Tensor:
-    """The whole batch (B, ...) of which every process has a share (B / N, ...), in the order in which samples are dealt out."""
+    """The whole batch (B, ...) of which every process has a share (B / N, ...), in the order in
+    which samples are dealt out.
+    """
     if not is_distributed():
         return share
     shares = [torch.empty_like(share) for _ in range(world_size())]

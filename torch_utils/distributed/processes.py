@@ -1,4 +1,6 @@
-"""Processes that compute together, started here or by torchrun: joined, told to stop, and left, in one place."""
+"""Processes that compute together, started here or by torchrun: joined, told to stop, and left, in
+one place.
+"""
 
 from __future__ import annotations
 
@@ -74,16 +76,21 @@ class Place:
 
 
 def place_from_environment() -> Place | None:
-    """What torchrun (or another launcher that sets its variables) says about this process; None if nobody does."""
+    """What torchrun (or another launcher that sets its variables) says about this process; None if
+    nobody does.
+    """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     if any(name not in os.environ for name in names):
         return None
     rank, size, local_rank, local_size = (int(os.environ[name]) for name in names[:4])
-    return Place(rank, size, local_rank, local_size, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    return Place(
+        rank, size, local_rank, local_size, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    )
 
 
 def run_in_group(device: str, work: Callable[[], Any]) -> None:
-    """Call `work()`; where torchrun started this process, as a part of its group, and leave with the status that `run_cli` gives.
+    """Call `work()`; where torchrun started this process, as a part of its group, and leave with
+    the status that `run_cli` gives.
 
     Args:
         device: cpu or cuda, where each process takes the GPU of its local rank.
@@ -101,7 +108,9 @@ def run_in_group(device: str, work: Callable[[], Any]) -> None:
 
 
 def first_process_decides(decide: Callable[[], T]) -> T:
-    """What `decide()` returns in process 0, in all processes; if it fails there, the others leave without a word."""
+    """What `decide()` returns in process 0, in all processes; if it fails there, the others leave
+    without a word.
+    """
     if not is_distributed():
         return decide()
     answer: list[Any] = [None, False]
@@ -115,11 +124,15 @@ def first_process_decides(decide: Callable[[], T]) -> T:
     return answer[0]
 
 
-def run_processes(count: int, device: str, work: Callable[..., None], *arguments: Any, hint: str) -> None:
-    """Call `work(device, *arguments)` in this process, or in `count` new ones that form a process group.
+def run_processes(
+    count: int, device: str, work: Callable[..., None], *arguments: Any, hint: str
+) -> None:
+    """Call `work(device, *arguments)` in this process, or in `count` new ones that form a process
+    group.
 
-    In a process that has a group already (`run_in_group`), it is called there, as in the others. SIGINT and SIGTERM are passed on to new
-    ones, which may end in order; if one does not, this is a KeyboardInterrupt here.
+    In a process that has a group already (`run_in_group`), it is called there, as in the others.
+    SIGINT and SIGTERM are passed on to new ones, which may end in order; if one does not, this is a
+    KeyboardInterrupt here.
 
     Args:
         device: cpu, mps or cuda; with several processes on cuda, process i has GPU i.
@@ -137,21 +150,35 @@ def run_processes(count: int, device: str, work: Callable[..., None], *arguments
     if count == 1:
         work(torch.device(device), *arguments)
         return
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # it tells of every process that it ends
+    # it tells of every process that it ends
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, StopSignals() as stop:
         errors = Path(folder)
         address = f"tcp://127.0.0.1:{_free_port()}"
-        context = torch.multiprocessing.spawn(_worker, args=(count, device, address, errors, work, arguments), nprocs=count, join=False)
+        context = torch.multiprocessing.spawn(
+            _worker,
+            args=(count, device, address, errors, work, arguments),
+            nprocs=count,
+            join=False,
+        )
         try:
             _run_to_end(stop, context)
-        except (torch.multiprocessing.ProcessExitedException, torch.multiprocessing.ProcessRaisedException) as error:
+        except (
+            torch.multiprocessing.ProcessExitedException,
+            torch.multiprocessing.ProcessRaisedException,
+        ) as error:
             if stop.received:
                 raise KeyboardInterrupt from error
             messages = [path.read_text(encoding="utf-8") for path in sorted(errors.iterdir())]
             died = _killed(context)
-            if not messages and not died and isinstance(error, torch.multiprocessing.ProcessRaisedException):
+            if (
+                not messages
+                and not died
+                and isinstance(error, torch.multiprocessing.ProcessRaisedException)
+            ):
                 raise
-            # Where one process met a mistake of the user or was killed, the others fail too, for lack of an answer from it.
+            # Where one process met a mistake of the user or was killed, the others fail too, for
+            # lack of an answer from it.
             own = [message for message in messages if not message.startswith(LOST_CONTACT)]
             reason = own[0] if own else f"a process died: {died or messages[:1] or error}; {hint}"
             raise UserError(reason) from error
@@ -169,15 +196,29 @@ def _run_to_end(stop: StopSignals, context: Any) -> None:
 def _killed(context: Any) -> str:
     """Which process a signal ended, other than those that end the rest."""
     for index, process in enumerate(context.processes):
-        if process.exitcode is not None and process.exitcode < 0 and process.exitcode != -signal.SIGTERM:
-            return f"process {index} terminated with signal {signal.Signals(-process.exitcode).name}"
+        if (
+            process.exitcode is not None
+            and process.exitcode < 0
+            and process.exitcode != -signal.SIGTERM
+        ):
+            return (
+                f"process {index} terminated with signal {signal.Signals(-process.exitcode).name}"
+            )
     return ""
 
 
 def _worker(
-    process: int, count: int, device: str, address: str, errors: Path, work: Callable[..., None], arguments: tuple[Any, ...]
+    process: int,
+    count: int,
+    device: str,
+    address: str,
+    errors: Path,
+    work: Callable[..., None],
+    arguments: tuple[Any, ...],
 ) -> None:
-    """Entry point of one of several processes; a mistake of the user is handed to the parent as text."""
+    """Entry point of one of several processes; a mistake of the user is handed to the parent as
+    text.
+    """
 
     def hand_over(message: str) -> None:
         (errors / f"{process:05d}").write_text(message, encoding="utf-8")
@@ -185,7 +226,14 @@ def _worker(
 
     if device != "cuda":
         torch.set_num_threads(max(torch.get_num_threads() // count, 1))
-    watch = _join(device, process, address, process, count, lambda reason: hand_over(f"{LOST_CONTACT}: {reason}"))
+    watch = _join(
+        device,
+        process,
+        address,
+        process,
+        count,
+        lambda reason: hand_over(f"{LOST_CONTACT}: {reason}"),
+    )
     try:
         work(_device(device, process), *arguments)
     except UserError as error:
@@ -200,7 +248,9 @@ def _worker(
     _end_group(watch, 0, at_exit=True)
 
 
-def _join(device: str, local_rank: int, address: str, rank: int, size: int, leave: Callable[[str], None]) -> Watch:
+def _join(
+    device: str, local_rank: int, address: str, rank: int, size: int, leave: Callable[[str], None]
+) -> Watch:
     """Form the process group, and watch over it."""
     own = _device(device, local_rank)
     if own.type == "cuda":
@@ -210,8 +260,15 @@ def _join(device: str, local_rank: int, address: str, rank: int, size: int, leav
     store = dist.PrefixStore(f"open_eg3d/{restarts}", store)
     beats = store.clone()
     beats.set_timeout(BEAT_TIMEOUT)
-    # Whether somebody is lost is for the watch to say, however long the others may have to wait for one that works on something alone.
-    dist.init_process_group("nccl" if own.type == "cuda" else "gloo", store=store, rank=rank, world_size=size, timeout=WORK_TIMEOUT)
+    # Whether somebody is lost is for the watch to say, however long the others may have to wait for
+    # one that works on something alone.
+    dist.init_process_group(
+        "nccl" if own.type == "cuda" else "gloo",
+        store=store,
+        rank=rank,
+        world_size=size,
+        timeout=WORK_TIMEOUT,
+    )
     return Watch(beats, rank, size, leave)
 
 
@@ -235,7 +292,9 @@ def _say_and_leave(reason: str) -> None:
 def _is_loss(error: Exception) -> bool:
     """Whether an error is that of a connection to another process."""
     text = str(error).lower()
-    return isinstance(error, dist.DistError) or any(word in text for word in ("connection closed", "connection reset", "broken pipe"))
+    return isinstance(error, dist.DistError) or any(
+        word in text for word in ("connection closed", "connection reset", "broken pipe")
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -247,8 +306,8 @@ def _first_line(error: Exception) -> str:
 def _end_group(watch: Watch, status: int, at_exit: bool = False) -> None:
     """Leave together with the others, or at once where this process fails.
 
-    A thread of the process group that drops its last tensor while the interpreter is being torn down aborts the process (seen), so leave
-    before that: all is written and closed.
+    A thread of the process group that drops its last tensor while the interpreter is being torn
+    down aborts the process (seen), so leave before that: all is written and closed.
     """
     if status:
         watch.tell(f"ended with status {status}")

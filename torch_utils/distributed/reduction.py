@@ -1,7 +1,9 @@
-"""Averages of gradients over processes, on their way while the backward pass still goes on (Li et al. 2020, "PyTorch Distributed").
+"""Averages of gradients over processes, on their way while the backward pass still goes on (Li et
+al. 2020, "PyTorch Distributed").
 
-Gradients are sent in buckets, the last layers' first. All processes send the same buckets in the same order, whatever the order in which
-their gradients come; so a process in which some layer had nothing to do cannot mix them up.
+Gradients are sent in buckets, the last layers' first. All processes send the same buckets in the
+same order, whatever the order in which their gradients come; so a process in which some layer had
+nothing to do cannot mix them up.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ BUCKET_BYTES = 4 << 20  # benchmarks/gradient_overlap.py
 
 
 class GradientAverage:
-    """Averages the gradients of some parameters over all processes. Without a process group it does nothing."""
+    """Averages the gradients of some parameters over all processes. Without a process group it does
+    nothing.
+    """
 
     def __init__(self, parameters: list[nn.Parameter], bucket_bytes: int = BUCKET_BYTES) -> None:
         """Prepare for `parameters`; they may require gradients at times only."""
@@ -39,21 +43,26 @@ class GradientAverage:
                 p.register_post_accumulate_grad_hook(self._arrived)
 
     def expect_last(self) -> None:
-        """Say that the next backward pass is the last one of this update: what it gives may be sent."""
+        """Say that the next backward pass is the last one of this update: what it gives may be
+        sent.
+        """
         self._is_last = True
 
     def finish(self, counts: Tensor) -> Tensor:
-        """Replace all gradients by their mean; returns the sums of `counts` (n,) over all processes.
+        """Replace all gradients by their mean; returns the sums of `counts` (n,) over all
+        processes.
 
-        A process that has no gradient for a parameter counts as zero; a parameter for which no process has one keeps none, so that an
-        optimiser leaves it alone, as with a single process.
+        A process that has no gradient for a parameter counts as zero; a parameter for which no
+        process has one keeps none, so that an optimiser leaves it alone, as with a single process.
         """
         if not is_distributed() or not self.parameters:
             return sum_over_processes(counts)
         while len(self._sent) < len(self.buckets):
             self._send()
         has_gradient = counts.new_tensor([p.grad is not None for p in self.parameters])
-        sums, shares = sum_over_processes(torch.cat([counts, has_gradient])).split([len(counts), len(has_gradient)])
+        sums, shares = sum_over_processes(torch.cat([counts, has_gradient])).split(
+            [len(counts), len(has_gradient)]
+        )
         is_used = dict(zip(self.parameters, (shares > 0).tolist(), strict=True))
         for bucket, (flat, work) in zip(self.buckets, self._sent, strict=True):
             if work is not None:
@@ -73,7 +82,9 @@ class GradientAverage:
 
     def _send(self) -> None:
         bucket = self.buckets[len(self._sent)]
-        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in bucket])
+        flat = torch.cat(
+            [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in bucket]
+        )
         self._sent.append((flat, dist.all_reduce(flat, async_op=True)))
 
 

@@ -1,8 +1,10 @@
-"""Whether the other processes of a group still live. A collective operation does not say: over a network it waits for a dead one for ever.
+"""Whether the other processes of a group still live. A collective operation does not say: over a
+network it waits for a dead one for ever.
 
-Every process writes a beat into the group's store. Each watches the one before it, and the first who misses its beats writes so for all to
-see. Who can no longer reach the store is cut off and ends, too. Silence is counted in beats of one's own, not in seconds, so that nobody is
-missed after all have been stopped for a while (Ctrl-Z, a sleeping laptop).
+Every process writes a beat into the group's store. Each watches the one before it, and the first
+who misses its beats writes so for all to see. Who can no longer reach the store is cut off and
+ends, too. Silence is counted in beats of one's own, not in seconds, so that nobody is missed after
+all have been stopped for a while (Ctrl-Z, a sleeping laptop).
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class Watch:
         beat: float = BEAT_SECONDS,
         silence: int = SILENCE_BEATS,
     ) -> None:
-        """Begin to beat; `store` must be a connection that nobody else uses. All processes of the group have a watch."""
+        """Begin to beat; `store` must be a connection that nobody else uses. All processes of the
+        group have a watch.
+        """
         self.store, self.rank, self.size, self.leave = store, rank, size, leave
         self.beat, self.silence = beat, silence
         self._stopped = threading.Event()
@@ -61,7 +65,10 @@ class Watch:
             self._unanswered = 0
             last, silent = value, 0 if value != last else silent + 1
             if silent > self.silence and not lost:
-                lost = f"process {other} has not shown for {self.silence * self.beat:.0f} s that it lives"
+                lost = (
+                    f"process {other} has not shown for {self.silence * self.beat:.0f} s that it"
+                    " lives"
+                )
                 self.store.set(LOST, lost)
             if lost:
                 self._end(lost)
@@ -78,7 +85,10 @@ class Watch:
             self._unanswered += 1
             if self._unanswered > self.silence:
                 seconds = self.silence * self.beat
-                self._end(f"no answer from the group's store for {seconds:.0f} s: its process or the network is down")
+                self._end(
+                    f"no answer from the group's store for {seconds:.0f} s: its process or the"
+                    " network is down"
+                )
 
     def _end(self, reason: str) -> None:
         if not self._stopped.is_set():

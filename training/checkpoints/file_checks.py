@@ -1,4 +1,6 @@
-"""What a file of weights says, checked before anything is built from it: settings may say anything, tensors may be of any kind."""
+"""What a file of weights says, checked before anything is built from it: settings may say anything,
+tensors may be of any kind.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,16 @@ LARGEST_INTEGER = 1 << 64
 LARGEST_SETTING = 1 << 20  # of whole numbers
 LARGEST_SETTINGS = {
     "mapping_layers": 64,
-    **dict.fromkeys(("resolution", "input_resolution", "plane_resolution", "depth_resolution", "depth_resolution_importance"), 4096),
+    **dict.fromkeys(
+        (
+            "resolution",
+            "input_resolution",
+            "plane_resolution",
+            "depth_resolution",
+            "depth_resolution_importance",
+        ),
+        4096,
+    ),
 }
 PLAIN_DTYPES = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
@@ -26,7 +37,9 @@ PLAIN_DTYPES = {
 
 
 def check_model(config: ModelConfig, where: str) -> None:
-    """Raise a UserError that begins with `where` for a setting that no network has, such as a billion layers."""
+    """Raise a UserError that begins with `where` for a setting that no network has, such as a
+    billion layers.
+    """
     try:
         check_ranges(Config(model=config))
         _check_sizes(config)
@@ -40,7 +53,9 @@ def _check_sizes(config: ModelConfig) -> None:
             limit = LARGEST_SETTINGS.get(name, LARGEST_SETTING)
             values = value if isinstance(value, tuple) else (value,)
             if any(type(number) is int and not number <= limit for number in values):
-                raise UserError(f"{section_name}.{name} is above {limit}, more than any network has")
+                raise UserError(
+                    f"{section_name}.{name} is above {limit}, more than any network has"
+                )
     channels = config.superresolution.channels
     if channels is not None and not all(number >= 1 for number in channels):
         raise UserError("superresolution.channels must be at least 1 each")
@@ -49,21 +64,34 @@ def _check_sizes(config: ModelConfig) -> None:
 def is_plain_tensor(tensor: Any) -> bool:
     """Whether a tensor is dense, in memory, of ordinary numbers, and has memory for each of them.
 
-    A file can also describe sparse and shapeless tensors, and a thousand million numbers that all share one place.
+    A file can also describe sparse and shapeless tensors, and a thousand million numbers that all
+    share one place.
     """
-    if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.dtype not in PLAIN_DTYPES:
+    if (
+        type(tensor) is not Tensor
+        or tensor.layout != torch.strided
+        or tensor.device.type != "cpu"
+        or tensor.dtype not in PLAIN_DTYPES
+    ):
         return False
-    return not tensor.is_quantized and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    return (
+        not tensor.is_quantized
+        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    )
 
 
 def is_plain_leaf(value: Any) -> bool:
     """Whether a value is a number of ordinary size, a text, None or an ordinary tensor."""
-    is_number = type(value) in (float, bool) or (type(value) is int and abs(value) <= LARGEST_INTEGER)
+    is_number = type(value) in (float, bool) or (
+        type(value) is int and abs(value) <= LARGEST_INTEGER
+    )
     return value is None or is_number or type(value) is str or is_plain_tensor(value)
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is built of what checkpoints hold: tensors, numbers, texts, None, lists and dicts, not endlessly many."""
+    """Whether a value is built of what checkpoints hold: tensors, numbers, texts, None, lists and
+    dicts, not endlessly many.
+    """
     waiting, seen = [(value, 0)], 0
     while waiting:
         item, depth = waiting.pop()
@@ -78,7 +106,8 @@ def is_plain(value: Any) -> bool:
             continue
         else:
             return False
-        # Counted before they are entered: a few lists that hold one another a thousand times each are quickly written.
+        # Counted before they are entered: a few lists that hold one another a thousand times each
+        # are quickly written.
         if depth >= MAX_DEPTH or seen + len(waiting) + len(inside) > MAX_VALUES:
             return False
         waiting += [(part, depth + 1) for part in inside]

@@ -1,7 +1,8 @@
-"""The generator as two ONNX graphs: latent to planes, once a person, and planes to a picture, once a camera.
+"""The generator as two ONNX graphs: latent to planes, once a person, and planes to a picture, once
+a camera.
 
-The composable rendering path is traced (EG3D, section 3.3), with fixed sample offsets. Graphs are made for one sample and one
-camera at a time, in fp32, at one rendering resolution.
+The composable rendering path is traced (EG3D, section 3.3), with fixed sample offsets. Graphs are
+made for one sample and one camera at a time, in fp32, at one rendering resolution.
 """
 
 from __future__ import annotations
@@ -29,15 +30,20 @@ IMAGE_INPUTS, IMAGE_OUTPUTS = ("planes", "ws", "c"), ("image", "image_raw", "ima
 
 
 class PlanesGraph(nn.Module):
-    """Latent and conditioning camera to planes, and to the latents that the super-resolution needs."""
+    """Latent and conditioning camera to planes, and to the latents that the super-resolution
+    needs.
+    """
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         self.generator = generator
 
     def forward(self, z: Tensor, c: Tensor, truncation_psi: Tensor) -> tuple[Tensor, Tensor]:
-        """z (1, z_dim), c (1, 25), truncation_psi () -> planes (1, 3, C, H, W), ws (1, num_ws, w_dim)."""
-        # Truncation is an input of the graph, so it cannot be left out for a psi of 1 as `mapping` does.
+        """z (1, z_dim), c (1, 25), truncation_psi () -> planes (1, 3, C, H, W), ws (1, num_ws,
+        w_dim).
+        """
+        # Truncation is an input of the graph, so it cannot be left out for a psi of 1 as `mapping`
+        # does.
         w_avg = self.generator.backbone.mapping.w_avg
         ws = w_avg + truncation_psi * (self.generator.mapping(z, c) - w_avg)
         return self.generator.planes(ws), ws
@@ -51,7 +57,9 @@ class ImageGraph(nn.Module):
         self.generator = generator
 
     def forward(self, planes: Tensor, ws: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """planes (1, 3, C, H, W), ws (1, num_ws, w_dim), c (1, 25) -> image, image_raw, image_depth, as `Generator.render`."""
+        """planes (1, 3, C, H, W), ws (1, num_ws, w_dim), c (1, 25) -> image, image_raw,
+        image_depth, as `Generator.render`.
+        """
         pictures = self.generator.render(planes, ws, c)
         return pictures.image, pictures.image_raw, pictures.image_depth
 
@@ -60,7 +68,8 @@ def write_planes_graph(path: str | os.PathLike[str], generator: Generator) -> No
     """Write the graph of `PlanesGraph`.
 
     Raises:
-        UserError: if the extra `onnx` is not installed, the exporter refuses the network, or `path` cannot be written.
+        UserError: if the extra `onnx` is not installed, the exporter refuses the network, or `path`
+            cannot be written.
     """
     inputs = (torch.zeros(1, generator.z_dim), torch.zeros(1, LABEL_SIZE), torch.ones(()))
     _write(path, PlanesGraph(generator), inputs, PLANES_INPUTS, PLANES_OUTPUTS)
@@ -73,13 +82,23 @@ def write_image_graph(path: str | os.PathLike[str], generator: Generator) -> Non
         UserError: as `write_planes_graph`.
     """
     options = generator.config.generator
-    planes = torch.zeros(1, 3, options.plane_channels, options.plane_resolution, options.plane_resolution)
-    inputs = (planes, torch.zeros(1, generator.num_ws, generator.w_dim), torch.eye(5).reshape(1, LABEL_SIZE))
+    planes = torch.zeros(
+        1, 3, options.plane_channels, options.plane_resolution, options.plane_resolution
+    )
+    inputs = (
+        planes,
+        torch.zeros(1, generator.num_ws, generator.w_dim),
+        torch.eye(5).reshape(1, LABEL_SIZE),
+    )
     _write(path, ImageGraph(generator), inputs, IMAGE_INPUTS, IMAGE_OUTPUTS)
 
 
 def _write(
-    path: str | os.PathLike[str], graph: nn.Module, inputs: tuple[Tensor, ...], input_names: tuple[str, ...], output_names: tuple[str, ...]
+    path: str | os.PathLike[str],
+    graph: nn.Module,
+    inputs: tuple[Tensor, ...],
+    input_names: tuple[str, ...],
+    output_names: tuple[str, ...],
 ) -> None:
     operators = _missing_operators()
     with library.path("reference"), torch.no_grad(), _quiet():
@@ -96,13 +115,17 @@ def _write(
             )
         except (torch.onnx.OnnxExporterError, RuntimeError) as error:
             reason = " ".join(str(error.__cause__ or error).split())[:300]
-            raise UserError(f"{path}: the ONNX exporter does not take this network: {reason}") from error
+            raise UserError(
+                f"{path}: the ONNX exporter does not take this network: {reason}"
+            ) from error
         with atomic_write(path) as file:
             file.write(_name_outputs(program.model_proto, output_names).SerializeToString())
 
 
 def _name_outputs(model: Any, names: tuple[str, ...]) -> Any:
-    """The graph with its outputs called `names`, which the exporter forgets where two outputs share a computation."""
+    """The graph with its outputs called `names`, which the exporter forgets where two outputs share
+    a computation.
+    """
     for output, name in zip(model.graph.output, names, strict=True):
         renamed = {output.name: name}
         for node in model.graph.node:
@@ -125,11 +148,16 @@ def _quiet() -> Iterator[None]:
 
 
 def _missing_operators() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Operators of the renderer for which PyTorch's exporter has no translation, in terms of ONNX."""
+    """Operators of the renderer for which PyTorch's exporter has no translation, in terms of
+    ONNX.
+    """
     try:
         from onnxscript import opset18
     except ImportError as error:
-        raise UserError("ONNX files are written with the packages onnx and onnxscript; run: pip install 'open-eg3d[onnx]'") from error
+        raise UserError(
+            "ONNX files are written with the packages onnx and onnxscript; run: pip install"
+            " 'open-eg3d[onnx]'"
+        ) from error
 
     op: Any = opset18
 
@@ -159,4 +187,8 @@ def _missing_operators() -> dict[Callable[..., Any], Callable[..., Any]]:
         return op.TopK(self, op.Shape(self, start=-1), axis=-1, largest=int(descending), sorted=1)
 
     aten = torch.ops.aten
-    return {aten.cumprod.default: cumprod, aten.searchsorted.Tensor: searchsorted, aten.sort.stable: sort}
+    return {
+        aten.cumprod.default: cumprod,
+        aten.searchsorted.Tensor: searchsorted,
+        aten.sort.stable: sort,
+    }

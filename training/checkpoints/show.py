@@ -53,8 +53,14 @@ class Contents:
             "progress": self.progress,
             "cameras": self.cameras,
             "config": config if self.source == "ours" else {"model": config["model"]},
-            "generator": {"layers": [layer.to_dict() for layer in self.generator], "total": total(self.generator)},
-            "discriminator": {"layers": [layer.to_dict() for layer in self.discriminator], "total": total(self.discriminator)},
+            "generator": {
+                "layers": [layer.to_dict() for layer in self.generator],
+                "total": total(self.generator),
+            },
+            "discriminator": {
+                "layers": [layer.to_dict() for layer in self.discriminator],
+                "total": total(self.discriminator),
+            },
         }
 
 
@@ -76,11 +82,22 @@ def read_contents(path_or_url: str, resolution: int | None = None) -> Contents:
     path = local_file(path_or_url)
     if is_released(path):
         weights = load_weights(path)
-        contents = Contents(path, "released", Config(model=weights.config), _sizes(weights), False, cameras=_plain(weights.cameras or {}))
+        contents = Contents(
+            path,
+            "released",
+            Config(model=weights.config),
+            _sizes(weights),
+            False,
+            cameras=_plain(weights.cameras or {}),
+        )
     else:
         checkpoint = load_checkpoint(path)
-        contents = Contents(path, "ours", checkpoint.config, _sizes(checkpoint), bool(checkpoint.optimizers))
-        contents.progress = describe_progress(checkpoint.progress, checkpoint.augment, checkpoint.config)
+        contents = Contents(
+            path, "ours", checkpoint.config, _sizes(checkpoint), bool(checkpoint.optimizers)
+        )
+        contents.progress = describe_progress(
+            checkpoint.progress, checkpoint.augment, checkpoint.config
+        )
         contents.cameras = _plain(checkpoint.cameras or {})
     contents.generator = measure_generator(contents.config.model, resolution)
     contents.discriminator = measure_discriminator(contents.config.model, resolution)
@@ -89,39 +106,71 @@ def read_contents(path_or_url: str, resolution: int | None = None) -> Contents:
 
 def _sizes(networks: Any) -> dict[str, int]:
     states = {name: getattr(networks, name) for name in ("G", "D", "G_ema")}
-    return {name: sum(value.numel() for value in state.values()) for name, state in states.items() if state is not None}
+    return {
+        name: sum(value.numel() for value in state.values())
+        for name, state in states.items()
+        if state is not None
+    }
 
 
-def describe_progress(progress: dict[str, Any], augment: dict[str, Any], config: Config) -> dict[str, Any]:
+def describe_progress(
+    progress: dict[str, Any], augment: dict[str, Any], config: Config
+) -> dict[str, Any]:
     """How far the run was: kimg of how many, steps, updates skipped, augmentation."""
-    shown: dict[str, Any] = {"kimg": progress.get("images", 0) / 1000, "of_kimg": config.training.kimg, "steps": progress.get("steps", 0)}
+    shown: dict[str, Any] = {
+        "kimg": progress.get("images", 0) / 1000,
+        "of_kimg": config.training.kimg,
+        "steps": progress.get("steps", 0),
+    }
     skipped = {name: count for name, count in progress.get("bad_steps", {}).items() if count}
-    return shown | ({"skipped_in_a_row": skipped} if skipped else {}) | ({"augment_p": augment["p"]} if "p" in augment else {})
+    return (
+        shown
+        | ({"skipped_in_a_row": skipped} if skipped else {})
+        | ({"augment_p": augment["p"]} if "p" in augment else {})
+    )
 
 
 def _plain(cameras: dict[str, Any]) -> dict[str, Any]:
     """A camera summary with the number of its poses instead of the poses."""
-    return {name: len(value) if isinstance(value, Tensor) else value for name, value in cameras.items()}
+    return {
+        name: len(value) if isinstance(value, Tensor) else value for name, value in cameras.items()
+    }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # For people
 
 
 def report(contents: Contents) -> Iterator[str]:
     """Lines of text."""
     size = contents.path.stat().st_size
-    yield f"{contents.path}: {'checkpoint' if contents.source == 'ours' else 'released snapshot'}, {in_units(size, 'B')}"
-    yield "Networks: " + ", ".join(f"{name} {count:,} numbers" for name, count in contents.networks.items())
-    yield "Training can go on from it." if contents.can_resume else "For inference, or as a start (--init-from): no optimisers in it."
+    yield (
+        f"{contents.path}: {'checkpoint' if contents.source == 'ours' else 'released snapshot'},"
+        f" {in_units(size, 'B')}"
+    )
+    yield "Networks: " + ", ".join(
+        f"{name} {count:,} numbers" for name, count in contents.networks.items()
+    )
+    yield (
+        "Training can go on from it."
+        if contents.can_resume
+        else "For inference, or as a start (--init-from): no optimisers in it."
+    )
     if contents.progress:
-        yield "Progress: " + ", ".join(f"{name} {_short(value)}" for name, value in contents.progress.items())
+        yield "Progress: " + ", ".join(
+            f"{name} {_short(value)}" for name, value in contents.progress.items()
+        )
     if contents.cameras:
-        yield "Cameras: " + ", ".join(f"{name} {_short(value)}" for name, value in contents.cameras.items())
+        yield "Cameras: " + ", ".join(
+            f"{name} {_short(value)}" for name, value in contents.cameras.items()
+        )
     yield ""
     yield "Settings (* = not the default)"
     yield from settings(contents)
-    for name, layers in (("Generator, one picture", contents.generator), ("Discriminator, one picture", contents.discriminator)):
+    for name, layers in (
+        ("Generator, one picture", contents.generator),
+        ("Discriminator, one picture", contents.discriminator),
+    ):
         yield ""
         yield name
         yield from table(layers)
@@ -130,8 +179,13 @@ def report(contents: Contents) -> Iterator[str]:
 
 
 def settings(contents: Contents) -> Iterator[str]:
-    """All settings, those that differ from the default marked. A released snapshot has those of its model only."""
-    defaults, model = config_sections(Config()), config_sections(Config()).keys() - {"data", "training", "augment", "snapshot"}
+    """All settings, those that differ from the default marked. A released snapshot has those of its
+    model only.
+    """
+    defaults, model = (
+        config_sections(Config()),
+        config_sections(Config()).keys() - {"data", "training", "augment", "snapshot"},
+    )
     for name, section in config_sections(contents.config).items():
         if contents.source == "released" and name not in model:
             continue
@@ -147,10 +201,26 @@ def table(layers: list[Layer]) -> Iterator[str]:
     sums = total(layers)
     rows = [("layer", "kind", "output", "parameters", "multiply-adds", "output memory")]
     rows += [
-        (layer.name, layer.kind, _shape(layer), f"{layer.parameters:,}", f"{layer.multiply_adds:,}", in_units(layer.output_bytes, "B"))
+        (
+            layer.name,
+            layer.kind,
+            _shape(layer),
+            f"{layer.parameters:,}",
+            f"{layer.multiply_adds:,}",
+            in_units(layer.output_bytes, "B"),
+        )
         for layer in layers
     ]
-    rows.append(("sum", "", "", f"{sums['parameters']:,}", f"{sums['multiply_adds']:,}", in_units(sums["output_bytes"], "B")))
+    rows.append(
+        (
+            "sum",
+            "",
+            "",
+            f"{sums['parameters']:,}",
+            f"{sums['multiply_adds']:,}",
+            in_units(sums["output_bytes"], "B"),
+        )
+    )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         left = [cell.ljust(width) for cell, width in zip(row[:3], widths[:3], strict=True)]
@@ -165,12 +235,17 @@ def _shape(layer: Layer) -> str:
 
 def costs(contents: Contents) -> Iterator[str]:
     """Sums by when they arise."""
-    layers = [(layer.name, layer) for layer in contents.generator] + [(f"D.{layer.name}", layer) for layer in contents.discriminator]
+    layers = [(layer.name, layer) for layer in contents.generator] + [
+        (f"D.{layer.name}", layer) for layer in contents.discriminator
+    ]
     for when in dict.fromkeys(GROUPS.values()):
         starts = tuple(start for start, group in GROUPS.items() if group == when)
         sums = total([layer for name, layer in layers if name.startswith(starts)])
         parameters = f"{sums['parameters']:,} parameters ({in_units(sums['parameter_bytes'], 'B')})"
-        yield f"{when.capitalize()}: {in_units(sums['multiply_adds'], '')} multiply-adds, {parameters}"
+        yield (
+            f"{when.capitalize()}: {in_units(sums['multiply_adds'], '')} multiply-adds,"
+            f" {parameters}"
+        )
 
 
 def in_units(number: float, unit: str) -> str:
@@ -192,10 +267,16 @@ def _short(value: Any) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--network", required=True, metavar="FILE|URL", help="Checkpoint, ours or released.")
-@click.option("--nrr", type=click.IntRange(1, 4096), help="Neural rendering resolution to count for.  [default: the model's]")
+@click.option(
+    "--nrr",
+    type=click.IntRange(1, 4096),
+    help="Neural rendering resolution to count for.  [default: the model's]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(network: str, nrr: int | None, as_json: bool) -> None:
-    """Print the layers of a checkpoint with what they cost, its settings, and how far its training was."""
+    """Print the layers of a checkpoint with what they cost, its settings, and how far its training
+    was.
+    """
     contents = read_contents(network, nrr)
     click.echo(json.dumps(contents.to_dict(), indent=2) if as_json else "\n".join(report(contents)))
 

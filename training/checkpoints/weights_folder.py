@@ -1,7 +1,9 @@
-"""A generator as a folder that other programs read too: settings in config.json, tensors in model.safetensors.
+"""A generator as a folder that other programs read too: settings in config.json, tensors in
+model.safetensors.
 
-The files hold no code: JSON, and the safetensors format, a list of names, shapes and places followed by plain numbers. Cameras
-are part of config.json, except for tensors such as poses, which are in cameras.safetensors.
+The files hold no code: JSON, and the safetensors format, a list of names, shapes and places
+followed by plain numbers. Cameras are part of config.json, except for tensors such as poses, which
+are in cameras.safetensors.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ def is_weights_folder(path: Path) -> bool:
 
 
 def write_weights_folder(folder: str | os.PathLike[str], weights: Weights) -> None:
-    """Write the averaged generator (or the plain one if there is no average) with its settings and cameras.
+    """Write the averaged generator (or the plain one if there is no average) with its settings and
+    cameras.
 
     config.json is removed first and written last: a folder that has one is whole.
 
@@ -51,7 +54,11 @@ def write_weights_folder(folder: str | os.PathLike[str], weights: Weights) -> No
     content = {
         "format": {"name": FORMAT_NAME, "version": FORMAT_VERSION},
         "model": to_dict(weights.config),
-        "cameras": {name: value for name, value in cameras.items() if name not in poses} if weights.cameras else None,
+        "cameras": (
+            {name: value for name, value in cameras.items() if name not in poses}
+            if weights.cameras
+            else None
+        ),
     }
     for name in (CONFIG_FILE, CAMERAS_FILE):
         _remove(folder / name)
@@ -84,14 +91,25 @@ def read_weights_folder(folder: str | os.PathLike[str]) -> Weights:
     """
     folder = Path(folder)
     content = _read_config(folder / CONFIG_FILE)
-    config: ModelConfig = from_dict(ModelConfig, content.get("model"), f"{folder / CONFIG_FILE}: model")
+    config: ModelConfig = from_dict(
+        ModelConfig, content.get("model"), f"{folder / CONFIG_FILE}: model"
+    )
     check_model(config, str(folder / CONFIG_FILE))
     cameras = content.get("cameras")
     if cameras is not None and not isinstance(cameras, dict):
-        raise UserError(f"{folder / CONFIG_FILE}: cameras have the wrong form; fetch the folder again")
+        raise UserError(
+            f"{folder / CONFIG_FILE}: cameras have the wrong form; fetch the folder again"
+        )
     if cameras is not None and (folder / CAMERAS_FILE).exists():
         cameras = {**cameras, **_read_tensors(folder / CAMERAS_FILE)}
-    return Weights(config, G=None, D=None, G_ema=_read_tensors(folder / WEIGHTS_FILE), cameras=cameras, source="ours")
+    return Weights(
+        config,
+        G=None,
+        D=None,
+        G_ema=_read_tensors(folder / WEIGHTS_FILE),
+        cameras=cameras,
+        source="ours",
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -103,25 +121,50 @@ def _read_config(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({str(error)[:100]}); fetch the folder again") from error
+        raise UserError(
+            f"{path} is not JSON ({str(error)[:100]}); fetch the folder again"
+        ) from error
     mark = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(mark, dict) or mark.get("name") != FORMAT_NAME or type(mark.get("version")) is not int:
-        raise UserError(f"{path} was written by another program; a folder of this one says {FORMAT_NAME!r}")
+    if (
+        not isinstance(mark, dict)
+        or mark.get("name") != FORMAT_NAME
+        or type(mark.get("version")) is not int
+    ):
+        raise UserError(
+            f"{path} was written by another program; a folder of this one says {FORMAT_NAME!r}"
+        )
     if mark["version"] > FORMAT_VERSION:
-        raise UserError(f"{path} has format {mark['version']}, this program reads up to {FORMAT_VERSION}; update the program")
+        raise UserError(
+            f"{path} has format {mark['version']}, this program reads up to {FORMAT_VERSION};"
+            " update the program"
+        )
     return content
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name. The library compares its list of places with the length of the file before anything is read."""
+    """Tensors by name. The library compares its list of places with the length of the file before
+    anything is read.
+    """
     try:
         if not path.is_file():
             raise UserError(f"{path} is missing; fetch the folder again")
         tensors = safetensors.torch.load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
+    except (
+        SafetensorError,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         reason = " ".join(str(error).split())[:150] or type(error).__name__
-        raise UserError(f"{path} is damaged or cut off ({reason}); fetch the folder again") from error
+        raise UserError(
+            f"{path} is damaged or cut off ({reason}); fetch the folder again"
+        ) from error
     for name, tensor in tensors.items():
         if not is_plain_tensor(tensor):
-            raise UserError(f"{path}: {name[:100]} holds numbers of a kind that no network here has")
+            raise UserError(
+                f"{path}: {name[:100]} holds numbers of a kind that no network here has"
+            )
     return tensors

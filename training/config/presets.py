@@ -1,7 +1,8 @@
 """Starting points for runs: published recipes, and sizes that a laptop trains.
 
-A preset is a scene with its regularisation (EG3D, supplement); sizes are chosen apart from it, because the published ones need
-GPUs. `auto` reads the scene from the camera labels (training/data/scene.py).
+A preset is a scene with its regularisation (EG3D, supplement); sizes are chosen apart from it,
+because the published ones need GPUs. `auto` reads the scene from the camera labels
+(training/data/scene.py).
 """
 
 from __future__ import annotations
@@ -9,7 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, get_args
 
-from training.config.settings import Config, DiscriminatorConfig, GeneratorConfig, SuperResolutionConfig
+from training.config.settings import (
+    Config,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    SuperResolutionConfig,
+)
 from training.networks.superresolution import block_sizes
 
 PresetName = Literal["auto", "ffhq", "afhq", "shapenet", "heads"]
@@ -17,11 +23,13 @@ Sizes = Literal["published", "laptop"]
 PRESETS: tuple[str, ...] = get_args(PresetName)
 
 LAPTOP_MAX_RESOLUTION = 128
-PUBLISHED_RENDERING = 2 * 64  # smallest picture whose super-resolution takes the published 64 pixels
+# smallest picture whose super-resolution takes the published 64 pixels
+PUBLISHED_RENDERING = 2 * 64
 # The scene of the built-in heads, which data_tools/heads/dataset.py renders.
 HEADS_FOCAL, HEADS_RADIUS = 3.1, 2.7
 HEADS_NEAR, HEADS_FAR = 2.2, 3.2
-HEADS_BACKGROUND = (77, 153, 158)  # never white: eyes of its colour teach a GAN to drill holes through the head
+# never white: eyes of its colour teach a GAN to drill holes through the head
+HEADS_BACKGROUND = (77, 153, 158)
 
 
 def make_config(preset: PresetName, resolution: int, sizes: Sizes) -> Config:
@@ -32,21 +40,40 @@ def make_config(preset: PresetName, resolution: int, sizes: Sizes) -> Config:
         use_laptop_sizes(config)
     elif resolution < PUBLISHED_RENDERING:
         render_all_pixels(config)
-    scenes: dict[str, Callable[[Config], None]] = {"auto": _auto, "ffhq": _ffhq, "afhq": _afhq, "shapenet": _shapenet, "heads": _heads}
+    scenes: dict[str, Callable[[Config], None]] = {
+        "auto": _auto,
+        "ffhq": _ffhq,
+        "afhq": _afhq,
+        "shapenet": _shapenet,
+        "heads": _heads,
+    }
     scenes[preset](config)
     return config
 
 
 def use_laptop_sizes(config: Config) -> None:
-    """Networks, sample counts and schedules with which two CPU cores train pictures of up to 128 pixels in under an hour."""
+    """Networks, sample counts and schedules with which two CPU cores train pictures of up to 128
+    pixels in under an hour.
+    """
     model, training = config.model, config.training
     model.generator = GeneratorConfig(
-        z_dim=64, w_dim=128, plane_resolution=64, plane_channels=16, channel_base=3072, channel_max=128, use_noise=False, decoder_hidden=32
+        z_dim=64,
+        w_dim=128,
+        plane_resolution=64,
+        plane_channels=16,
+        channel_base=3072,
+        channel_max=128,
+        use_noise=False,
+        decoder_hidden=32,
     )
     render = min(32, model.resolution)
     blocks = len(block_sizes(model.resolution, render)[1])
-    model.superresolution = SuperResolutionConfig(channels=(32,) * blocks, input_resolution=render, use_noise=False, conv_clamp=None)
-    model.discriminator = DiscriminatorConfig(channel_base=2048, channel_max=256, mapping_layers=2, conv_clamp=None)
+    model.superresolution = SuperResolutionConfig(
+        channels=(32,) * blocks, input_resolution=render, use_noise=False, conv_clamp=None
+    )
+    model.discriminator = DiscriminatorConfig(
+        channel_base=2048, channel_max=256, mapping_layers=2, conv_clamp=None
+    )
     model.rendering.depth_resolution = model.rendering.depth_resolution_importance = 16
     model.rendering.resolution = training.nrr_initial = training.nrr_final = render
     model.rendering.density_gain = 5.0
@@ -59,28 +86,36 @@ def use_laptop_sizes(config: Config) -> None:
 
 
 def render_all_pixels(config: Config) -> None:
-    """Render pictures too small for the published rendering at their own size, so that super-resolution drops no detail."""
+    """Render pictures too small for the published rendering at their own size, so that
+    super-resolution drops no detail.
+    """
     model, training = config.model, config.training
     size = model.resolution
-    model.rendering.resolution = training.nrr_initial = training.nrr_final = model.superresolution.input_resolution = size
+    model.rendering.resolution = training.nrr_initial = training.nrr_final = (
+        model.superresolution.input_resolution
+    ) = size
 
 
 def r1_gamma(resolution: int, batch: int) -> float:
-    """R1 weight by the size of the picture and of the batch (Karras et al. 2020a, StyleGAN2-ADA, appendix C)."""
+    """R1 weight by the size of the picture and of the batch (Karras et al. 2020a, StyleGAN2-ADA,
+    appendix C).
+    """
     return 0.0002 * resolution**2 / batch
 
 
 def _leave_camera_out_of_mapping(config: Config) -> None:
     """Map latents alone.
 
-    The embedding of a label of zeros is its bias. Scaled to unit second moment, it becomes at the first update a constant of full
-    strength beside the latent, in which the latent drowns: all seeds come to look alike.
+    The embedding of a label of zeros is its bias. Scaled to unit second moment, it becomes at the
+    first update a constant of full strength beside the latent, in which the latent drowns: all
+    seeds come to look alike.
     """
     config.model.generator.pose_conditioning = config.model.generator.constant_embedding = False
 
 
 def _auto(config: Config) -> None:
-    # Whether poses go with looks (smiles towards the camera) is not known; where they do, --gen-pose-cond helps.
+    # Whether poses go with looks (smiles towards the camera) is not known; where they do,
+    # --gen-pose-cond helps.
     _leave_camera_out_of_mapping(config)
 
 

@@ -1,7 +1,8 @@
 """All settings: dataclasses, presets and their JSON form. The one place where a default lives.
 
-A `ModelConfig` describes the two networks and the scene they render; a `Config` adds data, training and augmentation.
-Defaults are the published ones (EG3D, supplement section "Implementation details").
+A `ModelConfig` describes the two networks and the scene they render; a `Config` adds data, training
+and augmentation. Defaults are the published ones (EG3D, supplement section "Implementation
+details").
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class GeneratorConfig:
     mapping_layers: int = 2
     mapping_lr_multiplier: float = 0.01
     pose_conditioning: bool = True  # off: the mapping network does not see the camera
-    constant_embedding: bool = True  # without pose conditioning embed a label of zeros, as released networks do; off: latents only
+    # without pose conditioning embed a label of zeros, as released networks do; off: latents only
+    constant_embedding: bool = True
     c_scale: float = 1.0  # factor on the camera label before the mapping network
     plane_resolution: int = 256
     plane_channels: int = 32
@@ -45,7 +47,8 @@ class SuperResolutionConfig:
     """Network from the feature image to the final image."""
 
     kind: Literal["standard", "alias_free"] = "standard"
-    channels: tuple[int, ...] | None = None  # one entry a block; none = the published channels for the resolution
+    # one entry a block; none = the published channels for the resolution
+    channels: tuple[int, ...] | None = None
     input_resolution: int | None = None  # none = min(128, resolution / 2)
     antialias: bool = True  # of the resize to the input resolution
     noise_mode: Literal["none", "const", "random"] = "none"
@@ -100,14 +103,17 @@ class DataConfig:
     path: str = ""
     mirror: bool = False  # also train on every picture's mirror image, with the mirrored camera
     workers: int = 2
-    rebalance: float = 1.0  # show pictures of rare yaws up to so many times an epoch; 1 = every picture once
+    # show pictures of rare yaws up to so many times an epoch; 1 = every picture once
+    rebalance: float = 1.0
     rebalance_bins: int = 9  # equal parts of the range of yaws
     max_broken: int = 0  # unreadable pictures that are left out before training stops
 
 
 @dataclass
 class TrainingConfig:
-    """Losses, optimisers, schedules (kimg = thousands of real images shown to the discriminator)."""
+    """Losses, optimisers, schedules (kimg = thousands of real images shown to the
+    discriminator).
+    """
 
     batch: int = 32
     batch_gpu: int | None = None  # samples a process handles at once; none = all of its share
@@ -126,7 +132,8 @@ class TrainingConfig:
     density_reg_distance: float = 0.004
     density_reg_points: int = 1000
     ema_kimg: float | None = None  # half-life; none = batch * 10 / 32
-    ema_rampup: float | None = 0.05  # half-life is at most this part of the images seen; none = no ramp
+    # half-life is at most this part of the images seen; none = no ramp
+    ema_rampup: float | None = 0.05
     blur_sigma: float = 10.0  # pixels at the start
     blur_fade_kimg: float | None = None  # none = batch * 200 / 32
     swap_start: float = 1.0  # probability of conditioning the mapping on a neighbour's camera
@@ -160,7 +167,8 @@ class SnapshotConfig:
     keep_last: int = 10  # newest checkpoints that stay; 0 = all
     keep_kimg: float = 1000.0  # of the others, the first of every so many kimg stays; 0 = none
     metrics: tuple[str, ...] = ()  # of every snapshot; docs/metrics.md
-    detector: Literal["inception", "lite0"] = "inception"  # feature network of metrics whose name tells none
+    # feature network of metrics whose name tells none
+    detector: Literal["inception", "lite0"] = "inception"
     detector_weights: str | None = None  # file; none = the published ones
     lpips_weights: tuple[str, ...] = ()
     identity_model: str | None = None
@@ -169,7 +177,9 @@ class SnapshotConfig:
 
 @dataclass
 class Config:
-    """A whole training run. `preset` and `sizes` say where its settings came from (training/config/presets.py)."""
+    """A whole training run. `preset` and `sizes` say where its settings came from
+    (training/config/presets.py).
+    """
 
     preset: str = "auto"
     sizes: str = "published"
@@ -180,7 +190,7 @@ class Config:
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # JSON round trip
 
 
@@ -190,18 +200,26 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type, values: Any, where: str = "config") -> Any:
-    """Dataclass `kind` from a nested dict as `to_dict` makes it; settings that are not named keep their default.
+    """Dataclass `kind` from a nested dict as `to_dict` makes it; settings that are not named keep
+    their default.
 
     Raises:
         UserError: for unknown names and for values of the wrong type, with their place.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{where}: expected a group of settings, found {brief(values, LONGEST_VALUE)}")
+        raise UserError(
+            f"{where}: expected a group of settings, found {brief(values, LONGEST_VALUE)}"
+        )
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(map(str, values)) - set(hints))
     if unknown:
-        raise UserError(f"{where}: unknown setting {brief(unknown[0], LONGEST_VALUE)!r}; known are {', '.join(hints)}")
-    return kind(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+        raise UserError(
+            f"{where}: unknown setting {brief(unknown[0], LONGEST_VALUE)!r}; known are"
+            f" {', '.join(hints)}"
+        )
+    return kind(
+        **{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+    )
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -217,11 +235,20 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
                 return _convert(choice, value, where)
             except UserError:
                 continue
-    if origin is tuple and isinstance(value, (list, tuple)) and (choices[-1] is Ellipsis or len(choices) == len(value)):
+    if (
+        origin is tuple
+        and isinstance(value, (list, tuple))
+        and (choices[-1] is Ellipsis or len(choices) == len(value))
+    ):
         return tuple(_convert(choices[0], item, where) for item in value)
     if hint is type(None) and value is None:
         return None
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
+    if (
+        hint is float
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and abs(value) <= sys.float_info.max
+    ):
         return float(value)
     if hint in (int, bool, str) and type(value) is hint:
         return value
@@ -229,7 +256,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _quoted(value: Any) -> str:
-    return repr(brief(value, LONGEST_VALUE)) if isinstance(value, str) else brief(value, LONGEST_VALUE)
+    return (
+        repr(brief(value, LONGEST_VALUE)) if isinstance(value, str) else brief(value, LONGEST_VALUE)
+    )
 
 
 def describe_type(hint: Any) -> str:
@@ -240,13 +269,24 @@ def describe_type(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(describe_type(choice) for choice in choices)
     if origin is tuple:
-        return f"a list of {choices[0].__name__}" if choices[-1] is Ellipsis else f"a list of {len(choices)} x {choices[0].__name__}"
-    names: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+        return (
+            f"a list of {choices[0].__name__}"
+            if choices[-1] is Ellipsis
+            else f"a list of {len(choices)} x {choices[0].__name__}"
+        )
+    names: dict[Any, str] = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        type(None): "null",
+    }
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def set_option(config: Config, assignment: str) -> None:
-    """Apply `section.field=value` (value in JSON, bare words count as strings), e.g. `rendering.depth_resolution=24`.
+    """Apply `section.field=value` (value in JSON, bare words count as strings), e.g.
+    `rendering.depth_resolution=24`.
 
     Raises:
         UserError: if the section, the field or the value does not exist or fit.
@@ -271,7 +311,9 @@ def set_option(config: Config, assignment: str) -> None:
 
 
 def config_sections(config: Config) -> dict[str, Any]:
-    """Sections by the names that `set_option` uses: those of the model stand beside those of the run."""
+    """Sections by the names that `set_option` uses: those of the model stand beside those of the
+    run.
+    """
     sections: dict[str, Any] = {}
     for group in (config, config.model):
         for item in dataclasses.fields(group):
@@ -288,6 +330,8 @@ def differences(first: Config, second: Config) -> list[str]:
     for section_name, section in config_sections(first).items():
         for item in dataclasses.fields(section):
             value = getattr(section, item.name)
-            if not dataclasses.is_dataclass(value) and value != getattr(others[section_name], item.name):
+            if not dataclasses.is_dataclass(value) and value != getattr(
+                others[section_name], item.name
+            ):
                 names.append(f"{section_name}.{item.name}")
     return names

@@ -1,7 +1,8 @@
 """Rare views more often: how to even out the yaws of a data set, by copies or by sampling weights.
 
-Portraits are mostly taken from the front, and a model sees too few profiles. EG3D (supplement, pose-rebalanced FFHQ) repeats the
-pictures of rare yaws; drawing them more often does the same without copies.
+Portraits are mostly taken from the front, and a model sees too few profiles. EG3D (supplement,
+pose-rebalanced FFHQ) repeats the pictures of rare yaws; drawing them more often does the same
+without copies.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ Array = NDArray[np.float64]
 
 
 def yaw_angles(labels: Tensor) -> Array:
-    """Yaws (M,), radians, of camera labels (M, 25) around the point that the cameras look at, 0 at +z, relative to their mean."""
+    """Yaws (M,), radians, of camera labels (M, 25) around the point that the cameras look at, 0 at
+    +z, relative to their mean.
+    """
     origins, directions = viewing_rays(unpack_label(labels.double())[0])
     offsets = (origins - nearest_point_to_rays(origins, directions)).numpy()
     yaws = np.arctan2(offsets[:, 0], offsets[:, 2])
@@ -24,7 +27,9 @@ def yaw_angles(labels: Tensor) -> Array:
 
 
 def yaw_bins(labels: Tensor, bins: int) -> NDArray[np.int64]:
-    """Which of `bins` equal intervals of the yaws' range each of the labels (M, 25) falls into (M,)."""
+    """Which of `bins` equal intervals of the yaws' range each of the labels (M, 25) falls into
+    (M,).
+    """
     yaws = yaw_angles(labels)
     low, high = yaws.min(), yaws.max()
     if high - low < 1e-9:
@@ -33,9 +38,11 @@ def yaw_bins(labels: Tensor, bins: int) -> NDArray[np.int64]:
 
 
 def balance_weights(labels: Tensor, bins: int = 9, factor: float = 4.0) -> Array:
-    """How often each picture should be seen (M,), from 1 to `factor`: as if every yaw bin were as full as the fullest one.
+    """How often each picture should be seen (M,), from 1 to `factor`: as if every yaw bin were as
+    full as the fullest one.
 
-    Bins that are emptier than 1/factor of the fullest stay rarer than it. For sampling, divide by the sum.
+    Bins that are emptier than 1/factor of the fullest stay rarer than it. For sampling, divide by
+    the sum.
 
     Raises:
         ValueError: unless bins >= 1 and factor >= 1.
@@ -48,10 +55,12 @@ def balance_weights(labels: Tensor, bins: int = 9, factor: float = 4.0) -> Array
 
 
 def epoch_items(weights: Array, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Items (E,) of one epoch, in ascending order, each about as often as `weights` (M,) says: E is the weights' sum, rounded.
+    """Items (E,) of one epoch, in ascending order, each about as often as `weights` (M,) says: E is
+    the weights' sum, rounded.
 
-    Systematic sampling (Kitagawa, "Monte Carlo filter and smoother ...", 1996, appendix): an item comes floor or ceil of its share
-    times, and on average over epochs exactly its share. A function of its arguments alone.
+    Systematic sampling (Kitagawa, "Monte Carlo filter and smoother ...", 1996, appendix): an item
+    comes floor or ceil of its share times, and on average over epochs exactly its share. A function
+    of its arguments alone.
     """
     count = round(float(weights.sum()))
     edges = np.cumsum(weights) * (count / weights.sum())
@@ -61,7 +70,9 @@ def epoch_items(weights: Array, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def balance_copies(labels: Tensor, bins: int = 9, factor: float = 4.0) -> NDArray[np.int64]:
-    """Whole copies of each picture (M,) with the sums of `balance_weights` in every bin (rounded), spread evenly over the bin."""
+    """Whole copies of each picture (M,) with the sums of `balance_weights` in every bin (rounded),
+    spread evenly over the bin.
+    """
     weights, bin_of = balance_weights(labels, bins, factor), yaw_bins(labels, bins)
     copies = np.ones(len(weights), dtype=np.int64)
     for index in np.unique(bin_of):

@@ -1,7 +1,9 @@
-"""Training pictures with camera labels: a data set that is checked when it is opened, and read by item.
+"""Training pictures with camera labels: a data set that is checked when it is opened, and read by
+item.
 
-A data set is a ZIP or a folder of PNG/JPEG/WebP files plus `dataset.json`: {"labels": [["00000/img00000000.png", [25 numbers]], ...]}
-(the layout of the released tools). Everything that can be wrong without decoding pixels is found when the data set is opened.
+A data set is a ZIP or a folder of PNG/JPEG/WebP files plus `dataset.json`: {"labels":
+[["00000/img00000000.png", [25 numbers]], ...]} (the layout of the released tools). Everything that
+can be wrong without decoding pixels is found when the data set is opened.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ LONG_READ = 100 << 20  # bytes of pixels whose decoding takes long enough for a 
 
 
 class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
-    """Pictures and camera labels of a ZIP or folder (or the URL of a ZIP), in the order of the file names.
+    """Pictures and camera labels of a ZIP or folder (or the URL of a ZIP), in the order of the file
+    names.
 
     With `mirror`, item M + i is the left-right mirrored picture i with the mirrored camera.
 
@@ -49,13 +52,21 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         is_mirrored: whether every picture is there twice.
         labels: (len, 25) float32 camera labels, those of mirrored pictures included.
         file_names: the M names inside the ZIP or folder.
-        broken: pictures that turned out to be unreadable and are replaced by the next readable one, by file number, with the reasons.
-        has_labels: false for a set without dataset.json, where that is allowed; its labels are all zero.
-        key: text that changes with names, contents (ZIP: checksums; folder: sizes and times), labels and `mirror`; for caches.
+        broken: pictures that turned out to be unreadable and are replaced by the next readable one,
+            by file number, with the reasons.
+        has_labels: false for a set without dataset.json, where that is allowed; its labels are all
+            zero.
+        key: text that changes with names, contents (ZIP: checksums; folder: sizes and times),
+            labels and `mirror`; for caches.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], mirror: bool = False, check: bool = True, max_broken: int = 0, needs_labels: bool = True
+        self,
+        path: str | os.PathLike[str],
+        mirror: bool = False,
+        check: bool = True,
+        max_broken: int = 0,
+        needs_labels: bool = True,
     ) -> None:
         """Open and check a data set.
 
@@ -85,7 +96,11 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             raise UserError(f"data {self.path} holds no pictures; add PNG, JPEG or WebP files")
         order = match_labels(self._files, self.file_names, labelled)
         self.max_broken, self.broken = max_broken, dict[int, str]()
-        self.resolution = check_pictures(self._files, self.file_names if check else self.file_names[: 1 + max_broken], self.note_broken)
+        self.resolution = check_pictures(
+            self._files,
+            self.file_names if check else self.file_names[: 1 + max_broken],
+            self.note_broken,
+        )
         self.labels = torch.from_numpy(labels[order]).float()
         self.is_mirrored = mirror
         if mirror:
@@ -104,7 +119,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
         """Pictures (N, 3, H, W), uint8, and labels (N, 25), float32, of several items.
 
-        An unreadable picture is replaced by the next readable one, label and all, as long as there are at most `max_broken`.
+        An unreadable picture is replaced by the next readable one, label and all, as long as there
+        are at most `max_broken`.
 
         Raises:
             UserError: if one more picture cannot be decoded, with its file's name.
@@ -114,9 +130,16 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         pictures, mirrored = items % count, items >= count
         if self._pixels is None:
             decoded = [self._decode_readable(i) for i in pictures.tolist()]
-            pictures, images = torch.tensor([i for i, _ in decoded]), torch.stack([image for _, image in decoded])
+            pictures, images = (
+                torch.tensor([i for i, _ in decoded]),
+                torch.stack([image for _, image in decoded]),
+            )
         else:
-            pictures = torch.tensor([self._readable(i) for i in pictures.tolist()]) if self.broken else pictures
+            pictures = (
+                torch.tensor([self._readable(i) for i in pictures.tolist()])
+                if self.broken
+                else pictures
+            )
             images = self._pixels[pictures]
         if mirrored.any():
             images[mirrored] = images[mirrored].flip(-1)
@@ -129,8 +152,12 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             UserError: if a picture cannot be decoded, with its file's name.
         """
         if self._pixels is None:
-            pixels = torch.empty(len(self.file_names), 3, self.resolution, self.resolution, dtype=torch.uint8)
-            for index in long_loop(range(len(pixels)), self.pixel_bytes > LONG_READ, "Reading pictures"):
+            pixels = torch.empty(
+                len(self.file_names), 3, self.resolution, self.resolution, dtype=torch.uint8
+            )
+            for index in long_loop(
+                range(len(pixels)), self.pixel_bytes > LONG_READ, "Reading pictures"
+            ):
                 pixels[index] = self._decode_readable(index)[1]
             self._pixels = pixels
 
@@ -152,7 +179,11 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         """
         for index in sorted(broken.keys() - self.broken.keys()):
             if len(self.broken) >= min(self.max_broken, len(self.file_names) - 1):
-                more = f" (the limit of {self.max_broken} such pictures, data.max_broken, is reached)" if self.max_broken else ""
+                more = (
+                    f" (the limit of {self.max_broken} such pictures, data.max_broken, is reached)"
+                    if self.max_broken
+                    else ""
+                )
                 raise UserError(broken[index] + more)
             self.broken[index] = broken[index]
             if torch.utils.data.get_worker_info() is None:
@@ -178,17 +209,23 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         name = self.file_names[index]
         pixels = decode_picture(io.BytesIO(read_file(self._files, name)), f"{self.path}: {name}")
         if len(pixels) != self.resolution:
-            raise UserError(f"{self.path}: {name} is {len(pixels)} pixels wide instead of {self.resolution}; do not change data in use")
+            raise UserError(
+                f"{self.path}: {name} is {len(pixels)} pixels wide instead of {self.resolution}; do"
+                " not change data in use"
+            )
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _picture_names(names: Iterable[str], labelled: set[str]) -> list[str]:
     pictures = (name for name in names if name.lower().endswith(TRAINING_SUFFIXES))
-    return sorted(name for name in pictures if name.split("/")[0] not in AUXILIARY_FOLDERS or name in labelled)
+    return sorted(
+        name for name in pictures if name.split("/")[0] not in AUXILIARY_FOLDERS or name in labelled
+    )
 
 
 def _content_key(files: list[str], labels: Tensor) -> str:
-    content = hashlib.sha256("\0".join(files).encode(errors="surrogatepass"))  # file systems have names that are no UTF-8
+    # file systems have names that are no UTF-8
+    content = hashlib.sha256("\0".join(files).encode(errors="surrogatepass"))
     content.update(labels.numpy().tobytes())
     return content.hexdigest()[:32]
 

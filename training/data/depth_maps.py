@@ -1,4 +1,6 @@
-"""True depth maps of a data set, as `dataset_tool.py heads --depth` writes them: 16-bit PNGs named depth/<name of the picture>."""
+"""True depth maps of a data set, as `dataset_tool.py heads --depth` writes them: 16-bit PNGs named
+depth/<name of the picture>.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def read_depth_maps(data: Path, pictures: Sequence[str]) -> Tensor:
                 with Image.open(io.BytesIO(read(name)), formats=("PNG",)) as image:
                     maps.append(np.asarray(image, dtype=np.float64) * DEPTH_UNIT)
     except READ_ERRORS as error:
-        raise UserError(f"{data}: depth map {name} cannot be read: {error}; make the data again") from error
+        raise UserError(
+            f"{data}: depth map {name} cannot be read: {error}; make the data again"
+        ) from error
     return torch.from_numpy(np.stack(maps))[:, None]
 
 

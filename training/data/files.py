@@ -1,4 +1,6 @@
-"""Files of a data set, a ZIP or a folder, and the pictures in them: opening, reading, checking, decoding. Needs no torch."""
+"""Files of a data set, a ZIP or a folder, and the pictures in them: opening, reading, checking,
+decoding. Needs no torch.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ T = TypeVar("T")
 
 LABEL_FILE = "dataset.json"
 TRAINING_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-AUXILIARY_FOLDERS = ("depth", "mask")  # written by `dataset_tool heads --depth`; their files need no label
+# written by `dataset_tool heads --depth`; their files need no label
+AUXILIARY_FOLDERS = ("depth", "mask")
 FORMATS = ("PNG", "JPEG", "WEBP")
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 LOSSLESS_MODES = ("1", "L", "P", "RGB")  # pictures that become RGB without losing anything
@@ -42,11 +45,15 @@ class _Folder:
     def stamps(self) -> dict[str, str]:
         """All file names with a text that changes when the file does."""
         files = [Path(parent) / name for parent, names in self._walk() for name in names]
-        status = {file.relative_to(self.path).as_posix(): file.stat() for file in files if file.is_file()}
+        status = {
+            file.relative_to(self.path).as_posix(): file.stat() for file in files if file.is_file()
+        }
         return {name: f"{value.st_size} {value.st_mtime_ns}" for name, value in status.items()}
 
     def _walk(self) -> Iterator[tuple[str, list[str]]]:
-        """Folders and the names of their files. Each folder comes once: links may lead back to a folder above."""
+        """Folders and the names of their files. Each folder comes once: links may lead back to a
+        folder above.
+        """
         seen = set()
         for parent, folders, names in os.walk(self.path, followlinks=True):
             real = os.path.realpath(parent)
@@ -70,7 +77,9 @@ class _Folder:
 
 
 class _Zip:
-    """Files of a ZIP, opened anew in every process: processes that share an open file share its position too."""
+    """Files of a ZIP, opened anew in every process: processes that share an open file share its
+    position too.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -90,7 +99,10 @@ class _Zip:
         members = [info for info in self.archive().infolist() if not info.is_dir()]
         for info in members:
             if safe_name(info.filename) is None or is_link(info):
-                raise UserError(f"data {self.path}: {brief(info.filename)!r} leads out of the archive; pack it again with plain names")
+                raise UserError(
+                    f"data {self.path}: {brief(info.filename)!r} leads out of the archive; pack it"
+                    " again with plain names"
+                )
         return {info.filename: f"{info.file_size} {info.CRC}" for info in members}
 
     def open(self, name: str) -> IO[bytes]:
@@ -105,7 +117,9 @@ DataFiles = _Folder | _Zip
 
 
 def open_files(path: Path) -> tuple[DataFiles, dict[str, str]]:
-    """The files of a data set and their stamps; hidden files and what macOS adds to archives left out."""
+    """The files of a data set and their stamps; hidden files and what macOS adds to archives left
+    out.
+    """
     if not path.exists():
         raise UserError(f"data {path} does not exist; check the path")
     if not path.is_dir() and not path.is_file():
@@ -116,13 +130,26 @@ def open_files(path: Path) -> tuple[DataFiles, dict[str, str]]:
     except UserError:
         raise
     except OSError as error:
-        raise UserError(f"cannot read data {path}: {error.strerror or error}; check the file and its permissions") from error
-    except Exception as error:  # damaged bytes can fail in any way; the person sees one line whichever it is
+        raise UserError(
+            f"cannot read data {path}: {error.strerror or error}; check the file and its"
+            " permissions"
+        ) from error
+    # damaged bytes can fail in any way; the person sees one line whichever it is
+    except Exception as error:
         reason = f"{error or type(error).__name__}"
-        raise UserError(f"data {path} is neither a folder nor a whole ZIP ({reason}); it was cut off or is another kind of file") from error
-    visible = {name: stamp for name, stamp in stamps.items() if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))}
+        raise UserError(
+            f"data {path} is neither a folder nor a whole ZIP ({reason}); it was cut off or is"
+            " another kind of file"
+        ) from error
+    visible = {
+        name: stamp
+        for name, stamp in stamps.items()
+        if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    }
     if not visible:
-        raise UserError(f"data {path} is empty; it must hold pictures (PNG, JPEG, WebP) and {LABEL_FILE}")
+        raise UserError(
+            f"data {path} is empty; it must hold pictures (PNG, JPEG, WebP) and {LABEL_FILE}"
+        )
     return files, visible
 
 
@@ -145,7 +172,9 @@ def label_entries(content: str | bytes, where: str) -> list[Any]:
     try:
         entries = json.loads(content, parse_int=float).get("labels")
     except (ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f'{where} is not JSON of the form {{"labels": [[NAME, [25 numbers]], ...]}}: {error}') from error
+        raise UserError(
+            f'{where} is not JSON of the form {{"labels": [[NAME, [25 numbers]], ...]}}: {error}'
+        ) from error
     if isinstance(entries, dict):  # the released tools take this form as well
         entries = [list(entry) for entry in entries.items()]
     if not isinstance(entries, list) or not entries:
@@ -163,10 +192,12 @@ def errors_named(where: str) -> Iterator[None]:
     except UserError as error:
         raise BrokenPicture(str(error)) from error
     except Exception as error:  # zipfile and Pillow let through whatever damaged bytes lead to
-        raise BrokenPicture(f"{where} cannot be read: {error or type(error).__name__}; copy or make this file again") from error
+        raise BrokenPicture(
+            f"{where} cannot be read: {error or type(error).__name__}; copy or make this file again"
+        ) from error
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Pictures
 
 
@@ -174,7 +205,8 @@ def decode_picture(file: IO[bytes], where: str) -> np.ndarray:
     """Pixels (H, W, 3), uint8, of a picture file; grey and palette pictures become RGB.
 
     Raises:
-        UserError: that names `where`, if the file is damaged or of a kind that `ImageDataset` refuses.
+        UserError: that names `where`, if the file is damaged or of a kind that `ImageDataset`
+            refuses.
     """
     with errors_named(where), Image.open(file, formats=FORMATS) as image:
         _check_kind(image, where)
@@ -187,18 +219,26 @@ def _check_kind(image: ImageFile.ImageFile, where: str) -> None:
     if image.mode.startswith(("I", "F")) or ";16" in str(image.tile):
         raise UserError(f"{where} has more than 8 bits a channel; save it as 8-bit RGB")
     if image.mode.endswith(("A", "a")) or "transparency" in image.info:
-        raise UserError(f"{where} has an alpha channel; put it on a plain background and save it as RGB")
+        raise UserError(
+            f"{where} has an alpha channel; put it on a plain background and save it as RGB"
+        )
     if image.mode not in LOSSLESS_MODES:
         raise UserError(f"{where} has colour mode {image.mode}; save it as RGB")
     size = f"{image.width}x{image.height}"
     if image.width != image.height:
         raise UserError(f"{where} is {size}, not square; crop it")
     if image.width not in RESOLUTIONS:
-        raise UserError(f"{where} is {size}; the size must be a power of two from 32 to 1024: resize it")
+        raise UserError(
+            f"{where} is {size}; the size must be a power of two from 32 to 1024: resize it"
+        )
 
 
-def check_pictures(files: DataFiles, names: Sequence[str], note_broken: Callable[[dict[int, str]], None]) -> int:
-    """Resolution that all pictures share; reads headers only (0.03 ms a picture). Unreadable ones are handed to `note_broken`."""
+def check_pictures(
+    files: DataFiles, names: Sequence[str], note_broken: Callable[[dict[int, str]], None]
+) -> int:
+    """Resolution that all pictures share; reads headers only (0.03 ms a picture). Unreadable ones
+    are handed to `note_broken`.
+    """
     first, resolution = "", 0
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)

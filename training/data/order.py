@@ -1,4 +1,6 @@
-"""The order in which a data set's items are trained on, and the processes that decode them ahead."""
+"""The order in which a data set's items are trained on, and the processes that decode them
+ahead.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from training.data.dataset import ImageDataset
 def epoch_order(dataset_size: int, seed: int, epoch: int) -> np.ndarray:
     """Random order (dataset_size,) of one epoch: a function of its arguments alone.
 
-    RandomState, unlike numpy's newer generators, is promised never to change, so runs can be resumed after an upgrade.
+    RandomState, unlike numpy's newer generators, is promised never to change, so runs can be
+    resumed after an upgrade.
     """
     bits = np.random.MT19937(np.random.SeedSequence([seed % (1 << 64), epoch]))
     order = np.random.RandomState(bits).permutation(dataset_size)
@@ -29,10 +32,14 @@ def epoch_order(dataset_size: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def batch_indices(dataset_size: int, seed: int, first_image: int, count: int, weights: np.ndarray | None = None) -> np.ndarray:
-    """Items number first_image .. first_image + count - 1 (count,) of the endless stream that shows every item once an epoch.
+def batch_indices(
+    dataset_size: int, seed: int, first_image: int, count: int, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Items number first_image .. first_image + count - 1 (count,) of the endless stream that shows
+    every item once an epoch.
 
-    With `weights` (dataset_size,), at least 1 each, an epoch is longer and shows items about as often as they say.
+    With `weights` (dataset_size,), at least 1 each, an epoch is longer and shows items about as
+    often as they say.
     """
     length = dataset_size if weights is None else round(float(weights.sum()))
     epochs, places = np.divmod(np.arange(first_image, first_image + count), length)
@@ -54,12 +61,14 @@ def training_batches(
     workers: int = 0,
     weights: np.ndarray | None = None,
 ) -> Generator[tuple[Tensor, Tensor]]:
-    """Endless batches for process `rank`: pictures (batch / world_size, 3, H, W), uint8, and labels (batch / world_size, 25).
+    """Endless batches for process `rank`: pictures (batch / world_size, 3, H, W), uint8, and labels
+    (batch / world_size, 25).
 
-    Each global batch of `batch` items is dealt out in turn, item i to process i % world_size. The order depends on `seed` and
-    `start_image` only: starting at image n goes on exactly as a stream that has shown n images. Data sets of up to 512 MB are
-    decoded once and kept; otherwise `workers` processes decode ahead (two batches each). Close the iterator to end them.
-    `weights` (len(dataset),) are those of `batch_indices`.
+    Each global batch of `batch` items is dealt out in turn, item i to process i % world_size. The
+    order depends on `seed` and `start_image` only: starting at image n goes on exactly as a stream
+    that has shown n images. Data sets of up to 512 MB are decoded once and kept; otherwise
+    `workers` processes decode ahead (two batches each). Close the iterator to end them. `weights`
+    (len(dataset),) are those of `batch_indices`.
 
     Raises:
         UserError: if a picture cannot be decoded, with its file's name; also from a worker.
@@ -71,12 +80,18 @@ def training_batches(
         dataset.preload()
         workers = 0
     starts = itertools.count(start_image, batch)
-    indices = (batch_indices(len(dataset), seed, start, batch, weights)[rank::world_size] for start in starts)
+    indices = (
+        batch_indices(len(dataset), seed, start, batch, weights)[rank::world_size]
+        for start in starts
+    )
     return read_batches(dataset, indices, workers)
 
 
-def read_batches(dataset: ImageDataset, index_batches: Iterable[np.ndarray], workers: int = 0) -> Generator[tuple[Tensor, Tensor]]:
-    """`dataset.read` of each of `index_batches`, decoded ahead by `workers` processes, without touching any random state.
+def read_batches(
+    dataset: ImageDataset, index_batches: Iterable[np.ndarray], workers: int = 0
+) -> Generator[tuple[Tensor, Tensor]]:
+    """`dataset.read` of each of `index_batches`, decoded ahead by `workers` processes, without
+    touching any random state.
 
     Raises:
         UserError: if a picture cannot be decoded, with its file's name, or if a worker dies.
@@ -95,12 +110,17 @@ def read_batches(dataset: ImageDataset, index_batches: Iterable[np.ndarray], wor
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise UserError("a process that reads pictures died, most likely for lack of (shared) memory; try --workers 0") from error
+        raise UserError(
+            "a process that reads pictures died, most likely for lack of (shared) memory; try"
+            " --workers 0"
+        ) from error
     finally:
         del batches  # ends the workers
 
 
-def _start_workers(dataset: ImageDataset, index_batches: Iterable[np.ndarray], workers: int) -> Iterator[Any]:
+def _start_workers(
+    dataset: ImageDataset, index_batches: Iterable[np.ndarray], workers: int
+) -> Iterator[Any]:
     loader = torch.utils.data.DataLoader(
         _BatchReader(dataset),
         batch_size=None,
@@ -114,7 +134,9 @@ def _start_workers(dataset: ImageDataset, index_batches: Iterable[np.ndarray], w
 
 
 class _BatchReader(torch.utils.data.Dataset[Any]):
-    """Reads whole batches; hands errors over as values, because a DataLoader would wrap the message in a traceback."""
+    """Reads whole batches; hands errors over as values, because a DataLoader would wrap the message
+    in a traceback.
+    """
 
     def __init__(self, dataset: ImageDataset) -> None:
         self.dataset = dataset
@@ -131,6 +153,8 @@ def _as_is(item: Any) -> Any:
 
 
 def _leave_signals_to_parent(_: int) -> None:
-    """Ctrl-C and a batch system's SIGTERM reach every process of the group; the parent still needs batches to finish its step."""
+    """Ctrl-C and a batch system's SIGTERM reach every process of the group; the parent still needs
+    batches to finish its step.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,4 +1,5 @@
-"""What the labels say about the scene: the cameras' orbit, the box around the object, the background (SPEC section 4, `--cfg auto`).
+"""What the labels say about the scene: the cameras' orbit, the box around the object, the
+background (SPEC section 4, `--cfg auto`).
 
 Angles are radians, lengths world units, colours in [0, 1].
 """
@@ -32,13 +33,17 @@ BORDER_PICTURES = 500
 BOX_PER_VIEW = 1.2  # box side in visible widths
 BACKGROUND_SHARE = 0.9  # of border pixels that must agree ...
 BACKGROUND_TOLERANCE = 4  # ... to this many of 255 levels
-OFF_CENTRE = 0.35  # of the box side; portraits look at a point 0.28 of it before the middle of the head
-CONCENTRATED = 0.5  # mean resultant length of the yaws; below, cameras go all around and no side is the front
+# of the box side; portraits look at a point 0.28 of it before the middle of the head
+OFF_CENTRE = 0.35
+# mean resultant length of the yaws; below, cameras go all around and no side is the front
+CONCENTRATED = 0.5
 RANGE_QUANTILES = (0.01, 0.99)  # a few misjudged poses must not widen every video
 DEFAULT_YAW_RANGE = (-0.5, 0.5)  # where nothing but an orbit is known (released snapshots)
 DEFAULT_PITCH_RANGE = (-0.25, 0.25)
 
-ORBIT_PER_BOX = 2.7  # radius of the orbit in box sides where a checkpoint knows no cameras, as for the published face models
+# radius of the orbit in box sides where a checkpoint knows no cameras, as for the published face
+# models
+ORBIT_PER_BOX = 2.7
 
 Vector = tuple[float, float, float]
 
@@ -52,8 +57,9 @@ def _centred(focal: float) -> tuple[float, ...]:
 class CameraSummary:
     """The training data's cameras, as far as sampling, videos and metrics need them.
 
-    A camera of the orbit sits at center + radius * (sin yaw cos pitch, sin pitch, cos yaw cos pitch) and looks at `pivot`.
-    `intrinsics` are 9 numbers, row-major; `poses` (K, 25) are labels of the data.
+    A camera of the orbit sits at center + radius * (sin yaw cos pitch, sin pitch, cos yaw cos
+    pitch) and looks at `pivot`. `intrinsics` are 9 numbers, row-major; `poses` (K, 25) are labels
+    of the data.
     """
 
     radius: float
@@ -70,7 +76,8 @@ class CameraSummary:
     def from_labels(cls, labels: Tensor) -> CameraSummary:
         """Summary of camera labels (M, 25).
 
-        The pivot is the point nearest to all optical axes and the centre of the orbit; its radius is the median distance to it.
+        The pivot is the point nearest to all optical axes and the centre of the orbit; its radius
+        is the median distance to it.
         """
         cam2world, _ = unpack_label(labels.double())
         origins, directions = viewing_rays(cam2world)
@@ -93,12 +100,16 @@ class CameraSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values and one tensor, for checkpoints."""
-        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        plain = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(self).items()
+        }
         return {**plain, "poses": self.poses.detach().cpu().float().clone()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CameraSummary:
-        """The inverse of `to_dict`. Only `radius` and `pivot` are needed; a number `focal` may stand for `intrinsics`.
+        """The inverse of `to_dict`. Only `radius` and `pivot` are needed; a number `focal` may
+        stand for `intrinsics`.
 
         Raises:
             UserError: for missing or unknown names and values of the wrong shape.
@@ -109,28 +120,47 @@ class CameraSummary:
         sizes = {"pivot": 3, "center": 3, "intrinsics": 9, "yaw_range": 2, "pitch_range": 2}
         try:
             for name, value in values.items():
-                values[name] = _numbers(value, sizes[name]) if name in sizes else value if name == "poses" else float(value)
+                values[name] = (
+                    _numbers(value, sizes[name])
+                    if name in sizes
+                    else value
+                    if name == "poses"
+                    else float(value)
+                )
             summary = cls(**values)
             if summary.poses.shape[1:] != (LABEL_SIZE,):
                 raise ValueError(f"poses have shape {tuple(summary.poses.shape)}")
         except (TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"the checkpoint's camera summary is damaged ({error}); take another checkpoint or give --data") from error
+            raise UserError(
+                f"the checkpoint's camera summary is damaged ({error}); take another checkpoint or"
+                " give --data"
+            ) from error
         return summary
 
     def label(self, yaw: Tensor | float, pitch: Tensor | float) -> Tensor:
-        """Label (..., 25) of the orbit's camera at `yaw` and `pitch` (numbers, or tensors of one shape (...))."""
-        a, b = torch.broadcast_tensors(torch.as_tensor(yaw, dtype=torch.float64), torch.as_tensor(pitch, dtype=torch.float64))
+        """Label (..., 25) of the orbit's camera at `yaw` and `pitch` (numbers, or tensors of one
+        shape (...)).
+        """
+        a, b = torch.broadcast_tensors(
+            torch.as_tensor(yaw, dtype=torch.float64), torch.as_tensor(pitch, dtype=torch.float64)
+        )
         direction = torch.stack([a.sin() * b.cos(), b.sin(), a.cos() * b.cos()], dim=-1)
         position = torch.tensor(self.center, dtype=torch.float64) + self.radius * direction
         cam2world = look_at_pose(position, torch.tensor(self.pivot, dtype=torch.float64))
-        return pack_label(cam2world, torch.tensor(self.intrinsics, dtype=torch.float64).reshape(3, 3)).float()
+        return pack_label(
+            cam2world, torch.tensor(self.intrinsics, dtype=torch.float64).reshape(3, 3)
+        ).float()
 
     def frontal_label(self) -> Tensor:
-        """Label (25,) of the data's mean pose: what the mapping network is conditioned on when sampling, for every view."""
+        """Label (25,) of the data's mean pose: what the mapping network is conditioned on when
+        sampling, for every view.
+        """
         return self.label(self.yaw, self.pitch)
 
     def default_yaws(self, count: int) -> list[float]:
-        """`count` yaws, evenly over the data's range; around the full circle no view comes twice."""
+        """`count` yaws, evenly over the data's range; around the full circle no view comes
+        twice.
+        """
         low, high = self.yaw_range
         if count == 1:
             return [self.yaw]
@@ -140,14 +170,18 @@ class CameraSummary:
 
 
 def cameras_of(generator: Generator) -> CameraSummary:
-    """Cameras of the training data; where the file tells none, an orbit around the box, which fills the picture."""
+    """Cameras of the training data; where the file tells none, an orbit around the box, which fills
+    the picture.
+    """
     if generator.cameras:
         return CameraSummary.from_dict(generator.cameras)
     rendering = generator.rendering
     radius = ORBIT_PER_BOX * rendering.box_warp
     if rendering.ray_start != "auto" and rendering.ray_end != "auto":
         radius = (rendering.ray_start + rendering.ray_end) / 2
-    return CameraSummary.from_dict({"radius": radius, "pivot": (0, 0, 0), "focal": BOX_PER_VIEW * radius / rendering.box_warp})
+    return CameraSummary.from_dict(
+        {"radius": radius, "pivot": (0, 0, 0), "focal": BOX_PER_VIEW * radius / rendering.box_warp}
+    )
 
 
 def _numbers(values: Any, count: int) -> tuple[float, ...]:
@@ -180,18 +214,21 @@ def _yaw_statistics(yaws: np.ndarray) -> tuple[float, tuple[float, float]]:
 def _fixed_choice(count: int, limit: int) -> np.ndarray:
     """At most `limit` of `count` indices, ascending, the same every time.
 
-    Random rather than every k-th: pictures often come in groups of equal order (the views of one object).
+    Random rather than every k-th: pictures often come in groups of equal order (the views of one
+    object).
     """
     return np.sort(np.random.RandomState(0).permutation(count)[:limit])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Scene settings from data
 
 
 @dataclass(eq=False)
 class SceneFit:
-    """Scene settings that suit a data set, and one-line `notes` on what looks odd about its cameras."""
+    """Scene settings that suit a data set, and one-line `notes` on what looks odd about its
+    cameras.
+    """
 
     cameras: CameraSummary
     box_warp: float
@@ -211,25 +248,34 @@ def fit_scene(labels: Tensor, images: Tensor) -> SceneFit:
     to_pivot = torch.tensor(cameras.pivot, dtype=torch.float64) - origins
     along = (to_pivot * directions).sum(-1)
     if along.median() <= 1e-6:
-        raise UserError("the cameras do not look at a common point; choose the scene by hand: --cfg or --set rendering.box_warp=SIZE")
+        raise UserError(
+            "the cameras do not look at a common point; choose the scene by hand: --cfg or --set"
+            " rendering.box_warp=SIZE"
+        )
     miss = float((to_pivot - along[:, None] * directions).norm(dim=-1).median())
     return SceneFit(cameras, box_warp, fit_background(images), _notes(cameras, box_warp, miss))
 
 
 def fit_dataset_scene(dataset: ImageDataset) -> SceneFit:
     """`fit_scene` of a data set, with the border pixels of up to 500 pictures."""
-    return fit_scene(dataset.labels, dataset.read(_fixed_choice(len(dataset.file_names), BORDER_PICTURES))[0])
+    return fit_scene(
+        dataset.labels, dataset.read(_fixed_choice(len(dataset.file_names), BORDER_PICTURES))[0]
+    )
 
 
 def apply_scene(rendering: RenderingConfig, fit: SceneFit) -> None:
-    """Write the fitted box and background into `rendering`, with near and far limits taken from the box."""
+    """Write the fitted box and background into `rendering`, with near and far limits taken from the
+    box.
+    """
     rendering.box_warp = fit.box_warp
     rendering.ray_start = rendering.ray_end = "auto"
     rendering.background = fit.background
 
 
 def fit_background(images: Tensor) -> Vector | None:
-    """Colour on which at least 90 % of all border pixels of `images` (N, 3, H, W), uint8, agree within 4/255, or None."""
+    """Colour on which at least 90 % of all border pixels of `images` (N, 3, H, W), uint8, agree
+    within 4/255, or None.
+    """
     ring = torch.ones(images.shape[-2:], dtype=torch.bool)
     ring[1:-1, 1:-1] = False
     border = images[:, :, ring].permute(0, 2, 1).reshape(-1, 3).numpy()
@@ -244,19 +290,25 @@ def fit_background(images: Tensor) -> Vector | None:
 def _best_level(values: np.ndarray) -> int:
     """Level with the most of `values` (P,), uint8, within the tolerance."""
     counts = np.bincount(values, minlength=256)
-    return int(np.convolve(counts, np.ones(2 * BACKGROUND_TOLERANCE + 1, dtype=int), mode="same").argmax())
+    return int(
+        np.convolve(counts, np.ones(2 * BACKGROUND_TOLERANCE + 1, dtype=int), mode="same").argmax()
+    )
 
 
 def _notes(cameras: CameraSummary, box_warp: float, miss: float) -> list[str]:
-    """What the box, centred at the world's origin, may not fit; `miss` is the optical axes' median distance to the pivot."""
+    """What the box, centred at the world's origin, may not fit; `miss` is the optical axes' median
+    distance to the pivot.
+    """
     notes = []
     if np.linalg.norm(cameras.pivot) > OFF_CENTRE * box_warp:
         where = f"({', '.join(f'{value:.3g}' for value in cameras.pivot)})"
         notes.append(
-            f"the cameras look at {where}, far off the middle of a box of side {box_warp:.3g}; shift the poses or set rendering.box_warp"
+            f"the cameras look at {where}, far off the middle of a box of side {box_warp:.3g};"
+            " shift the poses or set rendering.box_warp"
         )
     if miss > box_warp / 4:
         notes.append(
-            f"the cameras' axes miss their common point by {miss:.3g} (median) in a box of side {box_warp:.3g}; are the poses right?"
+            f"the cameras' axes miss their common point by {miss:.3g} (median) in a box of side"
+            f" {box_warp:.3g}; are the poses right?"
         )
     return notes

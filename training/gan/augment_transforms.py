@@ -1,7 +1,8 @@
-"""The transforms of augmentation: their random strengths, and the matrices that these make (Karras et al. 2020, appendix B).
+"""The transforms of augmentation: their random strengths, and the matrices that these make (Karras
+et al. 2020, appendix B).
 
-Pixel coordinates in matrices have their origin in the image's centre, x to the right and y down, in pixels; matrices map the place of
-something before the transform to its place after it.
+Pixel coordinates in matrices have their origin in the image's centre, x to the right and y down, in
+pixels; matrices map the place of something before the transform to its place after it.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ CONTRAST_SD = 0.5  # in octaves
 SATURATION_SD = 1.0  # in octaves
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Random strengths
 
 
 @dataclass(frozen=True)
 class TransformParameters:
-    """Strength of every transform for N samples, in the order in which they act. Fields are on the CPU, in float64 unless noted."""
+    """Strength of every transform for N samples, in the order in which they act. Fields are on the
+    CPU, in float64 unless noted.
+    """
 
     x_flip: Tensor  # (N,) bool
     quarter_turns: Tensor  # (N,) int64, anticlockwise turns by 90 degrees
@@ -72,7 +75,8 @@ def neutral_parameters(count: int) -> TransformParameters:
 
 
 def draw_strengths(count: int, size: int) -> TransformParameters:
-    """Random strengths of all transforms for `count` images of `size` pixels, as if each applied (appendix B).
+    """Random strengths of all transforms for `count` images of `size` pixels, as if each applied
+    (appendix B).
 
     Like all randomness here they come from CPU generators, whatever device the images are on.
     """
@@ -96,12 +100,17 @@ def draw_strengths(count: int, size: int) -> TransformParameters:
 
 
 def transform_probability(name: str, p: float) -> float:
-    """Chance that transform `name` applies: p, but for the two rotations such that p is the chance of at least one (appendix B)."""
+    """Chance that transform `name` applies: p, but for the two rotations such that p is the chance
+    of at least one (appendix B).
+    """
     return 1 - math.sqrt(1 - p) if name in ROTATIONS else p
 
 
-def draw_parameters(count: int, size: int, p: float, transforms: Collection[str] = TRANSFORMS) -> TransformParameters:
-    """Random parameters for `count` images of `size` pixels where each of `transforms` applies with its probability, else is neutral.
+def draw_parameters(
+    count: int, size: int, p: float, transforms: Collection[str] = TRANSFORMS
+) -> TransformParameters:
+    """Random parameters for `count` images of `size` pixels where each of `transforms` applies with
+    its probability, else is neutral.
 
     The number of random numbers used does not depend on p or on `transforms`.
     """
@@ -110,16 +119,22 @@ def draw_parameters(count: int, size: int, p: float, transforms: Collection[str]
     for name in (item.name for item in dataclasses.fields(TransformParameters)):
         applies = sample_random.rand(count, dtype=torch.float64) < transform_probability(name, p)
         value, rest = getattr(strengths, name), getattr(neutral, name)
-        chosen[name] = torch.where(applies.reshape(-1, *[1] * (value.ndim - 1)), value, rest) if name in transforms else rest
+        chosen[name] = (
+            torch.where(applies.reshape(-1, *[1] * (value.ndim - 1)), value, rest)
+            if name in transforms
+            else rest
+        )
     return TransformParameters(**chosen)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Matrices
 
 
 def affine(linear: Tensor, offset: Tensor) -> Tensor:
-    """Homogeneous matrices (N, d + 1, d + 1) of x -> linear x + offset, from (N, d, d) or (d, d) and (N, d)."""
+    """Homogeneous matrices (N, d + 1, d + 1) of x -> linear x + offset, from (N, d, d) or (d, d)
+    and (N, d).
+    """
     matrix = torch.eye(offset.shape[-1] + 1, dtype=linear.dtype).repeat(len(offset), 1, 1)
     matrix[:, :-1, :-1] = linear
     matrix[:, :-1, -1] = offset
@@ -137,7 +152,9 @@ def scaling(factors: Tensor) -> Tensor:
 
 
 def rotation(angle: Tensor) -> Tensor:
-    """Homogeneous matrices (N, 3, 3) that turn the plane by `angle` (N,) radians from x towards y: clockwise, since y is down."""
+    """Homogeneous matrices (N, 3, 3) that turn the plane by `angle` (N,) radians from x towards y:
+    clockwise, since y is down.
+    """
     sine, cosine = angle.sin(), angle.cos()
     linear = torch.stack([cosine, -sine, sine, cosine], dim=-1).unflatten(-1, (2, 2))
     return affine(linear, torch.zeros(len(angle), 2, dtype=angle.dtype))
@@ -154,13 +171,17 @@ def grey_projection(dtype: torch.dtype) -> Tensor:
 
 
 def luma_reflection(flip: Tensor) -> Tensor:
-    """Matrices (N, 4, 4) of the Householder reflection 1 - 2 v v^T that negates luma and keeps chroma, where `flip` (N,) says so."""
+    """Matrices (N, 4, 4) of the Householder reflection 1 - 2 v v^T that negates luma and keeps
+    chroma, where `flip` (N,) says so.
+    """
     flip = flip.double()[:, None, None]
     return linear_colour(torch.eye(3, dtype=flip.dtype) - 2 * flip * grey_projection(flip.dtype))
 
 
 def hue_rotation(angle: Tensor) -> Tensor:
-    """Matrices (N, 4, 4) that rotate RGB around the luma axis by `angle` (N,) radians, red towards green (Rodrigues' formula)."""
+    """Matrices (N, 4, 4) that rotate RGB around the luma axis by `angle` (N,) radians, red towards
+    green (Rodrigues' formula).
+    """
     grey = grey_projection(angle.dtype)
     cross = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=angle.dtype) / math.sqrt(3)
     sine, cosine = angle.sin()[:, None, None], angle.cos()[:, None, None]
@@ -168,13 +189,17 @@ def hue_rotation(angle: Tensor) -> Tensor:
 
 
 def chroma_scaling(factor: Tensor) -> Tensor:
-    """Matrices (N, 4, 4) that multiply the part of RGB orthogonal to the luma axis by `factor` (N,)."""
+    """Matrices (N, 4, 4) that multiply the part of RGB orthogonal to the luma axis by `factor`
+    (N,).
+    """
     grey = grey_projection(factor.dtype)
     return linear_colour(grey + factor[:, None, None] * (torch.eye(3, dtype=factor.dtype) - grey))
 
 
 def warp_matrix(parameters: TransformParameters) -> Tensor:
-    """Pixel coordinate matrices (N, 3, 3) of all geometric transforms after the flip and the quarter turns."""
+    """Pixel coordinate matrices (N, 3, 3) of all geometric transforms after the flip and the
+    quarter turns.
+    """
     isotropic, anisotropic = parameters.isotropic_scale, parameters.anisotropic_scale
     steps = (
         translation(parameters.integer_shift),

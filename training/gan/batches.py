@@ -1,7 +1,9 @@
-"""How the samples of a batch are dealt to processes and micro-batches, such that neither changes what is computed.
+"""How the samples of a batch are dealt to processes and micro-batches, such that neither changes
+what is computed.
 
-Sample p of a batch of B goes to process p mod N. A group of the minibatch statistics is the samples n, n + B/G, n + 2 B/G, ... of the
-whole batch; every micro-batch holds whole groups, in an order in which the discriminator finds the same ones.
+Sample p of a batch of B goes to process p mod N. A group of the minibatch statistics is the samples
+n, n + B/G, n + 2 B/G, ... of the whole batch; every micro-batch holds whole groups, in an order in
+which the discriminator finds the same ones.
 """
 
 from __future__ import annotations
@@ -49,10 +51,14 @@ class Share:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def streams(self, seed: int, images: int, draw: Draw, part: Tensor | None = None) -> SampleStreams:
+    def streams(
+        self, seed: int, images: int, draw: Draw, part: Tensor | None = None
+    ) -> SampleStreams:
         """Streams of the samples in `part` (None = all), in the step after `images` images."""
         positions = self.positions if part is None else self.positions[part]
-        return SampleStreams([draw_seed(seed, images + position, draw) for position in positions.tolist()])
+        return SampleStreams(
+            [draw_seed(seed, images + position, draw) for position in positions.tolist()]
+        )
 
 
 def draw_seed(seed: int, image: int, draw: Draw) -> int:
@@ -61,13 +67,20 @@ def draw_seed(seed: int, image: int, draw: Draw) -> int:
     return int(low) + (int(high) << 32)
 
 
-def draw_cameras(labels: Tensor, phases: int, batch: int, seed: int, images: int) -> tuple[Tensor, Tensor]:
-    """Cameras of all fakes of a step, and of each one's neighbour: (phases, batch, 25) both; every process draws the same.
+def draw_cameras(
+    labels: Tensor, phases: int, batch: int, seed: int, images: int
+) -> tuple[Tensor, Tensor]:
+    """Cameras of all fakes of a step, and of each one's neighbour: (phases, batch, 25) both; every
+    process draws the same.
 
-    The neighbour is the sample before. A batch of one has none: then it is one more camera of the data set.
+    The neighbour is the sample before. A batch of one has none: then it is one more camera of the
+    data set.
     """
     generator = torch.Generator().manual_seed(draw_seed(seed, images, Draw.CAMERAS))
-    indices, others = (torch.randint(len(labels), (phases, batch), generator=generator).to(labels.device) for _ in range(2))
+    indices, others = (
+        torch.randint(len(labels), (phases, batch), generator=generator).to(labels.device)
+        for _ in range(2)
+    )
     c = labels[indices]
     return c, c.roll(1, dims=1) if batch > 1 else labels[others]
 

@@ -1,7 +1,8 @@
-"""Losses, regularisers and their schedules (EG3D, section 4 and supplement; Karras et al. 2020; Mescheder et al. 2018).
+"""Losses, regularisers and their schedules (EG3D, section 4 and supplement; Karras et al. 2020;
+Mescheder et al. 2018).
 
-Everything here works on one micro-batch and returns per-sample values or scalars; nothing steps an optimiser.
-Schedules are functions of the number of real images shown so far.
+Everything here works on one micro-batch and returns per-sample values or scalars; nothing steps an
+optimiser. Schedules are functions of the number of real images shown so far.
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ def fade(start: float, end: float, images: int, kimg: float) -> float:
 
 def schedule_at(config: TrainingConfig, images: int) -> Schedule:
     """The schedule's values after `images` real images."""
-    blur_kimg = config.batch * 200 / REFERENCE_BATCH if config.blur_fade_kimg is None else config.blur_fade_kimg
+    blur_kimg = (
+        config.batch * 200 / REFERENCE_BATCH
+        if config.blur_fade_kimg is None
+        else config.blur_fade_kimg
+    )
     return Schedule(
         resolution=round(fade(config.nrr_initial, config.nrr_final, images, config.nrr_fade_kimg)),
         blur_sigma=fade(config.blur_sigma, 0, images, blur_kimg),
@@ -55,17 +60,23 @@ def schedule_at(config: TrainingConfig, images: int) -> Schedule:
 
 
 def ema_decay(config: TrainingConfig, images: int) -> float:
-    """Factor on the averaged weights for one batch: half-life in images, bounded by a part of the images seen."""
-    half_life = 1000 * (config.batch * 10 / REFERENCE_BATCH if config.ema_kimg is None else config.ema_kimg)
+    """Factor on the averaged weights for one batch: half-life in images, bounded by a part of the
+    images seen.
+    """
+    half_life = 1000 * (
+        config.batch * 10 / REFERENCE_BATCH if config.ema_kimg is None else config.ema_kimg
+    )
     if config.ema_rampup is not None:
         half_life = min(half_life, images * config.ema_rampup)
     return 0.5 ** (config.batch / max(half_life, 1e-8))
 
 
 def swap_cameras(c: Tensor, probability: float, neighbours: Tensor | None = None) -> Tensor:
-    """Cameras (N, 25) to condition the mapping on: each sample's own, or with `probability` its neighbour's.
+    """Cameras (N, 25) to condition the mapping on: each sample's own, or with `probability` its
+    neighbour's.
 
-    `neighbours` (N, 25) are those of a larger batch that `c` is a part of; None = the samples of `c` are each other's.
+    `neighbours` (N, 25) are those of a larger batch that `c` is a part of; None = the samples of
+    `c` are each other's.
     """
     if probability <= 0:
         return c
@@ -74,7 +85,9 @@ def swap_cameras(c: Tensor, probability: float, neighbours: Tensor | None = None
 
 
 def blur_kernel(sigma: float) -> Tensor | None:
-    """Separable Gaussian (k,) with weight 2^-((x/sigma)^2) up to radius floor(3 sigma); None where that leaves one tap."""
+    """Separable Gaussian (k,) with weight 2^-((x/sigma)^2) up to radius floor(3 sigma); None where
+    that leaves one tap.
+    """
     radius = math.floor(3 * sigma)
     if radius < 1:
         return None
@@ -89,7 +102,9 @@ def blur(images: Tensor, sigma: float) -> Tensor:
 
 
 def augment_pictures(augment: AugmentPipe, pictures: Pictures) -> Pictures:
-    """Augmented pictures: image and raw, resized up to it, go through one transform as six channels; raw is resized back."""
+    """Augmented pictures: image and raw, resized up to it, go through one transform as six
+    channels; raw is resized back.
+    """
     if augment.p <= 0:
         return pictures
     image, raw = pictures
@@ -109,15 +124,32 @@ def fake_pictures(fakes: GeneratorOutput, schedule: Schedule) -> Pictures:
 
 
 def generate(
-    G: Generator, z: Tensor, c: Tensor, schedule: Schedule, update_w_avg: bool = False, neighbours: Tensor | None = None
+    G: Generator,
+    z: Tensor,
+    c: Tensor,
+    schedule: Schedule,
+    update_w_avg: bool = False,
+    neighbours: Tensor | None = None,
 ) -> GeneratorOutput:
-    """Training fakes of z (N, z_dim) seen from cameras c (N, 25): random noise, sample offsets and pose swapping."""
-    ws = G.mapping(z, swap_cameras(c, schedule.swap_probability, neighbours), update_w_avg=update_w_avg)
-    return G.synthesis(ws, c, neural_rendering_resolution=schedule.resolution, noise_mode="random", deterministic=False)
+    """Training fakes of z (N, z_dim) seen from cameras c (N, 25): random noise, sample offsets and
+    pose swapping.
+    """
+    ws = G.mapping(
+        z, swap_cameras(c, schedule.swap_probability, neighbours), update_w_avg=update_w_avg
+    )
+    return G.synthesis(
+        ws,
+        c,
+        neural_rendering_resolution=schedule.resolution,
+        noise_mode="random",
+        deterministic=False,
+    )
 
 
 def loss_real(logits: Tensor) -> Tensor:
-    """-log sigmoid(logits): how far logits are from saying 'real' (non-saturating logistic loss, Goodfellow et al. 2014)."""
+    """-log sigmoid(logits): how far logits are from saying 'real' (non-saturating logistic loss,
+    Goodfellow et al. 2014).
+    """
     return F.softplus(-logits)
 
 
@@ -127,15 +159,25 @@ def loss_fake(logits: Tensor) -> Tensor:
 
 
 def r1_penalty(logits: Tensor, pictures: Pictures) -> Tensor:
-    """Squared gradient (N,) of logits (N, 1) with respect to both pictures of each sample, which must require gradients."""
+    """Squared gradient (N,) of logits (N, 1) with respect to both pictures of each sample, which
+    must require gradients.
+    """
     gradients = torch.autograd.grad(logits.sum(), pictures, create_graph=True)
     return torch.stack([g.square().sum(dim=(1, 2, 3)) for g in gradients]).sum(dim=0)
 
 
 def density_regularisation(
-    G: Generator, z: Tensor, c: Tensor, schedule: Schedule, points: int, distance: float, neighbours: Tensor | None = None
+    G: Generator,
+    z: Tensor,
+    c: Tensor,
+    schedule: Schedule,
+    points: int,
+    distance: float,
+    neighbours: Tensor | None = None,
 ) -> Tensor:
-    """Mean difference of raw density between nearby points, uniform in [-1, 1]^3: noise and floaters cost (EG3D, supplement)."""
+    """Mean difference of raw density between nearby points, uniform in [-1, 1]^3: noise and
+    floaters cost (EG3D, supplement).
+    """
     ws = G.mapping(z, swap_cameras(c, schedule.swap_probability, neighbours))
     here = rand(z.shape[0], points, 3, device=z.device) * 2 - 1
     there = here + randn(*here.shape, device=z.device) * distance

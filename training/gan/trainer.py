@@ -1,8 +1,10 @@
-"""One training step and everything it changes: networks, averages, optimisers, augmentation (EG3D, section 4 and supplement).
+"""One training step and everything it changes: networks, averages, optimisers, augmentation (EG3D,
+section 4 and supplement).
 
-A step is a function of the state, the batch and the numbers (seed, images seen): what a sample draws is a function of the seed and the
-sample's number in the run. So a run that is resumed goes on bit for bit, and neither the number of processes nor the size of
-micro-batches changes what is computed, but for the rounding of sums.
+A step is a function of the state, the batch and the numbers (seed, images seen): what a sample
+draws is a function of the seed and the sample's number in the run. So a run that is resumed goes on
+bit for bit, and neither the number of processes nor the size of micro-batches changes what is
+computed, but for the rounding of sums.
 """
 
 from __future__ import annotations
@@ -17,7 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib.console import UserError
-from torch_utils.distributed.collectives import copy_from_first, gather_batch, rank, sum_over_processes, world_size
+from torch_utils.distributed.collectives import (
+    copy_from_first,
+    gather_batch,
+    rank,
+    sum_over_processes,
+    world_size,
+)
 from torch_utils.distributed.reduction import GradientAverage
 from torch_utils.ops import library
 from torch_utils.sample_random import randn, samples_draw_from
@@ -44,7 +52,8 @@ class Progress:
 
     images: int = 0  # real images shown
     steps: int = 0
-    bad_steps: dict[str, int] = field(default_factory=dict)  # by phase: updates skipped for non-finite losses or gradients, in a row
+    # by phase: updates skipped for non-finite losses or gradients, in a row
+    bad_steps: dict[str, int] = field(default_factory=dict)
     skipped: int = 0  # such updates since the run began
 
     @property
@@ -61,21 +70,28 @@ class Batch:
     real_c: Tensor  # (B, 25)
     z: Tensor  # (phases, B, z_dim)
     c: Tensor  # (phases, B, 25) cameras of the fakes
-    neighbours: Tensor  # (phases, B, 25) cameras that may take their place in conditioning the mapping
-    c_spread: Tensor | None  # (phases + 1, 1, 25) deviation of c over the samples of all processes, last of real_c; None = not used
+    # (phases, B, 25) cameras that may take their place in conditioning the mapping
+    neighbours: Tensor
+    # (phases + 1, 1, 25) deviation of c over the samples of all processes, last of real_c; None =
+    # not used
+    c_spread: Tensor | None
 
 
 class Trainer:
-    """The networks in training. All processes hold the same weights; each handles its share of every batch."""
+    """The networks in training. All processes hold the same weights; each handles its share of
+    every batch.
+    """
 
     def __init__(self, config: Config, camera_labels: Tensor, device: torch.device) -> None:
         """Build everything from `config.training.seed`.
 
         Args:
-            camera_labels: (M, 25) labels of the data set, from which the cameras of fakes are drawn.
+            camera_labels: (M, 25) labels of the data set, from which the cameras of fakes are
+                drawn.
 
         Raises:
-            UserError: for settings out of range, or a batch that does not divide among processes and micro-batches.
+            UserError: for settings out of range, or a batch that does not divide among processes
+                and micro-batches.
         """
         check_config(config, world_size())
         self.config, self.device = config, device
@@ -93,17 +109,28 @@ class Trainer:
         for module in (self.G, self.D, self.G_ema):
             copy_from_first(module)
         self.G_parameters = list(self.G.parameters())
-        frozen = {id(p) for layer in self.D.layers()[: config.training.freeze_d] for p in layer.parameters()}
+        frozen = {
+            id(p)
+            for layer in self.D.layers()[: config.training.freeze_d]
+            for p in layer.parameters()
+        }
         self.D_parameters = [p for p in self.D.parameters() if id(p) not in frozen]
         options = config.training
-        self.G_optimizer = lazy_adam(self.G_parameters, options, options.lr_generator, options.g_reg_interval)
-        self.D_optimizer = lazy_adam(self.D_parameters, options, options.lr_discriminator, options.d_reg_interval)
-        self.G_average, self.D_average = GradientAverage(self.G_parameters), GradientAverage(self.D_parameters)
+        self.G_optimizer = lazy_adam(
+            self.G_parameters, options, options.lr_generator, options.g_reg_interval
+        )
+        self.D_optimizer = lazy_adam(
+            self.D_parameters, options, options.lr_discriminator, options.d_reg_interval
+        )
+        self.G_average, self.D_average = (
+            GradientAverage(self.G_parameters),
+            GradientAverage(self.D_parameters),
+        )
         self._set_precision()
         if options.compile:
             self._compile()
 
-    # ----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # A step
 
     def step(self, real_images: Tensor, real_c: Tensor) -> None:
@@ -117,7 +144,8 @@ class Trainer:
             UserError: after too many updates in a row whose losses or gradients were not finite.
         """
         options = self.config.training
-        torch.manual_seed(draw_seed(options.seed, self.progress.images, Draw.CAMERAS))  # for parts of others that know no streams
+        # for parts of others that know no streams
+        torch.manual_seed(draw_seed(options.seed, self.progress.images, Draw.CAMERAS))
         schedule = loss.schedule_at(options, self.progress.images)
         batch = self._draw(real_images.to(self.device), real_c.to(self.device))
         with self._one_move_of_w_avg():
@@ -138,21 +166,29 @@ class Trainer:
     def _draw(self, real: Tensor, real_c: Tensor) -> Batch:
         seed, images = self.config.training.seed, self.progress.images
         with samples_draw_from(self.share.streams(seed, images, Draw.LATENTS)):
-            z = randn(len(self.share), PHASES, self.config.model.generator.z_dim, device=self.device).transpose(0, 1)
-        c, neighbours = draw_cameras(self.camera_labels, PHASES, self.config.training.batch, seed, images)
+            z = randn(
+                len(self.share), PHASES, self.config.model.generator.z_dim, device=self.device
+            ).transpose(0, 1)
+        c, neighbours = draw_cameras(
+            self.camera_labels, PHASES, self.config.training.batch, seed, images
+        )
         spread = camera_spread([*c, gather_batch(real_c)]) if self.D.c_noise > 0 else None
         mine = self.share.positions.to(c.device)
         return Batch(real, real_c, z, c[:, mine], neighbours[:, mine], spread)
 
     def _generator_main(self, batch: Batch, schedule: Schedule) -> list[GeneratorOutput]:
-        """Make fakes look real to D. Returns the fakes, detached, if D's main phase is to use them too."""
+        """Make fakes look real to D. Returns the fakes, detached, if D's main phase is to use them
+        too.
+        """
         kept = []
         with self._update("G") as update:
             for part in self.share.parts:
                 with self._draws(Draw.G, part):
                     shared = self.config.training.shared_fakes
                     fakes = self._generate(batch, 0, part, schedule, moves_w_avg=shared)
-                    pictures = loss.augment_pictures(self.augment, loss.fake_pictures(fakes, schedule))
+                    pictures = loss.augment_pictures(
+                        self.augment, loss.fake_pictures(fakes, schedule)
+                    )
                     logits = self.D(*pictures, batch.c[0, part], c_spread=spread_of(batch, 0))
                     losses = loss.loss_real(logits)
                 update.backward(losses.mean(), part)
@@ -170,12 +206,20 @@ class Trainer:
                 points, distance = options.density_reg_points, options.density_reg_distance
                 with self._draws(Draw.GREG, part):
                     penalty = loss.density_regularisation(
-                        self.G, batch.z[1, part], batch.c[1, part], schedule, points, distance, batch.neighbours[1, part]
+                        self.G,
+                        batch.z[1, part],
+                        batch.c[1, part],
+                        schedule,
+                        points,
+                        distance,
+                        batch.neighbours[1, part],
                     )
                 update.backward(penalty * options.density_reg * options.g_reg_interval, part)
                 update.report("Loss/density", penalty)
 
-    def _discriminator_main(self, batch: Batch, schedule: Schedule, fakes: list[GeneratorOutput]) -> None:
+    def _discriminator_main(
+        self, batch: Batch, schedule: Schedule, fakes: list[GeneratorOutput]
+    ) -> None:
         """Tell real from fake."""
         said = []
         with self._update("D") as update:
@@ -200,30 +244,47 @@ class Trainer:
             for real_logits in said:
                 self.adaptation.observe(real_logits)
 
-    def _compare(self, batch: Batch, phase: int, part: Tensor, fake: GeneratorOutput, schedule: Schedule) -> Tensor:
-        """D's logits (2 M, 1) for the fakes and the reals of a micro-batch, as two batches that know nothing of each other."""
+    def _compare(
+        self, batch: Batch, phase: int, part: Tensor, fake: GeneratorOutput, schedule: Schedule
+    ) -> Tensor:
+        """D's logits (2 M, 1) for the fakes and the reals of a micro-batch, as two batches that
+        know nothing of each other.
+        """
         fakes_shown = loss.augment_pictures(self.augment, loss.fake_pictures(fake, schedule))
-        reals_shown = loss.augment_pictures(self.augment, loss.real_pictures(batch.real[part], schedule))
+        reals_shown = loss.augment_pictures(
+            self.augment, loss.real_pictures(batch.real[part], schedule)
+        )
         shown = (torch.cat(pair) for pair in zip(fakes_shown, reals_shown, strict=True))
         c = torch.cat([batch.c[phase, part], batch.real_c[part]])
         return self.D(*shown, c, batches=2, c_spread=spread_of(batch, phase, PHASES))
 
     def _discriminator_regularisation(self, batch: Batch, schedule: Schedule) -> None:
-        """R1 on real pictures, in fp32 where the rest is bf16. Runs every `d_reg_interval` steps, with as much more weight."""
+        """R1 on real pictures, in fp32 where the rest is bf16. Runs every `d_reg_interval` steps,
+        with as much more weight.
+        """
         options = self.config.training
         with self._update("Dreg") as update, self._precise_discriminator():
             for part in self.share.parts:
                 with self._draws(Draw.DREG, part):
                     with torch.no_grad():
-                        real = loss.augment_pictures(self.augment, loss.real_pictures(batch.real[part], schedule))
+                        real = loss.augment_pictures(
+                            self.augment, loss.real_pictures(batch.real[part], schedule)
+                        )
                     real = Pictures(*(value.detach().requires_grad_() for value in real))
-                    # Not through __call__, which may be compiled: AOTAutograd has no second derivatives.
-                    logits = self.D.forward(*real, batch.real_c[part], c_spread=spread_of(batch, PHASES))
+                    # Not through __call__, which may be compiled: AOTAutograd has no second
+                    # derivatives.
+                    logits = self.D.forward(
+                        *real, batch.real_c[part], c_spread=spread_of(batch, PHASES)
+                    )
                 penalty = loss.r1_penalty(logits, real)
-                update.backward((penalty * (options.gamma / 2 * options.d_reg_interval)).mean(), part)
+                update.backward(
+                    (penalty * (options.gamma / 2 * options.d_reg_interval)).mean(), part
+                )
                 update.report("Loss/R1", penalty)
 
-    def _generate(self, batch: Batch, phase: int, part: Tensor, schedule: Schedule, moves_w_avg: bool) -> GeneratorOutput:
+    def _generate(
+        self, batch: Batch, phase: int, part: Tensor, schedule: Schedule, moves_w_avg: bool
+    ) -> GeneratorOutput:
         z, c, neighbours = batch.z[phase, part], batch.c[phase, part], batch.neighbours[phase, part]
         fakes = loss.generate(self.G, z, c, schedule, moves_w_avg, neighbours)
         if moves_w_avg:
@@ -234,11 +295,15 @@ class Trainer:
 
     def _draws(self, draw: Draw, part: Tensor) -> contextlib.AbstractContextManager[None]:
         """Let the samples of a micro-batch draw from their own streams."""
-        return samples_draw_from(self.share.streams(self.config.training.seed, self.progress.images, draw, part))
+        return samples_draw_from(
+            self.share.streams(self.config.training.seed, self.progress.images, draw, part)
+        )
 
     @contextlib.contextmanager
     def _one_move_of_w_avg(self) -> Iterator[None]:
-        """Let the fakes of all micro-batches and processes meanwhile move the mean latent together, as one batch."""
+        """Let the fakes of all micro-batches and processes meanwhile move the mean latent together,
+        as one batch.
+        """
         w_avg = self.G.backbone.mapping.w_avg
         self._w_avg_before, self._moved = w_avg.clone(), []
         yield
@@ -248,8 +313,14 @@ class Trainer:
 
     @contextlib.contextmanager
     def _update(self, phase: str) -> Iterator[Update]:
-        """An update of the network that `phase` belongs to; it is skipped, and counted, if a loss or a gradient is not finite."""
-        average, optimizer = (self.G_average, self.G_optimizer) if phase[0] == "G" else (self.D_average, self.D_optimizer)
+        """An update of the network that `phase` belongs to; it is skipped, and counted, if a loss
+        or a gradient is not finite.
+        """
+        average, optimizer = (
+            (self.G_average, self.G_optimizer)
+            if phase[0] == "G"
+            else (self.D_average, self.D_optimizer)
+        )
         with update_of(average, optimizer, len(self.share), self.statistics) as update:
             yield update
         self.statistics.report(f"Gradients/nonfinite_{phase}", 0.0 if update.is_taken else 1.0)
@@ -264,8 +335,10 @@ class Trainer:
         self.progress.bad_steps[phase] = self.progress.bad_steps.get(phase, 0) + 1
         if self.progress.bad_steps[phase] >= MAX_BAD_STEPS:
             raise UserError(
-                f"the losses or gradients of {MAX_BAD_STEPS} updates in a row were not finite (phase {phase}, {self.progress.kimg:.1f} "
-                "kimg); the last good checkpoint is kept: start from it by --init-from with a larger --gamma or a smaller learning rate"
+                f"the losses or gradients of {MAX_BAD_STEPS} updates in a row were not finite"
+                f" (phase {phase}, {self.progress.kimg:.1f} kimg); the last good checkpoint is"
+                " kept: start from it by --init-from with a larger --gamma or a smaller learning"
+                " rate"
             )
 
     @torch.no_grad()
@@ -275,7 +348,7 @@ class Trainer:
         for kept, buffer in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):
             kept.copy_(buffer)
 
-    # ----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Precision
 
     def _set_precision(self) -> None:
@@ -307,7 +380,7 @@ class Trainer:
         finally:
             self._set_precision()
 
-    # ----------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # State
 
     def state_dict(self) -> dict[str, Any]:
@@ -326,7 +399,8 @@ class Trainer:
         """Go on from `state_dict`.
 
         Raises:
-            UserError: if a part is missing, as in a file that holds nothing but a generator, or does not fit.
+            UserError: if a part is missing, as in a file that holds nothing but a generator, or
+                does not fit.
         """
         try:
             self.progress = Progress(**state["progress"])
@@ -339,13 +413,15 @@ class Trainer:
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"the checkpoint does not hold the whole state of a run ({type(error).__name__}: {reason}); "
-                "start a new run from its weights with --init-from"
+                f"the checkpoint does not hold the whole state of a run ({type(error).__name__}:"
+                f" {reason}); start a new run from its weights with --init-from"
             ) from error
 
 
 def spread_of(batch: Batch, *rows: int) -> Tensor | None:
-    """Deviations (len(rows), 1, 25) of the cameras of some phases' fakes (row PHASES: of the reals)."""
+    """Deviations (len(rows), 1, 25) of the cameras of some phases' fakes (row PHASES: of the
+    reals).
+    """
     return None if batch.c_spread is None else batch.c_spread[list(rows)]
 
 
@@ -355,8 +431,14 @@ def report_depth(update: Update, fakes: GeneratorOutput) -> None:
     update.report("Depth/coverage", fakes.weights_sum)
 
 
-def lazy_adam(parameters: list[nn.Parameter], options: TrainingConfig, lr: float, interval: int) -> torch.optim.Adam:
-    """Adam for a network whose regulariser runs every `interval` steps as an update of its own (Karras et al. 2020, section 3.1)."""
+def lazy_adam(
+    parameters: list[nn.Parameter], options: TrainingConfig, lr: float, interval: int
+) -> torch.optim.Adam:
+    """Adam for a network whose regulariser runs every `interval` steps as an update of its own
+    (Karras et al. 2020, section 3.1).
+    """
     ratio = interval / (interval + 1)
     betas = (options.beta1**ratio, options.beta2**ratio)
-    return torch.optim.Adam(parameters, lr=lr * ratio, betas=betas, eps=options.adam_eps, fused=True)
+    return torch.optim.Adam(
+        parameters, lr=lr * ratio, betas=betas, eps=options.adam_eps, fused=True
+    )

@@ -1,4 +1,6 @@
-"""One update of a network: gradients of micro-batches added up, averaged over processes, and one optimiser step if all is finite."""
+"""One update of a network: gradients of micro-batches added up, averaged over processes, and one
+optimiser step if all is finite.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,22 @@ from torch_utils.stats import Statistics
 
 
 class Update:
-    """What an update has gathered so far. Nothing of it counts before `finish` has found it finite in all processes."""
+    """What an update has gathered so far. Nothing of it counts before `finish` has found it finite
+    in all processes.
+    """
 
-    def __init__(self, average: GradientAverage, optimizer: torch.optim.Optimizer, samples: int) -> None:
-        """Begin an update of the parameters of `average`, which require gradients, from `samples` samples of this process."""
-        self.parameters, self.average, self.optimizer, self.samples = average.parameters, average, optimizer, samples
+    def __init__(
+        self, average: GradientAverage, optimizer: torch.optim.Optimizer, samples: int
+    ) -> None:
+        """Begin an update of the parameters of `average`, which require gradients, from `samples`
+        samples of this process.
+        """
+        self.parameters, self.average, self.optimizer, self.samples = (
+            average.parameters,
+            average,
+            optimizer,
+            samples,
+        )
         self.is_taken = False
         self.norm = torch.zeros(())
         self._seen = 0  # samples
@@ -25,7 +38,9 @@ class Update:
         self._reports: list[tuple[str, Tensor]] = []
 
     def backward(self, value: Tensor, part: Tensor) -> None:
-        """Accumulate the gradient of the mean over the whole batch; `value` is the mean over the samples in `part`."""
+        """Accumulate the gradient of the mean over the whole batch; `value` is the mean over the
+        samples in `part`.
+        """
         self._bad_losses += ~value.detach().isfinite()
         self._seen += len(part)
         if self._seen == self.samples:
@@ -37,9 +52,13 @@ class Update:
         self._reports.append((name, values.detach()))
 
     def finish(self, statistics: Statistics) -> None:
-        """Average over processes; take the step and tell the statistics, unless a loss or a gradient of any process is not finite."""
+        """Average over processes; take the step and tell the statistics, unless a loss or a
+        gradient of any process is not finite.
+        """
         bad_losses = self.average.finish(self._bad_losses)
-        self.norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        self.norm = torch.nn.utils.get_total_norm(
+            [p.grad for p in self.parameters if p.grad is not None]
+        )
         self.is_taken = bool(self.norm.isfinite() & (bad_losses[0] == 0))
         if not self.is_taken:
             return
@@ -49,7 +68,9 @@ class Update:
 
 
 @contextlib.contextmanager
-def update_of(average: GradientAverage, optimizer: torch.optim.Optimizer, samples: int, statistics: Statistics) -> Iterator[Update]:
+def update_of(
+    average: GradientAverage, optimizer: torch.optim.Optimizer, samples: int, statistics: Statistics
+) -> Iterator[Update]:
     """Let the parameters of `average` collect gradients meanwhile, then finish the update."""
     for p in average.parameters:
         p.requires_grad_(True)

@@ -1,4 +1,6 @@
-"""A larger generator that begins with a smaller one's weights (progressive growing: Karras et al. 2018, section 2)."""
+"""A larger generator that begins with a smaller one's weights (progressive growing: Karras et al.
+2018, section 2).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ BLOCK = re.compile(r"(?:.*\.)?(?:b|block)\d+(?=\.)")
 
 @dataclass(frozen=True)
 class GrownState:
-    """Weights for a network, with the blocks that it has and their source lacks, and the other way round."""
+    """Weights for a network, with the blocks that it has and their source lacks, and the other way
+    round.
+    """
 
     state: dict[str, Tensor]
     added: list[str]
@@ -22,16 +26,21 @@ class GrownState:
 
     def describe(self) -> str:
         """One line for people; empty where nothing differs."""
-        parts = [f"{verb} {', '.join(blocks)}" for verb, blocks in (("new", self.added), ("left out", self.dropped)) if blocks]
+        parts = [
+            f"{verb} {', '.join(blocks)}"
+            for verb, blocks in (("new", self.added), ("left out", self.dropped))
+            if blocks
+        ]
         return "; ".join(parts)
 
 
 def grow_state(network: nn.Module, state: dict[str, Tensor]) -> GrownState:
     """`state` of a smaller or larger network, made to fit the blocks of `network`.
 
-    Blocks that `state` lacks keep the network's own weights, but for the colours: these begin at zero, so that a network
-    with skip connections computes at first what the smaller one did, upsampled. Blocks that `network` lacks are left out. Noise images
-    of another size are drawn anew. Anything else that differs stays as it is, for `load_state` to refuse.
+    Blocks that `state` lacks keep the network's own weights, but for the colours: these begin at
+    zero, so that a network with skip connections computes at first what the smaller one did,
+    upsampled. Blocks that `network` lacks are left out. Noise images of another size are drawn
+    anew. Anything else that differs stays as it is, for `load_state` to refuse.
     """
     own = network.state_dict()
     have, given = _blocks(own), _blocks(state)
@@ -40,8 +49,16 @@ def grow_state(network: nn.Module, state: dict[str, Tensor]) -> GrownState:
     for block in added:
         if isinstance(network.get_submodule(block), SynthesisBlock):
             fresh[f"{block}.torgb.weight"].zero_()
-    fresh |= {name: own[name] for name, value in state.items() if _is_noise(name) and name in own and own[name].shape != value.shape}
-    kept = {name: value for name, value in state.items() if _block_of(name) is None or _block_of(name) in have}
+    fresh |= {
+        name: own[name]
+        for name, value in state.items()
+        if _is_noise(name) and name in own and own[name].shape != value.shape
+    }
+    kept = {
+        name: value
+        for name, value in state.items()
+        if _block_of(name) is None or _block_of(name) in have
+    }
     return GrownState(kept | fresh, added, [block for block in given if block not in have])
 
 

@@ -1,7 +1,9 @@
-"""What a network costs, layer by layer, from shapes alone: the networks run on the device `meta`, where nothing is computed.
+"""What a network costs, layer by layer, from shapes alone: the networks run on the device `meta`,
+where nothing is computed.
 
-Counted are the multiply-adds of convolutions, of matrix products and of the four taps of each bilinear look-up in a plane. Not counted
-is what works on each number by itself (activations, noise, compositing), and the fixed filters of resampling.
+Counted are the multiply-adds of convolutions, of matrix products and of the four taps of each
+bilinear look-up in a plane. Not counted is what works on each number by itself (activations, noise,
+compositing), and the fixed filters of resampling.
 """
 
 from __future__ import annotations
@@ -67,13 +69,20 @@ def measure_discriminator(config: ModelConfig, resolution: int | None = None) ->
     raw = resolution or config.rendering.resolution
     with _meta():
         discriminator = Discriminator(config)
-        image, image_raw = torch.zeros(1, 3, config.resolution, config.resolution), torch.zeros(1, 3, raw, raw)
-        return _measure(discriminator, lambda: discriminator(image, image_raw, torch.zeros(1, LABEL_SIZE)))
+        image, image_raw = (
+            torch.zeros(1, 3, config.resolution, config.resolution),
+            torch.zeros(1, 3, raw, raw),
+        )
+        return _measure(
+            discriminator, lambda: discriminator(image, image_raw, torch.zeros(1, LABEL_SIZE))
+        )
 
 
 @contextmanager
 def _meta() -> Iterator[None]:
-    """Tensors without data, and the plain definitions of all operators, of which every product can be seen."""
+    """Tensors without data, and the plain definitions of all operators, of which every product can
+    be seen.
+    """
     with torch.device("meta"), library.path("reference"), torch.no_grad():
         yield
 
@@ -95,7 +104,10 @@ class _Meter(TorchDispatchMode):
         for name, module in network.named_modules():
             layer = Layer(name or "(rays)", type(module).__name__, [])
             layer.parameters = sum(value.numel() for value in module.parameters(recurse=False))
-            self.handles += [module.register_forward_pre_hook(self._begin(layer)), module.register_forward_hook(self._end(layer))]
+            self.handles += [
+                module.register_forward_pre_hook(self._begin(layer)),
+                module.register_forward_hook(self._end(layer)),
+            ]
 
     def _begin(self, layer: Layer) -> Callable[..., None]:
         def begin(*_: Any) -> None:

@@ -1,4 +1,6 @@
-"""The folder of a run: options, log, statistics, TensorBoard events. A full disk costs lines at worst, never the run."""
+"""The folder of a run: options, log, statistics, TensorBoard events. A full disk costs lines at
+worst, never the run.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +128,9 @@ class LineFile:
 
 
 class Events:
-    """TensorBoard's writer, which a full disk ends: then what is to be shown is left out, and a new writer is begun later."""
+    """TensorBoard's writer, which a full disk ends: then what is to be shown is left out, and a new
+    writer is begun later.
+    """
 
     def __init__(self, path: Path | None, warn: Callable[[str], None]) -> None:
         """Write to the folder `path`; None = write nothing."""
@@ -139,7 +143,9 @@ class Events:
 
     def add_image(self, name: str, picture: Any, images: int, dataformats: str = "HWC") -> bool:
         """Show a picture (H, W, 3), uint8; whether it was written."""
-        return self._try(lambda writer: writer.add_image(name, picture, images, dataformats=dataformats))
+        return self._try(
+            lambda writer: writer.add_image(name, picture, images, dataformats=dataformats)
+        )
 
     def flush(self) -> bool:
         """Write what waits; whether that worked."""
@@ -167,7 +173,9 @@ class Events:
 
 
 def leave_disk_errors(problem: threading.ExceptHookArgs) -> None:
-    """Report what ends a thread, but for disk errors: TensorBoard's writing thread hands those to the next call of its writer."""
+    """Report what ends a thread, but for disk errors: TensorBoard's writing thread hands those to
+    the next call of its writer.
+    """
     if not isinstance(problem.exc_value, OSError):
         threading.__excepthook__(problem)
 
@@ -175,7 +183,8 @@ def leave_disk_errors(problem: threading.ExceptHookArgs) -> None:
 def lock_folder(path: Path, seconds: float = LOCK_SECONDS) -> int:
     """Take the folder for this process until it ends or closes the returned descriptor.
 
-    A process whose parent was killed may still save its state there. The lock ends with its owner, however that ends.
+    A process whose parent was killed may still save its state there. The lock ends with its owner,
+    however that ends.
 
     Raises:
         UserError: if another process still has it after `seconds`.
@@ -189,7 +198,9 @@ def lock_folder(path: Path, seconds: float = LOCK_SECONDS) -> int:
         except BlockingIOError:
             if time.monotonic() > end:
                 os.close(descriptor)
-                raise UserError(f"another process trains in {path}; end it, or wait for it") from None
+                raise UserError(
+                    f"another process trains in {path}; end it, or wait for it"
+                ) from None
             if not is_told:
                 tqdm.write(f"Waiting for another process that still writes to {path}")
             is_told = True
@@ -208,7 +219,9 @@ def keep_lines_until(path: Path, kimg: float) -> None:
     """Drop statistics of steps after `kimg`, which a resumed run takes again."""
     if not path.exists():
         return
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if _line_kimg(line) <= kimg]
+    lines = [
+        line for line in path.read_text(encoding="utf-8").splitlines() if _line_kimg(line) <= kimg
+    ]
     with atomic_write(path) as file:
         file.write("".join(line + "\n" for line in lines).encode())
 

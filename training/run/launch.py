@@ -41,7 +41,10 @@ def choose_devices(device: DeviceName, gpus: int | None, procs: int | None) -> L
     if place is not None:
         return _devices_of_torchrun(place, device, gpus, procs, available)
     if gpus is not None and gpus > available:
-        raise ValueError(f"--gpus {gpus}: this machine has {available} CUDA devices; use --gpus 0 to train on the CPU")
+        raise ValueError(
+            f"--gpus {gpus}: this machine has {available} CUDA devices; use --gpus 0 to train on"
+            " the CPU"
+        )
     if device == "cuda" and (available == 0 or gpus == 0):
         raise ValueError("--device cuda: no CUDA device to use; use --device cpu")
     if device == "mps" and not torch.backends.mps.is_available():
@@ -49,22 +52,35 @@ def choose_devices(device: DeviceName, gpus: int | None, procs: int | None) -> L
     count = available if gpus is None else gpus
     if device in ("auto", "cuda") and count > 0:
         if procs not in (None, count):
-            raise ValueError(f"--procs {procs}: there is one process for each of the {count} GPUs; leave --procs out")
+            raise ValueError(
+                f"--procs {procs}: there is one process for each of the {count} GPUs; leave"
+                " --procs out"
+            )
         return Launch("cuda", count, f"Training on {count} CUDA device(s)")
     chosen = "mps" if device == "mps" else "cpu"
     processes = procs or 1
     if chosen == "mps" and processes > 1:
         raise ValueError("--procs: only one process can use --device mps")
     why = "" if gpus == 0 or device != "auto" else " (no CUDA device found)"
-    return Launch(chosen, processes, f"Training on {chosen.upper()}{why}, {processes} process(es), {torch.get_num_threads()} threads")
+    return Launch(
+        chosen,
+        processes,
+        f"Training on {chosen.upper()}{why}, {processes} process(es), {torch.get_num_threads()}"
+        " threads",
+    )
 
 
-def _devices_of_torchrun(place: Place, device: DeviceName, gpus: int | None, procs: int | None, available: int) -> Launch:
+def _devices_of_torchrun(
+    place: Place, device: DeviceName, gpus: int | None, procs: int | None, available: int
+) -> Launch:
     """The same where torchrun has started the processes: it says how many there are."""
     for name, value in (("--gpus", gpus or None), ("--procs", procs)):
         if value not in (None, place.local_size, place.size):
             started = f"torchrun started {place.local_size} here and {place.size} in all"
-            raise ValueError(f"{name} {value}: {started}; leave {name} out, or give torchrun another --nproc-per-node")
+            raise ValueError(
+                f"{name} {value}: {started}; leave {name} out, or give torchrun another"
+                " --nproc-per-node"
+            )
     if device == "mps":
         raise ValueError("--device mps: only one process can use it, started without torchrun")
     use_cuda = device != "cpu" and gpus != 0 and available > 0
@@ -72,13 +88,19 @@ def _devices_of_torchrun(place: Place, device: DeviceName, gpus: int | None, pro
         raise ValueError("no CUDA device to use here; use --gpus 0 to train on the CPU")
     if use_cuda and place.local_size > available:
         raise ValueError(
-            f"torchrun started {place.local_size} processes for {available} CUDA devices; give it --nproc-per-node {available}"
+            f"torchrun started {place.local_size} processes for {available} CUDA devices; give it"
+            f" --nproc-per-node {available}"
         )
     kind = "cuda" if use_cuda else "cpu"
-    return Launch(kind, place.size, f"Training on {kind.upper()}, {place.size} process(es) that torchrun started, {place.local_size} here")
+    return Launch(
+        kind,
+        place.size,
+        f"Training on {kind.upper()}, {place.size} process(es) that torchrun started,"
+        f" {place.local_size} here",
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Run folders
 
 
@@ -106,7 +128,9 @@ def run_folders(outdir: Path) -> list[Path]:
     """Run folders in `outdir`, oldest first."""
     if not outdir.is_dir():
         return []
-    return sorted(path for path in outdir.iterdir() if path.is_dir() and re.match(r"\d{5}-", path.name))
+    return sorted(
+        path for path in outdir.iterdir() if path.is_dir() and re.match(r"\d{5}-", path.name)
+    )
 
 
 def _next_number(outdir: Path) -> int:
@@ -114,9 +138,11 @@ def _next_number(outdir: Path) -> int:
 
 
 def find_checkpoint(resume: str, outdir: Path) -> tuple[Path, Checkpoint] | None:
-    """The snapshot that --resume FILE|DIR|latest names, and what it holds. None: `latest`, and there is no run to go on with.
+    """The snapshot that --resume FILE|DIR|latest names, and what it holds. None: `latest`, and
+    there is no run to go on with.
 
-    In a folder the newest readable snapshot counts; damaged ones are passed over with a line that says so.
+    In a folder the newest readable snapshot counts; damaged ones are passed over with a line that
+    says so.
 
     Raises:
         UserError: if there is nothing to resume there.
@@ -127,23 +153,37 @@ def find_checkpoint(resume: str, outdir: Path) -> tuple[Path, Checkpoint] | None
             return None
         resume = str(folders[-1])
     if is_url(resume):
-        raise UserError(f"--resume {resume}: a run goes on in its own folder; start a new one from a URL with --init-from")
+        raise UserError(
+            f"--resume {resume}: a run goes on in its own folder; start a new one from a URL with"
+            " --init-from"
+        )
     path = Path(resume)
     if not path.is_dir():
         return path, load_checkpoint(path)
     snapshots = snapshots_in(path)
     if not snapshots:
-        raise UserError(f"--resume {path}: the folder holds no {SNAPSHOT_PATTERN}; name a run folder or a snapshot")
+        raise UserError(
+            f"--resume {path}: the folder holds no {SNAPSHOT_PATTERN}; name a run folder or a"
+            " snapshot"
+        )
     return _newest_readable(snapshots)
 
 
 def snapshots_in(folder: Path) -> list[Path]:
-    """Snapshots of a run, newest first; each is followed by the one that it replaced, if that is still there."""
-    return [path for name in sorted(folder.glob(SNAPSHOT_PATTERN), reverse=True) for path in (name, older_of(name)) if path.exists()]
+    """Snapshots of a run, newest first; each is followed by the one that it replaced, if that is
+    still there.
+    """
+    return [
+        path
+        for name in sorted(folder.glob(SNAPSHOT_PATTERN), reverse=True)
+        for path in (name, older_of(name))
+        if path.exists()
+    ]
 
 
 def set_aside_later(snapshot: Path) -> Path:
-    """Rename the snapshots that a run took after `snapshot`, now that it goes on from there: `latest` must not mean them.
+    """Rename the snapshots that a run took after `snapshot`, now that it goes on from there:
+    `latest` must not mean them.
 
     Returns:
         Where `snapshot` is now: the place of the damaged one that replaced it, if that was so.
@@ -164,7 +204,9 @@ def newest_snapshot(outdir: Path) -> Path:
     Raises:
         UserError: if there is none.
     """
-    snapshots = [path for folder in run_folders(outdir) for path in sorted(folder.glob(SNAPSHOT_PATTERN))]
+    snapshots = [
+        path for folder in run_folders(outdir) for path in sorted(folder.glob(SNAPSHOT_PATTERN))
+    ]
     if not snapshots:
         raise UserError(f"no run in {outdir} has a snapshot yet; train first")
     return snapshots[-1]
@@ -180,7 +222,7 @@ def _newest_readable(snapshots: list[Path]) -> tuple[Path, Checkpoint]:
     return snapshots[-1], load_checkpoint(snapshots[-1])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Processes
 
 
@@ -208,7 +250,12 @@ class Job:
         Raises:
             UserError: as `run_training`.
         """
-        run_training(self.config, RunOptions(self.run_dir, device, *self._load(), self.time_limit, self.observers, self.measures))
+        run_training(
+            self.config,
+            RunOptions(
+                self.run_dir, device, *self._load(), self.time_limit, self.observers, self.measures
+            ),
+        )
 
     def _load(self) -> tuple[Checkpoint | None, Weights | None]:
         if self.resume:
@@ -217,7 +264,8 @@ class Job:
 
 
 def launch_training(job: Job, launch: Launch) -> None:
-    """Run the training in this process, in `launch.processes` new ones, or in those that torchrun started.
+    """Run the training in this process, in `launch.processes` new ones, or in those that torchrun
+    started.
 
     Raises:
         UserError: as `run_training`.

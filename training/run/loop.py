@@ -64,7 +64,8 @@ class RunOptions:
 
 
 def run_training(config: Config, options: RunOptions) -> None:
-    """Train until `config.training.kimg`, a signal or the time limit; the last state is always saved.
+    """Train until `config.training.kimg`, a signal or the time limit; the last state is always
+    saved.
 
     Raises:
         UserError: for bad data or settings, a full disk, or a run that diverged.
@@ -87,26 +88,41 @@ def run_training(config: Config, options: RunOptions) -> None:
                     folder.log(f"Blocks of the generator that are not as in --init-from: {growth}")
                 if processes not in (None, world_size()):
                     folder.log(
-                        f"The run had {processes} process(es) so far and has {world_size()} now: it goes on with the same data and random "
-                        "numbers, equal up to rounding, no longer bit for bit"
+                        f"The run had {processes} process(es) so far and has {world_size()} now: it"
+                        " goes on with the same data and random numbers, equal up to rounding, no"
+                        " longer bit for bit"
                     )
                 _Run(config, options, dataset, trainer, folder, stop, started, is_resumed).execute()
         except torch.OutOfMemoryError as error:
-            raise UserError("out of GPU memory; choose a smaller --batch-gpu, or a smaller --nrr-final") from error
+            raise UserError(
+                "out of GPU memory; choose a smaller --batch-gpu, or a smaller --nrr-final"
+            ) from error
         except OSError as error:
-            raise UserError(f"cannot write to {options.run_dir}: {error.strerror or error}; free some space and resume") from error
+            raise UserError(
+                f"cannot write to {options.run_dir}: {error.strerror or error}; free some space and"
+                " resume"
+            ) from error
 
 
 def open_dataset(config: Config) -> ImageDataset:
-    """The training data. What fits into memory is decoded at once, so that a damaged picture shows before a run has begun.
+    """The training data. What fits into memory is decoded at once, so that a damaged picture shows
+    before a run has begun.
 
     Raises:
         UserError: for bad data, or pictures of another size than the model's.
     """
-    dataset = ImageDataset(config.data.path, mirror=config.data.mirror, check=rank() == 0, max_broken=config.data.max_broken)
+    dataset = ImageDataset(
+        config.data.path,
+        mirror=config.data.mirror,
+        check=rank() == 0,
+        max_broken=config.data.max_broken,
+    )
     if dataset.resolution != config.model.resolution:
         sizes = f"{dataset.resolution} pixels, the model makes {config.model.resolution}"
-        raise UserError(f"data {dataset.path} has pictures of {sizes}; train with the data the model was made for")
+        raise UserError(
+            f"data {dataset.path} has pictures of {sizes}; train with the data the model was"
+            " made for"
+        )
     if dataset.fits_memory:
         dataset.preload()
     return dataset
@@ -114,24 +130,34 @@ def open_dataset(config: Config) -> ImageDataset:
 
 def sampling_weights(data: DataConfig, labels: Tensor) -> np.ndarray | None:
     """How often each item with `labels` (M, 25) is shown an epoch (M,); None = once."""
-    return balance_weights(labels, data.rebalance_bins, data.rebalance) if data.rebalance > 1 else None
+    return (
+        balance_weights(labels, data.rebalance_bins, data.rebalance) if data.rebalance > 1 else None
+    )
 
 
 def camera_labels(data: DataConfig, labels: Tensor) -> Tensor:
-    """Labels (K, 25) that the cameras of fakes are drawn from: distributed over yaws as the real ones that are shown."""
+    """Labels (K, 25) that the cameras of fakes are drawn from: distributed over yaws as the real
+    ones that are shown.
+    """
     if data.rebalance <= 1:
         return labels
-    return labels.repeat_interleave(torch.from_numpy(balance_copies(labels, data.rebalance_bins, data.rebalance)), dim=0)
+    return labels.repeat_interleave(
+        torch.from_numpy(balance_copies(labels, data.rebalance_bins, data.rebalance)), dim=0
+    )
 
 
 def initialise(trainer: Trainer, weights: Weights) -> str:
-    """Take the weights of another run, and nothing else. The generator may have more blocks, or fewer; returns a line on these.
+    """Take the weights of another run, and nothing else. The generator may have more blocks, or
+    fewer; returns a line on these.
 
     Raises:
         UserError: with the list of names if they do not fit.
     """
     growth = ""
-    for network, state in (("G", weights.G or weights.G_ema), ("G_ema", weights.G_ema or weights.G)):
+    for network, state in (
+        ("G", weights.G or weights.G_ema),
+        ("G_ema", weights.G_ema or weights.G),
+    ):
         if state is not None:
             grown = grow_state(getattr(trainer, network), state)
             load_state(getattr(trainer, network), grown.state, f"--init-from: {network}")
@@ -167,7 +193,9 @@ class _Run:
         if not self.is_resumed:
             self._observe(None)
         elif progress.images >= total:
-            self.folder.log(f"The run has all of its {progress.kimg:g} kimg; a larger --kimg goes on")
+            self.folder.log(
+                f"The run has all of its {progress.kimg:g} kimg; a larger --kimg goes on"
+            )
         try:
             reason = self._train(total)
         except UserError:
@@ -178,7 +206,10 @@ class _Run:
         self._save()
         self.snapshots.finish()
         if reason and progress.images < total:
-            self.folder.log(f"{reason} at {progress.kimg:.3f} kimg; go on with: python train.py --resume {self.folder.path}")
+            self.folder.log(
+                f"{reason} at {progress.kimg:.3f} kimg; go on with: python train.py --resume"
+                f" {self.folder.path}"
+            )
 
     def _train(self, total: int) -> str | None:
         """Take steps up to `total` images. Returns why it ended, if before."""
@@ -194,7 +225,15 @@ class _Run:
             weights=sampling_weights(self.config.data, self.dataset.labels),
         )
         start, hidden = progress.images, rank() != 0
-        bar = tqdm(total=total, initial=start, unit="img", desc="Training", disable=hidden, dynamic_ncols=True, mininterval=1)
+        bar = tqdm(
+            total=total,
+            initial=start,
+            unit="img",
+            desc="Training",
+            disable=hidden,
+            dynamic_ncols=True,
+            mininterval=1,
+        )
         reason = None
         try:
             while progress.images < total and reason is None:
@@ -211,7 +250,9 @@ class _Run:
         return reason
 
     def _next(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """The next batch. A picture that turns out to be damaged, in whichever process, must not cost what was trained so far."""
+        """The next batch. A picture that turns out to be damaged, in whichever process, must not
+        cost what was trained so far.
+        """
         problem: UserError | None = None
         try:
             batch = next(batches)
@@ -233,8 +274,15 @@ class _Run:
         """Log updates that the last step left out."""
         progress = self.trainer.progress
         if progress.skipped > before:
-            phases = ", ".join(f"{phase} ({count} in a row)" for phase, count in progress.bad_steps.items() if count)
-            self.folder.log(f"warning: skipped at {progress.kimg:.3f} kimg, loss or gradient not finite: {phases}")
+            phases = ", ".join(
+                f"{phase} ({count} in a row)"
+                for phase, count in progress.bad_steps.items()
+                if count
+            )
+            self.folder.log(
+                f"warning: skipped at {progress.kimg:.3f} kimg, loss or gradient not finite:"
+                f" {phases}"
+            )
 
     def _stop_reason(self) -> str | None:
         limit = self.options.time_limit
@@ -252,7 +300,9 @@ class _Run:
             return
         self._tick()
         snap_size = tick_size * options.snap_ticks
-        is_due = snap_size and images // snap_size != (images - self.config.training.batch) // snap_size
+        is_due = (
+            snap_size and images // snap_size != (images - self.config.training.batch) // snap_size
+        )
         if is_due:
             self._save()
         elif self.snapshots.is_behind:
@@ -264,13 +314,19 @@ class _Run:
         values = {name: value["mean"] for name, value in self.trainer.statistics.collect().items()}
         speed = (progress.images - self.tick_images) / max(now - self.tick_time, 1e-9)
         values["Progress/skipped_updates"] = progress.skipped
-        values |= {"Progress/images_per_second": speed, "Progress/seconds": now - self.started, **memory_gib(self.options.device)}
+        values |= {
+            "Progress/images_per_second": speed,
+            "Progress/seconds": now - self.started,
+            **memory_gib(self.options.device),
+        }
         self.folder.record(progress.kimg, values)
         self.folder.log(tick_line(progress.kimg, values))
         self.tick_images, self.tick_time = progress.images, now
 
     def _save(self) -> None:
-        """Begin to write a checkpoint, unless this state has one, and let the observers look at it."""
+        """Begin to write a checkpoint, unless this state has one, and let the observers look at
+        it.
+        """
         images = self.trainer.progress.images
         self.snapshots.wait()
         if images != self.saved_at:
@@ -288,12 +344,17 @@ class _Run:
             return path
         state = self.trainer.state_dict()
         if not is_finite(state):
-            self.folder.log(f"warning: {path.name} not written: weights are not finite at {images / 1000:.3f} kimg")
+            self.folder.log(
+                f"warning: {path.name} not written: weights are not finite at {images / 1000:.3f}"
+                " kimg"
+            )
             return path
         seeds = {"seed": self.config.training.seed, "images": images, "processes": world_size()}
         self.trainer.G_ema.rendering.resolution = self._resolution_now()
         config = dataclasses.replace(self.config, model=self.trainer.G_ema.config)
-        self.snapshots.submit(path, Checkpoint(config=config, rng=seeds, cameras=self.cameras.to_dict(), **state))
+        self.snapshots.submit(
+            path, Checkpoint(config=config, rng=seeds, cameras=self.cameras.to_dict(), **state)
+        )
         return path
 
     def _resolution_now(self) -> int:
@@ -314,7 +375,9 @@ class _Run:
         for observer in self.options.observers if rank() == 0 else ():
             self._call(observer, state)
         if self.options.measures:
-            self.snapshots.wait()  # measures read the file, in every process; to ask all of them lets them wait for it, too
+            # measures read the file, in every process; to ask all of them lets them wait for it,
+            # too
+            self.snapshots.wait()
             is_missing = self._any(self.snapshots.is_behind)
             for measure in () if is_missing else self.options.measures:
                 self._call(measure, state)
@@ -354,4 +417,6 @@ def tick_line(kimg: float, values: dict[str, float]) -> str:
         ("GiB", "Memory/cpu_gib", "5.2f"),
         ("img/s", "Progress/images_per_second", "6.1f"),
     )
-    return f"kimg {kimg:9.3f}  " + "  ".join(f"{label} {values[name]:{style}}" for label, name, style in shown if name in values)
+    return f"kimg {kimg:9.3f}  " + "  ".join(
+        f"{label} {values[name]:{style}}" for label, name, style in shown if name in values
+    )

@@ -1,4 +1,6 @@
-"""Checkpoints in the course of a run: written in the background, the old ones thinned out, tried again where the disk is full."""
+"""Checkpoints in the course of a run: written in the background, the old ones thinned out, tried
+again where the disk is full.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from training.config.settings import SnapshotConfig
 
 SNAPSHOT_PATTERN = "network-snapshot-*.pkl"
-OLDER_SUFFIX = ".older"  # what a snapshot of the same name replaced, should that turn out to be damaged
+# what a snapshot of the same name replaced, should that turn out to be damaged
+OLDER_SUFFIX = ".older"
 
 
 def snapshot_name(images: int) -> str:
@@ -40,7 +43,8 @@ def older_of(path: Path) -> Path:
 
 
 class SnapshotWriter:
-    """Writes checkpoints one after the other in a thread, from copies, so that training need not wait.
+    """Writes checkpoints one after the other in a thread, from copies, so that training need not
+    wait.
 
     Attributes:
         is_behind: the last checkpoint could not be written; a new one is due.
@@ -78,7 +82,11 @@ class SnapshotWriter:
         self._thread.join()
         self._thread = None
         self.is_behind = self._problem is not None
-        self.log(f"warning: {self._problem}; training goes on and tries again" if self._problem else f"Saved {self._path}")
+        self.log(
+            f"warning: {self._problem}; training goes on and tries again"
+            if self._problem
+            else f"Saved {self._path}"
+        )
 
     def finish(self) -> None:
         """Wait for the last checkpoint of a run.
@@ -102,8 +110,15 @@ class SnapshotWriter:
 
 
 def copy_tensors(checkpoint: Checkpoint) -> Checkpoint:
-    """`checkpoint` with copies of its tensors, on the CPU, that training does not change any more."""
-    return Checkpoint(**{item.name: _copied(getattr(checkpoint, item.name)) for item in dataclasses.fields(checkpoint)})
+    """`checkpoint` with copies of its tensors, on the CPU, that training does not change any
+    more.
+    """
+    return Checkpoint(
+        **{
+            item.name: _copied(getattr(checkpoint, item.name))
+            for item in dataclasses.fields(checkpoint)
+        }
+    )
 
 
 def _copied(value: Any) -> Any:
@@ -118,17 +133,22 @@ def _copied(value: Any) -> Any:
 
 @contextlib.contextmanager
 def keeping_older(path: Path) -> Iterator[None]:
-    """Keep what is at `path` under another name while it is replaced, and after: names tell thousands of images, short runs less."""
+    """Keep what is at `path` under another name while it is replaced, and after: names tell
+    thousands of images, short runs less.
+    """
     older = older_of(path)
     if path.exists():
-        with contextlib.suppress(OSError):  # a file system without links; then the file is replaced and that is all
+        # a file system without links; then the file is replaced and that is all
+        with contextlib.suppress(OSError):
             older.unlink(missing_ok=True)
             os.link(path, older)
     yield
 
 
 def thin_out(folder: Path, keep: SnapshotConfig) -> None:
-    """Remove old snapshots: the last `keep_last` stay (0 = all), and the first one of every `keep_kimg` thousand images."""
+    """Remove old snapshots: the last `keep_last` stay (0 = all), and the first one of every
+    `keep_kimg` thousand images.
+    """
     snapshots = sorted(folder.glob(SNAPSHOT_PATTERN))
     for older in folder.glob(f"*{OLDER_SUFFIX}"):
         if snapshots and older.stem != snapshots[-1].stem:
@@ -151,5 +171,10 @@ def _milestones(snapshots: list[Path], kimg: float) -> set[Path]:
 
 def is_finite(state: dict[str, Any]) -> bool:
     """Whether the networks in `state` hold finite numbers only: others are not worth keeping."""
-    tensors = [value for name in ("G", "D", "G_ema") for value in state[name].values() if value.is_floating_point()]
+    tensors = [
+        value
+        for name in ("G", "D", "G_ema")
+        for value in state[name].values()
+        if value.is_floating_point()
+    ]
     return all(bool(norm.isfinite()) for norm in torch._foreach_norm(tensors, float("inf")))

@@ -1,4 +1,6 @@
-"""The check: everything that training refuses is an error, all errors are listed, good data pass, pictures and JSON are written."""
+"""The check: everything that training refuses is an error, all errors are listed, good data pass,
+pictures and JSON are written.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ COUNT = 8
 def good_set(folder: Path, cam2world: np.ndarray | None = None) -> Path:
     """A folder that training reads without a word."""
     cameras = orbit(COUNT, yaw=40) if cam2world is None else cam2world
-    scene = Scene(cameras, intrinsics=np.array([[96.0, 0, 32], [0, 96, 32], [0, 0, 1]]), size=(64, 64))
+    scene = Scene(
+        cameras, intrinsics=np.array([[96.0, 0, 32], [0, 96, 32], [0, 0, 1]]), size=(64, 64)
+    )
     return scenes.write_labels(scene, folder)
 
 
@@ -54,12 +58,19 @@ def test_heads_of_the_repository_pass():
     assert found(report) == []
     assert report.ok(strict=True)
     summary = report.summary
-    assert (summary["pictures"], summary["labels"], summary["resolution"], summary["sizes"]) == (200, 200, 64, {"64x64": 200})
+    assert (summary["pictures"], summary["labels"], summary["resolution"], summary["sizes"]) == (
+        200,
+        200,
+        64,
+        {"64x64": 200},
+    )
     assert summary["unreadable"] == summary["duplicates"] == []
     dataset = ImageDataset(HEADS)
     x, y, z = dataset.labels[:, [3, 7, 11]].double().numpy().T
     yaw = np.degrees(np.arctan2(x, z))
-    assert (summary["yaw"]["min"], summary["yaw"]["max"]) == pytest.approx((yaw.min(), yaw.max()), abs=1e-4)
+    assert (summary["yaw"]["min"], summary["yaw"]["max"]) == pytest.approx(
+        (yaw.min(), yaw.max()), abs=1e-4
+    )
     assert summary["yaw"]["counts"] == np.histogram(yaw, 9)[0].tolist()
     assert summary["pitch"]["max"] == pytest.approx(np.degrees(np.arcsin(y / 2.7)).max(), abs=1e-4)
     assert summary["radius"]["median"] == pytest.approx(2.7, abs=1e-6)
@@ -73,7 +84,7 @@ def test_presets_are_compared():
     assert found(check(HEADS, preset="shapenet")) == [("warning", "scale")]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Errors: one way of damage each
 
 
@@ -169,7 +180,10 @@ ERRORS: dict[str, tuple[Callable[[Path], None], str]] = {
     "not square": (replace_picture(lambda image: png(image.resize((64, 32)))), "picture"),
     "no power of two": (replace_picture(lambda image: png(image.resize((48, 48)))), "picture"),
     "alpha": (replace_picture(lambda image: png(image.convert("RGBA"))), "picture"),
-    "16 bits": (replace_picture(lambda _: png(Image.fromarray(np.zeros((64, 64), np.uint16)))), "picture"),
+    "16 bits": (
+        replace_picture(lambda _: png(Image.fromarray(np.zeros((64, 64), np.uint16)))),
+        "picture",
+    ),
 }
 
 
@@ -204,12 +218,23 @@ def test_all_problems_are_listed_not_only_the_first(folder: Path):
     (folder / "small.jpg").write_bytes(png(Image.new("RGB", (32, 32))))
     report = check(folder)
     codes = [code for _, code in found(report)]
-    assert sorted(codes) == ["label", "label", "length", "no-label", "outside", "sizes", "unreadable"]
+    assert sorted(codes) == [
+        "label",
+        "label",
+        "length",
+        "no-label",
+        "outside",
+        "sizes",
+        "unreadable",
+    ]
     listed = {finding.code: finding.items for finding in report.findings}
     assert listed["no-label"] == ("extra.png", "pics/p1.png", "small.jpg")
     assert listed["unreadable"][0].startswith("pics/p2.png is an empty file")
     text = report.to_text()
-    assert all(word in text for word in ("label 1", "label 4", "label 5", "extra.png", "7 errors, 0 warnings"))
+    assert all(
+        word in text
+        for word in ("label 1", "label 4", "label 5", "extra.png", "7 errors, 0 warnings")
+    )
     assert json.loads(report.to_json())["errors"][0]["code"] == "length"
 
 
@@ -226,20 +251,38 @@ def test_nothing_to_check(tmp_path: Path):
         check(tmp_path / "dir")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Warnings
 
 
 WARNINGS: dict[str, tuple[Callable[[Path], None], str, dict[str, Any]]] = {
-    "OpenGL axes": (all_matrices(lambda m: m @ OPENGL), "opengl-axes", {"read": ReadOptions(camera_axes="opengl")}),
-    "world to camera": (all_matrices(np.linalg.inv), "world2cam", {"read": ReadOptions(poses="world2cam")}),
+    "OpenGL axes": (
+        all_matrices(lambda m: m @ OPENGL),
+        "opengl-axes",
+        {"read": ReadOptions(camera_axes="opengl")},
+    ),
+    "world to camera": (
+        all_matrices(np.linalg.inv),
+        "world2cam",
+        {"read": ReadOptions(poses="world2cam")},
+    ),
     "z up": (
-        all_matrices(lambda m: np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]]) @ m),
+        all_matrices(
+            lambda m: np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]]) @ m
+        ),
         "up",
         {"up": "z"},
     ),
-    "scale": (all_matrices(lambda m: m * np.array([[1, 1, 1, 20.0]] * 3 + [[1, 1, 1, 1]])), "scale", {"radius": 2.7}),
-    "far off": (all_matrices(lambda m: m + 2.0 * np.eye(4)[[0]].T @ np.eye(4)[[3]]), "off-centre", {"recentre": True, "radius": 2.7}),
+    "scale": (
+        all_matrices(lambda m: m * np.array([[1, 1, 1, 20.0]] * 3 + [[1, 1, 1, 1]])),
+        "scale",
+        {"radius": 2.7},
+    ),
+    "far off": (
+        all_matrices(lambda m: m + 2.0 * np.eye(4)[[0]].T @ np.eye(4)[[3]]),
+        "off-centre",
+        {"recentre": True, "radius": 2.7},
+    ),
 }
 
 
@@ -257,7 +300,9 @@ def test_usual_mistakes_are_named_and_the_mend_mends(kind: str, folder: Path, tm
     assert finding.options in report.to_text()
     convert(folder, tmp_path / "mended.zip", ConvertConfig(workers=1, **settings))
     assert found(check(tmp_path / "mended.zip")) == []
-    after = np.array(sorted(tuple(label[:16]) for _, _, label in scenes.read_result(tmp_path / "mended.zip")))
+    after = np.array(
+        sorted(tuple(label[:16]) for _, _, label in scenes.read_result(tmp_path / "mended.zip"))
+    )
     np.testing.assert_allclose(after, np.array(sorted(before)), atol=1e-6)
 
 
@@ -272,7 +317,9 @@ def test_mend_of_intrinsics_in_pixels(folder: Path, tmp_path: Path):
     assert finding.options == "--intrinsics pixels"
     with pytest.raises(UserError, match="--intrinsics pixels"):
         convert(folder, tmp_path / "o.zip", ConvertConfig(workers=1))
-    convert(folder, tmp_path / "o.zip", ConvertConfig(workers=1, read=ReadOptions(intrinsics="pixels")))
+    convert(
+        folder, tmp_path / "o.zip", ConvertConfig(workers=1, read=ReadOptions(intrinsics="pixels"))
+    )
     assert found(check(tmp_path / "o.zip")) == []
 
 
@@ -298,7 +345,7 @@ def test_orientation_that_training_does_not_heed(folder: Path):
     assert found(check(folder)) == [("warning", "exif")]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Reports and pictures
 
 
@@ -327,7 +374,9 @@ def test_picture_of_the_cameras(folder: Path, tmp_path: Path):
             assert min(image.size) > 200
     labels = np.stack(list(data.labels.values()))
     assert np.asarray(draw_world(labels, 1.0)).std() > 5
-    with_more = np.asarray(draw_world(labels, 2.0)).astype(int) - np.asarray(draw_world(labels, 1.0)).astype(int)
+    with_more = np.asarray(draw_world(labels, 2.0)).astype(int) - np.asarray(
+        draw_world(labels, 1.0)
+    ).astype(int)
     assert np.abs(with_more).max() > 50
 
 
@@ -339,7 +388,11 @@ def test_axes_on_the_contact_sheet_are_where_the_camera_sees_them(folder: Path):
     label = data.labels[data.pictures[0]]
     side = sheet.shape[1] // 6
     for axis in range(3):
-        places = project(np.eye(3)[axis] * box / 3 * np.linspace(0.4, 0.9, 6)[:, None], label[:16].reshape(4, 4), label[16:].reshape(3, 3))
+        places = project(
+            np.eye(3)[axis] * box / 3 * np.linspace(0.4, 0.9, 6)[:, None],
+            label[:16].reshape(4, 4),
+            label[16:].reshape(3, 3),
+        )
         columns, rows = np.floor(places * side).astype(int).T
         colours = sheet[rows, columns]
         assert (colours.argmax(1) == axis).mean() > 0.8, axis

@@ -1,4 +1,6 @@
-"""Which mistake poses look like: good sets of every kind cause no alarm, and each mistake is recognised in each of them."""
+"""Which mistake poses look like: good sets of every kind cause no alarm, and each mistake is
+recognised in each of them.
+"""
 
 from __future__ import annotations
 
@@ -26,20 +28,33 @@ def heads() -> Array:
 
 
 def portraits(pivot: tuple[float, float, float], spread: float, count: int = 300) -> Array:
-    """As FFHQ's and AFHQ's labels: mostly from the front, on the sphere around the origin, looking at a point near it, not quite."""
+    """As FFHQ's and AFHQ's labels: mostly from the front, on the sphere around the origin, looking
+    at a point near it, not quite.
+    """
     random = np.random.RandomState(1)
     yaw, pitch = random.randn(2, count) * [[0.3 * spread], [0.15 * spread]]
-    directions = np.stack([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)], axis=1)
+    directions = np.stack(
+        [np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)], axis=1
+    )
     up = np.array([0.0, 1, 0])
-    return np.stack([look_at(2.7 * d, np.array(pivot) + 0.01 * random.randn(3), up) for d in directions])
+    return np.stack(
+        [look_at(2.7 * d, np.array(pivot) + 0.01 * random.randn(3), up) for d in directions]
+    )
 
 
 def facing_forward(jitter: float) -> Array:
     """As a hand-held array of views: side by side, all looking along -z."""
     random = np.random.RandomState(2)
-    places = np.concatenate([random.uniform(-0.4, 0.4, (80, 2)), random.uniform(2.3, 2.5, (80, 1))], axis=1)
+    places = np.concatenate(
+        [random.uniform(-0.4, 0.4, (80, 2)), random.uniform(2.3, 2.5, (80, 1))], axis=1
+    )
     aims = places + np.concatenate([jitter * random.randn(80, 2), -np.ones((80, 1))], axis=1)
-    return np.stack([look_at(place, aim, np.array([0.0, 1, 0])) for place, aim in zip(places, aims, strict=True)])
+    return np.stack(
+        [
+            look_at(place, aim, np.array([0.0, 1, 0]))
+            for place, aim in zip(places, aims, strict=True)
+        ]
+    )
 
 
 GOOD: dict[str, tuple[Array, float]] = {
@@ -77,7 +92,10 @@ def test_good_sets_cause_no_alarm(name: str):
     cam2world, focal = GOOD[name]
     assert codes(cam2world, focal) == []
     rng = np.random.RandomState(0)
-    assert codes(cam2world[rng.permutation(len(cam2world))[: max(len(cam2world) // 2, 5)]], focal) == []
+    assert (
+        codes(cam2world[rng.permutation(len(cam2world))[: max(len(cam2world) // 2, 5)]], focal)
+        == []
+    )
 
 
 @pytest.mark.parametrize("name", GOOD)
@@ -90,7 +108,9 @@ def test_opengl_axes(name: str):
 def test_world_to_camera(name: str):
     cam2world, focal = GOOD[name]
     assert options(np.linalg.inv(cam2world), focal) == ["--poses world2cam"]
-    assert options(np.linalg.inv(cam2world @ OPENGL), focal) == ["--poses world2cam --camera-axes opengl"]
+    assert options(np.linalg.inv(cam2world @ OPENGL), focal) == [
+        "--poses world2cam --camera-axes opengl"
+    ]
 
 
 def turned(cam2world: Array, up: str) -> Array:

@@ -1,4 +1,6 @@
-"""Portraits by a plugged-in estimator through the real command, and what becomes of an estimator's process that misbehaves."""
+"""Portraits by a plugged-in estimator through the real command, and what becomes of an estimator's
+process that misbehaves.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ from tests.tiny import ROOT, Ended, call, environment, finish, start
 from training.cameras import orbit_angles, unpack_label
 from training.data.dataset import ImageDataset
 
-# Finds discs: red ones are faces seen from yaw 0.3, pitch -0.1 and roll 0.2, blue ones frontal faces.
+# Finds discs: red ones are faces seen from yaw 0.3, pitch -0.1 and roll 0.2, blue ones frontal
+# faces.
 PLUGIN = """
 import time
 import numpy as np
@@ -55,7 +58,9 @@ number = 3
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
-def picture(*discs: tuple[tuple[int, int, int], float, float, float], size: tuple[int, int] = (400, 300)) -> Image.Image:
+def picture(
+    *discs: tuple[tuple[int, int, int], float, float, float], size: tuple[int, int] = (400, 300)
+) -> Image.Image:
     """Discs (colour, x, y, diameter) on grey."""
     y, x = np.indices(size[::-1]) + 0.5
     pixels = np.full((*size[::-1], 3), 128, dtype=np.uint8)
@@ -87,18 +92,36 @@ def faces(*arguments: str | Path) -> Ended:
 
 
 def test_a_plugged_in_estimator(plugin: Path) -> None:
-    """The disc of one decimetre is in the middle of its portrait, 3/7 of it wide; labels are those of the poses."""
-    folder = source(plugin / "in", a=picture((RED, 150, 120, 60)), b=picture(), c=picture((BLUE, 200, 150, 90)))
-    command = ("faces", "--source", folder, "--dest", "faces.zip", "--resolution", "128", "--estimator", "plugin:discs")
+    """The disc of one decimetre is in the middle of its portrait, 3/7 of it wide; labels are those
+    of the poses.
+    """
+    folder = source(
+        plugin / "in", a=picture((RED, 150, 120, 60)), b=picture(), c=picture((BLUE, 200, 150, 90))
+    )
+    command = (
+        "faces",
+        "--source",
+        folder,
+        "--dest",
+        "faces.zip",
+        "--resolution",
+        "128",
+        "--estimator",
+        "plugin:discs",
+    )
     done = finish(start("dataset_tool.py", *command, cwd=plugin)).assert_done()
     assert "wrote 2 portraits of 128 pixels to faces.zip, left out 1" in done.out
-    assert [line for line in done.lines if "img" not in line] == [f"left out: {folder}: b.png: no face found"]
+    assert [line for line in done.lines if "img" not in line] == [
+        f"left out: {folder}: b.png: no face found"
+    ]
     (_, red, red_label), (_, blue, blue_label) = read_result(plugin / "faces.zip")
     for pixels, colour in ((red, RED), (blue, BLUE)):
         y, x = np.nonzero(np.abs(pixels.astype(int) - colour).sum(-1) < 200)
         assert (x.mean() + 0.5, y.mean() + 0.5) == pytest.approx((64, 64), abs=0.5)
         assert len(x) == pytest.approx(np.pi / 4 * (128 * 3 / 7) ** 2, rel=0.03)
-    np.testing.assert_allclose(red_label, face_label(FacePose.from_angles(0.3, -0.1, 0.2, (0, 0), 1)), atol=1e-6)
+    np.testing.assert_allclose(
+        red_label, face_label(FacePose.from_angles(0.3, -0.1, 0.2, (0, 0), 1)), atol=1e-6
+    )
     yaw, pitch, radius = orbit_angles(unpack_label(torch.tensor(blue_label))[0])
     assert (float(yaw), float(pitch), float(radius)) == pytest.approx((0, 0, FACE_RADIUS), abs=1e-6)
     assert finish(start("dataset_tool.py", "check", "--source", plugin / "faces.zip")).status == 0
@@ -118,16 +141,32 @@ def test_workers_do_not_change_the_result(plugin: Path) -> None:
 
 def test_several_faces(plugin: Path) -> None:
     folder = source(plugin / "in", a=picture((RED, 100, 150, 60), (BLUE, 210, 150, 40)))
-    for pick, words, colour in (("largest", "the largest one", RED), ("central", "the most central one", BLUE)):
-        done = faces("--source", folder, "--dest", f"{pick}.zip", "--estimator", "plugin:discs", "--pick", pick).assert_done()
-        assert any(f"1 pictures show several faces; {words} was taken" in line for line in done.lines)
+    for pick, words, colour in (
+        ("largest", "the largest one", RED),
+        ("central", "the most central one", BLUE),
+    ):
+        done = faces(
+            "--source",
+            folder,
+            "--dest",
+            f"{pick}.zip",
+            "--estimator",
+            "plugin:discs",
+            "--pick",
+            pick,
+        ).assert_done()
+        assert any(
+            f"1 pictures show several faces; {words} was taken" in line for line in done.lines
+        )
         ((_, pixels, _),) = read_result(plugin / f"{pick}.zip")
         np.testing.assert_allclose(pixels[32, 32], colour, atol=3)
 
 
 def test_rolled_heads_are_turned_upright_or_kept(plugin: Path) -> None:
     folder = source(plugin / "in", a=picture((RED, 200, 150, 60)))
-    faces("--source", folder, "--dest", "kept.zip", "--estimator", "plugin:discs", "--keep-roll").assert_done()
+    faces(
+        "--source", folder, "--dest", "kept.zip", "--estimator", "plugin:discs", "--keep-roll"
+    ).assert_done()
     ((_, _, label),) = read_result(plugin / "kept.zip")
     pose = FacePose.from_angles(0.3, -0.1, 0.2, (0, 0), 1)
     np.testing.assert_allclose(label[:16].reshape(4, 4)[:3, :3].T, pose.rotation, atol=1e-6)
@@ -135,8 +174,19 @@ def test_rolled_heads_are_turned_upright_or_kept(plugin: Path) -> None:
 
 def test_portraits_that_cannot_be_used(plugin: Path) -> None:
     """Cut off by the picture's edge, or small: listed with reasons, and no data set without any."""
-    folder = source(plugin / "in", edge=picture((RED, 10, 150, 100)), small=picture((RED, 200, 150, 20)))
-    options = ("--source", folder, "--dest", "o.zip", "--estimator", "plugin:discs", "--min-size", "60")
+    folder = source(
+        plugin / "in", edge=picture((RED, 10, 150, 100)), small=picture((RED, 200, 150, 20))
+    )
+    options = (
+        "--source",
+        folder,
+        "--dest",
+        "o.zip",
+        "--estimator",
+        "plugin:discs",
+        "--min-size",
+        "60",
+    )
     faces(*options).assert_refused(1, "none of 2 pictures", "edge.png", "cuts off")
     picture((RED, 200, 150, 60)).save(folder / "good.png")
     done = faces(*options).assert_done()
@@ -146,7 +196,9 @@ def test_portraits_that_cannot_be_used(plugin: Path) -> None:
 
 
 def test_phone_pictures_and_odd_files(plugin: Path) -> None:
-    """EXIF turns pictures; transparent ones want a background; other files are passed over and said."""
+    """EXIF turns pictures; transparent ones want a background; other files are passed over and
+    said.
+    """
     folder = source(plugin / "in")
     upright = picture((RED, 120, 100, 60))
     exif = Image.Exif()
@@ -159,19 +211,25 @@ def test_phone_pictures_and_odd_files(plugin: Path) -> None:
     faces(*options).assert_refused(1, "clear.png", "--background")
     done = faces(*options, "--background", "black", "--skip-bad").assert_done()
     assert any("1 files are no pictures" in line and "notes.txt" in line for line in done.lines)
-    (label,) = [label for _, pixels, label in read_result(plugin / "o.zip") if pixels[32, 32, 0] > 200]
-    np.testing.assert_allclose(label, face_label(FacePose.from_angles(0.3, -0.1, 0.2, (0, 0), 1)), atol=1e-6)
+    (label,) = [
+        label for _, pixels, label in read_result(plugin / "o.zip") if pixels[32, 32, 0] > 200
+    ]
+    np.testing.assert_allclose(
+        label, face_label(FacePose.from_angles(0.3, -0.1, 0.2, (0, 0), 1)), atol=1e-6
+    )
 
 
 def test_large_pictures_are_estimated_small_and_cut_from_the_original(plugin: Path) -> None:
     folder = source(plugin / "in", a=picture((BLUE, 3000, 1500, 300), size=(5000, 3000)))
-    faces("--source", folder, "--dest", "o.zip", "--estimator", "plugin:discs", "--resolution", "256").assert_done()
+    faces(
+        "--source", folder, "--dest", "o.zip", "--estimator", "plugin:discs", "--resolution", "256"
+    ).assert_done()
     ((_, pixels, _),) = read_result(plugin / "o.zip")
     y, x = np.nonzero(np.abs(pixels.astype(int) - BLUE).sum(-1) < 200)
     assert (x.mean() + 0.5, y.mean() + 0.5) == pytest.approx((128, 128), abs=0.5)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Bad input
 
 
@@ -202,7 +260,9 @@ def test_source_and_dest_are_needed() -> None:
 def test_wrong_sources(plugin: Path) -> None:
     (plugin / "plugin.py").write_text(PLUGIN)
     estimator = ("--estimator", "plugin:discs")
-    faces("--source", "none", "--dest", "o.zip", *estimator).assert_refused(1, "none does not exist")
+    faces("--source", "none", "--dest", "o.zip", *estimator).assert_refused(
+        1, "none does not exist"
+    )
     (plugin / "empty").mkdir()
     faces("--source", "empty", "--dest", "o.zip", *estimator).assert_refused(1, "is empty")
     (plugin / "empty" / "a.txt").touch()
@@ -210,10 +270,14 @@ def test_wrong_sources(plugin: Path) -> None:
     (plugin / "cut.zip").write_bytes(b"PK")
     faces("--source", "cut.zip", "--dest", "o.zip", *estimator).assert_refused(1, "nor a whole ZIP")
     folder = source(plugin / "in", a=picture())
-    faces("--source", folder, "--dest", folder, "--overwrite", *estimator).assert_refused(1, "the source itself")
+    faces("--source", folder, "--dest", folder, "--overwrite", *estimator).assert_refused(
+        1, "the source itself"
+    )
 
 
-@pytest.mark.parametrize(("damage", "words"), [(b"", "empty file"), (b"hello", "no PNG"), (None, "cannot be decoded")])
+@pytest.mark.parametrize(
+    ("damage", "words"), [(b"", "empty file"), (b"hello", "no PNG"), (None, "cannot be decoded")]
+)
 def test_damaged_pictures(damage: bytes | None, words: str, plugin: Path) -> None:
     """Refused by name, or left out by --skip-bad."""
     folder = source(plugin / "in", a=picture((RED, 200, 150, 60)), b=picture((RED, 200, 150, 60)))
@@ -229,20 +293,28 @@ def test_damaged_pictures(damage: bytes | None, words: str, plugin: Path) -> Non
 @pytest.mark.parametrize("function", ["broken", "wrong", "mirrored"])
 def test_estimators_that_fail_are_named_with_the_picture(function: str, plugin: Path) -> None:
     folder = source(plugin / "in", a=picture())
-    faces("--source", folder, "--dest", "o.zip", "--estimator", f"plugin:{function}").assert_refused(1, "a.png", f"plugin:{function}")
+    faces(
+        "--source", folder, "--dest", "o.zip", "--estimator", f"plugin:{function}"
+    ).assert_refused(1, "a.png", f"plugin:{function}")
 
 
 def test_missing_mediapipe_names_the_command(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(plugin / "cache"))
     folder = source(plugin / "in", a=picture())
-    faces("--source", folder, "--dest", "o.zip").assert_refused(1, "not set up", "python dataset_tool.py faces --setup")
+    faces("--source", folder, "--dest", "o.zip").assert_refused(
+        1, "not set up", "python dataset_tool.py faces --setup"
+    )
     assert not (plugin / "o.zip").exists()
 
 
 def test_a_setup_that_fails_leaves_nothing(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any registry there is nothing to install from."""
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(plugin / "cache"))
-    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(plugin / "nothing"), "PIP_CONFIG_FILE": os.devnull}.items():
+    for name, value in {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(plugin / "nothing"),
+        "PIP_CONFIG_FILE": os.devnull,
+    }.items():
         monkeypatch.setenv(name, value)
     ended = faces("--setup")
     assert ended.status == 1
@@ -251,10 +323,24 @@ def test_a_setup_that_fails_leaves_nothing(plugin: Path, monkeypatch: pytest.Mon
 
 
 def test_stopped_in_the_middle_nothing_is_left(plugin: Path) -> None:
-    folder = source(plugin / "in", **{f"p{i:03d}": picture((RED, 200, 150, 60)) for i in range(150)})
+    folder = source(
+        plugin / "in", **{f"p{i:03d}": picture((RED, 200, 150, 60)) for i in range(150)}
+    )
     out = plugin / "out"
     out.mkdir()
-    command = ["faces", "--source", folder, "--dest", out / "o.zip", "--estimator", "plugin:slow", "--workers", "2", "--resolution", "256"]
+    command = [
+        "faces",
+        "--source",
+        folder,
+        "--dest",
+        out / "o.zip",
+        "--estimator",
+        "plugin:slow",
+        "--workers",
+        "2",
+        "--resolution",
+        "256",
+    ]
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "dataset_tool.py"), *map(str, command)],
         cwd=plugin,
@@ -265,7 +351,9 @@ def test_stopped_in_the_middle_nothing_is_left(plugin: Path) -> None:
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while sum(path.stat().st_size for path in out.iterdir()) < 1 << 14 and time.monotonic() < deadline:
+    while (
+        sum(path.stat().st_size for path in out.iterdir()) < 1 << 14 and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
@@ -276,10 +364,11 @@ def test_stopped_in_the_middle_nothing_is_left(plugin: Path) -> None:
     assert psutil.wait_procs(children, timeout=20)[1] == []
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The process of an estimator
 
-# Speaks the protocol without mediapipe: pictures 13 pixels wide kill it, 14 hang it, 15 are refused.
+# Speaks the protocol without mediapipe: pictures 13 pixels wide kill it, 14 hang it, 15 are
+# refused.
 FAKE = """
 import json, sys, time
 print(json.dumps({"ready": True}), flush=True)
@@ -325,7 +414,9 @@ def test_a_process_that_dies_is_started_again() -> None:
                 estimate(blank(13))
         with pytest.raises(UserError, match="3 pictures in a row"):
             estimate(blank(13))
-    assert [child for child in psutil.Process().children() if "fake.py" in " ".join(child.cmdline())] == []
+    assert [
+        child for child in psutil.Process().children() if "fake.py" in " ".join(child.cmdline())
+    ] == []
 
 
 @pytest.mark.usefixtures("fake")
@@ -339,11 +430,16 @@ def test_a_process_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_process_that_does_not_start(fake: Path) -> None:
     fake.write_text("raise ImportError('no mediapipe here')")
-    with pytest.raises(UserError, match=r"does not start \(exit status 1: ImportError: no mediapipe here\); set it up anew"):
+    with pytest.raises(
+        UserError,
+        match=r"does not start \(exit status 1: ImportError: no mediapipe here\); set it up anew",
+    ):
         face_process.MeshProcess()
 
 
 @pytest.mark.usefixtures("fake")
 def test_a_picture_that_kills_the_process_is_listed(plugin: Path) -> None:
     folder = source(plugin / "in", deadly=picture(size=(13, 40)))
-    faces("--source", folder, "--dest", "o.zip").assert_refused(1, "deadly.png", "the estimator died on it", "exit status 7")
+    faces("--source", folder, "--dest", "o.zip").assert_refused(
+        1, "deadly.png", "the estimator died on it", "exit status 7"
+    )

@@ -1,4 +1,6 @@
-"""The real thing: mediapipe set up by its command, on a photograph and on rendered heads with known cameras."""
+"""The real thing: mediapipe set up by its command, on a photograph and on rendered heads with known
+cameras.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,26 @@ MOST_YAW, MOST_PITCH = 3.0, 5.0  # degrees, on average
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh cache in which `faces --setup` has made mediapipe's environment."""
     folder = tmp_path_factory.mktemp("cache")
-    done = finish(start("dataset_tool.py", "faces", "--setup", OPEN_EG3D_CACHE=str(folder)), 900).assert_done()
+    done = finish(
+        start("dataset_tool.py", "faces", "--setup", OPEN_EG3D_CACHE=str(folder)), 900
+    ).assert_done()
     assert "mediapipe is ready" in done.out
     assert [path.name for path in folder.iterdir()] == ["mediapipe-0.10.21"]
     return folder
 
 
 def faces(cache: Path, source: Path, *options: str) -> Ended:
-    command = ("faces", "--source", str(source), "--dest", str(source.parent / "faces.zip"), "--resolution", "256", "--overwrite", *options)
+    command = (
+        "faces",
+        "--source",
+        str(source),
+        "--dest",
+        str(source.parent / "faces.zip"),
+        "--resolution",
+        "256",
+        "--overwrite",
+        *options,
+    )
     return finish(start("dataset_tool.py", *command, OPEN_EG3D_CACHE=str(cache)))
 
 
@@ -57,12 +71,16 @@ def write_photographs(folder: Path) -> None:
 
 
 def test_photographs(cache: Path, tmp_path: Path) -> None:
-    """The astronaut looks almost straight into the camera; mirrored, tilted, far away or cut out closely, she is the same."""
+    """The astronaut looks almost straight into the camera; mirrored, tilted, far away or cut out
+    closely, she is the same.
+    """
     write_photographs(tmp_path / "photographs")
     done = faces(cache, tmp_path / "photographs", "--workers", "1").assert_done()
     assert "wrote 5 portraits of 256 pixels" in done.out
     left_out = [line for line in done.lines if line.startswith("left out: ")]
-    assert [name in line for name, line in zip(("chelsea", "coffee", "rocket"), left_out, strict=True)] == [True] * 3
+    assert [
+        name in line for name, line in zip(("chelsea", "coffee", "rocket"), left_out, strict=True)
+    ] == [True] * 3
     (_, first, label), *others = read_result(tmp_path / "faces.zip")
     yaw, pitch = angles(label)
     assert abs(yaw) < 8
@@ -77,7 +95,9 @@ def test_photographs(cache: Path, tmp_path: Path) -> None:
         assert np.corrcoef(first[middle].ravel(), same[middle].ravel())[0, 1] > 0.9
 
 
-def test_eyes_and_mouth_are_where_the_published_crops_have_them(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eyes_and_mouth_are_where_the_published_crops_have_them(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(cache))
     write_photographs(tmp_path / "photographs")
     faces(cache, tmp_path / "photographs", "--workers", "1").assert_done()
@@ -101,4 +121,8 @@ def test_accuracy_on_rendered_heads(cache: Path, monkeypatch: pytest.MonkeyPatch
     assert yaw["found"] >= 98
     assert yaw["mean |error|"] < MOST_YAW
     assert pitch["mean |error|"] < MOST_PITCH
-    assert [child for child in psutil.Process().children() if "mediapipe_worker" in " ".join(child.cmdline())] == []
+    assert [
+        child
+        for child in psutil.Process().children()
+        if "mediapipe_worker" in " ".join(child.cmdline())
+    ] == []

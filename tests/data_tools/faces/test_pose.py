@@ -1,4 +1,6 @@
-"""Pose, camera and crop of a face: exact on points made from known poses, and consistent with one another."""
+"""Pose, camera and crop of a face: exact on points made from known poses, and consistent with one
+another.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,16 @@ def turned(yaw: float, pitch: float, roll: float = 0.0) -> FacePose:
     return FacePose.from_angles(yaw, pitch, roll, (100.0, 80.0), 30.0)
 
 
-@given(seed=st.integers(0, 2**31), scale=st.floats(1e-2, 1e3), x=st.floats(-1e3, 1e3), y=st.floats(-1e3, 1e3))
+@given(
+    seed=st.integers(0, 2**31),
+    scale=st.floats(1e-2, 1e3),
+    x=st.floats(-1e3, 1e3),
+    y=st.floats(-1e3, 1e3),
+)
 @settings(max_examples=40)
-def test_landmarks_made_from_a_pose_give_it_back(seed: int, scale: float, x: float, y: float) -> None:
+def test_landmarks_made_from_a_pose_give_it_back(
+    seed: int, scale: float, x: float, y: float
+) -> None:
     """Seven points about any middle, in any pose."""
     random = np.random.RandomState(seed)
     model, rotation = random.randn(7, 3), Rotation.random(random_state=random).as_matrix()
@@ -51,7 +60,9 @@ def test_landmarks_made_from_a_pose_give_it_back(seed: int, scale: float, x: flo
 
 
 def test_noisy_landmarks_give_the_best_rotation() -> None:
-    """Against scipy's solution of the same least-squares problem; noise as large as the face would invite a reflection."""
+    """Against scipy's solution of the same least-squares problem; noise as large as the face would
+    invite a reflection.
+    """
     for seed in range(20):
         random = np.random.RandomState(seed)
         model = random.randn(6, 3)
@@ -59,8 +70,12 @@ def test_noisy_landmarks_give_the_best_rotation() -> None:
         best, _ = Rotation.align_vectors(seen - seen.mean(0), model - model.mean(0))
         found = pose_from_landmarks(seen, model)
         np.testing.assert_allclose(found.rotation, best.as_matrix(), atol=1e-7)
-        residual = lambda scale: (((seen - seen.mean(0)) - scale * (model - model.mean(0)) @ best.as_matrix().T) ** 2).sum()  # noqa: B023, E731
-        assert residual(found.scale) < min(residual(found.scale * 1.001), residual(found.scale * 0.999))
+        turned = (model - model.mean(0)) @ best.as_matrix().T
+        offsets = seen - seen.mean(0)
+        smaller, own, larger = (
+            ((offsets - found.scale * factor * turned) ** 2).sum() for factor in (0.999, 1, 1.001)
+        )
+        assert own < min(smaller, larger)
 
 
 def test_mesh_in_a_known_pose() -> None:
@@ -72,14 +87,24 @@ def test_mesh_in_a_known_pose() -> None:
     assert (*found.centre, found.scale) == pytest.approx((*pose.centre, pose.scale), rel=1e-9)
 
 
-@pytest.mark.parametrize("landmarks", [np.zeros((5, 3)), np.full((5, 3), np.nan), np.ones((4, 3)), np.outer(np.arange(5.0), (1, 2, 3))])
+@pytest.mark.parametrize(
+    "landmarks",
+    [
+        np.zeros((5, 3)),
+        np.full((5, 3), np.nan),
+        np.ones((4, 3)),
+        np.outer(np.arange(5.0), (1, 2, 3)),
+    ],
+)
 def test_landmarks_that_are_no_face(landmarks: np.ndarray) -> None:
     with pytest.raises(ValueError, match="landmarks must"):
         pose_from_landmarks(landmarks, np.random.RandomState(0).randn(5, 3))
 
 
 def test_canonical_face_is_a_face() -> None:
-    """Symmetric, upright, its nose toward the camera, the eyes where the published crops have them."""
+    """Symmetric, upright, its nose toward the camera, the eyes where the published crops have
+    them.
+    """
     face = canonical_face()
     assert face.shape == (478, 3)
     left, right, nose, chin = face[468], face[473], face[1], face[152]
@@ -91,7 +116,7 @@ def test_canonical_face_is_a_face() -> None:
     assert distances.min(0).max() < 1e-3
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Camera
 
 
@@ -106,26 +131,38 @@ def test_a_frontal_face_is_seen_from_the_front() -> None:
 
 @given(yaw=ANGLE, pitch=ANGLE, roll=ANGLE)
 @settings(max_examples=60)
-def test_camera_stands_on_the_sphere_and_looks_at_the_pivot(yaw: float, pitch: float, roll: float) -> None:
-    """Its direction from the pivot has the face's angles; the label is one that training accepts."""
+def test_camera_stands_on_the_sphere_and_looks_at_the_pivot(
+    yaw: float, pitch: float, roll: float
+) -> None:
+    """Its direction from the pivot has the face's angles; the label is one that training
+    accepts.
+    """
     for keep_roll in (False, True):
         camera = camera_of(turned(yaw, pitch, roll), keep_roll)
         assert np.linalg.norm(camera[:3, 3]) == pytest.approx(FACE_RADIUS, abs=1e-9)
         away = camera[:3, 3] - FACE_PIVOT
-        a, b, distance = orbit_angles(torch.from_numpy(np.vstack([np.c_[np.eye(3), away], (0, 0, 0, 1)])))
+        a, b, distance = orbit_angles(
+            torch.from_numpy(np.vstack([np.c_[np.eye(3), away], (0, 0, 0, 1)]))
+        )
         assert (float(a), float(b)) == pytest.approx((yaw, pitch), abs=1e-7)
         np.testing.assert_allclose(camera[:3, 2], -away / float(distance), atol=1e-9)
         label = face_label(turned(yaw, pitch, roll), keep_roll)
         assert not any(bad.any() for bad, _ in label_problems(label[None]))
     np.testing.assert_allclose(camera[:3, :3].T, turned(yaw, pitch, roll).rotation, atol=1e-9)
-    upright = look_at_pose(torch.tensor(camera[:3, 3]), torch.tensor(FACE_PIVOT, dtype=torch.float64)).numpy()
+    upright = look_at_pose(
+        torch.tensor(camera[:3, 3]), torch.tensor(FACE_PIVOT, dtype=torch.float64)
+    ).numpy()
     np.testing.assert_allclose(camera_of(turned(yaw, pitch, roll)), upright, atol=1e-9)
 
 
 @given(yaw=ANGLE, pitch=ANGLE, roll=ANGLE, x=st.floats(-1, 1), y=st.floats(-1, 1))
 @settings(max_examples=60)
-def test_the_crop_shows_what_its_camera_sees(yaw: float, pitch: float, roll: float, x: float, y: float) -> None:
-    """A point of the face at the pivot's distance: where the picture shows it, cut out, is where the label's camera projects it."""
+def test_the_crop_shows_what_its_camera_sees(
+    yaw: float, pitch: float, roll: float, x: float, y: float
+) -> None:
+    """A point of the face at the pivot's distance: where the picture shows it, cut out, is where
+    the label's camera projects it.
+    """
     pose = turned(yaw, pitch, roll)
     for keep_roll in (False, True):
         camera, crop = camera_of(pose, keep_roll), face_crop(pose, keep_roll)
@@ -137,11 +174,15 @@ def test_the_crop_shows_what_its_camera_sees(yaw: float, pitch: float, roll: flo
         u, v = axes @ (in_picture - upper_left) / crop.side
         point = np.array(FACE_PIVOT) + offset * depth / DECIMETRE
         seen = camera[:3, :3].T @ (point - camera[:3, 3])
-        assert (u, v) == pytest.approx((FACE_FOCAL * seen[0] / seen[2] + 0.5, FACE_FOCAL * seen[1] / seen[2] + 0.5), abs=1e-9)
+        assert (u, v) == pytest.approx(
+            (FACE_FOCAL * seen[0] / seen[2] + 0.5, FACE_FOCAL * seen[1] / seen[2] + 0.5), abs=1e-9
+        )
 
 
 def test_angles_mean_what_the_documentation_says() -> None:
-    """Seen from its left, the picture's right: the nose points to the picture's left. From above: it points down. Roll: clockwise."""
+    """Seen from its left, the picture's right: the nose points to the picture's left. From above:
+    it points down. Roll: clockwise.
+    """
     nose = lambda pose: pose.rotation @ (0.0, 0.0, 1.0)  # noqa: E731
     assert nose(turned(0.5, 0))[0] < -0.4
     assert nose(turned(0, 0.5))[1] > 0.4
@@ -149,14 +190,16 @@ def test_angles_mean_what_the_documentation_says() -> None:
     assert face_crop(turned(0, 0, 0.5)).angle == pytest.approx(0.5)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Pixels
 
 
 def ramp(width: int, height: int) -> Image.Image:
     """Red tells x and green tells y, in quarters."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
-    return Image.fromarray(np.stack([x / 4, y / 4, np.zeros_like(x)], axis=-1).round().astype(np.uint8))
+    return Image.fromarray(
+        np.stack([x / 4, y / 4, np.zeros_like(x)], axis=-1).round().astype(np.uint8)
+    )
 
 
 @pytest.mark.parametrize("angle", [0.0, 0.3, -1.2, math.pi / 2])
@@ -188,7 +231,9 @@ def test_beyond_its_edges_a_picture_goes_on_mirrored() -> None:
     pixels = np.asarray(cut_out(ramp(1000, 1000), crop, 100)).astype(float)
     np.testing.assert_allclose(pixels[:, :30, 0], pixels[:, 30:60, 0][:, ::-1], atol=1)
     assert share_outside(Crop((500, 500), 1000, 0.0), (1000, 1000)) == 0
-    assert share_outside(Crop((500, 500), 1000, math.pi / 4), (1000, 1000)) == pytest.approx(1 - 2 * (math.sqrt(2) - 1), abs=0.01)
+    assert share_outside(Crop((500, 500), 1000, math.pi / 4), (1000, 1000)) == pytest.approx(
+        1 - 2 * (math.sqrt(2) - 1), abs=0.01
+    )
 
 
 def test_which_of_several_faces() -> None:

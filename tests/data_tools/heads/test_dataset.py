@@ -1,4 +1,6 @@
-"""Built-in heads: the data set against its format, the command, and the archive in the repository."""
+"""Built-in heads: the data set against its format, the command, and the archive in the
+repository.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,21 @@ from PIL import Image
 from scipy import sparse
 
 from data_tools.heads import dataset as heads
-from data_tools.heads.basis import BASIS_FILE, HeadBasis, build_basis, load_basis, loop_subdivision, write_basis
-from data_tools.heads.dataset import HeadsConfig, generate_heads, image_name, random_labels, render_head
+from data_tools.heads.basis import (
+    BASIS_FILE,
+    HeadBasis,
+    build_basis,
+    load_basis,
+    loop_subdivision,
+    write_basis,
+)
+from data_tools.heads.dataset import (
+    HeadsConfig,
+    generate_heads,
+    image_name,
+    random_labels,
+    render_head,
+)
 from data_tools.heads.person import build_head, head_mesh, random_person
 from dnnlib.console import UserError
 from training.cameras import orbit_angles, pinhole_intrinsics, unpack_label
@@ -33,7 +48,9 @@ ARCHIVE = ROOT / "tests" / "data" / "heads64.zip"
 
 
 def project(point: np.ndarray, cam2world: np.ndarray, focal: float, resolution: int) -> np.ndarray:
-    """Pixel coordinates (column, row; centres of pixels at whole numbers) by the textbook pinhole formula."""
+    """Pixel coordinates (column, row; centres of pixels at whole numbers) by the textbook pinhole
+    formula.
+    """
     x, y, z = np.linalg.inv(cam2world)[:3] @ np.append(point, 1)
     return np.array([focal * x / z + 0.5, focal * y / z + 0.5]) * resolution - 0.5
 
@@ -46,7 +63,9 @@ def toy_basis() -> HeadBasis:
     ball = trimesh.creation.icosphere(subdivisions=3)
     skin = ball.vertices * (0.075, 0.13, 0.1) + (0, 0.72, 0.06)
     eye = trimesh.creation.uv_sphere(count=[10, 9]).vertices[:72] * 0.0138
-    template = np.concatenate([skin, *(eye + np.array([x, 0.7284, 0.15]) for x in (0.0308, -0.0308))])
+    template = np.concatenate(
+        [skin, *(eye + np.array([x, 0.7284, 0.15]) for x in (0.0308, -0.0308))]
+    )
     wider = np.concatenate([skin * (0.2, 0, 0), np.zeros((144, 3))])
     refine, faces = loop_subdivision(np.asarray(ball.faces), len(skin))
     return HeadBasis(
@@ -61,7 +80,9 @@ def toy_basis() -> HeadBasis:
 
 @pytest.fixture
 def toy_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache folder that already holds a head model, for this process, its workers and commands."""
+    """A cache folder that already holds a head model, for this process, its workers and
+    commands.
+    """
     cache = tmp_path / "cache"
     write_basis(cache / BASIS_FILE, toy_basis())
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(cache))
@@ -85,7 +106,9 @@ def test_number_of_workers_does_not_change_a_byte(tmp_path: Path):
     one = generate_heads(tmp_path / "one.zip", HeadsConfig(count=7, resolution=32, workers=1))
     three = generate_heads(tmp_path / "three.zip", HeadsConfig(count=7, resolution=32, workers=3))
     assert one.read_bytes() == three.read_bytes()
-    other = generate_heads(tmp_path / "other.zip", HeadsConfig(count=7, resolution=32, workers=1, seed=1))
+    other = generate_heads(
+        tmp_path / "other.zip", HeadsConfig(count=7, resolution=32, workers=1, seed=1)
+    )
     assert contents(one)[image_name(0)] != contents(other)[image_name(0)]
 
 
@@ -94,18 +117,30 @@ def test_folder_holds_what_the_archive_holds(tmp_path: Path):
     config = HeadsConfig(count=3, resolution=16, workers=1)
     packed = contents(generate_heads(tmp_path / "a.zip", config))
     folder = generate_heads(tmp_path / "a", config)
-    plain = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    plain = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
     assert plain == packed
     assert sorted(packed) == [*(image_name(index) for index in range(3)), "dataset.json"]
 
 
 @pytest.mark.usefixtures("toy_cache")
 def test_depth_and_mask_belong_to_the_picture(tmp_path: Path):
-    files = contents(generate_heads(tmp_path / "d.zip", HeadsConfig(count=2, resolution=32, workers=1, depth=True)))
+    files = contents(
+        generate_heads(
+            tmp_path / "d.zip", HeadsConfig(count=2, resolution=32, workers=1, depth=True)
+        )
+    )
     labels = json.loads(files["dataset.json"])["labels"]
     assert [name for name, _ in labels] == [image_name(0), image_name(1)]
     for name, _ in labels:
-        image, depth, mask = picture(files[name]), picture(files[f"depth/{name}"]), picture(files[f"mask/{name}"])
+        image, depth, mask = (
+            picture(files[name]),
+            picture(files[f"depth/{name}"]),
+            picture(files[f"mask/{name}"]),
+        )
         assert image.shape == (32, 32, 3)
         assert depth.dtype == np.uint16
         assert set(np.unique(mask)) == {0, 255}
@@ -125,7 +160,13 @@ def test_landmarks_of_the_head_project_onto_the_eyes():
     label = random_labels(0, 5, 1)[0].double().numpy()
     image = render_head(head, label, HeadsConfig(resolution=256)).image.astype(int)
     for side in ("left", "right"):
-        column, row = project(head.landmarks[f"{side}_pupil"], label[:16].reshape(4, 4), heads.HEADS_FOCAL, 256).round().astype(int)
+        column, row = (
+            project(
+                head.landmarks[f"{side}_pupil"], label[:16].reshape(4, 4), heads.HEADS_FOCAL, 256
+            )
+            .round()
+            .astype(int)
+        )
         assert image[row, column].max() < 60
     assert head.landmarks["left_eye"][0] > 0 > head.landmarks["right_eye"][0]
 
@@ -195,13 +236,25 @@ def test_damaged_head_model_is_one_line(toy_cache: Path):
 
 def run_tool(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "dataset_tool.py"), *arguments]
-    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    return subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
 
 
 @pytest.mark.usefixtures("toy_cache")
 def test_command_writes_the_archive(tmp_path: Path):
     done = run_tool(
-        "heads", "--dest", str(tmp_path / "h.zip"), "--count", "3", "--resolution", "16", "--background", "10,20,30", "--workers", "2"
+        "heads",
+        "--dest",
+        str(tmp_path / "h.zip"),
+        "--count",
+        "3",
+        "--resolution",
+        "16",
+        "--background",
+        "10,20,30",
+        "--workers",
+        "2",
     )
     assert done.returncode == 0, done.stderr
     files = contents(tmp_path / "h.zip")
@@ -214,7 +267,9 @@ def test_command_writes_the_archive(tmp_path: Path):
     [(("--resolution", "48"), "--resolution"), (("--background", "1,2"), "--background"), (("--background", "1,2,300"), "--background"),
      (("--count", "0"), "--count"), (("--seed", "-1"), "--seed"), (("--views-per-identity", "x"), "--views-per-identity")],
 )  # fmt: skip
-def test_wrong_options_exit_2_and_are_named(arguments: tuple[str, str], option: str, tmp_path: Path):
+def test_wrong_options_exit_2_and_are_named(
+    arguments: tuple[str, str], option: str, tmp_path: Path
+):
     done = run_tool("heads", "--dest", str(tmp_path / "x.zip"), *arguments)
     assert done.returncode == 2
     assert option in done.stderr
@@ -224,7 +279,10 @@ def test_wrong_options_exit_2_and_are_named(arguments: tuple[str, str], option: 
 def test_missing_package_is_one_line(tmp_path: Path):
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "anny.py").write_text("raise ImportError('blocked')")
-    environment = {"PYTHONPATH": str(tmp_path / "blocked"), "OPEN_EG3D_CACHE": str(tmp_path / "empty")}
+    environment = {
+        "PYTHONPATH": str(tmp_path / "blocked"),
+        "OPEN_EG3D_CACHE": str(tmp_path / "empty"),
+    }
     done = run_tool("heads", "--dest", str(tmp_path / "x.zip"), **environment)
     assert done.returncode == 1
     assert "pip install 'open-eg3d[heads]'" in done.stderr
@@ -254,16 +312,27 @@ def test_archive_in_the_repository():
     assert c.isfinite().all()
     cam2world, intrinsics = unpack_label(c)
     rotation = cam2world[:, :3, :3]
-    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3).double().expand(200, 3, 3), atol=1e-6, rtol=0)
-    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(200).double(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        rotation @ rotation.mT, torch.eye(3).double().expand(200, 3, 3), atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        torch.linalg.det(rotation), torch.ones(200).double(), atol=1e-6, rtol=0
+    )
     assert (cam2world[:, 3] == torch.tensor([0, 0, 0, 1])).all()
-    torch.testing.assert_close(intrinsics, pinhole_intrinsics(heads.HEADS_FOCAL).double().expand(200, 3, 3))
+    torch.testing.assert_close(
+        intrinsics, pinhole_intrinsics(heads.HEADS_FOCAL).double().expand(200, 3, 3)
+    )
     yaw, pitch, radius = orbit_angles(cam2world)
     torch.testing.assert_close(radius, torch.full((200,), heads.HEADS_RADIUS).double())
     assert 40 < yaw.rad2deg().abs().max() <= 45.001
     assert 17 < pitch.rad2deg().abs().max() <= 20.001
     # The optical axis passes through the pivot.
-    torch.testing.assert_close(cam2world[:, :3, 3] + radius[:, None] * cam2world[:, :3, 2], torch.zeros(200, 3).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        cam2world[:, :3, 3] + radius[:, None] * cam2world[:, :3, 2],
+        torch.zeros(200, 3).double(),
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 def test_pictures_in_the_repository():
@@ -290,13 +359,22 @@ def test_real_heads_are_those_of_the_repository():
     files = contents(ARCHIVE)
     labels = json.loads(files["dataset.json"])["labels"]
     for identity in range(5):
-        head = build_head(basis, random_person(basis, np.random.default_rng((0, identity, heads.HEAD_STREAM))))
+        head = build_head(
+            basis, random_person(basis, np.random.default_rng((0, identity, heads.HEAD_STREAM)))
+        )
         name, label = labels[2 * identity]
         image = render_head(head, np.array(label), HeadsConfig()).image.astype(int)
         assert np.abs(image - picture(files[name])).max() <= 3
         large = render_head(head, np.array(label), HeadsConfig(resolution=512)).image.astype(int)
         pose = np.array(label[:16]).reshape(4, 4)
-        distance, nearest = min((np.linalg.norm(head.landmarks[f"{side}_pupil"] - pose[:3, 3]), side) for side in ("left", "right"))
-        column, row = project(head.landmarks[f"{nearest}_pupil"], pose, heads.HEADS_FOCAL, 512).round().astype(int)
+        distance, nearest = min(
+            (np.linalg.norm(head.landmarks[f"{side}_pupil"] - pose[:3, 3]), side)
+            for side in ("left", "right")
+        )
+        column, row = (
+            project(head.landmarks[f"{nearest}_pupil"], pose, heads.HEADS_FOCAL, 512)
+            .round()
+            .astype(int)
+        )
         assert distance < heads.HEADS_RADIUS
         assert large[row - 2 : row + 3, column - 2 : column + 3].max(axis=-1).min() < 70

@@ -25,12 +25,16 @@ def flat(attributes: np.ndarray, _normals: np.ndarray) -> np.ndarray:
 
 
 def camera(yaw: float, pitch: float) -> tuple[np.ndarray, np.ndarray]:
-    pose = orbit_pose(torch.tensor(yaw).deg2rad(), torch.tensor(pitch).deg2rad(), heads.HEADS_RADIUS)
+    pose = orbit_pose(
+        torch.tensor(yaw).deg2rad(), torch.tensor(pitch).deg2rad(), heads.HEADS_RADIUS
+    )
     return pose.double().numpy(), pinhole_intrinsics(heads.HEADS_FOCAL).double().numpy()
 
 
 def project(point: np.ndarray, cam2world: np.ndarray, focal: float, resolution: int) -> np.ndarray:
-    """Pixel coordinates (column, row; centres of pixels at whole numbers) by the textbook pinhole formula."""
+    """Pixel coordinates (column, row; centres of pixels at whole numbers) by the textbook pinhole
+    formula.
+    """
     x, y, z = np.linalg.inv(cam2world)[:3] @ np.append(point, 1)
     return np.array([focal * x / z + 0.5, focal * y / z + 0.5]) * resolution - 0.5
 
@@ -78,7 +82,9 @@ def test_depth_of_a_plane_is_exact_along_the_ray():
 def test_depth_of_a_sphere_agrees_with_its_closed_form():
     ball = trimesh.creation.icosphere(subdivisions=6, radius=0.4)
     pose, intrinsics = camera(-20, 5)
-    mesh = coloured_mesh(np.asarray(ball.vertices), np.asarray(ball.faces), np.ones((len(ball.vertices), 3)))
+    mesh = coloured_mesh(
+        np.asarray(ball.vertices), np.asarray(ball.faces), np.ones((len(ball.vertices), 3))
+    )
     picture = Raycaster(mesh).render(pose, intrinsics, 64, flat, BLACK)
     origin, directions = camera_rays(pose, intrinsics, 64)
     along = directions @ origin
@@ -93,7 +99,8 @@ def test_depth_of_a_sphere_agrees_with_its_closed_form():
 
 
 def test_pixels_average_the_rays_inside_them():
-    # The right edge of a white half plane, seen from the front at distance 2.7, cuts a pixel column at a third.
+    # The right edge of a white half plane, seen from the front at distance 2.7, cuts a pixel column
+    # at a third.
     resolution, column = 32, 20
     edge = ((column + 1 / 3) / resolution - 0.5) / heads.HEADS_FOCAL * heads.HEADS_RADIUS
     corners = np.array([[-3, -3, 0], [edge, -3, 0], [edge, 3, 0], [-3, 3, 0]], dtype=float)
@@ -118,7 +125,9 @@ def test_colours_and_normals_are_interpolated():
     # The middle pixel looks at the origin; its barycentric coordinates solve a 3x3 system.
     weights = np.linalg.solve(np.column_stack([triangle[:, :2], np.ones(3)]).T, [0, 0, 1])
     np.testing.assert_allclose(image[16, 16] / 255, weights, atol=1 / 255)
-    np.testing.assert_allclose(seen_normals[0], np.broadcast_to([0, 0, 1.0], seen_normals[0].shape), atol=1e-12)
+    np.testing.assert_allclose(
+        seen_normals[0], np.broadcast_to([0, 0, 1.0], seen_normals[0].shape), atol=1e-12
+    )
 
 
 def test_even_supersampling_has_no_middle_ray():

@@ -1,4 +1,6 @@
-"""Colours of surfaces against closed forms and loops in float64, and the silhouettes' level against an integral."""
+"""Colours of surfaces against closed forms and loops in float64, and the silhouettes' level against
+an integral.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ FRONT = pack_label(orbit_pose(0.0, 0.0, ORBIT), pinhole_intrinsics(1.2))[None]
 SIDES = pack_label(orbit_pose(torch.tensor([-0.7, 0.0, 0.7]), 0.0, ORBIT), pinhole_intrinsics(1.2))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Colours
 
 
@@ -34,12 +36,16 @@ class Fog(Scene):
 
     def sample_planes(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
         behind = (-points[..., 2:]).clamp(min=0)
-        return self.sample_densities(points, planes), torch.cat([1 - 5 * behind, 5 * behind, torch.ones_like(behind)], dim=-1)
+        return self.sample_densities(points, planes), torch.cat(
+            [1 - 5 * behind, 5 * behind, torch.ones_like(behind)], dim=-1
+        )
 
 
 @pytest.mark.parametrize("density", [5.0, 20.0, 200.0])
 def test_colour_is_what_a_camera_would_see(density: float) -> None:
-    """In fog of extinction s the mean depth of what is seen, of the first D, is 1/s - D / (exp(s D) - 1)."""
+    """In fog of extinction s the mean depth of what is seen, of the first D, is 1/s - D / (exp(s D)
+    - 1).
+    """
     extinction = math.log1p(math.exp(density - 1))
     depth = skin.SKIN_DEPTH
     mean = 1 / extinction - depth / math.expm1(extinction * depth)
@@ -48,7 +54,9 @@ def test_colour_is_what_a_camera_would_see(density: float) -> None:
 
 
 def test_colour_of_thin_air_is_that_of_the_point() -> None:
-    found = Skin(Fog(-20.0), PLANES, FRONT).colors(np.array([[0.0, 0.0, -0.1]]), np.array([[0.0, 0.0, 1.0]]))
+    found = Skin(Fog(-20.0), PLANES, FRONT).colors(
+        np.array([[0.0, 0.0, -0.1]]), np.array([[0.0, 0.0, 1.0]])
+    )
     np.testing.assert_allclose(found[0] / 255, [0.5, 0.5, 1], atol=0.003)
 
 
@@ -57,13 +65,16 @@ def test_nothing_to_colour() -> None:
 
 
 def test_points_are_looked_at_from_the_side_they_face() -> None:
-    normals = torch.nn.functional.normalize(torch.tensor([[-0.7, 0, 0.7], [0, 0, 1], [0.7, 0, 0.7], [0, 0, -1], [0, 1, 0.0]]), dim=1)
+    normals = torch.nn.functional.normalize(
+        torch.tensor([[-0.7, 0, 0.7], [0, 0, 1], [0.7, 0, 0.7], [0, 0, -1], [0, 1, 0.0]]), dim=1
+    )
     views = Skin(Fog(0.0), PLANES, SIDES).view_directions(torch.zeros(5, 3), normals)
     np.testing.assert_allclose(views.norm(dim=1), 1, atol=1e-6)
     assert views[0, 0] > 0.1  # from the left to the right
     np.testing.assert_allclose(views[1], [0, 0, -1], atol=1e-6)
     assert views[2, 0] < -0.1
-    np.testing.assert_allclose(views[3:], [[0, 0, 1], [0, -1, 0]], atol=1e-6)  # no camera faces these: straight inward
+    # no camera faces these: straight inward
+    np.testing.assert_allclose(views[3:], [[0, 0, 1], [0, -1, 0]], atol=1e-6)
     assert ((views * normals).sum(dim=1) < 0).all()
 
 
@@ -77,7 +88,7 @@ def test_colours_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> 
     np.testing.assert_array_equal(teller.colors(points, normals), whole)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Texels
 
 
@@ -87,19 +98,30 @@ def side(a: np.ndarray, b: np.ndarray, p: np.ndarray) -> float:
 
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(-2, 14), st.floats(-2, 14)), min_size=6, max_size=6))
-def test_covered_texels_are_those_whose_centres_lie_inside(corners: list[tuple[float, float]]) -> None:
+def test_covered_texels_are_those_whose_centres_lie_inside(
+    corners: list[tuple[float, float]],
+) -> None:
     triangles = np.array(corners).reshape(2, 3, 2)
     texels, owners, shares = covered_texels(triangles, 12)
-    found = {(int(owner), int(column), int(row)) for owner, (column, row) in zip(owners, texels, strict=True)}
+    found = {
+        (int(owner), int(column), int(row))
+        for owner, (column, row) in zip(owners, texels, strict=True)
+    }
     for index, (a, b, c) in enumerate(triangles):
         area = side(a, b, c)
         for column in range(12):
             for row in range(12):
                 p = np.array([column + 0.5, row + 0.5])
-                parts = np.array([side(b, c, p), side(c, a, p), side(a, b, p)]) / area if abs(area) > 1e-3 else np.array([-1.0])
+                parts = (
+                    np.array([side(b, c, p), side(c, a, p), side(a, b, p)]) / area
+                    if abs(area) > 1e-3
+                    else np.array([-1.0])
+                )
                 if abs(parts).min() > 1e-6 and abs(area) > 1e-3:
                     assert ((index, column, row) in found) == bool((parts > 0).all())
-    np.testing.assert_allclose(np.einsum("tk,tkc->tc", shares, triangles[owners]), texels + 0.5, atol=1e-4)
+    np.testing.assert_allclose(
+        np.einsum("tk,tkc->tc", shares, triangles[owners]), texels + 0.5, atol=1e-4
+    )
 
 
 def test_simplify_leaves_small_meshes_alone() -> None:
@@ -107,19 +129,23 @@ def test_simplify_leaves_small_meshes_alone() -> None:
     assert simplify(points, faces, 5) == (points, faces)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The level of silhouettes
 
 
 @pytest.mark.parametrize("steepness", [40.0, 150.0])
 def test_level_has_the_silhouette_of_a_fuzzy_ball(steepness: float) -> None:
-    """The ray that just loses half of its light touches the surface: its largest density is the level."""
+    """The ray that just loses half of its light touches the surface: its largest density is the
+    level.
+    """
 
     def density(radius: float) -> float:
         return 10 + steepness * (0.2 - radius)
 
     def optical_depth(distance: float) -> float:
-        return integrate.quad(lambda s: np.logaddexp(0, density(math.hypot(distance, s)) - 1), -0.6, 0.6, limit=200)[0]
+        return integrate.quad(
+            lambda s: np.logaddexp(0, density(math.hypot(distance, s)) - 1), -0.6, 0.6, limit=200
+        )[0]
 
     edge = optimize.brentq(lambda distance: optical_depth(distance) - math.log(2), 0.0, 0.45)
     scene = Scene(ball(0.2, (0.0, 0.0, 0.0), steepness))

@@ -38,7 +38,12 @@ def validate(path: Path) -> dict[str, Any]:
     """Report of Khronos' glTF validator on a file."""
     node = Path(sys.prefix) / "bin" / "node"
     done = subprocess.run(
-        [node, "-e", VALIDATE, path], env={"NODE_PATH": str(validator_folder())}, capture_output=True, text=True, check=False, timeout=120
+        [node, "-e", VALIDATE, path],
+        env={"NODE_PATH": str(validator_folder())},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -47,7 +52,9 @@ def validate(path: Path) -> dict[str, Any]:
 def assert_valid(path: Path) -> dict[str, Any]:
     """No error, no warning, no hint."""
     report = validate(path)
-    assert report["issues"]["numErrors"] == report["issues"]["numWarnings"] == 0, report["issues"]["messages"]
+    assert report["issues"]["numErrors"] == report["issues"]["numWarnings"] == 0, report["issues"][
+        "messages"
+    ]
     assert report["issues"]["numHints"] == 0, report["issues"]["messages"]
     return report["info"]
 
@@ -59,7 +66,9 @@ def colored() -> trimesh.Trimesh:
 
 @pytest.fixture(scope="module")
 def textured() -> trimesh.Trimesh:
-    return extract_mesh(Scene(ball(steepness=1e5)), PLANES, EVERYWHERE, 32, 10.0, texture=256, max_faces=600)
+    return extract_mesh(
+        Scene(ball(steepness=1e5)), PLANES, EVERYWHERE, 32, 10.0, texture=256, max_faces=600
+    )
 
 
 def test_colored_glb_is_valid(colored: trimesh.Trimesh, tmp_path: Path) -> None:
@@ -75,7 +84,11 @@ def test_textured_glb_is_valid(textured: trimesh.Trimesh, tmp_path: Path) -> Non
     save_mesh(tmp_path / "a.glb", textured)
     info = assert_valid(tmp_path / "a.glb")
     assert info["hasTextures"]
-    assert [(image["image"]["width"], image["image"]["height"]) for image in info["resources"] if "image" in image] == [(256, 256)]
+    assert [
+        (image["image"]["width"], image["image"]["height"])
+        for image in info["resources"]
+        if "image" in image
+    ] == [(256, 256)]
 
 
 def test_the_validator_finds_faults(colored: trimesh.Trimesh, tmp_path: Path) -> None:
@@ -88,13 +101,17 @@ def test_the_validator_finds_faults(colored: trimesh.Trimesh, tmp_path: Path) ->
 
 def test_a_vertex_without_a_normal_gets_one(tmp_path: Path) -> None:
     points = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], dtype=np.float32)
-    folded = trimesh.Trimesh(points, [[0, 1, 2], [0, 2, 1]], vertex_colors=np.full((3, 4), 255, np.uint8), process=False)
+    folded = trimesh.Trimesh(
+        points, [[0, 1, 2], [0, 2, 1]], vertex_colors=np.full((3, 4), 255, np.uint8), process=False
+    )
     save_mesh(tmp_path / "a.glb", folded)
     assert_valid(tmp_path / "a.glb")
 
 
 def texture_error(mesh: trimesh.Trimesh, picture: np.ndarray, uv: np.ndarray) -> float:
-    """Largest difference between a texture (v upward) at triangles' centres and the scene's colour there."""
+    """Largest difference between a texture (v upward) at triangles' centres and the scene's colour
+    there.
+    """
     middle = uv[mesh.faces].mean(axis=1)
     size = picture.shape[0]
     rows, columns = ((1 - middle[:, 1]) * size).astype(int), (middle[:, 0] * size).astype(int)
@@ -103,13 +120,16 @@ def texture_error(mesh: trimesh.Trimesh, picture: np.ndarray, uv: np.ndarray) ->
 
 
 @pytest.mark.parametrize("kind", ["glb", "obj"])
-def test_texture_shows_each_place_its_colour(textured: trimesh.Trimesh, tmp_path: Path, kind: str) -> None:
+def test_texture_shows_each_place_its_colour(
+    textured: trimesh.Trimesh, tmp_path: Path, kind: str
+) -> None:
     save_mesh(tmp_path / f"head.{kind}", textured)
     mesh = trimesh.load_mesh(tmp_path / f"head.{kind}", process=False)
     assert isinstance(mesh.visual, trimesh.visual.TextureVisuals)
     material: Any = mesh.visual.material
     picture = material.baseColorTexture if kind == "glb" else material.image
-    assert texture_error(mesh, np.asarray(picture.convert("RGB")), mesh.visual.uv) < 0.03  # two texels of a ball this size
+    # two texels of a ball this size
+    assert texture_error(mesh, np.asarray(picture.convert("RGB")), mesh.visual.uv) < 0.03
     assert len(mesh.faces) == len(textured.faces)
     assert abs(len(mesh.faces) - 600) < 60
     np.testing.assert_allclose(radii(mesh), RADIUS, atol=0.01)
@@ -140,7 +160,9 @@ def test_every_texel_is_filled(textured: trimesh.Trimesh) -> None:
 
 
 def test_the_same_twice(textured: trimesh.Trimesh) -> None:
-    again = extract_mesh(Scene(ball(steepness=1e5)), PLANES, EVERYWHERE, 32, 10.0, texture=256, max_faces=600)
+    again = extract_mesh(
+        Scene(ball(steepness=1e5)), PLANES, EVERYWHERE, 32, 10.0, texture=256, max_faces=600
+    )
     assert glb_bytes(again) == glb_bytes(textured)
 
 
@@ -155,7 +177,13 @@ def test_fewer_triangles_keep_the_shape() -> None:
 @torch.no_grad()
 def test_world_axes_are_gltfs(tmp_path: Path) -> None:
     """Positions are written as they are: y up, the front towards +z, one unit a metre."""
-    mesh = extract_mesh(Scene(lambda p: 10 + 1e4 * (0.2 - (p / torch.tensor([1.0, 2.0, 0.5])).norm(dim=-1))), PLANES, EVERYWHERE, 64, 10.0)
+    mesh = extract_mesh(
+        Scene(lambda p: 10 + 1e4 * (0.2 - (p / torch.tensor([1.0, 2.0, 0.5])).norm(dim=-1))),
+        PLANES,
+        EVERYWHERE,
+        64,
+        10.0,
+    )
     save_mesh(tmp_path / "a.glb", mesh)
     found = trimesh.load_mesh(tmp_path / "a.glb", process=False)
     np.testing.assert_allclose(found.bounds, [[-0.2, -0.4, -0.1], [0.2, 0.4, 0.1]], atol=5e-3)

@@ -23,10 +23,30 @@ finally:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [("glb",), ("glb", "--texture", "1024"), ("obj",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "options", [("glb",), ("glb", "--texture", "1024"), ("obj",)], ids=" ".join
+)
 def test_512_cubed_stays_below_2_gb(tmp_path: Path, options: tuple[str, ...]) -> None:
-    arguments = ["--network", "models/heads64.pkl", "--seeds", "0", "--no-images", "--shape-res", "512", "--outdir", str(tmp_path)]
+    arguments = [
+        "--network",
+        "models/heads64.pkl",
+        "--seeds",
+        "0",
+        "--no-images",
+        "--shape-res",
+        "512",
+        "--outdir",
+        str(tmp_path),
+    ]
     command = [sys.executable, "-c", PROGRAM, *arguments, "--shapes", *options]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=1200)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1200,
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) < 2e9

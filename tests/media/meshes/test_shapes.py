@@ -1,4 +1,6 @@
-"""Meshes and volumes of analytic scenes: radius, volume, colours, orientation, what belongs to the object, bounded memory."""
+"""Meshes and volumes of analytic scenes: radius, volume, colours, orientation, what belongs to the
+object, bounded memory.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,12 @@ PLANES = torch.zeros(1, 3, 1, 128, 128)
 Density = Callable[[Tensor], Tensor]
 
 
-def ball(radius: float = RADIUS, centre: tuple[float, ...] = CENTRE, steepness: float = 400.0, level: float = 10.0) -> Density:
+def ball(
+    radius: float = RADIUS,
+    centre: tuple[float, ...] = CENTRE,
+    steepness: float = 400.0,
+    level: float = 10.0,
+) -> Density:
     """Density that falls linearly with the distance from the centre and is `level` at `radius`."""
     return lambda p: level + steepness * (radius - (p - torch.tensor(centre)).norm(dim=-1))
 
@@ -56,7 +63,9 @@ class Scene:
 
 def orbit_cameras(focal: float, yaws: int = 8, reach: float = math.pi) -> Tensor:
     """Cameras on three circles; yaws from -reach to reach."""
-    yaw, pitch = torch.meshgrid(torch.linspace(-reach, reach, yaws), torch.tensor([-0.4, 0.0, 0.4]), indexing="ij")
+    yaw, pitch = torch.meshgrid(
+        torch.linspace(-reach, reach, yaws), torch.tensor([-0.4, 0.0, 0.4]), indexing="ij"
+    )
     return pack_label(orbit_pose(yaw.flatten(), pitch.flatten(), ORBIT), pinhole_intrinsics(focal))
 
 
@@ -64,7 +73,13 @@ EVERYWHERE = orbit_cameras(1.2)  # the whole box is in every picture
 FRONTAL = pack_label(orbit_pose(0.0, 0.0, ORBIT), pinhole_intrinsics(1.2))[None]
 
 
-def extract(density: Density, resolution: int = 48, level: float | None = 10.0, cameras: Tensor = EVERYWHERE, **options) -> trimesh.Trimesh:
+def extract(
+    density: Density,
+    resolution: int = 48,
+    level: float | None = 10.0,
+    cameras: Tensor = EVERYWHERE,
+    **options,
+) -> trimesh.Trimesh:
     return shapes.extract_mesh(Scene(density), PLANES, cameras, resolution, level, **options)
 
 
@@ -77,11 +92,13 @@ def radii(mesh: trimesh.Trimesh, centre: tuple[float, ...] = CENTRE) -> np.ndarr
     return np.linalg.norm(mesh.vertices - np.array(centre), axis=1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The surface
 
 
-@pytest.mark.parametrize(("level", "radius"), [(10.0, RADIUS), (-30.0, RADIUS + 0.1), (30.0, RADIUS - 0.05)])
+@pytest.mark.parametrize(
+    ("level", "radius"), [(10.0, RADIUS), (-30.0, RADIUS + 0.1), (30.0, RADIUS - 0.05)]
+)
 def test_ball_has_its_radius_volume_and_outward_normals(level: float, radius: float):
     mesh = extract(ball(), level=level)
     assert mesh.is_watertight
@@ -112,12 +129,13 @@ def test_vertex_colours_are_the_models_at_the_vertices():
 
 
 def test_samples_exactly_on_the_level_do_no_harm():
-    mesh = extract(lambda p: (p.abs().sum(dim=-1) * -32).round() + 18, 32)  # a terrace at 10 out to 8.5 / 32
+    # a terrace at 10 out to 8.5 / 32
+    mesh = extract(lambda p: (p.abs().sum(dim=-1) * -32).round() + 18, 32)
     assert mesh.is_watertight
     assert mesh.volume == pytest.approx(4 / 3 * (8.5 / 32) ** 3, rel=0.05)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Slabs
 
 
@@ -136,7 +154,10 @@ def test_the_mesh_does_not_depend_on_the_slabs_thickness(layers: int):
 
 def test_the_mesh_is_that_of_the_whole_grid():
     centres = (np.arange(-1, 41) + 0.5) / 40 - 0.5
-    grid = torch.tensor(np.stack(np.meshgrid(centres, centres, centres, indexing="ij"), axis=-1), dtype=torch.float32)
+    grid = torch.tensor(
+        np.stack(np.meshgrid(centres, centres, centres, indexing="ij"), axis=-1),
+        dtype=torch.float32,
+    )
     vertices, faces, _, _ = marching_cubes(bumpy(grid).numpy(), 10.0)
     reference = trimesh.Trimesh(vertices / 40 + centres[0], faces)
     mesh = extract(bumpy, 40, slab_samples=5 * 42**2)
@@ -160,7 +181,7 @@ def test_no_more_points_or_layers_at_once_than_allowed(resolution: int, monkeypa
     assert len(covered) == resolution + 2 + len(slabs) - 1  # one layer in common
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The object and not the walls
 
 
@@ -200,7 +221,9 @@ def test_what_no_camera_sees_is_empty():
 
 
 def test_what_lies_before_the_near_limit_is_empty():
-    scene = Scene(union(ball(0.1, (0.0, 0.0, 0.0)), ball(0.2, (0.0, 0.0, 0.55))), ray_start=2.4, ray_end=3.3)
+    scene = Scene(
+        union(ball(0.1, (0.0, 0.0, 0.0)), ball(0.2, (0.0, 0.0, 0.55))), ray_start=2.4, ray_end=3.3
+    )
     mesh = shapes.extract_mesh(scene, PLANES, FRONTAL, 64, 10.0)
     np.testing.assert_allclose(radii(mesh, (0, 0, 0)), 0.1, atol=1e-3)
 
@@ -215,26 +238,33 @@ def test_an_object_that_leaves_the_box_ends_flat():
 
 def test_margin_is_the_distance_to_the_border_of_a_frustum():
     seen = region.seen_region(
-        Scene(ball(), ray_start=2.3, ray_end=3.0), PLANES, pack_label(orbit_pose(0.0, 0.0, ORBIT), pinhole_intrinsics(4.0))[None]
+        Scene(ball(), ray_start=2.3, ray_end=3.0),
+        PLANES,
+        pack_label(orbit_pose(0.0, 0.0, ORBIT), pinhole_intrinsics(4.0))[None],
     )
-    points = torch.tensor([[0.0, 0.0, 0.0], [0.3, 0.0, 0.0], [0.0, -0.4, 0.0], [0.0, 0.0, 0.35], [0.0, 0.0, -0.35]])
+    points = torch.tensor(
+        [[0.0, 0.0, 0.0], [0.3, 0.0, 0.0], [0.0, -0.4, 0.0], [0.0, 0.0, 0.35], [0.0, 0.0, -0.35]]
+    )
     half_width = ORBIT / 4 / 2
     expected = [0.3, half_width - 0.3, half_width - 0.4, ORBIT - 0.35 - 2.3, 3.0 - ORBIT - 0.35]
     np.testing.assert_allclose(seen.margin(points), expected, atol=0.01)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The level
 
 
 @pytest.mark.parametrize("steepness", [300.0, 2000.0])
 def test_level_is_the_density_where_half_of_the_light_is_left(steepness: float):
     def optical_depth(reach: float) -> float:
-        return integrate.quad(lambda s: np.logaddexp(0, 10 + steepness * s - 1), -0.2, reach, limit=200)[0]
+        return integrate.quad(
+            lambda s: np.logaddexp(0, 10 + steepness * s - 1), -0.2, reach, limit=200
+        )[0]
 
     depth = optimize.brentq(lambda reach: optical_depth(reach) - math.log(2), -0.1, 0.1)
     scene = Scene(ball(0.3, (0.0, 0.0, 0.0), steepness))
-    far_away = pack_label(orbit_pose(0.0, 0.0, 50.0), pinhole_intrinsics(1000.0))[None]  # a thin beam through the centre
+    # a thin beam through the centre
+    far_away = pack_label(orbit_pose(0.0, 0.0, 50.0), pinhole_intrinsics(1000.0))[None]
     level = region.surface_level(scene, PLANES, region.seen_region(scene, PLANES, far_away))
     assert level == pytest.approx(10 + steepness * depth, abs=0.02 * steepness**0.5)
 
@@ -246,18 +276,25 @@ def test_automatic_level_finds_the_surface_wherever_the_density_lies():
 
 
 def test_level_of_a_step_lies_inside_the_step():
-    mesh = extract(lambda p: torch.where((p - torch.tensor(CENTRE)).norm(dim=-1) < RADIUS, 40.0, -20.0), level=None)
+    mesh = extract(
+        lambda p: torch.where((p - torch.tensor(CENTRE)).norm(dim=-1) < RADIUS, 40.0, -20.0),
+        level=None,
+    )
     np.testing.assert_allclose(radii(mesh), RADIUS, atol=1 / 48)
 
 
 @pytest.mark.parametrize(("inside", "expected"), [(-2.0, -6.0), (0.5, -4.75)])
 def test_level_of_a_fog_is_the_middle_of_its_densities(inside: float, expected: float):
     scene = Scene(lambda p: torch.where(p.norm(dim=-1) < 0.3, inside, -10.0))
-    assert region.surface_level(scene, PLANES, region.seen_region(scene, PLANES, EVERYWHERE)) == pytest.approx(expected)
+    assert region.surface_level(
+        scene, PLANES, region.seen_region(scene, PLANES, EVERYWHERE)
+    ) == pytest.approx(expected)
 
 
 def test_no_surface_is_one_line_with_the_range():
-    with pytest.raises(UserError, match=r"no surface at density 500: .*from -\d+.* to \d+.*--shape-level"):
+    with pytest.raises(
+        UserError, match=r"no surface at density 500: .*from -\d+.* to \d+.*--shape-level"
+    ):
         extract(ball(), level=500.0)
     with pytest.raises(UserError, match="no surface"):
         extract(lambda p: torch.full_like(p[..., 0], 3.0), level=None)
@@ -270,7 +307,7 @@ def test_cameras_that_look_elsewhere_are_an_error():
         extract(ball(), level=None, cameras=away)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Files
 
 
@@ -281,16 +318,21 @@ def to_linear(srgb: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("kind", shapes.MESH_FORMATS)
 def test_mesh_files_hold_shape_and_colours_and_are_the_same_twice(tmp_path, kind: str):
     for name in ("a", "b"):
-        shapes.save_shape(tmp_path / f"{name}.{kind}", Scene(ball(steepness=1e5)), PLANES, EVERYWHERE, 32, 10.0)
+        shapes.save_shape(
+            tmp_path / f"{name}.{kind}", Scene(ball(steepness=1e5)), PLANES, EVERYWHERE, 32, 10.0
+        )
     assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"a.{kind}", f"b.{kind}"]
-    mesh = trimesh.load_mesh(tmp_path / f"a.{kind}", process=False, **{"skip_materials": True} if kind == "glb" else {})
+    mesh = trimesh.load_mesh(
+        tmp_path / f"a.{kind}", process=False, **{"skip_materials": True} if kind == "glb" else {}
+    )
     np.testing.assert_allclose(radii(mesh), RADIUS, atol=2e-3)
     assert mesh.is_watertight
     assert mesh.volume > 0
     expected = mesh.vertices + 0.5
     expected = to_linear(expected) if kind == "glb" else expected
-    assert np.abs(colors(mesh)[:, :3] - expected * 255).max() <= (3 if kind == "glb" else 2)  # trimesh cuts off a GLB's decimals
+    # trimesh cuts off a GLB's decimals
+    assert np.abs(colors(mesh)[:, :3] - expected * 255).max() <= (3 if kind == "glb" else 2)
 
 
 @pytest.mark.parametrize("slab_samples", [500, 10**6])

@@ -1,4 +1,6 @@
-"""The shipped model's meshes against its own pictures: silhouettes and colours, by casting rays at the mesh (Embree)."""
+"""The shipped model's meshes against its own pictures: silhouettes and colours, by casting rays at
+the mesh (Embree).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ SEEDS = (0, 2, 5)
 POSES = ((0.0, 0.0), (-0.6, 0.0), (0.6, 0.2), (0.0, -0.25))  # yaw, pitch
 SIDE = 64
 LEAST_OVERLAP = 0.95
-LEAST_PSNR = 20.0  # dB; a mesh whose colours are those of its neighbour in the list of seeds has some 12
+# dB; a mesh whose colours are those of its neighbour in the list of seeds has some 12
+LEAST_PSNR = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +44,25 @@ def identity(generator: Generator, cameras: CameraSummary, seed: int) -> tuple[T
 
 
 def cast(mesh: trimesh.Trimesh, c: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """What a camera (1, 25) sees of a mesh with vertex colours: which pixels, (SIDE^2,), and their colours (SIDE^2, 3)."""
+    """What a camera (1, 25) sees of a mesh with vertex colours: which pixels, (SIDE^2,), and their
+    colours (SIDE^2, 3).
+    """
     origins, directions = (rays[0].double().numpy() for rays in sample_rays(*unpack_label(c), SIDE))
     places, rays, triangles = mesh.ray.intersects_location(origins, directions, multiple_hits=False)
     shares = trimesh.triangles.points_to_barycentric(mesh.triangles[triangles], places)
     assert isinstance(mesh.visual, trimesh.visual.ColorVisuals)
     hit, colors = np.zeros(SIDE**2, dtype=bool), np.zeros((SIDE**2, 3))
     hit[rays] = True
-    colors[rays] = np.einsum("tk,tkc->tc", shares, mesh.visual.vertex_colors[mesh.faces[triangles], :3].astype(float))
+    colors[rays] = np.einsum(
+        "tk,tkc->tc", shares, mesh.visual.vertex_colors[mesh.faces[triangles], :3].astype(float)
+    )
     return hit, colors
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_mesh_has_the_models_silhouettes_and_colours(generator: Generator, cameras: CameraSummary, seed: int) -> None:
+def test_mesh_has_the_models_silhouettes_and_colours(
+    generator: Generator, cameras: CameraSummary, seed: int
+) -> None:
     planes, ws = identity(generator, cameras, seed)
     mesh = extract_mesh(generator, planes, camera_grid(cameras), 128)
     assert mesh.is_watertight
@@ -76,7 +85,10 @@ def test_normals_point_outward(generator: Generator, cameras: CameraSummary, see
     """A ray from a camera meets a front first: its triangle faces the camera."""
     planes, _ = identity(generator, cameras, seed)
     mesh = extract_mesh(generator, planes, camera_grid(cameras), 64)
-    origins, directions = (rays[0].double().numpy() for rays in sample_rays(*unpack_label(cameras.frontal_label()[None]), SIDE))
+    origins, directions = (
+        rays[0].double().numpy()
+        for rays in sample_rays(*unpack_label(cameras.frontal_label()[None]), SIDE)
+    )
     _, rays, triangles = mesh.ray.intersects_location(origins, directions, multiple_hits=False)
     assert len(rays) > SIDE**2 / 5
     facing = (mesh.face_normals[triangles] * -directions[rays]).sum(axis=1)

@@ -33,7 +33,9 @@ class Orbit:
 
 
 class YawScene:
-    """Image: red tells the identity, green the yaw, blue the pitch. Raw: its four quadrants differ. Depth: 2 + yaw in the left half."""
+    """Image: red tells the identity, green the yaw, blue the pitch. Raw: its four quadrants differ.
+    Depth: 2 + yaw in the left half.
+    """
 
     def __init__(self) -> None:
         self.backbone_runs = 0
@@ -45,13 +47,20 @@ class YawScene:
         return ws[:, :1, :1].reshape(-1, 1, 1, 1, 1).expand(-1, 3, 2, 4, 4)
 
     def render(
-        self, planes: Tensor, ws: Tensor, c: Tensor, neural_rendering_resolution: int | None = None, deterministic: bool = True
+        self,
+        planes: Tensor,
+        ws: Tensor,
+        c: Tensor,
+        neural_rendering_resolution: int | None = None,
+        deterministic: bool = True,
     ) -> Output:
         assert deterministic
         assert len(planes) == len(ws) == len(c)
         self.batches.append(len(c))
         yaw, pitch, _ = orbit_angles(unpack_label(c)[0])
-        image = torch.stack([planes[:, 0, 0, 0, 0], yaw, pitch], dim=1)[:, :, None, None].expand(-1, -1, SIZE, SIZE)
+        image = torch.stack([planes[:, 0, 0, 0, 0], yaw, pitch], dim=1)[:, :, None, None].expand(
+            -1, -1, SIZE, SIZE
+        )
         r = neural_rendering_resolution or RAW_SIZE
         raw = torch.linspace(-1, 1, r * r).reshape(1, 1, r, r).expand(len(c), 3, r, r)
         depth = (2 + yaw)[:, None, None, None].expand(-1, 1, r, r)
@@ -64,13 +73,17 @@ def identity(value: float) -> Tensor:
 
 
 def level(value: float) -> int:
-    """Grey level of a value in [-1, 1], by the statement of the data format: value = level / 127.5 - 1."""
+    """Grey level of a value in [-1, 1], by the statement of the data format: value = level / 127.5
+    - 1.
+    """
     return round((value + 1) * 127.5)
 
 
 def test_to_uint8_inverts_the_data_scaling_and_saturates():
     levels = torch.arange(256).reshape(1, 1, 256).expand(3, 2, 256)
-    np.testing.assert_array_equal(strips.to_uint8(levels / 127.5 - 1), levels.movedim(0, -1).numpy())
+    np.testing.assert_array_equal(
+        strips.to_uint8(levels / 127.5 - 1), levels.movedim(0, -1).numpy()
+    )
     odd = torch.tensor([-7.0, 7.0, float("nan")]).reshape(3, 1, 1)
     assert strips.to_uint8(odd).tolist() == [[[0, 255, 0]]]
 
@@ -94,7 +107,9 @@ def test_enlarge_repeats_the_nearest_pixel(small: int, large: int):
     centres = (np.arange(small) + 0.5) / small
     for i in range(large):
         for j in range(large):
-            row, column = (int(np.abs(centres - (index + 0.5) / large).argmin()) for index in (i, j))
+            row, column = (
+                int(np.abs(centres - (index + 0.5) / large).argmin()) for index in (i, j)
+            )
             assert (result[:, i, j] == images[:, row, column]).all()
 
 
@@ -113,7 +128,9 @@ def test_depth_is_brighter_when_nearer_and_black_behind():
 
 
 def test_depth_scale_is_shared_and_ignores_the_background():
-    depth = torch.stack([torch.full((1, 2, 2), 2.0), torch.full((1, 2, 2), 3.0), torch.full((1, 2, 2), 50.0)])
+    depth = torch.stack(
+        [torch.full((1, 2, 2), 2.0), torch.full((1, 2, 2), 3.0), torch.full((1, 2, 2), 50.0)]
+    )
     opacity = torch.tensor([1.0, 1.0, 0.0]).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
     near, far, background = (int(picture.max()) for picture in strips.shade_depth(depth, opacity))
     assert near == 255
@@ -129,7 +146,9 @@ def test_yaw_strip_shows_the_yaws_in_order_with_one_backbone_run(batch: int):
     strip = strips.yaw_strip(scene, identity(0.3), Orbit(), yaws, 0.1, batch=batch)
     assert scene.backbone_runs == 1
     assert max(scene.batches) <= batch
-    assert {name: picture.shape for name, picture in strip.items()} == dict.fromkeys(strips.ROWS, (5, SIZE, SIZE, 3))
+    assert {name: picture.shape for name, picture in strip.items()} == dict.fromkeys(
+        strips.ROWS, (5, SIZE, SIZE, 3)
+    )
     for picture, yaw in zip(strip["image"], yaws, strict=True):
         assert np.abs(picture.reshape(-1, 3) - [level(0.3), level(yaw), level(0.1)]).max() <= 1
     greys = strip["depth"][:, 0, 0, 0].astype(int)
@@ -141,7 +160,9 @@ def test_yaw_strip_shows_the_yaws_in_order_with_one_backbone_run(batch: int):
 
 
 def test_rendering_resolution_is_passed_on():
-    strip = strips.yaw_strip(YawScene(), identity(0.0), Orbit(), [0.0], 0.0, neural_rendering_resolution=2)
+    strip = strips.yaw_strip(
+        YawScene(), identity(0.0), Orbit(), [0.0], 0.0, neural_rendering_resolution=2
+    )
     assert len(np.unique(strip["raw"])) == 4
 
 
@@ -163,7 +184,9 @@ def test_identity_grid_has_a_row_an_identity_and_blocks_of_colour_raw_and_depth(
     for row, one in enumerate(ws.split(1)):
         strip = strips.yaw_strip(scene, one, Orbit(), yaws, 0.0)
         cells = picture[row * SIZE : (row + 1) * SIZE].reshape(SIZE, 9, SIZE, 3).swapaxes(0, 1)
-        np.testing.assert_array_equal(cells, np.concatenate([strip["image"], strip["raw"], strip["depth"]]))
+        np.testing.assert_array_equal(
+            cells, np.concatenate([strip["image"], strip["raw"], strip["depth"]])
+        )
 
 
 def test_camera_grid_covers_the_ranges():

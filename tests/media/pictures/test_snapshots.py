@@ -42,16 +42,29 @@ def state(tmp_path: Path) -> SnapshotState:
 def test_pictures_at_the_start_and_at_a_snapshot(state: SnapshotState) -> None:
     save_pictures(state)
     start = {path.name for path in state.run_dir.iterdir()}
-    assert start == {"reals.png", "fakes-000000.png", "raw-000000.png", "depth-000000.png", "yaw-000000.png"}
-    state.trainer.progress.images, state.checkpoint = 12_345, state.run_dir / "network-snapshot-000012.pkl"
+    assert start == {
+        "reals.png",
+        "fakes-000000.png",
+        "raw-000000.png",
+        "depth-000000.png",
+        "yaw-000000.png",
+    }
+    state.trainer.progress.images, state.checkpoint = (
+        12_345,
+        state.run_dir / "network-snapshot-000012.pkl",
+    )
     save_pictures(state)
     later = {path.name for path in state.run_dir.iterdir()} - start
     assert later == {"fakes-000012.png", "raw-000012.png", "depth-000012.png", "yaw-000012.png"}
     writer = cast(Writer, state.writer)
     for kind in ("fakes", "raw", "depth", "yaw"):
-        # The weights are the same, and so are latents and cameras: what changes in these pictures is the network.
+        # The weights are the same, and so are latents and cameras: what changes in these pictures
+        # is the network.
         assert np.array_equal(writer.images[kind, 0], writer.images[kind, 12_345])
-        assert np.array_equal(np.asarray(Image.open(state.run_dir / f"{kind}-000012.png")), writer.images[kind, 12_345])
+        assert np.array_equal(
+            np.asarray(Image.open(state.run_dir / f"{kind}-000012.png")),
+            writer.images[kind, 12_345],
+        )
     assert [step for kind, step in writer.images if kind == "reals"] == [0]
 
 
@@ -60,10 +73,14 @@ def test_reals_are_the_data(state: SnapshotState) -> None:
     assert grid.shape == (32, 6 * 32, 3)
     tiles = grid.reshape(32, 6, 32, 3).swapaxes(0, 1)
     originals = pictures(6)
-    assert sorted(next(i for i in range(6) if np.array_equal(tile, originals[i])) for tile in tiles) == [0, 1, 2, 3, 4, 5]
+    assert sorted(
+        next(i for i in range(6) if np.array_equal(tile, originals[i])) for tile in tiles
+    ) == [0, 1, 2, 3, 4, 5]
 
 
-def test_fakes_show_the_averaged_generator_at_the_resolution_of_the_moment(state: SnapshotState) -> None:
+def test_fakes_show_the_averaged_generator_at_the_resolution_of_the_moment(
+    state: SnapshotState,
+) -> None:
     asked: list[int] = []
     original = state.trainer.G_ema.render
 

@@ -22,7 +22,9 @@ def drawn(chart: Chart) -> ElementTree.Element:
 def lines_in(svg: ElementTree.Element) -> list[list[tuple[float, float]]]:
     """Points of each line in the picture."""
     texts = [line.attrib["points"].split() for line in svg.iter("polyline")]
-    return [[(float(x), float(y)) for x, y in (pair.split(",") for pair in points)] for points in texts]
+    return [
+        [(float(x), float(y)) for x, y in (pair.split(",") for pair in points)] for points in texts
+    ]
 
 
 def labels_of(svg: ElementTree.Element, anchor: str) -> dict[float, float]:
@@ -40,16 +42,27 @@ def test_points_lie_where_the_axes_say():
     svg = drawn(Chart("FID", {"fid": points}))
     (places,) = lines_in(svg)
     x_labels, y_labels = labels_of(svg, "middle"), labels_of(svg, "end")
-    (x0, x1), (y0, y1) = sorted(x_labels)[:: len(x_labels) - 1], sorted(y_labels)[:: len(y_labels) - 1]
+    (x0, x1), (y0, y1) = (
+        sorted(x_labels)[:: len(x_labels) - 1],
+        sorted(y_labels)[:: len(y_labels) - 1],
+    )
     assert x0 <= 0
     assert x1 >= 40
     assert y0 <= 5
     assert y1 >= 35
     for (x, y), (across, down) in zip(points, places, strict=True):
-        assert across == pytest.approx(x_labels[x0] + (x - x0) / (x1 - x0) * (x_labels[x1] - x_labels[x0]), abs=0.2)
+        assert across == pytest.approx(
+            x_labels[x0] + (x - x0) / (x1 - x0) * (x_labels[x1] - x_labels[x0]), abs=0.2
+        )
         # Labels stand a little below their line.
-        assert down == pytest.approx(y_labels[y0] - 4.5 + (y - y0) / (y1 - y0) * (y_labels[y1] - y_labels[y0]), abs=0.2)
-    assert [title.text for title in svg.iter("title")] == ["fid 5 at 0", "fid 35 at 10", "fid 20 at 40"]
+        assert down == pytest.approx(
+            y_labels[y0] - 4.5 + (y - y0) / (y1 - y0) * (y_labels[y1] - y_labels[y0]), abs=0.2
+        )
+    assert [title.text for title in svg.iter("title")] == [
+        "fid 5 at 0",
+        "fid 35 at 10",
+        "fid 20 at 40",
+    ]
 
 
 def test_names_are_text_and_never_markup():

@@ -72,7 +72,7 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The page
 
 
@@ -85,13 +85,31 @@ def test_page_holds_all_it_was_given():
             {"fakes": 2000, "device": "cpu", "detector_sha256": "ab" * 32, "mirror": True},
             "lower is better",
         ),
-        Figure("pr2k3", {"precision": 0.5, "recall": None}, {"fakes": 2000, "device": "cpu", "neighbours": 3, "truncation_cutoff": None}),
+        Figure(
+            "pr2k3",
+            {"precision": 0.5, "recall": None},
+            {"fakes": 2000, "device": "cpu", "neighbours": 3, "truncation_cutoff": None},
+        ),
     ]
-    section = Section("Pictures <i>", "what they & are", blocks=[Block([Shown(picture, 'a "picture"', "seed <7>")], 2, "Most", "those")])
+    section = Section(
+        "Pictures <i>",
+        "what they & are",
+        blocks=[Block([Shown(picture, 'a "picture"', "seed <7>")], 2, "Most", "those")],
+    )
     page = report_page(Report("Figures of <b>", {"Network": "a&b.pkl"}, figures, [section]))
     found = Texts(page)
     text = "\n".join(found.texts)
-    for words in ("Figures of <b>", "a&b.pkl", "12.346", "0.5", "not defined", "neighbours", "Pictures <i>", "what they & are", "seed <7>"):
+    for words in (
+        "Figures of <b>",
+        "a&b.pkl",
+        "12.346",
+        "0.5",
+        "not defined",
+        "neighbours",
+        "Pictures <i>",
+        "what they & are",
+        "seed <7>",
+    ):
         assert words in text
     assert text.count("2000") == 1  # what both share is told once
     assert "truncation cutoff" not in text
@@ -103,7 +121,14 @@ def test_page_holds_all_it_was_given():
 
 
 def test_nothing_is_loaded_from_elsewhere():
-    page = report_page(Report("x", {}, [Figure("a", {"a": 1.0}, {})], [Section("y", blocks=[Block([Shown(noise(4, 4, 3), "p")])])]))
+    page = report_page(
+        Report(
+            "x",
+            {},
+            [Figure("a", {"a": 1.0}, {})],
+            [Section("y", blocks=[Block([Shown(noise(4, 4, 3), "p")])])],
+        )
+    )
     for word in ("http://", "https://", "<script", "@import", "url("):
         assert word not in page
 
@@ -116,11 +141,13 @@ def test_large_pictures_are_jpeg(monkeypatch: pytest.MonkeyPatch):
     assert abs(int(np.asarray(large)[3, 3, 0]) - 77) <= 2
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Curves
 
 
-def line(kimg: float | None, value: float | None, network: str = "x.pkl", **protocol: Any) -> dict[str, Any]:
+def line(
+    kimg: float | None, value: float | None, network: str = "x.pkl", **protocol: Any
+) -> dict[str, Any]:
     results = {"fid2k": value, "fid2k_std": 1.0}
     return {
         "metric": "fid2k",
@@ -150,18 +177,28 @@ def test_a_curve_joins_results_of_one_protocol():
 
 
 def test_curves_of_a_folder(tmp_path: Path):
-    (tmp_path / "metric-fid2k.jsonl").write_text("\n".join(json.dumps(line(k, 10.0 - k)) for k in (1, 2)) + '\n{"cut": of')
-    (tmp_path / "metric-kid2k.jsonl").write_text(json.dumps({**line(1, 3.0), "metric": "kid2k", "results": {"kid2k": 3.0}}) + "\n")
-    statistics = [{"kimg": k, "Loss/G": 1.0 + k, "Loss/D": 2.0, "Augment/p": 0.0, "Other": 5} for k in (1, 2)]
-    (tmp_path / "stats.jsonl").write_text("\n".join(map(json.dumps, statistics)) + '\n{"kimg": 3, "Loss')
-    section = curves_section([tmp_path, tmp_path, tmp_path / "none"], {"kid2k": {"seed": 0}}, snapshot_kimg)
+    (tmp_path / "metric-fid2k.jsonl").write_text(
+        "\n".join(json.dumps(line(k, 10.0 - k)) for k in (1, 2)) + '\n{"cut": of'
+    )
+    (tmp_path / "metric-kid2k.jsonl").write_text(
+        json.dumps({**line(1, 3.0), "metric": "kid2k", "results": {"kid2k": 3.0}}) + "\n"
+    )
+    statistics = [
+        {"kimg": k, "Loss/G": 1.0 + k, "Loss/D": 2.0, "Augment/p": 0.0, "Other": 5} for k in (1, 2)
+    ]
+    (tmp_path / "stats.jsonl").write_text(
+        "\n".join(map(json.dumps, statistics)) + '\n{"kimg": 3, "Loss'
+    )
+    section = curves_section(
+        [tmp_path, tmp_path, tmp_path / "none"], {"kid2k": {"seed": 0}}, snapshot_kimg
+    )
     assert [chart.title for chart in section.charts] == ["kid2k", "fid2k", "Losses"]
     assert section.charts[2].lines == {"G": [(1.0, 2.0), (2.0, 3.0)], "D": [(1.0, 2.0), (2.0, 2.0)]}
     assert statistics_charts(tmp_path / "absent") == []
     assert "no results" in curves_section([tmp_path / "none"], {}, snapshot_kimg).text
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Pictures
 
 
@@ -175,7 +212,8 @@ def test_samples_are_the_fakes_that_are_measured(has_random_noise: bool):
         row, column = divmod(index, GRID_COLUMNS)
         cell = slice(row * 16, row * 16 + 16), slice(column * 16, column * 16 + 16)
         assert np.array_equal(pictures.picture[cell], expected[index])
-        assert depth.picture[cell][8, 8, 0] > 0  # the sphere is in the middle, the background in the corners
+        # the sphere is in the middle, the background in the corners
+        assert depth.picture[cell][8, 8, 0] > 0
         assert depth.picture[cell][0, 0, 0] == 0
     assert "5 to 36" in section.text
 
@@ -185,20 +223,36 @@ def test_samples_beside_reals():
     pictures = noise(6, 3, 16, 16)
     import torch
 
-    reals = RealImages(6, 16, "key", lambda indices: torch.from_numpy(pictures[indices]), names=("a/0.png", "a/1.png", "a/2.png"))
-    distances = np.random.RandomState(0).permutation(40)[:20].reshape(20, 1) + np.array([[0.5, 50, 60]])
+    reals = RealImages(
+        6,
+        16,
+        "key",
+        lambda indices: torch.from_numpy(pictures[indices]),
+        names=("a/0.png", "a/1.png", "a/2.png"),
+    )
+    distances = np.random.RandomState(0).permutation(40)[:20].reshape(20, 1) + np.array(
+        [[0.5, 50, 60]]
+    )
     indices = np.random.RandomState(1).randint(0, 6, (20, 3))
     realism = Realism("lite0", "0" * 64, distances, indices, np.full(9, 10.0), 4, 6)
     extremes, memory = realism_sections(sampler, reals, realism)
     order = np.argsort(distances[:, 0])
     most, least = extremes.blocks
-    assert [shown.alt for shown in most.pictures] == [f"Sample of seed {3 + index}" for index in order[:8]]
-    assert [shown.alt for shown in least.pictures] == [f"Sample of seed {3 + index}" for index in order[::-1][:8]]
-    assert np.array_equal(most.pictures[2].picture, sampler(int(order[2]), 1)[0].movedim(0, -1).numpy())
+    assert [shown.alt for shown in most.pictures] == [
+        f"Sample of seed {3 + index}" for index in order[:8]
+    ]
+    assert [shown.alt for shown in least.pictures] == [
+        f"Sample of seed {3 + index}" for index in order[::-1][:8]
+    ]
+    assert np.array_equal(
+        most.pictures[2].picture, sampler(int(order[2]), 1)[0].movedim(0, -1).numpy()
+    )
     shown = memory.blocks[0].pictures
     assert memory.blocks[0].columns == 4
     place = int(indices[order[1], 2])
     assert np.array_equal(shown[4 + 3].picture, pictures[place].transpose(1, 2, 0))
-    assert shown[4 + 3].caption.startswith(f"{place % 3}.png" + (" (mirrored)" if place >= 3 else ""))
+    assert shown[4 + 3].caption.startswith(
+        f"{place % 3}.png" + (" (mirrored)" if place >= 3 else "")
+    )
     assert f"{np.median(distances[:, 0]) / 10:.2f} times" in memory.text
     assert "4 of 6" in memory.text

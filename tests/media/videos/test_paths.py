@@ -1,4 +1,6 @@
-"""Camera paths and latent curves: closed, on the data's orbit, within its range; poses from files."""
+"""Camera paths and latent curves: closed, on the data's orbit, within its range; poses from
+files.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +16,45 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnnlib.console import UserError
-from media.videos.paths import CAMERA_PATHS, camera_path, default_path, latent_loop, loop_times, read_poses
+from media.videos.paths import (
+    CAMERA_PATHS,
+    camera_path,
+    default_path,
+    latent_loop,
+    loop_times,
+    read_poses,
+)
 from training.cameras import orbit_angles, orbit_pose, pack_label, pinhole_intrinsics, unpack_label
 from training.data.scene import CameraSummary
 
-FACES = CameraSummary(radius=2.7, pivot=(0.0, 0.0, 0.2), yaw_range=(-0.6, 0.8), pitch_range=(-0.2, 0.4), yaw=0.1, pitch=0.05)
-CARS = CameraSummary(radius=1.3, pivot=(0.0, 0.0, 0.0), yaw_range=(-math.pi, math.pi), pitch_range=(0.0, 1.2), pitch=0.5)
+FACES = CameraSummary(
+    radius=2.7,
+    pivot=(0.0, 0.0, 0.2),
+    yaw_range=(-0.6, 0.8),
+    pitch_range=(-0.2, 0.4),
+    yaw=0.1,
+    pitch=0.05,
+)
+CARS = CameraSummary(
+    radius=1.3,
+    pivot=(0.0, 0.0, 0.0),
+    yaw_range=(-math.pi, math.pi),
+    pitch_range=(0.0, 1.2),
+    pitch=0.5,
+)
 
 
 def angles(labels: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    yaw, pitch, radius = (values.numpy() for values in orbit_angles(unpack_label(labels.double())[0]))
+    yaw, pitch, radius = (
+        values.numpy() for values in orbit_angles(unpack_label(labels.double())[0])
+    )
     return np.unwrap(yaw), pitch, radius
 
 
 @given(st.sampled_from(CAMERA_PATHS), st.sampled_from([FACES, CARS]), st.integers(1, 40))
-def test_paths_are_closed_and_look_at_the_pivot_from_the_orbit(kind: str, cameras: CameraSummary, frames: int) -> None:
+def test_paths_are_closed_and_look_at_the_pivot_from_the_orbit(
+    kind: str, cameras: CameraSummary, frames: int
+) -> None:
     labels = camera_path(kind, cameras, frames)
     assert labels.shape == (frames, 25)
     assert torch.equal(labels[0], labels[-1])
@@ -40,9 +66,15 @@ def test_paths_are_closed_and_look_at_the_pivot_from_the_orbit(kind: str, camera
 
 def test_circle_swings_over_the_datas_range() -> None:
     yaw, pitch, _ = angles(camera_path("circle", FACES, 401))
-    np.testing.assert_allclose([yaw.min(), yaw.max()], [0.1 - 0.8 * 0.7, 0.1 + 0.8 * 0.7], atol=1e-3)
-    np.testing.assert_allclose([pitch.min(), pitch.max()], [0.05 - 0.8 * 0.3, 0.05 + 0.8 * 0.3], atol=1e-3)
-    np.testing.assert_allclose(((yaw - 0.1) / 0.56) ** 2 + ((pitch - 0.05) / 0.24) ** 2, 1, atol=1e-4)
+    np.testing.assert_allclose(
+        [yaw.min(), yaw.max()], [0.1 - 0.8 * 0.7, 0.1 + 0.8 * 0.7], atol=1e-3
+    )
+    np.testing.assert_allclose(
+        [pitch.min(), pitch.max()], [0.05 - 0.8 * 0.3, 0.05 + 0.8 * 0.3], atol=1e-3
+    )
+    np.testing.assert_allclose(
+        ((yaw - 0.1) / 0.56) ** 2 + ((pitch - 0.05) / 0.24) ** 2, 1, atol=1e-4
+    )
     assert (np.diff(yaw[:100]) > 0).all()
 
 
@@ -68,7 +100,7 @@ def test_default_suits_the_data() -> None:
         camera_path("spiral", FACES, 2)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Poses from files
 
 
@@ -80,7 +112,13 @@ def write(path: Path, content: Any) -> Path:
 def test_all_kinds_of_poses(tmp_path: Path) -> None:
     pose = orbit_pose(0.3, -0.1, 2.0)
     label = pack_label(pose, pinhole_intrinsics(3.0))
-    content = [label.tolist(), pose.flatten().tolist(), pose.tolist(), {"yaw": 30, "pitch": 10}, {"yaw": 30, "radius": 5.0}]
+    content = [
+        label.tolist(),
+        pose.flatten().tolist(),
+        pose.tolist(),
+        {"yaw": 30, "pitch": 10},
+        {"yaw": 30, "radius": 5.0},
+    ]
     found = read_poses(write(tmp_path / "a.json", content), FACES)
     own = pack_label(pose, torch.tensor(FACES.intrinsics).reshape(3, 3))
     torch.testing.assert_close(found[:3], torch.stack([label, own, own]))
@@ -92,9 +130,13 @@ def test_all_kinds_of_poses(tmp_path: Path) -> None:
 def test_a_dict_of_poses_and_a_data_sets_labels(tmp_path: Path) -> None:
     labels = [FACES.label(yaw, 0.0).tolist() for yaw in (-0.1, 0.2)]
     expected = torch.tensor(labels)
-    torch.testing.assert_close(read_poses(write(tmp_path / "a.json", {"poses": labels}), FACES), expected)
+    torch.testing.assert_close(
+        read_poses(write(tmp_path / "a.json", {"poses": labels}), FACES), expected
+    )
     named = [[f"00000/{index}.png", label] for index, label in enumerate(labels)]
-    torch.testing.assert_close(read_poses(write(tmp_path / "b.json", {"labels": named}), FACES), expected)
+    torch.testing.assert_close(
+        read_poses(write(tmp_path / "b.json", {"labels": named}), FACES), expected
+    )
 
 
 SKEWED = [1.0, 0.5, 0, 0, 0, 1, 0, 0, 0, 0, 1, 2.7, 0, 0, 0, 1]
@@ -135,7 +177,7 @@ def test_files_that_are_no_json(tmp_path: Path) -> None:
         read_poses(tmp_path / "deep.json", FACES)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Latents
 
 
@@ -149,10 +191,12 @@ def test_loop_passes_through_all_seeds_and_closes_smoothly(count: int, seed: int
     step = 1e-4
     before, at, after = loop(1 - step), loop(0.0), loop(step)
     speed = (after - before) / (2 * step)
-    torch.testing.assert_close((at - before) / step, speed, atol=0.05 * count**2, rtol=0)  # no corner at the seam
+    # no corner at the seam
+    torch.testing.assert_close((at - before) / step, speed, atol=0.05 * count**2, rtol=0)
     curvature = (after - 2 * at + before) / step**2
     inside = (loop(2 * step) - 2 * after + at) / step**2
-    torch.testing.assert_close(curvature, inside, atol=0.1 * count**3, rtol=0.05)  # nor a jump of acceleration
+    # nor a jump of acceleration
+    torch.testing.assert_close(curvature, inside, atol=0.1 * count**3, rtol=0.05)
 
 
 def test_one_seed_stays() -> None:

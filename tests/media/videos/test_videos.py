@@ -1,4 +1,6 @@
-"""Films and video files: what each frame shows, that planes are computed once, and that files play and come whole or not at all."""
+"""Films and video files: what each frame shows, that planes are computed once, and that files play
+and come whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ SIZE = 16
 
 
 class Ball:
-    """A ball whose radius is the latent, seen by exact ray casting: image and raw tell the normal, depth is the distance."""
+    """A ball whose radius is the latent, seen by exact ray casting: image and raw tell the normal,
+    depth is the distance.
+    """
 
     def __init__(self) -> None:
         self.rendering = RenderingConfig(box_warp=1.0)
@@ -45,7 +49,12 @@ class Ball:
         return self.sample_densities(points, planes), points + 0.5
 
     def render(
-        self, planes: Tensor, ws: Tensor, c: Tensor, neural_rendering_resolution: int | None = None, deterministic: bool = True
+        self,
+        planes: Tensor,
+        ws: Tensor,
+        c: Tensor,
+        neural_rendering_resolution: int | None = None,
+        deterministic: bool = True,
     ) -> Output:
         assert deterministic
         assert len(planes) == len(ws) == len(c) == 1
@@ -74,7 +83,7 @@ def frames_of(film: Film) -> list[np.ndarray]:
     return list(film.frames())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Frames
 
 
@@ -108,23 +117,38 @@ def test_planes_are_computed_once_while_only_the_camera_moves() -> None:
 
 def test_cells_and_panels_have_their_places() -> None:
     scene, radii = Ball(), [0.1, 0.15, 0.2, 0.25, 0.28, 0.3]
-    film = Film(scene, [identity(radius) for radius in radii], ORBIT[:2], columns=3, panels=("raw", "normals"), size=32)
+    film = Film(
+        scene,
+        [identity(radius) for radius in radii],
+        ORBIT[:2],
+        columns=3,
+        panels=("raw", "normals"),
+        size=32,
+    )
     frame = frames_of(film)[1]
     assert frame.shape == (2 * 32, 3 * 2 * 32, 3)
     for index, radius in enumerate(radii):
         row, column = divmod(index, 3)
         cell = frame[row * 32 : (row + 1) * 32, column * 64 : (column + 1) * 64]
-        alone = frames_of(Film(scene, [identity(radius)], ORBIT[:2], panels=("raw", "normals"), size=32))[1]
+        alone = frames_of(
+            Film(scene, [identity(radius)], ORBIT[:2], panels=("raw", "normals"), size=32)
+        )[1]
         np.testing.assert_array_equal(cell, alone)
-        both = render_panels(scene, scene.planes(identity(radius)), identity(radius), ORBIT[1:2], ("raw", "normals"))
+        both = render_panels(
+            scene, scene.planes(identity(radius)), identity(radius), ORBIT[1:2], ("raw", "normals")
+        )
         np.testing.assert_array_equal(cell[:, :32], panels.resize(both["raw"], 32))
         np.testing.assert_array_equal(cell[:, 32:], panels.resize(both["normals"], 32))
 
 
 def test_depth_has_one_scale_for_the_whole_film() -> None:
-    """The same distance is the same grey in each frame, although the nearest point differs from radius to radius."""
+    """The same distance is the same grey in each frame, although the nearest point differs from
+    radius to radius.
+    """
     keys = torch.cat([identity(0.1), identity(0.3)])
-    film = Film(Ball(), [keys], labels([0.0] * 3), panels=("depth",), neural_rendering_resolution=SIZE)
+    film = Film(
+        Ball(), [keys], labels([0.0] * 3), panels=("depth",), neural_rendering_resolution=SIZE
+    )
     small, large = (int(frame.max()) for frame in frames_of(film)[:2])
     assert small < large - 50  # the small ball's front is farther away
 
@@ -141,7 +165,9 @@ def test_normals_point_outward() -> None:
 
 
 def test_normals_are_seen_from_the_camera() -> None:
-    """In the middle of a ball blue, at its right edge red, at its top green, wherever the camera is."""
+    """In the middle of a ball blue, at its right edge red, at its top green, wherever the camera
+    is.
+    """
     scene, ws = Ball(), identity(0.3)
     for c in ORBIT.split(1):
         picture = render_panels(scene, scene.planes(ws), ws, c, ("normals",), 65)["normals"]
@@ -157,7 +183,7 @@ def test_normals_are_seen_from_the_camera() -> None:
         assert (picture[0, 0] == 0).all()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Files
 
 
@@ -179,7 +205,10 @@ def read_mp4(path: Path) -> tuple[list[np.ndarray], dict]:
 
 def read_gif(path: Path) -> tuple[list[np.ndarray], list[int]]:
     with Image.open(path) as file:
-        shown = [(np.asarray(frame.convert("RGB")), frame.info["duration"]) for frame in ImageSequence.Iterator(file)]
+        shown = [
+            (np.asarray(frame.convert("RGB")), frame.info["duration"])
+            for frame in ImageSequence.Iterator(file)
+        ]
         assert file.info["loop"] == 0
     return [frame for frame, _ in shown], [delay for _, delay in shown]
 
@@ -201,7 +230,8 @@ def test_mp4_holds_the_frames(tmp_path: Path) -> None:
     for frame, expected in zip(found, frames, strict=True):
         error = np.abs(frame.astype(int) - expected)
         assert error.mean() < 6  # colour has half the resolution
-        assert np.abs(frame[2:6, 40:46].astype(int) - (40, 80, 160)).max() < 8  # and keeps its tone away from edges
+        # and keeps its tone away from edges
+        assert np.abs(frame[2:6, 40:46].astype(int) - (40, 80, 160)).max() < 8
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
@@ -211,12 +241,15 @@ def test_gif_holds_the_frames(tmp_path: Path) -> None:
     assert len(found) == len(frames)
     for frame, expected in zip(found, frames, strict=True):
         assert np.abs(frame.astype(int) - expected).max() <= 4
-    assert sum(delays) == 8 * 50  # the last frame is the first: both together are shown for one frame's time
+    # the last frame is the first: both together are shown for one frame's time
+    assert sum(delays) == 8 * 50
 
 
 @pytest.mark.parametrize("kind", video_files.VIDEO_FORMATS)
 def test_the_same_frames_give_the_same_file(tmp_path: Path, kind: str) -> None:
-    first, second = (save(tmp_path / f"{name}.{kind}", moving_square(5)).read_bytes() for name in "ab")
+    first, second = (
+        save(tmp_path / f"{name}.{kind}", moving_square(5)).read_bytes() for name in "ab"
+    )
     assert first == second
 
 
@@ -245,13 +278,16 @@ def test_a_failure_keeps_the_old_file(tmp_path: Path, kind: str) -> None:
 
 def test_what_ffmpeg_says_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ffmpeg said") as error:
-        save(tmp_path / "a.mp4", [frame[:31, :47] for frame in moving_square(3)])  # odd sides cannot be 4:2:0
+        # odd sides cannot be 4:2:0
+        save(tmp_path / "a.mp4", [frame[:31, :47] for frame in moving_square(3)])
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
 
 def test_ffmpeg_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(video_files, "mp4_command", lambda *_: ["sh", "-c", "echo disk is full >&2; exit 3"])
+    monkeypatch.setattr(
+        video_files, "mp4_command", lambda *_: ["sh", "-c", "echo disk is full >&2; exit 3"]
+    )
     frame = np.zeros((512, 512, 3), dtype=np.uint8)
     with pytest.raises(UserError, match="disk is full"):
         save(tmp_path / "a.mp4", [frame] * 20)

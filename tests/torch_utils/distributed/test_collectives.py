@@ -24,13 +24,25 @@ PROCESSES = 2
 
 
 def gradients_of(process: int) -> list[torch.Tensor | None]:
-    """Of three parameters: the first has gradients in both processes, the second in one, the third in none."""
-    return [torch.full((2, 3), float(process + 1)), torch.full((4,), 8.0) if process else None, None]
+    """Of three parameters: the first has gradients in both processes, the second in one, the third
+    in none.
+    """
+    return [
+        torch.full((2, 3), float(process + 1)),
+        torch.full((4,), 8.0) if process else None,
+        None,
+    ]
 
 
 def average(bucket_bytes: int = 16, micro_batches: int = 1) -> list[torch.Tensor | None]:
-    """Gradients that arrive in `micro_batches` backward passes, averaged in buckets of a parameter or two."""
-    parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(5))]
+    """Gradients that arrive in `micro_batches` backward passes, averaged in buckets of a parameter
+    or two.
+    """
+    parameters = [
+        nn.Parameter(torch.zeros(2, 3)),
+        nn.Parameter(torch.zeros(4)),
+        nn.Parameter(torch.zeros(5)),
+    ]
     averaging = GradientAverage(parameters, bucket_bytes)
     for update in range(2):
         for parameter in parameters:
@@ -41,10 +53,15 @@ def average(bucket_bytes: int = 16, micro_batches: int = 1) -> list[torch.Tensor
             if micro_batch == micro_batches - 1:
                 averaging.expect_last()
             pairs = zip(parameters, gradients_of(distributed.rank()), strict=True)
-            losses = [(parameter * gradient).sum() / micro_batches for parameter, gradient in pairs if gradient is not None]
+            losses = [
+                (parameter * gradient).sum() / micro_batches
+                for parameter, gradient in pairs
+                if gradient is not None
+            ]
             torch.stack(losses).sum().backward()
         for parameter in parameters:
-            parameter.requires_grad_(False)  # as in training, where nothing requires gradients any more when they are averaged
+            # as in training, where nothing requires gradients any more when they are averaged
+            parameter.requires_grad_(False)
         counts = averaging.finish(torch.tensor([1.0, float(update)]))
         assert counts.tolist() == [distributed.world_size(), update * distributed.world_size()]
     assert GradientAverage([]).finish(torch.tensor([1.0])).tolist() == [distributed.world_size()]
@@ -70,7 +87,12 @@ def copy() -> dict[str, torch.Tensor]:
 def train() -> dict[str, Any]:
     """Two steps of a batch of four, with half of it in each process."""
     images, labels = to_float(torch.from_numpy(pictures(16)).permute(0, 3, 1, 2)), orbit_labels(16)
-    options = ("augment.mode=ada", "augment.p=0.5", "augment.interval=1", "discriminator.mbstd_group_size=2")
+    options = (
+        "augment.mode=ada",
+        "augment.p=0.5",
+        "augment.interval=1",
+        "discriminator.mbstd_group_size=2",
+    )
     trainer = Trainer(tiny_config(*options), labels, torch.device("cpu"))
     means = []
     mapping = trainer.G.mapping
@@ -113,7 +135,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(worker, args=(f"tcp://127.0.0.1:{port}", str(folder)), nprocs=PROCESSES)
+    torch.multiprocessing.spawn(
+        worker, args=(f"tcp://127.0.0.1:{port}", str(folder)), nprocs=PROCESSES
+    )
     return [torch.load(folder / f"{process}.pt") for process in range(PROCESSES)]
 
 
@@ -137,7 +161,11 @@ def test_gradients_are_averaged_and_missing_ones_count_as_zero(found: list[dict[
 def test_statistics_are_those_of_all_processes(found: list[dict[str, Any]]) -> None:
     values = torch.tensor([0.0, 1, 2, 10, 11, 12])
     for one in found:
-        assert one["statistics"]["x"] == {"count": 6, "mean": 6, "std": pytest.approx(float(values.std(correction=0)))}
+        assert one["statistics"]["x"] == {
+            "count": 6,
+            "mean": 6,
+            "std": pytest.approx(float(values.std(correction=0))),
+        }
         assert one["statistics"]["y"]["mean"] == 0.5
 
 
@@ -155,14 +183,21 @@ def test_training_keeps_all_processes_alike(found: list[dict[str, Any]]) -> None
 
 
 def test_the_mean_latent_is_that_of_all_processes(found: list[dict[str, Any]]) -> None:
-    means = [torch.stack(both).mean(dim=0) for both in zip(*(one["train"]["means"] for one in found), strict=True)]
+    means = [
+        torch.stack(both).mean(dim=0)
+        for both in zip(*(one["train"]["means"] for one in found), strict=True)
+    ]
     expected = 0.998 * (0.002 * means[0]) + 0.002 * means[1]
     torch.testing.assert_close(found[0]["train"]["state"]["G"]["backbone.mapping.w_avg"], expected)
     assert not torch.equal(found[0]["train"]["means"][0], found[1]["train"]["means"][0])
 
 
 def test_one_process_needs_no_group() -> None:
-    assert (distributed.is_distributed(), distributed.rank(), distributed.world_size()) == (False, 0, 1)
+    assert (distributed.is_distributed(), distributed.rank(), distributed.world_size()) == (
+        False,
+        0,
+        1,
+    )
     value = torch.tensor([3.0])
     assert distributed.sum_over_processes(value) is value
     kept = average()
@@ -177,5 +212,9 @@ def test_one_process_needs_no_group() -> None:
 
 def test_buckets_are_filled_from_the_last_layer_on() -> None:
     parameters = [nn.Parameter(torch.zeros(size)) for size in (3, 1, 9, 2, 2)]
-    assert [[p.numel() for p in bucket] for bucket in make_buckets(parameters, 16)] == [[2, 2], [9], [1, 3]]
+    assert [[p.numel() for p in bucket] for bucket in make_buckets(parameters, 16)] == [
+        [2, 2],
+        [9],
+        [1, 3],
+    ]
     assert make_buckets([], 16) == []

@@ -96,7 +96,9 @@ def decide(_: torch.device, folder: Path) -> None:
 
 def test_the_first_process_decides(tmp_path: Path) -> None:
     run_processes(2, "cpu", decide, tmp_path, hint=HINT)
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(("process 0", "process 1"), "decided by 0")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("process 0", "process 1"), "decided by 0"
+    )
     assert first_process_decides(lambda: 5) == 5
 
 
@@ -114,10 +116,21 @@ def decide_wrongly(_: torch.device, folder: Path) -> None:
 
 def test_a_wrong_decision_is_told_once(tmp_path: Path) -> None:
     run_processes(2, "cpu", decide_wrongly, tmp_path, hint=HINT)
-    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["no such data", "quietly 1"]
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == [
+        "no such data",
+        "quietly 1",
+    ]
 
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
+TORCHRUN = (
+    sys.executable,
+    "-m",
+    "torch.distributed.run",
+    "--standalone",
+    "--nproc-per-node",
+    "2",
+    "--",
+)
 SCRIPT = """
 import sys
 import torch
@@ -152,6 +165,8 @@ def test_a_mistake_under_torchrun_is_one_line_of_each_process(tmp_path: Path) ->
     ended = run_with_torchrun(tmp_path, "complain")
     assert ended.returncode == 1
     said = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
-    assert said[0] == "error: the second process does not like its data" or said[0].startswith("error: lost contact with another process")
+    assert said[0] == "error: the second process does not like its data" or said[0].startswith(
+        "error: lost contact with another process"
+    )
     assert "error: the second process does not like its data" in said
     assert "UserError" not in ended.stderr

@@ -1,4 +1,6 @@
-"""Processes of a group notice each other's end: by their beats, by a word of farewell, or because the store is gone."""
+"""Processes of a group notice each other's end: by their beats, by a word of farewell, or because
+the store is gone.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ def watches(count: int) -> tuple[list[Watch], list[Heard], Any]:
         port = probe.getsockname()[1]
     store = dist.TCPStore("127.0.0.1", port, None, True, timeout=timedelta(seconds=2))
     heard = [Heard() for _ in range(count)]
-    started = [Watch(store.clone(), rank, count, heard[rank], beat=BEAT, silence=SILENCE) for rank in range(count)]
+    started = [
+        Watch(store.clone(), rank, count, heard[rank], beat=BEAT, silence=SILENCE)
+        for rank in range(count)
+    ]
     return started, heard, store
 
 
@@ -71,7 +76,11 @@ def test_who_falls_silent_is_missed_by_all() -> None:
 
 def test_who_ends_for_a_reason_says_it() -> None:
     heard = run(3, lambda started: started[0].tell("no more pictures"))
-    assert [each.reasons for each in heard] == [[], ["process 0: no more pictures"], ["process 0: no more pictures"]]
+    assert [each.reasons for each in heard] == [
+        [],
+        ["process 0: no more pictures"],
+        ["process 0: no more pictures"],
+    ]
 
 
 def test_a_process_that_is_done_is_not_missed() -> None:

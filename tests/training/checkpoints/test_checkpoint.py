@@ -1,4 +1,6 @@
-"""Our file format: what is saved comes back, nothing half-written stays, and every wrong file is answered with one line."""
+"""Our file format: what is saved comes back, nothing half-written stays, and every wrong file is
+answered with one line.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,33 @@ from training.config.settings import Config, GeneratorConfig, ModelConfig, Super
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
 
-KEYS = ["format", "config", "progress", "G", "D", "G_ema", "optimizers", "augment", "statistics", "rng", "cameras"]
+KEYS = [
+    "format",
+    "config",
+    "progress",
+    "G",
+    "D",
+    "G_ema",
+    "optimizers",
+    "augment",
+    "statistics",
+    "rng",
+    "cameras",
+]
 ROOT = Path(__file__).parents[3]
 
 
 def small_model() -> ModelConfig:
     model = ModelConfig(resolution=32)
     model.generator = GeneratorConfig(
-        z_dim=4, w_dim=5, mapping_layers=1, plane_resolution=8, plane_channels=3, channel_base=32, channel_max=4, decoder_hidden=4
+        z_dim=4,
+        w_dim=5,
+        mapping_layers=1,
+        plane_resolution=8,
+        plane_channels=3,
+        channel_base=32,
+        channel_max=4,
+        decoder_hidden=4,
     )
     model.superresolution = SuperResolutionConfig(channels=(4, 4))
     model.discriminator.channel_base, model.discriminator.channel_max = 32, 4
@@ -53,7 +74,11 @@ def small_model() -> ModelConfig:
 def small_checkpoint() -> Checkpoint:
     torch.manual_seed(0)
     config = Config(model=small_model())
-    networks = {"G": Generator(config.model), "D": Discriminator(config.model), "G_ema": Generator(config.model)}
+    networks = {
+        "G": Generator(config.model),
+        "D": Discriminator(config.model),
+        "G_ema": Generator(config.model),
+    }
     optimizer = torch.optim.Adam(networks["D"].parameters(), lr=0.1)
     sum(parameter.square().sum() for parameter in networks["D"].parameters()).backward()  # type: ignore[union-attr]
     optimizer.step()
@@ -109,7 +134,7 @@ def one_line(path: Path) -> str:
     return message
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Round trip
 
 
@@ -145,7 +170,11 @@ def test_any_name_and_a_new_folder(tmp_path: Path) -> None:
 def test_parameters_and_views_are_stored_small(tmp_path: Path) -> None:
     large = torch.zeros(1_000_000)
     large[3] = 7
-    tensors = {"view": large[:4], "parameter": nn.Parameter(torch.ones(2)), "wide": torch.ones(1).expand(9)}
+    tensors = {
+        "view": large[:4],
+        "parameter": nn.Parameter(torch.ones(2)),
+        "wide": torch.ones(1).expand(9),
+    }
     save_checkpoint(tmp_path / "c.pkl", Checkpoint(Config(), augment=tensors))
     assert (tmp_path / "c.pkl").stat().st_size < 50_000
     augment = load_checkpoint(tmp_path / "c.pkl").augment
@@ -162,14 +191,26 @@ def test_memory_format_survives(tmp_path: Path) -> None:
     assert loaded.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("value", [np.float64(1), np.zeros(2), {1, 2}, object(), Path("x"), b"bytes", {(1, 2): 3}, [[{"deep": lambda: 0}]]])
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float64(1),
+        np.zeros(2),
+        {1, 2},
+        object(),
+        Path("x"),
+        b"bytes",
+        {(1, 2): 3},
+        [[{"deep": lambda: 0}]],
+    ],
+)
 def test_only_plain_values_are_saved(tmp_path: Path, value: Any) -> None:
     with pytest.raises(TypeError, match="statistics"):
         save_checkpoint(tmp_path / "c.pkl", Checkpoint(Config(), statistics={"value": value}))
     assert list(tmp_path.iterdir()) == []
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Failing writes
 
 
@@ -193,7 +234,14 @@ def test_a_write_that_fails_leaves_the_old_file(saved: Path, tmp_path: Path, lim
     assert len(before) > 20_000
     path.write_bytes(before)
     command = [sys.executable, "-W", "error", "-c", FULL_DISK, str(path), str(limit)]
-    result = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith(f"cannot write {path}: ")
     assert len(result.stdout.splitlines()) == 1
@@ -207,7 +255,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         save_checkpoint(tmp_path / "file" / "ckpt.pkl", Checkpoint(Config()))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Wrong files
 
 
@@ -220,7 +268,17 @@ def test_missing_folder_empty(tmp_path: Path) -> None:
 
 def test_cut_off_anywhere(saved: Path, tmp_path: Path) -> None:
     content, path = saved.read_bytes(), tmp_path / "cut.pkl"
-    for length in {1, 2, 3, 4, 5, 100, *range(6, len(content), len(content) // 60), len(content) - 1, len(content) - 25}:
+    for length in {
+        1,
+        2,
+        3,
+        4,
+        5,
+        100,
+        *range(6, len(content), len(content) // 60),
+        len(content) - 1,
+        len(content) - 25,
+    }:
         path.write_bytes(content[:length])
         assert ("damaged or cut off" if length >= 4 else "neither") in one_line(path)
 
@@ -231,10 +289,20 @@ def test_flipped_bits_are_noticed(saved: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(saved) as archive:
         records = [record for record in archive.infolist() if record.file_size]
     for record in records[:: max(1, len(records) // 40)]:
-        start = record.header_offset + 30 + int.from_bytes(content[record.header_offset + 26 : record.header_offset + 28], "little")
-        start += int.from_bytes(content[record.header_offset + 28 : record.header_offset + 30], "little")
+        start = (
+            record.header_offset
+            + 30
+            + int.from_bytes(
+                content[record.header_offset + 26 : record.header_offset + 28], "little"
+            )
+        )
+        start += int.from_bytes(
+            content[record.header_offset + 28 : record.header_offset + 30], "little"
+        )
         position = start + record.file_size // 2
-        path.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+        path.write_bytes(
+            content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :]
+        )
         assert "damaged or cut off" in one_line(path)
 
 
@@ -253,7 +321,11 @@ def test_files_of_other_programs(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("00000/img.png", b"x" * 100)
     assert "zip archive of another program" in one_line(path)
-    marks: list[Any] = [{"format": 3}, {"format": {"name": "x", "version": 1}}, {"format": {"name": FORMAT_NAME, "version": "1"}}]
+    marks: list[Any] = [
+        {"format": 3},
+        {"format": {"name": "x", "version": 1}},
+        {"format": {"name": FORMAT_NAME, "version": "1"}},
+    ]
     for other in ({"state_dict": {"w": torch.zeros(2)}}, torch.zeros(3), [], {1: 2}, *marks):
         torch.save(other, path)
         assert "another program" in one_line(path)
@@ -276,21 +348,33 @@ def test_hostile_torch_files(tmp_path: Path, legacy: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\x80", b"\x80\x02}q\x00.", b"\x80\x02" + b"(" * 100_000 + b".", b"\x80\x02cos\nsystem\nU\x02id\x85R."]
+    "data",
+    [
+        b"",
+        b"\x80",
+        b"\x80\x02}q\x00.",
+        b"\x80\x02" + b"(" * 100_000 + b".",
+        b"\x80\x02cos\nsystem\nU\x02id\x85R.",
+    ],
 )
 def test_torch_file_with_other_instructions(saved: Path, tmp_path: Path, data: bytes) -> None:
     """The tensors of a good file with instructions of any kind."""
     path = tmp_path / "swapped.pkl"
     with zipfile.ZipFile(saved) as source, zipfile.ZipFile(path, "w") as target:
         for record in source.infolist():
-            target.writestr(record, data if record.filename.endswith("/data.pkl") else source.read(record))
+            target.writestr(
+                record, data if record.filename.endswith("/data.pkl") else source.read(record)
+            )
     one_line(path)
 
 
 def test_compressed_archives_are_refused(saved: Path, tmp_path: Path) -> None:
     """A few bytes could unpack to any amount."""
     path = tmp_path / "packed.pkl"
-    with zipfile.ZipFile(saved) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+    with (
+        zipfile.ZipFile(saved) as source,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target,
+    ):
         for name in source.namelist():
             target.writestr(name, source.read(name))
     assert "damaged" in one_line(path)
@@ -303,13 +387,20 @@ def rewritten(saved: Path, path: Path, **changes: Any) -> Path:
 
 
 def test_newer_format(saved: Path, tmp_path: Path) -> None:
-    path = rewritten(saved, tmp_path / "new.pkl", format={"name": FORMAT_NAME, "version": FORMAT_VERSION + 1}, config={"unknown": 1})
+    path = rewritten(
+        saved,
+        tmp_path / "new.pkl",
+        format={"name": FORMAT_NAME, "version": FORMAT_VERSION + 1},
+        config={"unknown": 1},
+    )
     assert "update the program" in one_line(path)
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_missing_sections(saved: Path, tmp_path: Path, key: str) -> None:
-    assert ("another program" if key == "format" else key) in one_line(rewritten(saved, tmp_path / "less.pkl", **{key: ...}))
+    assert ("another program" if key == "format" else key) in one_line(
+        rewritten(saved, tmp_path / "less.pkl", **{key: ...})
+    )
 
 
 RING: list[Any] = []
@@ -328,13 +419,24 @@ def test_sections_of_the_wrong_form(saved: Path, tmp_path: Path, key: str, value
     assert key in one_line(rewritten(saved, tmp_path / "wrong.pkl", **{key: value}))
 
 
-@pytest.mark.parametrize("value", [{1, 2}, torch.float32, torch.Size([3]), torch.eye(3).to_sparse(), torch.zeros(2, device="meta")])
+@pytest.mark.parametrize(
+    "value",
+    [
+        {1, 2},
+        torch.float32,
+        torch.Size([3]),
+        torch.eye(3).to_sparse(),
+        torch.zeros(2, device="meta"),
+    ],
+)
 def test_values_that_no_checkpoint_has(saved: Path, tmp_path: Path, value: Any) -> None:
     """PyTorch would rebuild them; they are refused before it looks at the file."""
-    assert "more than tensors and plain values" in one_line(rewritten(saved, tmp_path / "wrong.pkl", augment={"p": value}))
+    assert "more than tensors and plain values" in one_line(
+        rewritten(saved, tmp_path / "wrong.pkl", augment={"p": value})
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Into networks
 
 
@@ -354,7 +456,13 @@ def test_load_state_lists_all_that_does_not_fit() -> None:
     module = nn.Sequential(*(nn.Linear(2, 2) for _ in range(8)))
     before = {name: value.clone() for name, value in module.state_dict().items()}
     state: dict[str, torch.Tensor] = {f"{index}.weight": torch.zeros(2, 2) for index in range(7)}
-    state |= {"0.bias": torch.zeros(3), "1.bias": torch.zeros(2, 1), "2.bias": torch.tensor(1.0), "x": torch.zeros(1), "y": torch.zeros(1)}
+    state |= {
+        "0.bias": torch.zeros(3),
+        "1.bias": torch.zeros(2, 1),
+        "2.bias": torch.tensor(1.0),
+        "x": torch.zeros(1),
+        "y": torch.zeros(1),
+    }
     with pytest.raises(UserError) as caught:
         load_state(module, state, "generator of a.pkl")
     message = str(caught.value)
@@ -362,7 +470,8 @@ def test_load_state_lists_all_that_does_not_fit() -> None:
     assert "6 missing: 3.bias, 4.bias, 5.bias, 6.bias and 2 more" in message
     assert "2 unexpected: x, y" in message
     assert (
-        "3 differing: 0.bias (3 in the file, 2 here), 1.bias (2x1 in the file, 2 here), 2.bias (one number in the file, 2 here)" in message
+        "3 differing: 0.bias (3 in the file, 2 here), 1.bias (2x1 in the file, 2 here), 2.bias (one"
+        " number in the file, 2 here)" in message
     )
     assert "\n" not in message
     assert_same(dict(module.state_dict()), before)
@@ -436,7 +545,9 @@ def test_loading_needs_no_name_on_disk_twice(saved: Path) -> None:
     assert_same(dict(small_checkpoint().G or {}), loaded.G)
 
 
-def test_a_url_is_fetched_once(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_is_fetched_once(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     requests = []
 
     class Response(io.BytesIO):

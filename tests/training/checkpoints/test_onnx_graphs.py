@@ -25,7 +25,9 @@ TOLERANCE = 2e-5
 
 
 def random_generator(*settings: str) -> Generator:
-    """A generator with a surface to see and a mean latent that truncation has something to do with."""
+    """A generator with a surface to see and a mean latent that truncation has something to do
+    with.
+    """
     torch.manual_seed(1)
     generator = Generator(tiny_config("rendering.density_gain=30", *settings).model)
     generator.backbone.mapping.w_avg.normal_()
@@ -38,14 +40,18 @@ def random_generator(*settings: str) -> Generator:
 def run(path: Path, *inputs: Tensor) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     names = [item.name for item in session.get_inputs()]
-    results: Any = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+    results: Any = session.run(
+        None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+    )
     return list(results)
 
 
 def assert_close(found: list[np.ndarray], expected: list[Tensor]) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.shape == tuple(other.shape)
-        np.testing.assert_allclose(one, other.numpy(), atol=TOLERANCE * float(other.abs().max()), rtol=0)
+        np.testing.assert_allclose(
+            one, other.numpy(), atol=TOLERANCE * float(other.abs().max()), rtol=0
+        )
 
 
 def test_latent_and_pose_to_planes(tmp_path: Path) -> None:
@@ -64,8 +70,17 @@ def test_latent_and_pose_to_planes(tmp_path: Path) -> None:
 
 VARIANTS = [
     (),
-    ("rendering.ray_start=auto", "rendering.ray_end=auto", "rendering.background=[1,0.5,0]", "superresolution.kind=alias_free"),
-    ("rendering.depth_resolution_importance=0", "rendering.plane_axes=released", "superresolution.antialias=false"),
+    (
+        "rendering.ray_start=auto",
+        "rendering.ray_end=auto",
+        "rendering.background=[1,0.5,0]",
+        "superresolution.kind=alias_free",
+    ),
+    (
+        "rendering.depth_resolution_importance=0",
+        "rendering.plane_axes=released",
+        "superresolution.antialias=false",
+    ),
 ]
 
 
@@ -87,7 +102,11 @@ def test_planes_and_camera_to_picture(tmp_path: Path, settings: tuple[str, ...])
 
 @pytest.mark.slow
 def test_released_snapshots(tmp_path: Path) -> None:
-    layout = Layout(plane_channels=4, neural_rendering_resolution=16, rendering={"depth_resolution": 6, "depth_resolution_importance": 6})
+    layout = Layout(
+        plane_channels=4,
+        neural_rendering_resolution=16,
+        rendering={"depth_resolution": 6, "depth_resolution_importance": 6},
+    )
     generator = build_generator(load_weights(write_snapshot(tmp_path / "released.pkl", layout)))
     write_planes_graph(tmp_path / "planes.onnx", generator)
     write_image_graph(tmp_path / "image.onnx", generator)

@@ -1,4 +1,6 @@
-"""training.checkpoints.show: costs counted by hand, settings, progress; checkpoints of ours and released snapshots."""
+"""training.checkpoints.show: costs counted by hand, settings, progress; checkpoints of ours and
+released snapshots.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,14 @@ def published() -> dict[str, Layer]:
     return by_name(measure_generator(ModelConfig()))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Counts by hand
 
 
 def test_a_modulated_convolution(published: dict[str, Layer]) -> None:
-    """3x3, 512 to 256 channels at 128 pixels; the demodulation's product of styles and energies comes on top."""
+    """3x3, 512 to 256 channels at 128 pixels; the demodulation's product of styles and energies
+    comes on top.
+    """
     layer = published["backbone.synthesis.b128.conv1"]
     assert layer.output == [1, 256, 128, 128]
     assert layer.parameters == 256 * 256 * 9 + 256 + 1  # weight, bias, noise strength
@@ -102,33 +106,44 @@ def test_alias_free_layers_are_counted() -> None:
     config = ModelConfig()
     config.superresolution.kind = "alias_free"
     layers = measure_generator(config)
-    assert sum(layer.multiply_adds for layer in layers if layer.name.startswith("superresolution")) > 1e9
+    assert (
+        sum(layer.multiply_adds for layer in layers if layer.name.startswith("superresolution"))
+        > 1e9
+    )
 
 
 @pytest.mark.parametrize("config", [ModelConfig(), tiny_config().model], ids=["published", "tiny"])
 def test_no_parameter_is_missed(config: ModelConfig) -> None:
     with torch.device("meta"):
         networks: list[nn.Module] = [Generator(config), Discriminator(config)]
-    for network, layers in zip(networks, (measure_generator(config), measure_discriminator(config)), strict=True):
-        assert sum(layer.parameters for layer in layers) == sum(value.numel() for value in network.parameters())
+    for network, layers in zip(
+        networks, (measure_generator(config), measure_discriminator(config)), strict=True
+    ):
+        assert sum(layer.parameters for layer in layers) == sum(
+            value.numel() for value in network.parameters()
+        )
         assert len({layer.name for layer in layers}) == len(layers)
 
 
 def test_counts_agree_with_torchs_own() -> None:
-    """PyTorch's counter of floating point operations, two a multiply-add, on products of matrices."""
+    """PyTorch's counter of floating point operations, two a multiply-add, on products of
+    matrices.
+    """
     config = tiny_config().model
     with torch.device("meta"), library.path("reference"), torch.no_grad():
         discriminator = Discriminator(config)
         with FlopCounterMode(display=False) as counter:
             discriminator(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 8, 8), torch.zeros(1, 25))
     products = sum(
-        count for name, count in counter.get_flop_counts()["Global"].items() if str(name) in ("aten.mm", "aten.addmm", "aten.bmm")
+        count
+        for name, count in counter.get_flop_counts()["Global"].items()
+        if str(name) in ("aten.mm", "aten.addmm", "aten.bmm")
     )
     linear = [layer for layer in measure_discriminator(config) if layer.kind == "FullyConnected"]
     assert products == 2 * sum(layer.multiply_adds for layer in linear)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The command
 
 
@@ -137,24 +152,36 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny_config("training.kimg=25", "training.gamma=3")
     networks = {"G_ema": Generator(config.model), "D": Discriminator(config.model)}
     states = {name: network.state_dict() for name, network in networks.items()}
-    checkpoint = Checkpoint(config, {"images": 12500, "steps": 3125, "bad_steps": {"G": 0, "D": 2}}, **states)
+    checkpoint = Checkpoint(
+        config, {"images": 12500, "steps": 3125, "bad_steps": {"G": 0, "D": 2}}, **states
+    )
     checkpoint.augment = {"p": 0.25}
     checkpoint.optimizers = {"G": {"step": 1}}
-    checkpoint.cameras = CameraSummary(radius=2.5, pivot=(0.0, 0.0, 0.1), poses=torch.zeros(7, 25)).to_dict()
+    checkpoint.cameras = CameraSummary(
+        radius=2.5, pivot=(0.0, 0.0, 0.1), poses=torch.zeros(7, 25)
+    ).to_dict()
     path = tmp_path_factory.mktemp("inspect") / "ckpt.pkl"
     save_checkpoint(path, checkpoint)
     return path
 
 
 def as_json(network: Path, *arguments: str) -> dict:
-    return json.loads(call(inspect.main, "--network", network, "--json", *arguments).assert_done().out)
+    return json.loads(
+        call(inspect.main, "--network", network, "--json", *arguments).assert_done().out
+    )
 
 
 def test_json_of_ours(ours: Path) -> None:
     found = as_json(ours)
     assert found["source"] == "ours"
     assert found["bytes"] == ours.stat().st_size
-    assert found["progress"] == {"kimg": 12.5, "of_kimg": 25.0, "steps": 3125, "skipped_in_a_row": {"D": 2}, "augment_p": 0.25}
+    assert found["progress"] == {
+        "kimg": 12.5,
+        "of_kimg": 25.0,
+        "steps": 3125,
+        "skipped_in_a_row": {"D": 2},
+        "augment_p": 0.25,
+    }
     assert found["config"]["training"]["gamma"] == 3
     assert found["config"]["model"]["resolution"] == 32
     assert found["can_resume"] is True
@@ -162,7 +189,16 @@ def test_json_of_ours(ours: Path) -> None:
     assert found["cameras"]["radius"] == 2.5
     assert found["cameras"]["poses"] == 7
     layer = found["generator"]["layers"][1]
-    assert set(layer) == {"name", "kind", "output", "parameters", "parameter_bytes", "multiply_adds", "output_bytes", "calls"}
+    assert set(layer) == {
+        "name",
+        "kind",
+        "output",
+        "parameters",
+        "parameter_bytes",
+        "multiply_adds",
+        "output_bytes",
+        "calls",
+    }
     for part in ("generator", "discriminator"):
         for name, value in found[part]["total"].items():
             assert value == sum(layer[name] for layer in found[part]["layers"])
@@ -173,7 +209,9 @@ def test_table_for_people(ours: Path) -> None:
     assert "Progress: kimg 12.5, of_kimg 25, steps 3125" in out
     assert "* training.gamma = 3" in out
     assert "  training.lr_generator = 0.0025" in out
-    row = next(line for line in out.splitlines() if line.startswith("superresolution.block1.conv1 "))
+    row = next(
+        line for line in out.splitlines() if line.startswith("superresolution.block1.conv1 ")
+    )
     cells = row.split()
     assert cells[1:3] == ["SynthesisLayer", "1x4x32x32"]
     assert cells[3] == f"{4 * 4 * 9 + 4 + 1}"
@@ -190,7 +228,9 @@ def test_released_snapshots(tmp_path: Path) -> None:
     assert found["can_resume"] is False
     assert set(found["config"]) == {"model"}
     layers = {layer["name"]: layer for layer in found["generator"]["layers"]}
-    assert layers["superresolution.block1.conv0"]["multiply_adds"] == 128 * 64 * 9 * 64 * 64 + 128 * 64
+    assert (
+        layers["superresolution.block1.conv0"]["multiply_adds"] == 128 * 64 * 9 * 64 * 64 + 128 * 64
+    )
     assert layers["superresolution.block1.conv0"]["output"] == [1, 64, 128, 128]
     out = call(inspect.main, "--network", path).assert_done().out
     assert "released snapshot" in out
@@ -200,12 +240,18 @@ def test_released_snapshots(tmp_path: Path) -> None:
 
 def test_rendering_resolution_of_the_command(ours: Path) -> None:
     small, large = (
-        {layer["name"]: layer["multiply_adds"] for layer in as_json(ours, "--nrr", size)["generator"]["layers"]} for size in ("8", "16")
+        {
+            layer["name"]: layer["multiply_adds"]
+            for layer in as_json(ours, "--nrr", size)["generator"]["layers"]
+        }
+        for size in ("8", "16")
     )
     assert large["decoder.net.0"] == 4 * small["decoder.net.0"]
 
 
-@pytest.mark.parametrize(("name", "content"), [("none.pkl", None), ("text.pkl", "text"), ("empty.pkl", "")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("none.pkl", None), ("text.pkl", "text"), ("empty.pkl", "")]
+)
 def test_wrong_files_are_one_line(tmp_path: Path, name: str, content: str | None) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
@@ -219,6 +265,14 @@ def test_wrong_options_are_one_line(ours: Path) -> None:
 
 def test_as_a_module(ours: Path) -> None:
     command = [sys.executable, "-m", "training.checkpoints.show", "--network", str(ours), "--json"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=300)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == as_json(ours)

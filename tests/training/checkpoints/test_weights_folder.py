@@ -1,4 +1,6 @@
-"""A generator as a folder of safetensors: bit for bit there and back, readable by others, and bad folders are one line each."""
+"""A generator as a folder of safetensors: bit for bit there and back, readable by others, and bad
+folders are one line each.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def tiny_weights() -> Weights:
     torch.manual_seed(0)
     state = Generator(config).state_dict()
     state["backbone.mapping.w_avg"] = torch.randn(8).to(torch.float32)
-    return Weights(config, None, None, state, CameraSummary.from_labels(orbit_labels(9)).to_dict(), "ours")
+    return Weights(
+        config, None, None, state, CameraSummary.from_labels(orbit_labels(9)).to_dict(), "ours"
+    )
 
 
 @pytest.fixture
@@ -45,7 +49,13 @@ def folder(tmp_path: Path) -> Path:
 def test_bit_for_bit_there_and_back(folder: Path) -> None:
     expected, found = tiny_weights(), read_weights_folder(folder)
     assert found.config == expected.config
-    assert differing({"G": expected.G_ema, "cameras": expected.cameras}, {"G": found.G_ema, "cameras": found.cameras}) == []
+    assert (
+        differing(
+            {"G": expected.G_ema, "cameras": expected.cameras},
+            {"G": found.G_ema, "cameras": found.cameras},
+        )
+        == []
+    )
     assert list(found.G_ema or {}) != []
 
 
@@ -56,14 +66,23 @@ def test_odd_numbers_come_back(folder: Path, value: float) -> None:
     weights.G_ema["backbone.mapping.w_avg"].fill_(value)
     write_weights_folder(folder, weights)
     state = read_weights_folder(folder).G_ema or {}
-    assert state["backbone.mapping.w_avg"].view(torch.int32).tolist() == weights.G_ema["backbone.mapping.w_avg"].view(torch.int32).tolist()
+    assert (
+        state["backbone.mapping.w_avg"].view(torch.int32).tolist()
+        == weights.G_ema["backbone.mapping.w_avg"].view(torch.int32).tolist()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64])
 def test_dtypes_and_strides_come_back(folder: Path, dtype: torch.dtype) -> None:
     weights = tiny_weights()
     shared = torch.arange(12).reshape(3, 4).to(dtype)
-    weights.G_ema = {"turned": shared.t(), "part": shared[1:, ::2], "whole": shared, "empty": shared[:0], "one": shared[0, 0]}
+    weights.G_ema = {
+        "turned": shared.t(),
+        "part": shared[1:, ::2],
+        "whole": shared,
+        "empty": shared[:0],
+        "one": shared[0, 0],
+    }
     write_weights_folder(folder, weights)
     state = read_weights_folder(folder).G_ema or {}
     assert {name: (tensor.dtype, tensor.tolist()) for name, tensor in state.items()} == {
@@ -90,7 +109,12 @@ def test_released_snapshots(tmp_path: Path) -> None:
     write_weights_folder(tmp_path / "folder", weights)
     found = read_weights_folder(tmp_path / "folder")
     assert found.config == weights.config
-    assert differing({"G": weights.G_ema, "c": weights.cameras}, {"G": found.G_ema, "c": found.cameras}) == []
+    assert (
+        differing(
+            {"G": weights.G_ema, "c": weights.cameras}, {"G": found.G_ema, "c": found.cameras}
+        )
+        == []
+    )
 
 
 def test_without_cameras(tmp_path: Path) -> None:
@@ -108,7 +132,9 @@ def test_a_folder_written_over_keeps_nothing_of_the_old_one(folder: Path) -> Non
     assert read_weights_folder(folder).cameras == weights.cameras
 
 
-def test_a_write_that_fails_leaves_no_whole_looking_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_no_whole_looking_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any, **__: Any) -> bytes:
         raise OSError(28, "No space left on device")
 
@@ -136,7 +162,9 @@ def refused(folder: Path) -> str:
 def changed(folder: Path, **changes: Any) -> Path:
     """The folder with other entries in its config.json; `...` removes one."""
     content = {**json.loads((folder / CONFIG_FILE).read_text()), **changes}
-    (folder / CONFIG_FILE).write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
+    (folder / CONFIG_FILE).write_text(
+        json.dumps({key: value for key, value in content.items() if value is not ...})
+    )
     return folder
 
 

@@ -16,9 +16,13 @@ from training.run.settings import settle
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize(
-    ("sizes", "resolutions"), [("laptop", (32, 64, 128)), ("published", (32, 64, 128, 256, 512, 1024))], ids=["laptop", "published"]
+    ("sizes", "resolutions"),
+    [("laptop", (32, 64, 128)), ("published", (32, 64, 128, 256, 512, 1024))],
+    ids=["laptop", "published"],
 )
-def test_presets_are_in_range(preset: PresetName, sizes: Sizes, resolutions: tuple[int, ...]) -> None:
+def test_presets_are_in_range(
+    preset: PresetName, sizes: Sizes, resolutions: tuple[int, ...]
+) -> None:
     for resolution in resolutions:
         config = make_config(preset, resolution, sizes)
         check_config(config, 1)
@@ -92,7 +96,9 @@ def test_the_ends_of_ranges_are_fine(assignment: str) -> None:
 
 
 @pytest.mark.parametrize("assignment", ["rendering.ray_start=-1", "rendering.ray_end=0"])
-def test_rays_do_not_begin_or_end_behind_the_camera_where_the_other_end_is_that_of_the_box(assignment: str) -> None:
+def test_rays_do_not_begin_or_end_behind_the_camera_where_the_other_end_is_that_of_the_box(
+    assignment: str,
+) -> None:
     other = "rendering.ray_end=auto" if "start" in assignment else "rendering.ray_start=auto"
     with pytest.raises(UserError, match="behind the camera"):
         check_config(tiny_config(assignment, other), 1)
@@ -100,7 +106,16 @@ def test_rays_do_not_begin_or_end_behind_the_camera_where_the_other_end_is_that_
 
 @pytest.mark.parametrize(
     ("batch", "batch_gpu", "group", "processes"),
-    [(32, None, 4, 8), (8, 4, 4, 1), (8, 2, 4, 1), (2, None, 4, 1), (1, 1, 4, 1), (7, None, 1, 1), (7, 1, 4, 7), (16, 4, 4, 2)],
+    [
+        (32, None, 4, 8),
+        (8, 4, 4, 1),
+        (8, 2, 4, 1),
+        (2, None, 4, 1),
+        (1, 1, 4, 1),
+        (7, None, 1, 1),
+        (7, 1, 4, 7),
+        (16, 4, 4, 2),
+    ],
 )
 def test_batches_that_divide(batch: int, batch_gpu: int | None, group: int, processes: int) -> None:
     check_batch(batch_config(batch, batch_gpu, group), processes)
@@ -119,24 +134,43 @@ def test_batches_that_divide(batch: int, batch_gpu: int | None, group: int, proc
         (8, 8, 4, 2, "--batch-gpu 8"),
     ],
 )
-def test_batches_that_do_not(batch: int, batch_gpu: int | None, group: int, processes: int, named: str) -> None:
+def test_batches_that_do_not(
+    batch: int, batch_gpu: int | None, group: int, processes: int, named: str
+) -> None:
     with pytest.raises(UserError, match=named):
         check_batch(batch_config(batch, batch_gpu, group), processes)
 
 
 @pytest.mark.parametrize(
     ("batch", "batch_gpu", "processes", "group"),
-    [(8, None, 1, None), (8, 4, 1, None), (2, None, 1, None), (32, None, 8, None), (8, 2, 1, 2), (4, None, 2, 2), (8, 1, 2, 1)],
+    [
+        (8, None, 1, None),
+        (8, 4, 1, None),
+        (2, None, 1, None),
+        (32, None, 8, None),
+        (8, 2, 1, 2),
+        (4, None, 2, 2),
+        (8, 1, 2, 1),
+    ],
 )
-def test_groups_smaller_than_asked_for_are_told(batch: int, batch_gpu: int | None, processes: int, group: int | None) -> None:
+def test_groups_smaller_than_asked_for_are_told(
+    batch: int, batch_gpu: int | None, processes: int, group: int | None
+) -> None:
     note = group_note(batch_config(batch, batch_gpu, 4), processes)
-    assert (note is None) if group is None else (note is not None and f"over groups of {group} samples instead of 4" in note)
+    assert (
+        (note is None)
+        if group is None
+        else (note is not None and f"over groups of {group} samples instead of 4" in note)
+    )
 
 
 @pytest.mark.parametrize(
-    ("rendering", "given", "is_told"), [(16, 16, False), (8, 16, False), (32, 16, True), (32, 32, False), (17, None, True)]
+    ("rendering", "given", "is_told"),
+    [(16, 16, False), (8, 16, False), (32, 16, True), (32, 32, False), (17, None, True)],
 )
-def test_rendering_finer_than_super_resolution_takes_is_told(rendering: int, given: int | None, is_told: bool) -> None:
+def test_rendering_finer_than_super_resolution_takes_is_told(
+    rendering: int, given: int | None, is_told: bool
+) -> None:
     config = tiny_config("superresolution.channels=null", f"training.nrr_final={rendering}")
     config.model.superresolution.input_resolution = given
     note = rendering_note(config)

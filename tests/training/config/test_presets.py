@@ -20,7 +20,11 @@ def test_regularisation_of_the_published_data_sets(
 ) -> None:
     config = make_config(preset, 128, sizes)
     assert config.training.gamma == gamma
-    assert (config.training.swap_start, config.training.swap_final, config.training.swap_fade_kimg) == (1.0, swap_final, 1000.0)
+    assert (
+        config.training.swap_start,
+        config.training.swap_final,
+        config.training.swap_fade_kimg,
+    ) == (1.0, swap_final, 1000.0)
     assert config.model.generator.pose_conditioning is pose_conditioning
     assert config.training.density_reg == 0.25
 
@@ -47,21 +51,33 @@ def test_published_training_numbers() -> None:
     training, generator = config.training, config.model.generator
     assert (training.batch, training.lr_generator, training.lr_discriminator) == (32, 0.0025, 0.002)
     assert (training.beta1, training.beta2, training.adam_eps) == (0.0, 0.99, 1e-8)
-    assert (training.blur_sigma, training.blur_fade_kimg, training.ema_kimg, training.ema_rampup) == (10.0, None, None, 0.05)
+    assert (
+        training.blur_sigma,
+        training.blur_fade_kimg,
+        training.ema_kimg,
+        training.ema_rampup,
+    ) == (10.0, None, None, 0.05)
     assert (training.nrr_initial, training.nrr_final, training.nrr_fade_kimg) == (64, 64, 1000.0)
     assert training.shared_fakes is False
     assert training.kimg == 25_000
     assert (generator.z_dim, generator.w_dim, generator.mapping_layers) == (512, 512, 2)
     assert (generator.plane_resolution, generator.plane_channels) == (256, 32)
-    assert (generator.channel_base, generator.channel_max, generator.decoder_hidden) == (32768, 512, 64)
+    assert (generator.channel_base, generator.channel_max, generator.decoder_hidden) == (
+        32768,
+        512,
+        64,
+    )
     assert config.model.discriminator.mapping_layers == 8
     assert (config.augment.target, config.augment.interval, config.augment.kimg) == (0.6, 4, 500.0)
 
 
 @pytest.mark.parametrize(
-    ("resolution", "batch", "gamma"), [(32, 8, 0.0256), (64, 8, 0.1024), (64, 16, 0.0512), (256, 32, 0.4096), (512, 32, 1.6384)]
+    ("resolution", "batch", "gamma"),
+    [(32, 8, 0.0256), (64, 8, 0.1024), (64, 16, 0.0512), (256, 32, 0.4096), (512, 32, 1.6384)],
 )
-def test_gamma_without_a_preset_follows_picture_and_batch(resolution: int, batch: int, gamma: float) -> None:
+def test_gamma_without_a_preset_follows_picture_and_batch(
+    resolution: int, batch: int, gamma: float
+) -> None:
     config = make_config("auto", resolution, "published")
     config.training.batch = batch
     settle(config, given=set())
@@ -79,7 +95,9 @@ def test_gamma_without_a_preset_follows_picture_and_batch(resolution: int, batch
         ("ffhq", "laptop", True),  # conditioned on the pose
     ],
 )
-def test_mapping_networks_without_pose_conditioning_see_latents_alone(preset: PresetName, sizes: Sizes, embeds: bool) -> None:
+def test_mapping_networks_without_pose_conditioning_see_latents_alone(
+    preset: PresetName, sizes: Sizes, embeds: bool
+) -> None:
     config = make_config(preset, 64, sizes)
     assert hasattr(Generator(config.model).backbone.mapping, "embed") is embeds
     config.model.generator.pose_conditioning = True  # --gen-pose-cond

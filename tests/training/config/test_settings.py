@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from dnnlib.console import UserError
-from training.config.settings import Config, ModelConfig, RenderingConfig, config_sections, differences, from_dict, set_option, to_dict
+from training.config.settings import (
+    Config,
+    ModelConfig,
+    RenderingConfig,
+    config_sections,
+    differences,
+    from_dict,
+    set_option,
+    to_dict,
+)
 
 
 def changed() -> Config:
@@ -46,7 +55,10 @@ def test_settings_that_are_not_named_keep_their_default() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model": {"resolutoin": 64}}, "config.model: unknown setting 'resolutoin'; known are resolution, generator"),
+        (
+            {"model": {"resolutoin": 64}},
+            "config.model: unknown setting 'resolutoin'; known are resolution, generator",
+        ),
         ({"model": 3}, "config.model: expected a group of settings, found 3"),
         ({"training": {"batch": "8"}}, "config.training.batch: '8' is not a whole number"),
         ({"training": {"batch": 8.5}}, "config.training.batch: 8.5 is not a whole number"),
@@ -55,8 +67,14 @@ def test_settings_that_are_not_named_keep_their_default() -> None:
         ({"training": {"gamma": "much"}}, "config.training.gamma: 'much' is not a number"),
         ({"training": {"gamma": False}}, "config.training.gamma: False is not a number"),
         ({"data": {"mirror": 1}}, "config.data.mirror: 1 is not true or false"),
-        ({"model": {"rendering": {"plane_axes": "fixed"}}}, "plane_axes: 'fixed' is not one of 'corrected', 'released'"),
-        ({"model": {"rendering": {"ray_start": "near"}}}, "ray_start: 'near' is not a number or 'auto'"),
+        (
+            {"model": {"rendering": {"plane_axes": "fixed"}}},
+            "plane_axes: 'fixed' is not one of 'corrected', 'released'",
+        ),
+        (
+            {"model": {"rendering": {"ray_start": "near"}}},
+            "ray_start: 'near' is not a number or 'auto'",
+        ),
         ({"model": {"rendering": {"background": [1, 1]}}}, "background: .* is not a list of 3"),
         ({"model": {"superresolution": {"channels": [64, "a"]}}}, "channels: .* is not a list"),
         ([], "config: expected a group of settings"),
@@ -107,7 +125,10 @@ def test_set_option(assignment: str, section: str, field: str, value: Any) -> No
         ("training.batch=many", "training.batch: 'many' is not a whole number"),
         ("training.batch=8.0", "training.batch: 8.0 is not a whole number"),
         ("rendering.background=white", "rendering.background: 'white' is not a list of 3"),
-        ("rendering.fine_sampling=", "rendering.fine_sampling: '' is not one of 'interval', 'released'"),
+        (
+            "rendering.fine_sampling=",
+            "rendering.fine_sampling: '' is not one of 'interval', 'released'",
+        ),
         ("training.kimg=1" + "0" * 400, "training.kimg: "),
         ("training.kimg=1" + "0" * 5000, "training.kimg: "),
         ("training.kimg=" + "[" * 100_000, "training.kimg: "),

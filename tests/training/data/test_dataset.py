@@ -37,10 +37,17 @@ def png(width, height, bit_depth, colour_type, rows):
     """A PNG written by hand, for kinds that Pillow does not write."""
 
     def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def pixels_of(index, size=32):
@@ -62,7 +69,9 @@ def good_labels():
 
 
 def write(path, files, labels, compression=zipfile.ZIP_STORED):
-    """A data set as a ZIP if `path` ends in .zip, else as a folder; `labels` may be the text of dataset.json."""
+    """A data set as a ZIP if `path` ends in .zip, else as a folder; `labels` may be the text of
+    dataset.json.
+    """
     text = labels if isinstance(labels, str) else json.dumps({"labels": labels})
     files = {**files, "dataset.json": text.encode()}
     if path.suffix == ".zip":
@@ -98,7 +107,7 @@ def from_files(monkeypatch):
     monkeypatch.setattr(training.data.dataset, "IN_MEMORY_BYTES", 0)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Good data
 
 
@@ -107,7 +116,11 @@ def test_pictures_and_labels_come_back_exactly(tmp_path, kind):
     compression = zipfile.ZIP_DEFLATED if kind.startswith("deflated") else zipfile.ZIP_STORED
     path = write(tmp_path / kind, good_files(), good_labels()[::-1], compression)
     dataset = ImageDataset(path)
-    assert (len(dataset), dataset.resolution, dataset.name) == (COUNT, 32, kind.removesuffix(".zip"))
+    assert (len(dataset), dataset.resolution, dataset.name) == (
+        COUNT,
+        32,
+        kind.removesuffix(".zip"),
+    )
     assert dataset.file_names == [name_of(index) for index in range(COUNT)]
     expected = torch.tensor([label for _, label in good_labels()])
     assert dataset.labels.dtype == torch.float32
@@ -127,7 +140,9 @@ def test_items_end_where_the_data_ends(good):
 
 
 def test_names_that_are_no_utf8(tmp_path):
-    """File systems have them; they count in the key, and the short name can be written everywhere."""
+    """File systems have them; they count in the key, and the short name can be written
+    everywhere.
+    """
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     folder.mkdir()
     keys = []
@@ -156,7 +171,9 @@ def test_mirror_doubles_the_data_with_flipped_pictures_and_cameras(good, preload
     images, labels = mirrored.read([1, COUNT + 1, COUNT + 5, 0])
     assert torch.equal(images, torch.stack([mirrored[i][0] for i in (1, COUNT + 1, COUNT + 5, 0)]))
     assert torch.equal(labels, mirrored.labels[[1, COUNT + 1, COUNT + 5, 0]])
-    assert torch.equal(mirrored[1][0], plain[1][0]), "reading a mirrored item must not change what is kept"
+    assert torch.equal(mirrored[1][0], plain[1][0]), (
+        "reading a mirrored item must not change what is kept"
+    )
 
 
 def replaced(**contents):
@@ -173,7 +190,10 @@ def test_grey_bilevel_and_palette_pictures_become_rgb_exactly(tmp_path):
     grey = pixels_of(2)[:, :, 0]
     cases = {
         "grey": (encode(grey, "L"), np.repeat(grey[:, :, None], 3, axis=2)),
-        "bilevel": (encode(grey > 99, "1"), np.repeat((grey > 99)[:, :, None] * np.uint8(255), 3, axis=2)),
+        "bilevel": (
+            encode(grey > 99, "1"),
+            np.repeat((grey > 99)[:, :, None] * np.uint8(255), 3, axis=2),
+        ),
     }
     palette = Image.fromarray(pixels_of(2)).quantize(16)
     file = io.BytesIO()
@@ -212,17 +232,27 @@ def test_depth_maps_masks_and_hidden_files_do_not_disturb(tmp_path):
 
 def test_labelled_pictures_in_a_folder_named_mask_count(tmp_path):
     files = {"mask/" + name: content for name, content in good_files().items()}
-    path = write(tmp_path / "data.zip", files, [["mask/" + name, label] for name, label in good_labels()])
+    path = write(
+        tmp_path / "data.zip", files, [["mask/" + name, label] for name, label in good_labels()]
+    )
     assert len(ImageDataset(path)) == COUNT
 
 
 def test_labels_as_an_object_and_with_backslashes(tmp_path, good):
-    as_object = json.dumps({"labels": {name.replace("/", "\\"): label for name, label in good_labels()}})
-    assert torch.equal(ImageDataset(write(tmp_path / "object.zip", good_files(), as_object)).labels, ImageDataset(good).labels)
+    as_object = json.dumps(
+        {"labels": {name.replace("/", "\\"): label for name, label in good_labels()}}
+    )
+    assert torch.equal(
+        ImageDataset(write(tmp_path / "object.zip", good_files(), as_object)).labels,
+        ImageDataset(good).labels,
+    )
 
 
 def test_whole_numbers_are_numbers(tmp_path):
-    labels = [[name, [1, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1, 3, 0, 0, 0, 1, 2, 0, 0.5, 0, 2, 0.5, 0, 0, 1]] for name, _ in good_labels()]
+    labels = [
+        [name, [1, 0, 0, 0, 0, -1, 0, 0, 0, 0, -1, 3, 0, 0, 0, 1, 2, 0, 0.5, 0, 2, 0.5, 0, 0, 1]]
+        for name, _ in good_labels()
+    ]
     assert ImageDataset(write(tmp_path / "data.zip", good_files(), labels)).labels[0, 11] == 3
 
 
@@ -242,7 +272,11 @@ def test_key_follows_the_content(tmp_path, good):
 
 def test_unchecked_opening_gives_the_same(good):
     checked, unchecked = ImageDataset(good), ImageDataset(good, check=False)
-    assert (checked.key, checked.resolution, checked.file_names) == (unchecked.key, unchecked.resolution, unchecked.file_names)
+    assert (checked.key, checked.resolution, checked.file_names) == (
+        unchecked.key,
+        unchecked.resolution,
+        unchecked.file_names,
+    )
 
 
 @pytest.mark.parametrize("kind", ["folder", "data.zip"])
@@ -256,11 +290,13 @@ def test_a_pickled_copy_reads_the_same(tmp_path, kind):
 def test_to_float_is_the_networks_range():
     values = to_float(torch.arange(256, dtype=torch.uint8))
     assert values.dtype == torch.float32
-    assert torch.allclose(values.double(), torch.linspace(-1, 1, 256, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(
+        values.double(), torch.linspace(-1, 1, 256, dtype=torch.float64), atol=1e-6
+    )
     assert (values[0], values[255]) == (-1, 1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Bad data: each one refused in one line that says what, where and what to do
 
 
@@ -272,7 +308,9 @@ def test_empty_folder_and_zip(tmp_path):
     (tmp_path / "folder").mkdir()
     zipfile.ZipFile(tmp_path / "empty.zip", "w").close()
     for name in ("folder", "empty.zip"):
-        refusal(lambda name=name: ImageDataset(tmp_path / name), name, "is empty", "must hold pictures")
+        refusal(
+            lambda name=name: ImageDataset(tmp_path / name), name, "is empty", "must hold pictures"
+        )
 
 
 def test_something_else_than_a_zip(tmp_path, good):
@@ -281,7 +319,12 @@ def test_something_else_than_a_zip(tmp_path, good):
     (tmp_path / "cut.zip").write_bytes(good.read_bytes()[:-300])
     (tmp_path / "picture.png").write_bytes(encode(pixels_of(0)))
     for name in ("text.zip", "zero.zip", "cut.zip", "picture.png"):
-        refusal(lambda name=name: ImageDataset(tmp_path / name), name, "neither a folder nor a whole ZIP", "cut off")
+        refusal(
+            lambda name=name: ImageDataset(tmp_path / name),
+            name,
+            "neither a folder nor a whole ZIP",
+            "cut off",
+        )
 
 
 def test_no_label_file(tmp_path):
@@ -292,23 +335,42 @@ def test_no_label_file(tmp_path):
 
 def test_label_file_one_folder_down(tmp_path):
     path = write(tmp_path / "data" / "ffhq", good_files(), good_labels()).parent
-    refusal(lambda: ImageDataset(path), "no dataset.json", "ffhq/dataset.json", "must start at its folder")
+    refusal(
+        lambda: ImageDataset(path),
+        "no dataset.json",
+        "ffhq/dataset.json",
+        "must start at its folder",
+    )
 
 
 def test_no_pictures(tmp_path):
-    refusal(lambda: ImageDataset(write(tmp_path / "data", {"a.bmp": b"?"}, good_labels())), "no pictures", "PNG, JPEG or WebP")
+    refusal(
+        lambda: ImageDataset(write(tmp_path / "data", {"a.bmp": b"?"}, good_labels())),
+        "no pictures",
+        "PNG, JPEG or WebP",
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[1, 2]", "3", '"labels"', "\x00", "[" * 100_000], ids=["empty", "open", "list", "number", "text", "nul", "deep"]
+    "text",
+    ["", "{", "[1, 2]", "3", '"labels"', "\x00", "[" * 100_000],
+    ids=["empty", "open", "list", "number", "text", "nul", "deep"],
 )
 def test_broken_label_file(tmp_path, text):
-    refusal(lambda: ImageDataset(write(tmp_path / "data.zip", good_files(), text)), "data.zip: dataset.json", "JSON of the form")
+    refusal(
+        lambda: ImageDataset(write(tmp_path / "data.zip", good_files(), text)),
+        "data.zip: dataset.json",
+        "JSON of the form",
+    )
 
 
 @pytest.mark.parametrize("text", ["{}", '{"labels": null}', '{"labels": []}', '{"labels": 5}'])
 def test_label_file_without_labels(tmp_path, text):
-    refusal(lambda: ImageDataset(write(tmp_path / "data.zip", good_files(), text)), "dataset.json has no camera labels", "25 numbers")
+    refusal(
+        lambda: ImageDataset(write(tmp_path / "data.zip", good_files(), text)),
+        "dataset.json has no camera labels",
+        "25 numbers",
+    )
 
 
 def changed_label(change):
@@ -331,7 +393,9 @@ def put(values):
 
 def transformed(function):
     """A label whose 4x4 matrix goes through `function`."""
-    return changed_label(lambda label: function(np.array(label[:16]).reshape(4, 4)).flatten().tolist() + label[16:])
+    return changed_label(
+        lambda label: function(np.array(label[:16]).reshape(4, 4)).flatten().tolist() + label[16:]
+    )
 
 
 def other_file(make):
@@ -357,7 +421,10 @@ LABEL = "label 3 (00000/img00000003.png)"
 FILE = "00000/img00000003.png"
 SHEAR = np.eye(4) + 0.01 * np.eye(4, k=1) * np.array([1, 1, 0, 0])
 DAMAGES = {
-    "26 numbers": (changed_label(lambda label: [*label, 1.0]), (LABEL, "26 numbers instead of 25", "9 of the intrinsics")),
+    "26 numbers": (
+        changed_label(lambda label: [*label, 1.0]),
+        (LABEL, "26 numbers instead of 25", "9 of the intrinsics"),
+    ),
     "24 numbers": (changed_label(lambda label: label[:-1]), (LABEL, "24 numbers instead of 25")),
     "no numbers": (changed_label(lambda _: None), (LABEL, "has None instead of 25")),
     "a number as text": (put({7: "0.5"}), (LABEL, "'0.5'", "not a number")),
@@ -368,41 +435,113 @@ DAMAGES = {
     "huge whole number": (put({3: 10**500}), (LABEL, "NaN or infinite")),
     "last row": (put({12: 0.5}), (LABEL, "last row is not 0 0 0 1", "camera-to-world")),
     "transposed": (transformed(np.transpose), (LABEL, "transposed", "row by row")),
-    "scaled": (transformed(lambda m: m @ np.diag([1.01, 1.01, 1.01, 1])), (LABEL, "not orthonormal", "scale and shear")),
+    "scaled": (
+        transformed(lambda m: m @ np.diag([1.01, 1.01, 1.01, 1])),
+        (LABEL, "not orthonormal", "scale and shear"),
+    ),
     "sheared": (transformed(lambda m: m @ SHEAR), (LABEL, "not orthonormal")),
-    "zero rotation": (transformed(lambda m: m * np.array([0, 0, 0, 1.0])), (LABEL, "not orthonormal")),
-    "determinant -1": (transformed(lambda m: m @ np.diag([-1.0, 1, 1, 1])), (LABEL, "determinant -1", "x right, y down, z forward")),
-    "pixel intrinsics": (put({16: 100.0, 20: 100.0, 18: 16.0, 21: 16.0}), (LABEL, "look like pixels", "divide them by the image size")),
+    "zero rotation": (
+        transformed(lambda m: m * np.array([0, 0, 0, 1.0])),
+        (LABEL, "not orthonormal"),
+    ),
+    "determinant -1": (
+        transformed(lambda m: m @ np.diag([-1.0, 1, 1, 1])),
+        (LABEL, "determinant -1", "x right, y down, z forward"),
+    ),
+    "pixel intrinsics": (
+        put({16: 100.0, 20: 100.0, 18: 16.0, 21: 16.0}),
+        (LABEL, "look like pixels", "divide them by the image size"),
+    ),
     "pixel focal": (put({16: 2000.0, 20: 2000.0}), (LABEL, "look like pixels", "focal 2000 2000")),
     "pixel centre": (put({21: 16.0}), (LABEL, "look like pixels", "centre 0.5 16")),
     "negative centre": (put({18: -0.1}), (LABEL, "principal point outside", "lie in 0..1")),
-    "zero focal": (put({20: 0.0}), (LABEL, "focal length that is not above 0", "units of the image size")),
+    "zero focal": (
+        put({20: 0.0}),
+        (LABEL, "focal length that is not above 0", "units of the image size"),
+    ),
     "negative focal": (put({16: -3.1}), (LABEL, "focal length that is not above 0")),
     "last row of intrinsics": (put({24: 0.0}), (LABEL, "not of the form fx s cx", "row by row")),
-    "transposed intrinsics": (put({18: 0.0, 21: 0.0, 22: 0.5, 23: 0.5}), (LABEL, "not of the form fx s cx")),
-    "picture without label": (remove("labels"), (FILE, "has no label", "1 of 6 pictures", "add its 25 numbers")),
-    "label without picture": (remove("files"), ("label 3 is for " + FILE, "1 such label", "remove the label")),
+    "transposed intrinsics": (
+        put({18: 0.0, 21: 0.0, 22: 0.5, 23: 0.5}),
+        (LABEL, "not of the form fx s cx"),
+    ),
+    "picture without label": (
+        remove("labels"),
+        (FILE, "has no label", "1 of 6 pictures", "add its 25 numbers"),
+    ),
+    "label without picture": (
+        remove("files"),
+        ("label 3 is for " + FILE, "1 such label", "remove the label"),
+    ),
     "labels for other names": (rename_labels, (name_of(0), "has no label", "6 of 6 pictures")),
     "name twice": (lambda _, labels: labels.append(labels[3]), (FILE, "twice", "keep one")),
-    "entry of three": (lambda _, labels: labels[3].append(1), ("label 3 is", "instead of [NAME, [25 numbers]]")),
-    "name is a number": (lambda _, labels: labels.__setitem__(3, [3, labels[3][1]]), ("label 3 is", "instead of [NAME")),
-    "mixed sizes": (other_file(lambda: encode(pixels_of(3, 64))), (FILE, "64x64", name_of(0) + " is 32x32", "one size")),
-    "not square": (other_file(lambda: encode(pixels_of(3)[:16])), (FILE, "32x16, not square", "crop")),
-    "no power of two": (other_file(lambda: encode(pixels_of(3, 48))), (FILE, "48x48", "power of two", "resize")),
+    "entry of three": (
+        lambda _, labels: labels[3].append(1),
+        ("label 3 is", "instead of [NAME, [25 numbers]]"),
+    ),
+    "name is a number": (
+        lambda _, labels: labels.__setitem__(3, [3, labels[3][1]]),
+        ("label 3 is", "instead of [NAME"),
+    ),
+    "mixed sizes": (
+        other_file(lambda: encode(pixels_of(3, 64))),
+        (FILE, "64x64", name_of(0) + " is 32x32", "one size"),
+    ),
+    "not square": (
+        other_file(lambda: encode(pixels_of(3)[:16])),
+        (FILE, "32x16, not square", "crop"),
+    ),
+    "no power of two": (
+        other_file(lambda: encode(pixels_of(3, 48))),
+        (FILE, "48x48", "power of two", "resize"),
+    ),
     "too small": (other_file(lambda: encode(pixels_of(3, 16))), (FILE, "16x16", "32 to 1024")),
-    "RGBA": (other_file(lambda: encode(pixels_of(3), "RGBA")), (FILE, "alpha", "plain background", "RGB")),
+    "RGBA": (
+        other_file(lambda: encode(pixels_of(3), "RGBA")),
+        (FILE, "alpha", "plain background", "RGB"),
+    ),
     "grey with alpha": (other_file(lambda: encode(pixels_of(3), "LA")), (FILE, "alpha")),
-    "WebP with alpha": (other_file(lambda: encode(pixels_of(3)[:, :, [0, 1, 2, 2]], None, "WEBP", exact=True)), (FILE, "alpha")),
-    "transparent colour": (other_file(lambda: encode(pixels_of(3), transparency=(1, 2, 3))), (FILE, "alpha")),
-    "16-bit grey": (other_file(lambda: encode(np.zeros((32, 32), np.uint16), "I;16")), (FILE, "more than 8 bits", "8-bit RGB")),
-    "16-bit RGB": (other_file(lambda: png(32, 32, 16, 2, (b"\0" + bytes(32 * 6)) * 32)), (FILE, "more than 8 bits", "8-bit RGB")),
-    "16-bit grey and alpha": (other_file(lambda: png(32, 32, 16, 4, (b"\0" + bytes(32 * 4)) * 32)), (FILE, "more than 8 bits")),
-    "CMYK": (other_file(lambda: encode(pixels_of(3), "CMYK", "JPEG")), (FILE, "colour mode CMYK", "RGB")),
-    "bomb": (other_file(lambda: png(60_000, 60_000, 8, 2, b"")), (FILE, "cannot be read", "make this file again")),
-    "large bomb": (other_file(lambda: png(10_000, 10_000, 8, 2, b"")), (FILE, "cannot be read", "make this file again")),
-    "not a picture": (other_file(lambda: b"hello"), (FILE, "cannot be read", "make this file again")),
+    "WebP with alpha": (
+        other_file(lambda: encode(pixels_of(3)[:, :, [0, 1, 2, 2]], None, "WEBP", exact=True)),
+        (FILE, "alpha"),
+    ),
+    "transparent colour": (
+        other_file(lambda: encode(pixels_of(3), transparency=(1, 2, 3))),
+        (FILE, "alpha"),
+    ),
+    "16-bit grey": (
+        other_file(lambda: encode(np.zeros((32, 32), np.uint16), "I;16")),
+        (FILE, "more than 8 bits", "8-bit RGB"),
+    ),
+    "16-bit RGB": (
+        other_file(lambda: png(32, 32, 16, 2, (b"\0" + bytes(32 * 6)) * 32)),
+        (FILE, "more than 8 bits", "8-bit RGB"),
+    ),
+    "16-bit grey and alpha": (
+        other_file(lambda: png(32, 32, 16, 4, (b"\0" + bytes(32 * 4)) * 32)),
+        (FILE, "more than 8 bits"),
+    ),
+    "CMYK": (
+        other_file(lambda: encode(pixels_of(3), "CMYK", "JPEG")),
+        (FILE, "colour mode CMYK", "RGB"),
+    ),
+    "bomb": (
+        other_file(lambda: png(60_000, 60_000, 8, 2, b"")),
+        (FILE, "cannot be read", "make this file again"),
+    ),
+    "large bomb": (
+        other_file(lambda: png(10_000, 10_000, 8, 2, b"")),
+        (FILE, "cannot be read", "make this file again"),
+    ),
+    "not a picture": (
+        other_file(lambda: b"hello"),
+        (FILE, "cannot be read", "make this file again"),
+    ),
     "empty picture": (other_file(lambda: b""), (FILE, "cannot be read")),
-    "another format": (other_file(lambda: encode(pixels_of(3), kind="GIF")), (FILE, "cannot be read")),
+    "another format": (
+        other_file(lambda: encode(pixels_of(3), kind="GIF")),
+        (FILE, "cannot be read"),
+    ),
 }
 
 
@@ -447,14 +586,23 @@ def test_a_cut_off_picture_is_named_when_it_is_decoded(tmp_path, kind, container
     files[name_of(3)] = cut(encode(pixels_of(3, 64), kind=kind))
     dataset = ImageDataset(write(tmp_path / container, files, labels))
     assert dataset[2][0].shape == (3, 64, 64)
-    for action in (lambda: dataset[3], dataset.preload, lambda: next(training_batches(dataset, COUNT))):
+    for action in (
+        lambda: dataset[3],
+        dataset.preload,
+        lambda: next(training_batches(dataset, COUNT)),
+    ):
         refusal(action, FILE, "cannot be read", "make this file again")
 
 
 def test_a_cut_off_webp_is_refused_on_opening(tmp_path):
     files = good_files(64)
     files[name_of(3)] = cut(encode(pixels_of(3, 64), kind="WEBP"))
-    refusal(lambda: ImageDataset(write(tmp_path / "data.zip", files, good_labels())), FILE, "cannot be read", "make this file again")
+    refusal(
+        lambda: ImageDataset(write(tmp_path / "data.zip", files, good_labels())),
+        FILE,
+        "cannot be read",
+        "make this file again",
+    )
 
 
 def test_damaged_bytes_in_a_zip_are_noticed(tmp_path):
@@ -474,7 +622,7 @@ def test_a_picture_exchanged_during_use(tmp_path):
     refusal(lambda: dataset[3], FILE, "cannot be read")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Order
 
 SIZES = st.integers(1, 40)
@@ -485,7 +633,10 @@ SEEDS = st.integers(-3, 2**40)
 def test_any_split_of_the_stream_gives_the_same_sequence(size, seed, first, counts):
     whole = batch_indices(size, seed, first, sum(counts))
     starts = np.cumsum([first, *counts[:-1]])
-    parts = [batch_indices(size, seed, int(start), count) for start, count in zip(starts, counts, strict=True)]
+    parts = [
+        batch_indices(size, seed, int(start), count)
+        for start, count in zip(starts, counts, strict=True)
+    ]
     assert np.array_equal(np.concatenate(parts), whole)
 
 
@@ -501,7 +652,9 @@ def test_epochs_and_seeds_differ():
 
 
 def test_order_is_uniform():
-    """Each of the 6 orders of 3 items comes about equally often: in 600 draws six standard deviations are 55."""
+    """Each of the 6 orders of 3 items comes about equally often: in 600 draws six standard
+    deviations are 55.
+    """
     orders = [tuple(epoch_order(3, 0, epoch)) for epoch in range(600)]
     assert len(set(orders)) == 6
     assert all(abs(orders.count(order) - 100) < 55 for order in set(orders))
@@ -514,7 +667,10 @@ def test_order_never_changes():
 
 @pytest.fixture(scope="module")
 def shared_dataset(tmp_path_factory):
-    return ImageDataset(write(tmp_path_factory.mktemp("shared") / "data.zip", good_files(), good_labels()), mirror=True)
+    return ImageDataset(
+        write(tmp_path_factory.mktemp("shared") / "data.zip", good_files(), good_labels()),
+        mirror=True,
+    )
 
 
 @settings(max_examples=20)
@@ -522,7 +678,9 @@ def shared_dataset(tmp_path_factory):
 def test_ranks_share_the_global_batches(shared_dataset, world_size, share, seed, start):
     batch = world_size * share
     options = {"world_size": world_size, "seed": seed, "start_image": start}
-    streams = [training_batches(shared_dataset, batch, rank=rank, **options) for rank in range(world_size)]
+    streams = [
+        training_batches(shared_dataset, batch, rank=rank, **options) for rank in range(world_size)
+    ]
     for step in range(4):
         indices = batch_indices(len(shared_dataset), seed, start + step * batch, batch)
         for rank, stream in enumerate(streams):
@@ -537,14 +695,16 @@ def test_a_batch_that_does_not_divide_is_refused(good):
         training_batches(ImageDataset(good), 7, world_size=2)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Loading
 
 
 def take(stream, count):
     batches = [next(stream) for _ in range(count)]
     stream.close()
-    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+    return torch.cat([images for images, _ in batches]), torch.cat(
+        [labels for _, labels in batches]
+    )
 
 
 def assert_no_children():
@@ -556,7 +716,9 @@ def test_memory_files_and_workers_give_the_same_batches(good, monkeypatch):
     in_memory = take(training_batches(ImageDataset(good, mirror=True), **options), 9)
     monkeypatch.setattr(training.data.dataset, "IN_MEMORY_BYTES", 0)
     for workers in (0, 1, 2):
-        from_file = take(training_batches(ImageDataset(good, mirror=True), workers=workers, **options), 9)
+        from_file = take(
+            training_batches(ImageDataset(good, mirror=True), workers=workers, **options), 9
+        )
         assert all(torch.equal(a, b) for a, b in zip(in_memory, from_file, strict=True))
     assert_no_children()
 
@@ -583,7 +745,10 @@ def test_errors_in_workers_keep_their_one_line(tmp_path, from_files, workers):  
     files[name_of(3)] = cut(files[name_of(3)])
     dataset = ImageDataset(write(tmp_path / "data.zip", files, good_labels()))
     refusal(
-        lambda: take(training_batches(dataset, COUNT, workers=workers), 1), "data.zip: " + FILE, "cannot be read", "make this file again"
+        lambda: take(training_batches(dataset, COUNT, workers=workers), 1),
+        "data.zip: " + FILE,
+        "cannot be read",
+        "make this file again",
     )
     assert_no_children()
 
@@ -599,7 +764,11 @@ def test_a_finite_reading_ends_and_leaves_no_process(good):
 def test_a_worker_that_dies_is_reported(good, monkeypatch):
     dataset = ImageDataset(good)
     monkeypatch.setattr(dataset, "read", lambda _: os.kill(os.getpid(), signal.SIGKILL))
-    refusal(lambda: next(read_batches(dataset, [np.arange(2)], workers=1)), "process that reads pictures died", "--workers 0")
+    refusal(
+        lambda: next(read_batches(dataset, [np.arange(2)], workers=1)),
+        "process that reads pictures died",
+        "--workers 0",
+    )
     assert_no_children()
 
 
@@ -643,7 +812,7 @@ def test_reading_ahead_is_bounded(good):
     assert_no_children()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Broken pictures that are left out
 
 
@@ -652,7 +821,11 @@ def damaged_set(path, *kinds):
     files = good_files()
     for index, kind in enumerate(kinds, start=3):
         content = files[name_of(index)]
-        files[name_of(index)] = {"cut": content[: len(content) // 2], "empty": b"", "text": b"hello"}[kind]
+        files[name_of(index)] = {
+            "cut": content[: len(content) // 2],
+            "empty": b"",
+            "text": b"hello",
+        }[kind]
     return write(path, files, good_labels())
 
 
@@ -673,7 +846,12 @@ def test_a_broken_picture_is_replaced_by_the_next_one(tmp_path, kind, capsys):
         assert torch.equal(labels, expected_labels)
         assert sorted(dataset.broken) == [3, 4]
         said = capsys.readouterr().err
-        assert [said.count(f"left out: {path}: {name_of(index)}") for index in (2, 3, 4, 5)] == [0, 1, 1, 0]
+        assert [said.count(f"left out: {path}: {name_of(index)}") for index in (2, 3, 4, 5)] == [
+            0,
+            1,
+            1,
+            0,
+        ]
 
 
 def test_the_last_picture_is_replaced_by_the_first(tmp_path):
@@ -686,7 +864,13 @@ def test_the_last_picture_is_replaced_by_the_first(tmp_path):
 @pytest.mark.parametrize("kind", ["cut", "text"])
 def test_more_broken_pictures_than_allowed_are_refused_by_name(tmp_path, kind):
     path = damaged_set(tmp_path / "data.zip", kind, kind)
-    refusal(lambda: ImageDataset(path, max_broken=1).preload(), name_of(4), "cannot be read", "limit of 1", "data.max_broken")
+    refusal(
+        lambda: ImageDataset(path, max_broken=1).preload(),
+        name_of(4),
+        "cannot be read",
+        "limit of 1",
+        "data.max_broken",
+    )
     refusal(lambda: ImageDataset(path).preload(), name_of(3), "cannot be read")
 
 
@@ -694,7 +878,10 @@ def test_a_set_without_any_readable_picture_is_refused(tmp_path):
     path = damaged_set(tmp_path / "data.zip", *(["cut"] * (COUNT - 3)))
     assert len(ImageDataset(path, max_broken=100).read([5, 4])[0]) == 2
     files = dict.fromkeys(good_files(), b"")
-    refusal(lambda: ImageDataset(write(tmp_path / "none.zip", files, good_labels()), max_broken=100), "cannot be read")
+    refusal(
+        lambda: ImageDataset(write(tmp_path / "none.zip", files, good_labels()), max_broken=100),
+        "cannot be read",
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -709,12 +896,22 @@ def test_workers_leave_out_the_same_pictures(tmp_path, from_files, workers, caps
     assert torch.equal(labels, expected_labels)
     assert capsys.readouterr().err.count("left out: ") == 2
     few = ImageDataset(path, max_broken=1)
-    refusal(lambda: take(training_batches(few, 4, seed=1, workers=workers), 6), "cannot be read", "limit of 1")
+    refusal(
+        lambda: take(training_batches(few, 4, seed=1, workers=workers), 6),
+        "cannot be read",
+        "limit of 1",
+    )
     assert_no_children()
 
 
 def test_other_faults_are_never_left_out(tmp_path):
-    """What is not damaged but wrong, such as another size or an alpha channel, is refused all the same."""
+    """What is not damaged but wrong, such as another size or an alpha channel, is refused all the
+    same.
+    """
     files = good_files()
     files[name_of(3)] = encode(pixels_of(3, 64))
-    refusal(lambda: ImageDataset(write(tmp_path / "data.zip", files, good_labels()), max_broken=5), FILE, "64x64 but")
+    refusal(
+        lambda: ImageDataset(write(tmp_path / "data.zip", files, good_labels()), max_broken=5),
+        FILE,
+        "64x64 but",
+    )

@@ -1,4 +1,6 @@
-"""--rebalance and --max-broken as people give them: the run sees what they promise, and goes on exactly after a stop."""
+"""--rebalance and --max-broken as people give them: the run sees what they promise, and goes on
+exactly after a stop.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,17 @@ from pathlib import Path
 import torch
 
 import train
-from tests.tiny import TINY_OPTIONS, Ended, call, differing, kimg, only_run, orbit_labels, state_in, write_dataset
+from tests.tiny import (
+    TINY_OPTIONS,
+    Ended,
+    call,
+    differing,
+    kimg,
+    only_run,
+    orbit_labels,
+    state_in,
+    write_dataset,
+)
 
 OPTIONS = ("--workers", "0", "--rebalance", "3", "--set", "data.rebalance_bins=3", "--snap", "0")
 
@@ -26,16 +38,34 @@ def test_a_rebalanced_run_is_resumed_exactly(tmp_path: Path) -> None:
     train_here("--data", data, "--outdir", parts, *OPTIONS, "--kimg", kimg(2)).assert_done()
     call(train.main, "--resume", only_run(parts), "--gpus", "0", "--kimg", kimg(5)).assert_done()
     assert not differing(state_in(only_run(parts)), state_in(only_run(whole)))
-    train_here("--data", data, "--outdir", plain, "--workers", "0", "--snap", "0", "--kimg", kimg(5)).assert_done()
+    train_here(
+        "--data", data, "--outdir", plain, "--workers", "0", "--snap", "0", "--kimg", kimg(5)
+    ).assert_done()
     assert differing(state_in(only_run(plain))["G"], state_in(only_run(whole))["G"])
-    call(train.main, "--resume", only_run(parts), "--gpus", "0", "--rebalance", "2", "--kimg", kimg(6)).assert_refused(2, "--rebalance")
+    call(
+        train.main,
+        "--resume",
+        only_run(parts),
+        "--gpus",
+        "0",
+        "--rebalance",
+        "2",
+        "--kimg",
+        kimg(6),
+    ).assert_refused(2, "--rebalance")
 
 
 def test_rebalance_out_of_range(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "blots.zip")
-    train_here("--data", data, "--outdir", tmp_path / "out", "--rebalance", "0.5").assert_refused(2, "--rebalance")
-    train_here("--data", data, "--outdir", tmp_path / "out", "--rebalance", "nan").assert_refused(2, "--rebalance")
-    train_here("--data", data, "--outdir", tmp_path / "out", "--set", "data.rebalance_bins=0").assert_refused(2, "rebalance_bins")
+    train_here("--data", data, "--outdir", tmp_path / "out", "--rebalance", "0.5").assert_refused(
+        2, "--rebalance"
+    )
+    train_here("--data", data, "--outdir", tmp_path / "out", "--rebalance", "nan").assert_refused(
+        2, "--rebalance"
+    )
+    train_here(
+        "--data", data, "--outdir", tmp_path / "out", "--set", "data.rebalance_bins=0"
+    ).assert_refused(2, "rebalance_bins")
 
 
 def test_broken_pictures_are_refused_or_left_out(tmp_path: Path) -> None:
@@ -46,7 +76,11 @@ def test_broken_pictures_are_refused_or_left_out(tmp_path: Path) -> None:
         cut = archive.read(names[5])[:-40]
     data = write_dataset(
         tmp_path / "data.zip",
-        labels=json.loads(json.dumps([[name, c.tolist()] for name, c in zip(names, orbit_labels(16), strict=True)])),
+        labels=json.loads(
+            json.dumps(
+                [[name, c.tolist()] for name, c in zip(names, orbit_labels(16), strict=True)]
+            )
+        ),
         files={names[2]: b"", names[5]: cut},
     )
     run = ("--data", data, "--workers", "0", "--kimg", kimg(1), "--outdir")

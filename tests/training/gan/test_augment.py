@@ -1,4 +1,6 @@
-"""Augmentation: transforms against closed forms and scipy, random draws against their distributions."""
+"""Augmentation: transforms against closed forms and scipy, random draws against their
+distributions.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,20 @@ from training.gan import augment, augment_transforms
 from training.gan.augment import SYM6, AugmentPipe
 from training.gan.augment_transforms import TRANSFORMS, neutral_parameters
 
-GEOMETRY = ("integer_shift", "isotropic_scale", "rotation_before", "anisotropic_scale", "rotation_after", "fractional_shift")
+GEOMETRY = (
+    "integer_shift",
+    "isotropic_scale",
+    "rotation_before",
+    "anisotropic_scale",
+    "rotation_after",
+    "fractional_shift",
+)
 
 
 def parameters_with(count: int, **values: Any) -> augment_transforms.TransformParameters:
-    """Neutral parameters but for `values`, each given as one sample's value or as a list of `count` of them."""
+    """Neutral parameters but for `values`, each given as one sample's value or as a list of `count`
+    of them.
+    """
     neutral = neutral_parameters(count)
     chosen = {}
     for name, value in values.items():
@@ -30,9 +41,20 @@ def parameters_with(count: int, **values: Any) -> augment_transforms.TransformPa
 
 
 def cosines(x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
-    """Smooth function (3, ...) of pixel coordinates, its own mirror image at both border pixels' centres: reflection is built in."""
+    """Smooth function (3, ...) of pixel coordinates, its own mirror image at both border pixels'
+    centres: reflection is built in.
+    """
     u, v = math.pi * x / (size - 1), math.pi * y / (size - 1)
-    return np.stack([np.cos(2 * u) * np.cos(v), np.cos(3 * v) + 0.5 * np.cos(u), np.cos(u) * np.cos(3 * u) - np.cos(2 * v)]) / 2
+    return (
+        np.stack(
+            [
+                np.cos(2 * u) * np.cos(v),
+                np.cos(3 * v) + 0.5 * np.cos(u),
+                np.cos(u) * np.cos(3 * u) - np.cos(2 * v),
+            ]
+        )
+        / 2
+    )
 
 
 def cosine_image(size: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -40,8 +62,12 @@ def cosine_image(size: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.tensor(cosines(x, y, size), dtype=dtype)[None]
 
 
-def expected_source(name: str, value: Any, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where a transform alone finds the content of the place (x, y), relative to the centre; y points down."""
+def expected_source(
+    name: str, value: Any, x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where a transform alone finds the content of the place (x, y), relative to the centre; y
+    points down.
+    """
     if name.endswith("shift"):
         return x - value[0], y - value[1]
     if name == "isotropic_scale":
@@ -52,7 +78,7 @@ def expected_source(name: str, value: Any, x: np.ndarray, y: np.ndarray) -> tupl
     return turned.real, turned.imag
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The filter
 
 
@@ -66,7 +92,8 @@ def test_sym6_is_orthonormal_with_six_vanishing_moments():
 
 
 def test_sym6_is_the_least_asymmetric_factor():
-    # Daubechies' construction: |H|^2 = 2 cos^12(w/2) P(sin^2(w/2)); of each root of P either the inner or the outer zero is taken.
+    # Daubechies' construction: |H|^2 = 2 cos^12(w/2) P(sin^2(w/2)); of each root of P either the
+    # inner or the outer zero is taken.
     polynomial = [math.comb(5 + k, k) for k in range(6)]
     groups = [root for root in np.roots(polynomial[::-1]) if root.imag >= -1e-12]
     candidates = []
@@ -92,7 +119,9 @@ def test_sym6_is_the_least_asymmetric_factor():
 def test_reduction_inverts_supersampling(size):
     up, down = augment.resampling_matrices(size, torch.float64, torch.device("cpu"))
     aligned = up[-augment.FIRST_COLUMN :][: down.shape[1]]
-    torch.testing.assert_close(down @ aligned, torch.eye(size, dtype=torch.float64), atol=1e-11, rtol=0)
+    torch.testing.assert_close(
+        down @ aligned, torch.eye(size, dtype=torch.float64), atol=1e-11, rtol=0
+    )
 
 
 def test_supersampling_reflects_at_the_borders():
@@ -106,7 +135,7 @@ def test_supersampling_reflects_at_the_borders():
     np.testing.assert_allclose(up.numpy() @ row, filtered[start : start + 44], atol=1e-12)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Geometry
 
 
@@ -122,7 +151,12 @@ def test_flip_and_quarter_turns_move_whole_pixels():
 
 def test_neutral_warp_returns_noise_unchanged():
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
-    torch.testing.assert_close(augment.warp(images, torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)), images, atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        augment.warp(images, torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)),
+        images,
+        atol=1e-10,
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("shift", [(5, 0), (0, -4), (-3, 4)])
@@ -130,15 +164,22 @@ def test_whole_pixel_shift_equals_roll_away_from_borders(shift):
     images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     result = augment.augment(images, parameters_with(1, integer_shift=shift))
     expected = images.roll((shift[1], shift[0]), (2, 3))
-    torch.testing.assert_close(result[..., 11:-11, 11:-11], expected[..., 11:-11, 11:-11], atol=1e-10, rtol=0)
+    torch.testing.assert_close(
+        result[..., 11:-11, 11:-11], expected[..., 11:-11, 11:-11], atol=1e-10, rtol=0
+    )
 
 
 def test_whole_pixel_shift_brings_in_the_reflected_border():
-    image = ndimage.gaussian_filter(np.random.RandomState(2).randn(3, 32, 32), (0, 2, 2), mode="mirror")
+    image = ndimage.gaussian_filter(
+        np.random.RandomState(2).randn(3, 32, 32), (0, 2, 2), mode="mirror"
+    )
     image /= image.std()
-    result = augment.augment(torch.tensor(image)[None], parameters_with(1, integer_shift=(4, -3)))[0].numpy()
+    result = augment.augment(torch.tensor(image)[None], parameters_with(1, integer_shift=(4, -3)))[
+        0
+    ].numpy()
     expected = np.pad(image, ((0, 0), (0, 3), (4, 0)), mode="reflect")[:, 3:, :-4]
-    assert np.abs(result - expected).max() < 0.1  # of a standard deviation; the filter is not quite symmetric
+    # of a standard deviation; the filter is not quite symmetric
+    assert np.abs(result - expected).max() < 0.1
 
 
 @pytest.mark.parametrize(
@@ -162,7 +203,8 @@ def test_each_warp_equals_its_closed_form_everywhere(name, value):
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
     x, y = expected_source(name, value, x, y)
     expected = cosines(x + (size - 1) / 2, y + (size - 1) / 2, size)
-    assert np.abs(result - expected).max() < 0.01  # what bilinear sampling at double resolution costs
+    # what bilinear sampling at double resolution costs
+    assert np.abs(result - expected).max() < 0.01
     assert np.abs(result - cosine_image(size)[0].numpy()).max() > 0.1
 
 
@@ -179,21 +221,32 @@ def test_combined_warp_follows_the_papers_order():
 
 def test_flip_and_turn_come_before_the_warp():
     image = cosine_image(32)
-    both = augment.augment(image, parameters_with(1, x_flip=True, quarter_turns=1, rotation_before=0.3, integer_shift=(3, 1)))
+    both = augment.augment(
+        image,
+        parameters_with(1, x_flip=True, quarter_turns=1, rotation_before=0.3, integer_shift=(3, 1)),
+    )
     first = torch.rot90(image.flip(3), 1, (2, 3))
-    torch.testing.assert_close(both, augment.augment(first, parameters_with(1, rotation_before=0.3, integer_shift=(3, 1))))
+    torch.testing.assert_close(
+        both, augment.augment(first, parameters_with(1, rotation_before=0.3, integer_shift=(3, 1)))
+    )
 
 
 def test_warp_agrees_with_scipy_splines():
     size = 48
     image = ndimage.gaussian_filter(np.random.RandomState(1).randn(size, size), 3, mode="mirror")
     image /= image.std()
-    matrix = augment_transforms.warp_matrix(parameters_with(1, rotation_before=0.9, isotropic_scale=1.1, fractional_shift=(5.4, -2.2)))
+    matrix = augment_transforms.warp_matrix(
+        parameters_with(1, rotation_before=0.9, isotropic_scale=1.1, fractional_shift=(5.4, -2.2))
+    )
     result = augment.warp(torch.tensor(image)[None, None], matrix)[0, 0].numpy()
     y, x = np.mgrid[:size, :size] - (size - 1) / 2
-    source = np.linalg.inv(matrix[0].numpy()) @ np.stack([x.ravel(), y.ravel(), np.ones(size * size)])
+    source = np.linalg.inv(matrix[0].numpy()) @ np.stack(
+        [x.ravel(), y.ravel(), np.ones(size * size)]
+    )
     rows, columns = (source[1] + (size - 1) / 2, source[0] + (size - 1) / 2)
-    expected = ndimage.map_coordinates(image, [rows, columns], order=5, mode="mirror").reshape(size, size)
+    expected = ndimage.map_coordinates(image, [rows, columns], order=5, mode="mirror").reshape(
+        size, size
+    )
     error = np.abs(result - expected)
     assert error.max() < 0.1
     assert error.mean() < 0.01
@@ -201,9 +254,12 @@ def test_warp_agrees_with_scipy_splines():
 
 def test_low_pass_removes_what_a_shrunk_image_cannot_show():
     stripes = torch.tensor([1.0, -1.0]).repeat(32).expand(1, 3, 64, 64)
-    # At scale 0.6 stripes of half a cycle per pixel become 0.83, which plain sampling shows as strong false ones of 0.17.
+    # At scale 0.6 stripes of half a cycle per pixel become 0.83, which plain sampling shows as
+    # strong false ones of 0.17.
     shrunk = augment.augment(stripes, parameters_with(1, isotropic_scale=0.6))
-    grid = torch.nn.functional.affine_grid(torch.tensor([[[1 / 0.6, 0, 0], [0, 1 / 0.6, 0]]]), [1, 3, 64, 64], align_corners=False)
+    grid = torch.nn.functional.affine_grid(
+        torch.tensor([[[1 / 0.6, 0, 0], [0, 1 / 0.6, 0]]]), [1, 3, 64, 64], align_corners=False
+    )
     plain = torch.nn.functional.grid_sample(stripes, grid, align_corners=False)
     inside = (..., slice(20, 44), slice(20, 44))  # away from the seams of the reflection
     assert plain[inside].std() > 0.5
@@ -214,13 +270,17 @@ def test_low_pass_removes_what_a_shrunk_image_cannot_show():
 def test_strong_transforms_stay_within_the_image_at_any_size(size):
     torch.manual_seed(3)
     image = torch.full((2, 3, size, size), 0.5)
-    values = {"isotropic_scale": [0.2, 4.0], "fractional_shift": [[3.0 * size, 0.0], [-size, size]], "rotation_after": [1.0, 2.0]}
+    values = {
+        "isotropic_scale": [0.2, 4.0],
+        "fractional_shift": [[3.0 * size, 0.0], [-size, size]],
+        "rotation_after": [1.0, 2.0],
+    }
     result = augment.augment(image, parameters_with(2, **values))
     torch.testing.assert_close(result, image, atol=1e-4, rtol=0)
     assert torch.isfinite(AugmentPipe(1.0)(torch.randn(1, 6, size, size))).all()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Colour
 
 GREY = np.ones(3) / math.sqrt(3)
@@ -241,10 +301,20 @@ def expected_colour(name: str, value: float, rgb: np.ndarray) -> np.ndarray:
     return luma + value * chroma
 
 
-COLOUR = (("brightness", 0.3), ("contrast", 1.7), ("luma_flip", True), ("hue", 1.1), ("saturation", 2.5))
+COLOUR = (
+    ("brightness", 0.3),
+    ("contrast", 1.7),
+    ("luma_flip", True),
+    ("hue", 1.1),
+    ("saturation", 2.5),
+)
 
 
-@pytest.mark.parametrize("steps", [*((step,) for step in COLOUR), COLOUR], ids=lambda steps: "+".join(name for name, _ in steps))
+@pytest.mark.parametrize(
+    "steps",
+    [*((step,) for step in COLOUR), COLOUR],
+    ids=lambda steps: "+".join(name for name, _ in steps),
+)
 def test_colour_equals_its_formula_alone_and_in_order(steps):
     images = torch.randn(2, 6, 4, 4, dtype=torch.float64)
     result = augment.augment(images, parameters_with(2, **dict(steps))).numpy()
@@ -262,11 +332,16 @@ def test_full_turn_of_hue_by_thirds_permutes_the_channels():
     torch.testing.assert_close(result, images[:, [2, 0, 1]])  # red becomes green
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Random draws
 
 # Share of samples that differ from neutral among those to which a transform applies.
-CHANGING = {"x_flip": 1 / 2, "luma_flip": 1 / 2, "quarter_turns": 3 / 4, "integer_shift": 1 - (1 / 128) ** 2}
+CHANGING = {
+    "x_flip": 1 / 2,
+    "luma_flip": 1 / 2,
+    "quarter_turns": 3 / 4,
+    "integer_shift": 1 - (1 / 128) ** 2,
+}
 
 
 def changed(parameters: augment_transforms.TransformParameters, name: str) -> torch.Tensor:
@@ -280,7 +355,9 @@ def test_each_transform_applies_with_its_probability(p):
     count = 20000
     parameters = augment_transforms.draw_parameters(count, 512, p)
     for name in TRANSFORMS:
-        expected = CHANGING.get(name, 1) * (1 - math.sqrt(1 - p) if name.startswith("rotation") else p)
+        expected = CHANGING.get(name, 1) * (
+            1 - math.sqrt(1 - p) if name.startswith("rotation") else p
+        )
         bound = 5 * math.sqrt(expected * (1 - expected) / count)
         assert abs(changed(parameters, name).double().mean().item() - expected) < bound, name
     rotated = changed(parameters, "rotation_before") | changed(parameters, "rotation_after")
@@ -318,7 +395,15 @@ def test_strengths_have_the_papers_distributions():
         assert 3.13 < angles.max() <= math.pi
         assert -math.pi <= angles.min() < -3.13
     assert set(strengths.integer_shift.unique().tolist()) == set(range(-8, 9))
-    assert torch.bincount(strengths.quarter_turns, minlength=4).double().div(count).sub(0.25).abs().max() < 0.011
+    assert (
+        torch.bincount(strengths.quarter_turns, minlength=4)
+        .double()
+        .div(count)
+        .sub(0.25)
+        .abs()
+        .max()
+        < 0.011
+    )
 
 
 def test_only_the_chosen_transforms_happen():
@@ -329,7 +414,7 @@ def test_only_the_chosen_transforms_happen():
         assert not any(changed(parameters, other).any() for other in TRANSFORMS - {name})
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The pipe
 
 
@@ -349,7 +434,9 @@ def test_samples_drawn_neutral_come_out_bit_for_bit():
     parameters = augment_transforms.draw_parameters(64, 32, AugmentPipe(0.1).p.item())
     touched = torch.stack([changed(parameters, name) for name in TRANSFORMS]).any(0)
     assert 10 < touched.sum() < 60
-    assert torch.equal(torch.tensor([torch.equal(a, b) for a, b in zip(images, result, strict=True)]), ~touched)
+    assert torch.equal(
+        torch.tensor([torch.equal(a, b) for a, b in zip(images, result, strict=True)]), ~touched
+    )
 
 
 def test_seed_fixes_the_result():
@@ -378,7 +465,9 @@ def test_batch_equals_its_samples():
     parameters = augment_transforms.draw_parameters(6, 32, 0.7)
     result = augment.augment(images, parameters)
     for i in range(6):
-        single = augment_transforms.TransformParameters(**{name: getattr(parameters, name)[i : i + 1] for name in TRANSFORMS})
+        single = augment_transforms.TransformParameters(
+            **{name: getattr(parameters, name)[i : i + 1] for name in TRANSFORMS}
+        )
         torch.testing.assert_close(result[i : i + 1], augment.augment(images[i : i + 1], single))
 
 
@@ -392,7 +481,8 @@ def test_gradients_of_both_orders(p):
 
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(seeded, (images,), fast_mode=True)
-    assert torch.autograd.gradgradcheck(lambda x: seeded(x).tanh(), (images,), fast_mode=True)  # the pipe itself is linear
+    # the pipe itself is linear
+    assert torch.autograd.gradgradcheck(lambda x: seeded(x).tanh(), (images,), fast_mode=True)
 
 
 def test_gradients_after_a_first_use_in_inference_mode():

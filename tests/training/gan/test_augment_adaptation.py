@@ -15,19 +15,26 @@ from training.gan.augment_adaptation import AdaptiveProbability
 
 
 def controller(**settings: Any) -> AdaptiveProbability:
-    return AdaptiveProbability(AugmentPipe(), AugmentConfig(**{"mode": "ada", "kimg": 1.0, **settings}))
+    return AdaptiveProbability(
+        AugmentPipe(), AugmentConfig(**{"mode": "ada", "kimg": 1.0, **settings})
+    )
 
 
-def feed(adaptive: AdaptiveProbability, share_positive: float, batches: int, batch: int = 20) -> None:
+def feed(
+    adaptive: AdaptiveProbability, share_positive: float, batches: int, batch: int = 20
+) -> None:
     logits = torch.where(torch.arange(batch) < share_positive * batch, 3.0, -0.1)[:, None]
     for _ in range(batches):
         adaptive.observe(logits)
         adaptive.end_batch(batch)
 
 
-@pytest.mark.parametrize(("share", "direction"), [(1.0, 1), (0.85, 1), (0.8, 0), (0.75, -1), (0.0, -1)])
+@pytest.mark.parametrize(
+    ("share", "direction"), [(1.0, 1), (0.85, 1), (0.8, 0), (0.75, -1), (0.0, -1)]
+)
 def test_p_moves_towards_the_target(share, direction):
-    adaptive = controller(p=0.5)  # a share s of positive logits has the mean sign 2 s - 1; the target is 0.6
+    # a share s of positive logits has the mean sign 2 s - 1; the target is 0.6
+    adaptive = controller(p=0.5)
     feed(adaptive, share, 3)
     assert adaptive.pipe.p.item() == 0.5
     feed(adaptive, share, 1)
@@ -83,7 +90,8 @@ def test_state_is_plain_numbers():
 
 
 def test_processes_decide_on_their_common_mean():
-    # Alone this process (mean sign 1) would raise p; with the other's 60 fakes-looking images the mean is -0.5.
+    # Alone this process (mean sign 1) would raise p; with the other's 60 fakes-looking images the
+    # mean is -0.5.
     adaptive = controller(p=0.5, interval=1)
     adaptive.observe(torch.ones(20, 1))
     adaptive.end_batch(80, reduce=lambda sums: sums.add_(torch.tensor([-60.0, 60.0])))
@@ -104,7 +112,10 @@ def test_what_is_saved_between_adjustments_is_of_all_processes():
     assert adaptive.state_dict() == {"p": 0.5, "sums": [-40.0, 80.0], "images": 80, "batches": 1}
 
 
-@pytest.mark.parametrize("wrong", [{"p": 1.5}, {"p": -0.1}, {"p": math.nan}, {"target": 2.0}, {"interval": 0}, {"kimg": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"p": 1.5}, {"p": -0.1}, {"p": math.nan}, {"target": 2.0}, {"interval": 0}, {"kimg": 0.0}],
+)
 def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(UserError, match=rf"augment\.{next(iter(wrong))} is"):
         controller(**wrong)

@@ -1,4 +1,6 @@
-"""Two processes, or micro-batches, give the gradients of one process that handles the whole batch at once: all phases, all random draws."""
+"""Two processes, or micro-batches, give the gradients of one process that handles the whole batch
+at once: all phases, all random draws.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def configure(*assignments: str) -> Config:
 
 
 def train(device: torch.device, config: Config) -> dict[str, list[list[Tensor | None]]]:
-    """Gradients that each optimiser step of some training steps used; p and the mean latent in the end."""
+    """Gradients that each optimiser step of some training steps used; p and the mean latent in the
+    end.
+    """
     trainer = Trainer(config, orbit_labels(16), device)
     with torch.no_grad():
         for name, parameter in trainer.G.named_parameters():
@@ -51,7 +55,11 @@ def train(device: torch.device, config: Config) -> dict[str, list[list[Tensor | 
     taken: dict[str, list[list[Tensor | None]]] = {"G": [], "D": []}
     for name, optimizer in (("G", trainer.G_optimizer), ("D", trainer.D_optimizer)):
 
-        def note(*_: Any, name: str = name, parameters: Sequence[Tensor] = optimizer.param_groups[0]["params"]) -> None:
+        def note(
+            *_: Any,
+            name: str = name,
+            parameters: Sequence[Tensor] = optimizer.param_groups[0]["params"],
+        ) -> None:
             taken[name].append([None if p.grad is None else p.grad.clone() for p in parameters])
 
         optimizer.register_step_pre_hook(note)
@@ -69,7 +77,9 @@ def train_and_write(device: torch.device, config: Config, path: Path) -> None:
         torch.save(taken, path)
 
 
-def check_same(found: dict[str, list[list[Tensor | None]]], expected: dict[str, list[list[Tensor | None]]]) -> None:
+def check_same(
+    found: dict[str, list[list[Tensor | None]]], expected: dict[str, list[list[Tensor | None]]]
+) -> None:
     """Equal but for the rounding of sums, which training passes on from step to step."""
     assert len(expected["G"]) == STEPS + 2
     assert len(expected["D"]) == STEPS + 2
@@ -80,7 +90,9 @@ def check_same(found: dict[str, list[list[Tensor | None]]], expected: dict[str, 
             for mine, other in zip(gradients, others, strict=True):
                 assert (mine is None) == (other is None)
                 if mine is not None and other is not None:
-                    torch.testing.assert_close(mine, other, rtol=1e-3, atol=2e-5 * scale, msg=f"{name}, step {step}")
+                    torch.testing.assert_close(
+                        mine, other, rtol=1e-3, atol=2e-5 * scale, msg=f"{name}, step {step}"
+                    )
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +104,28 @@ def whole() -> dict[str, list[list[Tensor | None]]]:
 def test_micro_batches_change_nothing(whole: dict[str, Any], shared: bool) -> None:
     if shared:
         whole = train(CPU, configure("training.shared_fakes=true"))
-    check_same(train(CPU, configure("training.batch_gpu=4", f"training.shared_fakes={str(shared).lower()}")), whole)
+    check_same(
+        train(
+            CPU, configure("training.batch_gpu=4", f"training.shared_fakes={str(shared).lower()}")
+        ),
+        whole,
+    )
 
 
 @pytest.mark.parametrize(("group", "micro"), [(4, "null"), (2, "2")])
-def test_two_processes_change_nothing(whole: dict[str, Any], tmp_path: Path, group: int, micro: str) -> None:
+def test_two_processes_change_nothing(
+    whole: dict[str, Any], tmp_path: Path, group: int, micro: str
+) -> None:
     options = f"discriminator.mbstd_group_size={group}"
     expected = whole if group == 4 else train(CPU, configure(options))
-    run_processes(2, "cpu", train_and_write, configure(options, f"training.batch_gpu={micro}"), tmp_path / "found.pt", hint="")
+    run_processes(
+        2,
+        "cpu",
+        train_and_write,
+        configure(options, f"training.batch_gpu={micro}"),
+        tmp_path / "found.pt",
+        hint="",
+    )
     check_same(torch.load(tmp_path / "found.pt"), expected)
 
 
@@ -108,15 +134,21 @@ def test_the_comparison_notices_other_random_numbers(whole: dict[str, Any]) -> N
         check_same(train(CPU, configure("training.seed=1")), whole)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Dealing
 
 
 @given(st.sampled_from([1, 2, 4]), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
-def test_groups_of_the_minibatch_statistics_are_those_of_the_whole_batch(group: int, groups: int, parts: int, processes: int) -> None:
+def test_groups_of_the_minibatch_statistics_are_those_of_the_whole_batch(
+    group: int, groups: int, parts: int, processes: int
+) -> None:
     micro = group * groups
     batch = micro * parts * processes
-    config = tiny_config(f"training.batch={batch}", f"training.batch_gpu={micro}", f"discriminator.mbstd_group_size={group}")
+    config = tiny_config(
+        f"training.batch={batch}",
+        f"training.batch_gpu={micro}",
+        f"discriminator.mbstd_group_size={group}",
+    )
     features = torch.randn(batch, 2, 4, 4, generator=torch.Generator().manual_seed(batch))
     expected = append_minibatch_std(features, group)
     seen = []
@@ -127,7 +159,9 @@ def test_groups_of_the_minibatch_statistics_are_those_of_the_whole_batch(group: 
         for part in share.parts:
             chosen = share.positions[part]
             seen += chosen.tolist()
-            torch.testing.assert_close(append_minibatch_std(features[chosen], group), expected[chosen])
+            torch.testing.assert_close(
+                append_minibatch_std(features[chosen], group), expected[chosen]
+            )
     assert sorted(seen) == list(range(batch))
 
 
@@ -157,7 +191,7 @@ def test_a_batch_is_gathered_in_its_order(tmp_path: Path, processes: int) -> Non
         assert torch.equal(torch.load(tmp_path / str(process)), torch.arange(12.0).view(6, 2))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Streams
 
 DRAWS: tuple[Callable[..., Tensor], ...] = (rand, randn, lambda *shape: randint(1000, *shape))
@@ -208,4 +242,8 @@ def test_purposes_have_streams_of_their_own() -> None:
         with samples_draw_from(share.streams(0, 8, draw)):
             numbers.append(rand(BATCH))
     assert len(torch.stack(numbers).unique()) == len(Draw) * BATCH
-    assert share.streams(0, 8, Draw.G, torch.tensor([2])).seeds == share.streams(0, 10, Draw.G).seeds[:1]  # by the number in the run
+    # by the number in the run
+    assert (
+        share.streams(0, 8, Draw.G, torch.tensor([2])).seeds
+        == share.streams(0, 10, Draw.G).seeds[:1]
+    )

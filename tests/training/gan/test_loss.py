@@ -20,7 +20,7 @@ from training.gan.loss import Pictures, Schedule
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator, GeneratorOutput
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Schedules
 
 
@@ -52,17 +52,26 @@ def test_blur_fade_scales_with_the_batch_unless_it_is_given() -> None:
     assert loss.schedule_at(TrainingConfig(batch=8), 25_000).blur_sigma == pytest.approx(5)
     assert loss.schedule_at(TrainingConfig(batch=8), 50_000).blur_sigma == 0
     assert loss.schedule_at(TrainingConfig(batch=64), 200_000).blur_sigma == pytest.approx(5)
-    assert loss.schedule_at(TrainingConfig(batch=8, blur_fade_kimg=200), 50_000).blur_sigma == pytest.approx(7.5)
+    assert loss.schedule_at(
+        TrainingConfig(batch=8, blur_fade_kimg=200), 50_000
+    ).blur_sigma == pytest.approx(7.5)
 
 
 def test_a_fade_of_no_length_is_over_at_once() -> None:
     assert loss.fade(3, 7, 0, 0) == 7
-    assert loss.schedule_at(TrainingConfig(nrr_initial=64, nrr_final=128, nrr_fade_kimg=0), 0).resolution == 128
+    assert (
+        loss.schedule_at(
+            TrainingConfig(nrr_initial=64, nrr_final=128, nrr_fade_kimg=0), 0
+        ).resolution
+        == 128
+    )
 
 
 def test_rendering_resolution_is_rounded_to_the_nearest_pixel() -> None:
     config = TrainingConfig(nrr_initial=64, nrr_final=128)
-    assert [loss.schedule_at(config, images).resolution for images in (7_800, 7_900, 23_400, 23_500)] == [64, 65, 65, 66]
+    assert [
+        loss.schedule_at(config, images).resolution for images in (7_800, 7_900, 23_400, 23_500)
+    ] == [64, 65, 65, 66]
 
 
 def test_average_has_the_published_half_life() -> None:
@@ -70,19 +79,27 @@ def test_average_has_the_published_half_life() -> None:
     assert decay == pytest.approx(0.5 ** (32 / 10_000))
     assert decay ** (10_000 / 32) == pytest.approx(0.5)
     assert loss.ema_decay(TrainingConfig(batch=8), 5_000_000) == pytest.approx(0.5 ** (8 / 2_500))
-    assert loss.ema_decay(TrainingConfig(batch=8, ema_kimg=1.0), 5_000_000) == pytest.approx(0.5 ** (8 / 1_000))
+    assert loss.ema_decay(TrainingConfig(batch=8, ema_kimg=1.0), 5_000_000) == pytest.approx(
+        0.5 ** (8 / 1_000)
+    )
 
 
 def test_average_ramps_up_with_the_images_seen() -> None:
     config = TrainingConfig()
     assert loss.ema_decay(config, 20_000) == pytest.approx(0.5 ** (32 / 1_000))
     assert loss.ema_decay(config, 200_000) == pytest.approx(0.5 ** (32 / 10_000))
-    assert loss.ema_decay(config, 100_000) < loss.ema_decay(config, 200_000) == loss.ema_decay(config, 300_000)
+    assert (
+        loss.ema_decay(config, 100_000)
+        < loss.ema_decay(config, 200_000)
+        == loss.ema_decay(config, 300_000)
+    )
     assert loss.ema_decay(config, 0) == 0
-    assert loss.ema_decay(TrainingConfig(ema_rampup=None), 32) == pytest.approx(0.5 ** (32 / 10_000))
+    assert loss.ema_decay(TrainingConfig(ema_rampup=None), 32) == pytest.approx(
+        0.5 ** (32 / 10_000)
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Pose swapping
 
 
@@ -144,15 +161,22 @@ DENSITY_SLOPE = torch.tensor([3.0, -1.0, 2.0])
 def test_swapping_conditions_the_mapping_but_not_the_rendering() -> None:
     recorder, c, z = RecordingGenerator(), orbit_labels(4), torch.randn(4, 8)
     schedule = Schedule(resolution=12, blur_sigma=0.0, swap_probability=1.0)
-    assert cast(Any, loss.generate(cast(Generator, recorder), z, c, schedule, update_w_avg=True)) == "fakes"
+    assert (
+        cast(Any, loss.generate(cast(Generator, recorder), z, c, schedule, update_w_avg=True))
+        == "fakes"
+    )
     mapping, synthesis = recorder.calls["mapping"], recorder.calls["synthesis"]
     assert torch.equal(mapping["c"], c.roll(1, 0))
     assert mapping["update_w_avg"] is True
     assert torch.equal(synthesis["c"], c)
-    assert (synthesis["neural_rendering_resolution"], synthesis["noise_mode"], synthesis["deterministic"]) == (12, "random", False)
+    assert (
+        synthesis["neural_rendering_resolution"],
+        synthesis["noise_mode"],
+        synthesis["deterministic"],
+    ) == (12, "random", False)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Blur
 
 
@@ -183,7 +207,9 @@ def test_blur_sums_neighbours_with_zeros_outside() -> None:
             for dy, wy in weights.items():
                 for dx, wx in weights.items():
                     if 0 <= i + dy < size and 0 <= j + dx < size:
-                        expected[:, :, i, j] += wy * wx / total**2 * images[:, :, i + dy, j + dx].numpy()
+                        expected[:, :, i, j] += (
+                            wy * wx / total**2 * images[:, :, i + dy, j + dx].numpy()
+                        )
     np.testing.assert_allclose(loss.blur(images, sigma).numpy(), expected, atol=1e-6)
 
 
@@ -193,7 +219,7 @@ def test_a_blur_wider_than_the_picture_still_works() -> None:
     assert 0 < float(blurred.min()) < float(blurred.max()) < 1  # zeros outside
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What the discriminator sees
 
 
@@ -204,7 +230,9 @@ def make_fakes(count: int = 2) -> GeneratorOutput:
 
 def test_real_pictures_are_both_blurred_and_the_raw_one_is_shrunk_first() -> None:
     images = torch.rand(2, 3, 16, 16) * 2 - 1
-    image, raw = loss.real_pictures(images, Schedule(resolution=6, blur_sigma=0.8, swap_probability=0))
+    image, raw = loss.real_pictures(
+        images, Schedule(resolution=6, blur_sigma=0.8, swap_probability=0)
+    )
     shrunk = torch.from_numpy(resize(images.double().numpy(), 6, antialias=True))
     torch.testing.assert_close(image, loss.blur(images, 0.8))
     torch.testing.assert_close(raw, loss.blur(shrunk.float(), 0.8), rtol=0, atol=1e-5)
@@ -212,7 +240,9 @@ def test_real_pictures_are_both_blurred_and_the_raw_one_is_shrunk_first() -> Non
 
 def test_of_fakes_only_the_final_picture_is_blurred() -> None:
     fakes = make_fakes()
-    image, raw = loss.fake_pictures(fakes, Schedule(resolution=8, blur_sigma=2.0, swap_probability=0))
+    image, raw = loss.fake_pictures(
+        fakes, Schedule(resolution=8, blur_sigma=2.0, swap_probability=0)
+    )
     assert torch.equal(raw, fakes.image_raw)
     torch.testing.assert_close(image, loss.blur(fakes.image, 2.0))
     assert not torch.allclose(image, fakes.image, atol=0.1)
@@ -251,7 +281,7 @@ def test_raw_is_augmented_at_full_size_and_shrunk_back() -> None:
     assert same < 0.15 * others
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Losses
 
 
@@ -284,7 +314,9 @@ class LinearCritic(nn.Module):
 
 def test_r1_of_a_linear_critic_is_the_squared_slope_of_both_pictures() -> None:
     critic = LinearCritic()
-    pictures = Pictures(*(torch.randn(5, 3, size, size).double().requires_grad_() for size in (8, 4)))
+    pictures = Pictures(
+        *(torch.randn(5, 3, size, size).double().requires_grad_() for size in (8, 4))
+    )
     penalty = loss.r1_penalty(critic(*pictures), pictures)
     expected = critic.a.square().sum() + critic.b.square().sum()
     torch.testing.assert_close(penalty, expected.expand(5))
@@ -299,19 +331,26 @@ class CurvedCritic(nn.Module):
         self.out = nn.Linear(4, 1)
 
     def forward(self, image: Tensor, raw: Tensor) -> Tensor:
-        x, y = (torch.tanh(conv(value)).mean((2, 3)) for conv, value in ((self.image, image), (self.raw, raw)))
+        x, y = (
+            torch.tanh(conv(value)).mean((2, 3))
+            for conv, value in ((self.image, image), (self.raw, raw))
+        )
         return self.out(torch.tanh(3 * x * y + x))
 
 
 def test_r1_sample_by_sample_in_float64() -> None:
     torch.manual_seed(0)
     critic = CurvedCritic().double()
-    pictures = Pictures(*(torch.randn(4, 3, size, size).double().requires_grad_() for size in (8, 4)))
+    pictures = Pictures(
+        *(torch.randn(4, 3, size, size).double().requires_grad_() for size in (8, 4))
+    )
     penalty = loss.r1_penalty(critic(*pictures), pictures)
     for i in range(4):
         image, raw = (value[i : i + 1].detach().clone().requires_grad_() for value in pictures)
         slopes = torch.autograd.grad(critic(image, raw)[0, 0], (image, raw))
-        assert float(penalty[i].detach()) == pytest.approx(sum(float(s.square().sum()) for s in slopes), rel=1e-9)
+        assert float(penalty[i].detach()) == pytest.approx(
+            sum(float(s.square().sum()) for s in slopes), rel=1e-9
+        )
 
 
 def test_r1_of_the_discriminator_sees_both_pictures() -> None:
@@ -324,13 +363,17 @@ def test_r1_of_the_discriminator_sees_both_pictures() -> None:
         image, raw = (value[i : i + 1].detach().clone().requires_grad_() for value in pictures)
         slopes = torch.autograd.grad(D(image, raw, c[i : i + 1])[0, 0], (image, raw))
         assert all(float(s.abs().sum()) > 0 for s in slopes)
-        assert float(penalty[i].detach()) == pytest.approx(sum(float(s.square().sum()) for s in slopes), rel=1e-4)
+        assert float(penalty[i].detach()) == pytest.approx(
+            sum(float(s.square().sum()) for s in slopes), rel=1e-4
+        )
 
 
 def test_r1_has_the_gradient_that_makes_slopes_smaller() -> None:
     torch.manual_seed(0)
     critic = CurvedCritic().double()
-    pictures = Pictures(*(torch.randn(2, 3, size, size).double().requires_grad_() for size in (8, 4)))
+    pictures = Pictures(
+        *(torch.randn(2, 3, size, size).double().requires_grad_() for size in (8, 4))
+    )
 
     def mean_penalty() -> Tensor:
         return loss.r1_penalty(critic(*pictures), pictures).mean()
@@ -342,7 +385,9 @@ def test_r1_has_the_gradient_that_makes_slopes_smaller() -> None:
             with torch.no_grad():
                 weight += sign * step * direction
             values.append(float(mean_penalty().detach()))
-        assert (values[0] - values[1]) / (2 * step) == pytest.approx(float((slope * direction).sum()), rel=1e-5)
+        assert (values[0] - values[1]) / (2 * step) == pytest.approx(
+            float((slope * direction).sum()), rel=1e-5
+        )
 
 
 def test_density_regularisation_formula() -> None:
@@ -363,7 +408,9 @@ def test_density_regularisation_formula() -> None:
     assert float(offsets.pow(4).mean()) == pytest.approx(3, abs=0.15)  # normal
     slope = DENSITY_SLOPE.double()
     assert float(value) == pytest.approx(float(((here - there) @ slope).abs().mean()), rel=1e-3)
-    assert float(value) == pytest.approx(distance * float(slope.norm()) * math.sqrt(2 / math.pi), rel=0.02)
+    assert float(value) == pytest.approx(
+        distance * float(slope.norm()) * math.sqrt(2 / math.pi), rel=0.02
+    )
     assert torch.equal(recorder.calls["mapping"]["c"], c.roll(1, 0))
     assert not recorder.calls["mapping"].get("update_w_avg")
     assert recorder.calls["planes"]["noise_mode"] == "random"
@@ -372,7 +419,13 @@ def test_density_regularisation_formula() -> None:
 def test_density_regularisation_reaches_planes_and_decoder() -> None:
     torch.manual_seed(0)
     G = Generator(tiny_config().model)
-    value = loss.density_regularisation(G, torch.randn(2, 8), orbit_labels(2), Schedule(8, 0.0, 0.0), 100, 0.1)
+    value = loss.density_regularisation(
+        G, torch.randn(2, 8), orbit_labels(2), Schedule(8, 0.0, 0.0), 100, 0.1
+    )
     value.backward()
-    reached = {name.split(".")[0] for name, p in G.named_parameters() if p.grad is not None and bool(p.grad.abs().sum() > 0)}
+    reached = {
+        name.split(".")[0]
+        for name, p in G.named_parameters()
+        if p.grad is not None and bool(p.grad.abs().sum() > 0)
+    }
     assert reached == {"backbone", "decoder"}

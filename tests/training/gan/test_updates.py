@@ -1,4 +1,6 @@
-"""Updates whose loss or gradient is not finite: nothing of them stays, in any process, and the log tells of them."""
+"""Updates whose loss or gradient is not finite: nothing of them stays, in any process, and the log
+tells of them.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,19 @@ ADA = ("augment.mode=ada", "augment.p=0.4", "augment.interval=1", "augment.kimg=
 def broken(name: str, change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a loss come out wrong."""
     original = getattr(trainer_module.loss, name)
-    monkeypatch.setattr(trainer_module.loss, name, lambda *given, **options: change(original(*given, **options)))
+    monkeypatch.setattr(
+        trainer_module.loss, name, lambda *given, **options: change(original(*given, **options))
+    )
 
 
 def batch(first: int, size: int) -> tuple[Tensor, Tensor]:
     chosen = [(first + place) % 16 for place in range(rank(), size, world_size())]
-    return to_float(torch.from_numpy(pictures(16)).permute(0, 3, 1, 2))[chosen], orbit_labels(16)[chosen]
+    return to_float(torch.from_numpy(pictures(16)).permute(0, 3, 1, 2))[chosen], orbit_labels(16)[
+        chosen
+    ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # One update
 
 
@@ -81,11 +87,13 @@ def test_others_leave_nothing(kind: str) -> None:
     assert told == {}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A step
 
 
-def test_skipped_updates_poison_neither_ada_nor_averages_nor_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_skipped_updates_poison_neither_ada_nor_averages_nor_statistics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     trainer = Trainer(tiny_config(*ADA), orbit_labels(16), CPU)
     trainer.step(*batch(0, 4))
     p, w_avg = float(trainer.augment.p), trainer.G.backbone.mapping.w_avg.clone()
@@ -93,14 +101,23 @@ def test_skipped_updates_poison_neither_ada_nor_averages_nor_statistics(monkeypa
     for name in ("loss_real", "loss_fake", "r1_penalty", "density_regularisation"):
         broken(name, lambda value: value * math.nan, monkeypatch)
     forward = trainer.D.forward
-    monkeypatch.setattr(trainer.D, "forward", lambda *given, **options: forward(*given, **options) * math.nan)
-    before = {name: {key: value.clone() for key, value in getattr(trainer, name).state_dict().items()} for name in ("G", "D", "G_ema")}
+    monkeypatch.setattr(
+        trainer.D, "forward", lambda *given, **options: forward(*given, **options) * math.nan
+    )
+    before = {
+        name: {key: value.clone() for key, value in getattr(trainer, name).state_dict().items()}
+        for name in ("G", "D", "G_ema")
+    }
     for step in (1, 2, 3):
         trainer.step(*batch(4 * step, 4))
     assert float(trainer.augment.p) == p
     assert all(math.isfinite(value) for value in trainer.adaptation.state_dict()["sums"])
     for name in ("G", "D"):
-        assert not [key for key in differing(before[name], getattr(trainer, name).state_dict()) if not key.endswith("w_avg")]
+        assert not [
+            key
+            for key in differing(before[name], getattr(trainer, name).state_dict())
+            if not key.endswith("w_avg")
+        ]
     for _, value in tensors_of({name: getattr(trainer, name).state_dict() for name in before}):
         assert bool(value.isfinite().all())
     assert not torch.equal(trainer.G.backbone.mapping.w_avg, w_avg)  # finite fakes still count
@@ -111,7 +128,9 @@ def test_skipped_updates_poison_neither_ada_nor_averages_nor_statistics(monkeypa
     assert told["Gradients/nonfinite_D"]["mean"] == 1
 
 
-def test_latents_that_are_not_finite_do_not_reach_their_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latents_that_are_not_finite_do_not_reach_their_mean(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     trainer = Trainer(tiny_config(), orbit_labels(16), CPU)
     trainer.step(*batch(0, 4))
     w_avg = trainer.G.backbone.mapping.w_avg.clone()
@@ -133,7 +152,11 @@ def train_with_a_bad_process(device: torch.device, config: Config, folder: Path)
     """Three steps, in the second of which the losses of process 1 are wrong."""
     trainer = Trainer(config, orbit_labels(16), device)
     with pytest.MonkeyPatch.context() as patch:
-        broken("loss_fake", lambda value: value * (math.nan if rank() == 1 and trainer.progress.steps == 1 else 1), patch)
+        broken(
+            "loss_fake",
+            lambda value: value * (math.nan if rank() == 1 and trainer.progress.steps == 1 else 1),
+            patch,
+        )
         for step in range(3):
             trainer.step(*batch(8 * step, 8))
             trainer.statistics.collect()
@@ -141,26 +164,40 @@ def train_with_a_bad_process(device: torch.device, config: Config, folder: Path)
 
 
 def test_an_update_is_skipped_in_all_processes(tmp_path: Path) -> None:
-    run_processes(2, "cpu", train_with_a_bad_process, tiny_config("training.batch=8", *ADA), tmp_path, hint="")
-    (first, skipped), (second, others) = (torch.load(tmp_path / str(process)) for process in range(2))
+    run_processes(
+        2, "cpu", train_with_a_bad_process, tiny_config("training.batch=8", *ADA), tmp_path, hint=""
+    )
+    (first, skipped), (second, others) = (
+        torch.load(tmp_path / str(process)) for process in range(2)
+    )
     assert skipped == others == 1
     assert not differing(first, second)
-    assert first["optimizers"]["D"]["state"][0]["step"] == 3  # of D twice and of its regulariser once
-    assert all(bool(value.isfinite().all()) for _, value in tensors_of(first) if isinstance(value, Tensor))
+    # of D twice and of its regulariser once
+    assert first["optimizers"]["D"]["state"][0]["step"] == 3
+    assert all(
+        bool(value.isfinite().all()) for _, value in tensors_of(first) if isinstance(value, Tensor)
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A run
 
 
 def configure(tmp_path: Path, steps: int) -> Config:
-    options = ("snapshot.tick_kimg=0.004", "snapshot.snap_ticks=1", "training.gamma=0", "training.density_reg=0")
+    options = (
+        "snapshot.tick_kimg=0.004",
+        "snapshot.snap_ticks=1",
+        "training.gamma=0",
+        "training.density_reg=0",
+    )
     config = tiny_config(f"training.kimg={steps * 0.004}", *options)
     config.data.path = str(write_dataset(tmp_path / "data.zip"))
     return config
 
 
-def test_a_skipped_update_is_logged_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_skipped_update_is_logged_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[int] = []
 
     def once(value: Tensor) -> Tensor:
@@ -173,11 +210,17 @@ def test_a_skipped_update_is_logged_and_counted(tmp_path: Path, monkeypatch: pyt
     assert [line for line in log if line.startswith("warning:")] == [
         "warning: skipped at 0.008 kimg, loss or gradient not finite: D (1 in a row)"
     ]
-    assert [line.split("skipped")[1].split()[0] for line in log if line.startswith("kimg")] == ["0", "1", "1"]
+    assert [line.split("skipped")[1].split()[0] for line in log if line.startswith("kimg")] == [
+        "0",
+        "1",
+        "1",
+    ]
     assert load_checkpoint(tmp_path / snapshot_name(12)).progress["skipped"] == 1
 
 
-def test_a_run_that_does_not_recover_stops_and_keeps_its_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_does_not_recover_stops_and_keeps_its_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[int] = []
 
     def soon(value: Tensor) -> Tensor:
@@ -189,4 +232,6 @@ def test_a_run_that_does_not_recover_stops_and_keeps_its_last_good_checkpoint(tm
         run_training(configure(tmp_path, 100), RunOptions(tmp_path, CPU))
     assert len(calls) == 22
     state = load_checkpoint(tmp_path / snapshot_name(80))
-    assert all(bool(value.isfinite().all()) for _, value in tensors_of([state.G, state.D, state.G_ema]))
+    assert all(
+        bool(value.isfinite().all()) for _, value in tensors_of([state.G, state.D, state.G_ema])
+    )

@@ -16,7 +16,11 @@ from training.networks.generator import Generator
 from training.networks.growth import grow_state
 from training.networks.stylegan2 import SynthesisBlock
 
-LARGER = ("generator.plane_resolution=32", "superresolution.input_resolution=32", "superresolution.channels=[4]")
+LARGER = (
+    "generator.plane_resolution=32",
+    "superresolution.input_resolution=32",
+    "superresolution.channels=[4]",
+)
 NO_NOISE = "generator.use_noise=false"
 
 
@@ -27,7 +31,9 @@ def generator(*assignments: str, seed: int) -> Generator:
 
 def planes_of(network: Generator) -> Tensor:
     with torch.no_grad():
-        return network.planes(network.mapping(torch.linspace(-2, 2, 16).view(2, 8), torch.zeros(2, 25)))
+        return network.planes(
+            network.mapping(torch.linspace(-2, 2, 16).view(2, 8), torch.zeros(2, 25))
+        )
 
 
 def upsample_in_loops(image: Tensor) -> Tensor:
@@ -48,7 +54,9 @@ def test_a_grown_generator_begins_with_the_planes_of_the_smaller_one() -> None:
     load_state(large, grown.state, "large")
     assert (grown.added, grown.dropped) == (["backbone.synthesis.b32"], ["superresolution.block1"])
     assert grown.describe() == "new backbone.synthesis.b32; left out superresolution.block1"
-    torch.testing.assert_close(planes_of(large).double(), upsample_in_loops(planes_of(small)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        planes_of(large).double(), upsample_in_loops(planes_of(small)), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_new_blocks_learn() -> None:
@@ -57,7 +65,9 @@ def test_new_blocks_learn() -> None:
     block = large.get_submodule("backbone.synthesis.b32")
     assert isinstance(block, SynthesisBlock)
     planes = large.planes(large.mapping(torch.randn(1, 8), torch.zeros(1, 25)))
-    (gradient,) = torch.autograd.grad((planes * torch.randn_like(planes)).sum(), [block.torgb.weight])
+    (gradient,) = torch.autograd.grad(
+        (planes * torch.randn_like(planes)).sum(), [block.torgb.weight]
+    )
     assert gradient.abs().min() > 0
     assert block.conv1.weight.std() > 0.5
 
@@ -71,13 +81,24 @@ def test_weights_that_fit_are_taken_as_they_are() -> None:
 
 
 def test_a_smaller_generator_leaves_blocks_out() -> None:
-    large, small = generator(NO_NOISE, "generator.plane_resolution=32", seed=0), generator(NO_NOISE, seed=1)
+    large, small = (
+        generator(NO_NOISE, "generator.plane_resolution=32", seed=0),
+        generator(NO_NOISE, seed=1),
+    )
     grown = grow_state(small, large.state_dict())
     load_state(small, grown.state, "small")
     assert (grown.added, grown.dropped) == ([], ["backbone.synthesis.b32"])
 
 
-@pytest.mark.parametrize("change", ["generator.channel_max=16", "generator.mapping_layers=3", "generator.plane_channels=8", NO_NOISE])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "generator.channel_max=16",
+        "generator.mapping_layers=3",
+        "generator.plane_channels=8",
+        NO_NOISE,
+    ],
+)
 def test_what_is_no_matter_of_blocks_is_refused(change: str) -> None:
     source, target = generator(seed=0), generator(change, *LARGER, seed=1)
     with pytest.raises(UserError, match="do not fit"):
@@ -86,14 +107,32 @@ def test_what_is_no_matter_of_blocks_is_refused(change: str) -> None:
 
 def test_on_the_command_line(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data.zip", count=8)
-    options: tuple[str | Path, ...] = ("--data", data, *TINY_OPTIONS, "--set", NO_NOISE, "--kimg", kimg(1))
+    options: tuple[str | Path, ...] = (
+        "--data",
+        data,
+        *TINY_OPTIONS,
+        "--set",
+        NO_NOISE,
+        "--kimg",
+        kimg(1),
+    )
     finish(start("train.py", *options, "--outdir", tmp_path / "small")).assert_done()
     small = next(only_run(tmp_path / "small").glob("*.pkl"))
     larger = tuple(text for setting in LARGER for text in ("--set", setting))
-    finish(start("train.py", *options, "--outdir", tmp_path / "large", "--init-from", small, *larger)).assert_done()
+    finish(
+        start("train.py", *options, "--outdir", tmp_path / "large", "--init-from", small, *larger)
+    ).assert_done()
     run_dir = only_run(tmp_path / "large")
-    assert "new backbone.synthesis.b32; left out superresolution.block1" in (run_dir / "log.txt").read_text()
-    assert json.loads((run_dir / "training_options.json").read_text())["model"]["generator"]["plane_resolution"] == 32
+    assert (
+        "new backbone.synthesis.b32; left out superresolution.block1"
+        in (run_dir / "log.txt").read_text()
+    )
+    assert (
+        json.loads((run_dir / "training_options.json").read_text())["model"]["generator"][
+            "plane_resolution"
+        ]
+        == 32
+    )
     grown = load_checkpoint(next(run_dir.glob("*.pkl")))
     assert grown.G_ema is not None
     assert "backbone.synthesis.b32.torgb.weight" in grown.G_ema

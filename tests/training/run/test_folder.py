@@ -63,7 +63,9 @@ def test_lines_that_cannot_be_written_wait(tmp_path: Path, monkeypatch: pytest.M
     assert file.path.read_text() == "first\nsecond\nthird\n"
 
 
-def test_a_disk_that_fills_up_and_is_emptied_loses_no_statistics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_and_is_emptied_loses_no_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise FULL
 
@@ -86,7 +88,8 @@ def test_a_disk_that_fills_up_and_is_emptied_loses_no_statistics(tmp_path: Path,
     assert log[1:] == ["step 2", "step 3", "step 4"]
     events = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars("Loss/G")] == [4, 16]  # what TensorBoard lacks, stats.jsonl has
+    # what TensorBoard lacks, stats.jsonl has
+    assert [event.step for event in events.Scalars("Loss/G")] == [4, 16]
 
 
 def test_a_second_full_disk_is_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +105,9 @@ def test_a_second_full_disk_is_told_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "log.txt").read_text().count("warning:") == 2
 
 
-def test_errors_of_threads_that_are_no_disk_errors_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_threads_that_are_no_disk_errors_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(error: Exception) -> None:
         raise error
 
@@ -121,7 +126,9 @@ HOLD += "lock_folder(Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(6
 
 
 def test_a_folder_has_one_process(tmp_path: Path) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
@@ -136,7 +143,11 @@ def test_a_folder_has_one_process(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    for name in (".network-snapshot-000001.pkl.77.tmp", ".stats.jsonl.77.tmp", "network-snapshot-000001.pkl"):
+    for name in (
+        ".network-snapshot-000001.pkl.77.tmp",
+        ".stats.jsonl.77.tmp",
+        "network-snapshot-000001.pkl",
+    ):
         (tmp_path / name).write_text("half")
     with RunFolder(tmp_path, tiny_config(), 0.0):
         pass

@@ -13,7 +13,15 @@ from dnnlib.console import UserError
 from tests.tiny import tiny_config
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from training.run import launch as launch_module
-from training.run.launch import DeviceName, Job, choose_devices, find_checkpoint, launch_training, new_run_dir, run_folders
+from training.run.launch import (
+    DeviceName,
+    Job,
+    choose_devices,
+    find_checkpoint,
+    launch_training,
+    new_run_dir,
+    run_folders,
+)
 
 
 @pytest.fixture
@@ -42,7 +50,15 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
         (2, "cpu", None, None, "cpu", 1),
     ],
 )
-def test_devices(gpus: Any, there: int, device: Any, asked: int | None, procs: int | None, chosen: str, processes: int) -> None:
+def test_devices(
+    gpus: Any,
+    there: int,
+    device: Any,
+    asked: int | None,
+    procs: int | None,
+    chosen: str,
+    processes: int,
+) -> None:
     gpus(there)
     launch = choose_devices(device, asked, procs)
     assert (launch.device, launch.processes) == (chosen, processes)
@@ -60,7 +76,9 @@ def test_devices(gpus: Any, there: int, device: Any, asked: int | None, procs: i
         (0, "mps", None, None, "--device cpu"),
     ],
 )
-def test_devices_that_are_not_there(gpus: Any, there: int, device: Any, asked: int | None, procs: int | None, words: str) -> None:
+def test_devices_that_are_not_there(
+    gpus: Any, there: int, device: Any, asked: int | None, procs: int | None, words: str
+) -> None:
     gpus(there)
     with pytest.raises(ValueError, match=words):
         choose_devices(device, asked, procs)
@@ -72,7 +90,7 @@ def test_a_machine_without_gpus_is_told_about(gpus: Any) -> None:
     assert "no CUDA device found" not in choose_devices("auto", 0, None).note
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Run folders
 
 
@@ -95,7 +113,9 @@ def test_run_folders_are_numbered_in_turn(tmp_path: Path) -> None:
     assert [path.name for path in run_folders(outdir)] == [*names, "00041-other", "00042-faces"]
 
 
-def test_two_runs_that_start_at_once_get_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_runs_that_start_at_once_get_two_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = new_run_dir(tmp_path, "faces")
     monkeypatch.setattr(launch_module, "_next_number", lambda _: 0)
     assert new_run_dir(tmp_path, "faces").name == "00001-faces"
@@ -130,7 +150,9 @@ def test_there_is_no_latest_run(tmp_path: Path) -> None:
     assert find_checkpoint("latest", tmp_path / "nowhere") is None
 
 
-def test_a_damaged_snapshot_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_snapshot_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "00000-a" / "network-snapshot-000001.pkl", 1000)
     newest = write(tmp_path / "00000-a" / "network-snapshot-000002.pkl", 2000)
     newest.write_bytes(newest.read_bytes()[:-100])
@@ -150,19 +172,28 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
             find_checkpoint(str(tmp_path / name), tmp_path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Several processes
 
 
 def torchrun_variables(monkeypatch: pytest.MonkeyPatch, size: int, local_size: int) -> None:
     """What torchrun sets."""
-    values = {"RANK": 0, "WORLD_SIZE": size, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": local_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1}
+    values = {
+        "RANK": 0,
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": 0,
+        "LOCAL_WORLD_SIZE": local_size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": 1,
+    }
     for name, value in values.items():
         monkeypatch.setenv(name, str(value))
 
 
 @pytest.mark.parametrize(("gpus", "procs"), [(0, None), (None, None), (0, 2), (0, 4)])
-def test_torchrun_says_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch, gpus: int | None, procs: int | None) -> None:
+def test_torchrun_says_how_many_processes_there_are(
+    monkeypatch: pytest.MonkeyPatch, gpus: int | None, procs: int | None
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     torchrun_variables(monkeypatch, 4, 2)
     launch = choose_devices("auto", gpus, procs)
@@ -193,7 +224,11 @@ def test_torchrun_on_gpus(monkeypatch: pytest.MonkeyPatch, gpus: int | None, sta
     ],
 )
 def test_what_contradicts_torchrun_is_refused(
-    monkeypatch: pytest.MonkeyPatch, device: DeviceName, gpus: int | None, procs: int | None, named: str
+    monkeypatch: pytest.MonkeyPatch,
+    device: DeviceName,
+    gpus: int | None,
+    procs: int | None,
+    named: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     torchrun_variables(monkeypatch, 4, 2)

@@ -45,7 +45,12 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def configure(data: Path, steps: float, *assignments: str) -> Config:
-    config = tiny_config(f"training.kimg={steps * 4 / 1000}", "snapshot.tick_kimg=0.004", "snapshot.snap_ticks=0", *assignments)
+    config = tiny_config(
+        f"training.kimg={steps * 4 / 1000}",
+        "snapshot.tick_kimg=0.004",
+        "snapshot.snap_ticks=0",
+        *assignments,
+    )
     config.data.path = str(data)
     return config
 
@@ -58,7 +63,7 @@ def images_in(path: Path) -> list[int]:
     return [round(line["kimg"] * 1000) for line in lines_of(path)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Ticks and snapshots
 
 
@@ -69,7 +74,9 @@ class Watcher:
         self.seen: list[tuple[int, str | None]] = []
 
     def __call__(self, state: SnapshotState) -> None:
-        self.seen.append((state.trainer.progress.images, state.checkpoint.name if state.checkpoint else None))
+        self.seen.append(
+            (state.trainer.progress.images, state.checkpoint.name if state.checkpoint else None)
+        )
         torch.manual_seed(99)  # what an observer draws must not matter
 
 
@@ -83,7 +90,13 @@ class Watcher:
     ],
 )
 def test_when_ticks_and_snapshots_happen(
-    data: Path, run_dir: Path, steps: float, tick: float, snap: int, ticks: list[int], snapshots: list[int]
+    data: Path,
+    run_dir: Path,
+    steps: float,
+    tick: float,
+    snap: int,
+    ticks: list[int],
+    snapshots: list[int],
 ) -> None:
     watcher = Watcher()
     config = configure(data, steps, f"snapshot.tick_kimg={tick}", f"snapshot.snap_ticks={snap}")
@@ -98,14 +111,29 @@ def test_snapshots_are_named_by_kimg() -> None:
 
 
 def test_a_checkpoint_holds_what_the_contract_lists(data: Path, run_dir: Path) -> None:
-    config = configure(data, 2, "training.nrr_initial=8", "training.nrr_final=16", "training.nrr_fade_kimg=0.016")
+    config = configure(
+        data, 2, "training.nrr_initial=8", "training.nrr_final=16", "training.nrr_fade_kimg=0.016"
+    )
     run_training(config, RunOptions(run_dir, CPU))
     content = torch.load(run_dir / snapshot_name(8), weights_only=True)
-    wanted = {"format", "config", "progress", "G", "D", "G_ema", "optimizers", "augment", "statistics", "rng", "cameras"}
+    wanted = {
+        "format",
+        "config",
+        "progress",
+        "G",
+        "D",
+        "G_ema",
+        "optimizers",
+        "augment",
+        "statistics",
+        "rng",
+        "cameras",
+    }
     assert set(content) == wanted
     assert content["progress"]["images"] == 8
     assert content["rng"] == {"seed": 0, "images": 8, "processes": 1}
-    assert content["config"]["model"]["rendering"]["resolution"] == 12  # what G_ema is to be used with at this moment
+    # what G_ema is to be used with at this moment
+    assert content["config"]["model"]["rendering"]["resolution"] == 12
     assert content["config"]["training"] == to_dict(config)["training"]
     cameras = CameraSummary.from_dict(content["cameras"])
     assert cameras.radius == pytest.approx(2, abs=0.01)
@@ -122,7 +150,7 @@ def test_speed_is_told(data: Path, run_dir: Path) -> None:
         assert word in log
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Stopping
 
 
@@ -140,7 +168,11 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[]
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_after_the_step_and_the_rest_follows(
-    data: Path, tmp_path: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    data: Path,
+    tmp_path: Path,
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
 ) -> None:
     options = ("augment.mode=ada", "augment.p=0.4", "augment.kimg=0.1")
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
@@ -157,18 +189,26 @@ def test_a_signal_ends_the_run_after_the_step_and_the_rest_follows(
     run_training(configure(data, 6, *options), RunOptions(run_dir, CPU, resume=stopped))
     (tmp_path / "whole").mkdir()
     run_training(configure(data, 6, *options), RunOptions(tmp_path / "whole", CPU))
-    resumed, whole = (vars(load_checkpoint(folder / snapshot_name(24))) for folder in (run_dir, tmp_path / "whole"))
+    resumed, whole = (
+        vars(load_checkpoint(folder / snapshot_name(24)))
+        for folder in (run_dir, tmp_path / "whole")
+    )
     del resumed["config"], whole["config"]
     assert not differing(resumed, whole)
     assert images_in(run_dir / "stats.jsonl") == [4, 8, 12, 16, 20, 24]
 
 
 def test_a_signal_before_the_first_step_is_not_lost(data: Path, run_dir: Path) -> None:
-    run_training(configure(data, 5), RunOptions(run_dir, CPU, observers=(lambda _: signal.raise_signal(signal.SIGTERM),)))
+    run_training(
+        configure(data, 5),
+        RunOptions(run_dir, CPU, observers=(lambda _: signal.raise_signal(signal.SIGTERM),)),
+    )
     assert 0 <= load_checkpoint(run_dir / snapshot_name(0)).progress["images"] <= 4
 
 
-def test_signals_while_the_data_are_read_are_not_lost(data: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signals_while_the_data_are_read_are_not_lost(
+    data: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = loop.open_dataset
 
     def reading(config: Config) -> Any:
@@ -204,7 +244,7 @@ def test_the_time_limit_saves_and_says_how_to_go_on(data: Path, run_dir: Path) -
     assert f"--resume {run_dir}" in last
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Going on
 
 
@@ -220,14 +260,18 @@ def test_a_finished_run_that_is_resumed_changes_nothing(data: Path, run_dir: Pat
 def test_statistics_of_steps_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "stats.jsonl"
     kept = [{"kimg": 0.004, "x": 1}, {"kimg": 0.029, "x": 2}]
-    path.write_text("\n".join([*map(json.dumps, kept), '{"kimg": 0.033}', '{"kimg": 0.0', '"text"', "{}"]))
+    path.write_text(
+        "\n".join([*map(json.dumps, kept), '{"kimg": 0.033}', '{"kimg": 0.0', '"text"', "{}"])
+    )
     keep_lines_until(path, 0.029)
     assert lines_of(path) == kept
     keep_lines_until(tmp_path / "absent.jsonl", 1)
     assert os.listdir(tmp_path) == ["stats.jsonl"]
 
 
-def test_a_run_that_died_after_its_checkpoint_takes_those_steps_again(data: Path, run_dir: Path) -> None:
+def test_a_run_that_died_after_its_checkpoint_takes_those_steps_again(
+    data: Path, run_dir: Path
+) -> None:
     run_training(configure(data, 2), RunOptions(run_dir, CPU))
     checkpoint = load_checkpoint(run_dir / snapshot_name(8))
     with open(run_dir / "stats.jsonl", "a") as file:
@@ -251,19 +295,26 @@ def test_only_weights_come_from_another_run(data: Path, run_dir: Path) -> None:
 
 
 def test_a_file_with_nothing_but_an_averaged_generator_starts_all_generators(data: Path) -> None:
-    trainer, source = (Trainer(configure(data, 1, f"training.seed={seed}"), torch.eye(25), CPU) for seed in (0, 1))
+    trainer, source = (
+        Trainer(configure(data, 1, f"training.seed={seed}"), torch.eye(25), CPU) for seed in (0, 1)
+    )
     before = {name: value.clone() for name, value in trainer.D.state_dict().items()}
-    initialise(trainer, loop.Weights(trainer.config.model, None, None, source.G_ema.state_dict(), None, "ours"))
+    initialise(
+        trainer,
+        loop.Weights(trainer.config.model, None, None, source.G_ema.state_dict(), None, "ours"),
+    )
     for name in ("G", "G_ema"):
         assert not differing(getattr(trainer, name).state_dict(), source.G_ema.state_dict())
     assert not differing(trainer.D.state_dict(), before)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Bad data and bad disks
 
 
-def test_data_of_another_size_are_refused_before_anything_is_written(tmp_path: Path, run_dir: Path) -> None:
+def test_data_of_another_size_are_refused_before_anything_is_written(
+    tmp_path: Path, run_dir: Path
+) -> None:
     other = write_dataset(tmp_path / "other.zip", resolution=64)
     with pytest.raises(UserError, match=r"64 pixels, the model makes 32"):
         run_training(configure(other, 1), RunOptions(run_dir, CPU))
@@ -280,7 +331,9 @@ def test_a_damaged_picture_shows_before_anything_is_written(tmp_path: Path, run_
     assert os.listdir(run_dir) == []
 
 
-def test_a_picture_that_goes_bad_later_does_not_cost_the_run(data: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_that_goes_bad_later_does_not_cost_the_run(
+    data: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = loop.training_batches
 
     def failing(*arguments: Any, **options: Any) -> Iterator[Any]:
@@ -294,7 +347,9 @@ def test_a_picture_that_goes_bad_later_does_not_cost_the_run(data: Path, run_dir
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_an_observer_that_meets_a_full_disk_does_not_end_the_run(data: Path, run_dir: Path, wrapped: bool) -> None:
+def test_an_observer_that_meets_a_full_disk_does_not_end_the_run(
+    data: Path, run_dir: Path, wrapped: bool
+) -> None:
     def full(state: SnapshotState) -> None:
         if state.checkpoint and wrapped:
             with atomic_write(run_dir / "picture.png"):
@@ -326,7 +381,7 @@ def test_another_number_of_processes_is_told(data: Path, run_dir: Path) -> None:
     assert "no longer bit for bit" in log
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The run folder
 
 
@@ -345,7 +400,9 @@ def test_tensorboard_counts_images_exactly(run_dir: Path) -> None:
 
 
 def test_options_are_written_as_json_that_can_be_read_back(run_dir: Path) -> None:
-    config = tiny_config("rendering.background=[0.25,0.5,1]", "training.ema_rampup=null", "rendering.ray_start=auto")
+    config = tiny_config(
+        "rendering.background=[0.25,0.5,1]", "training.ema_rampup=null", "rendering.ray_start=auto"
+    )
     with RunFolder(run_dir, config, 0.0):
         pass
     assert from_dict(Config, json.loads((run_dir / "training_options.json").read_text())) == config

@@ -1,4 +1,6 @@
-"""Checkpoints written in the background: what they hold, which stay, and what becomes of them on a full disk."""
+"""Checkpoints written in the background: what they hold, which stay, and what becomes of them on a
+full disk.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,23 @@ from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.config.settings import SnapshotConfig
 from training.run import saving
 from training.run.launch import find_checkpoint, set_aside_later
-from training.run.saving import SnapshotWriter, is_finite, older_of, snapshot_kimg, snapshot_name, thin_out
+from training.run.saving import (
+    SnapshotWriter,
+    is_finite,
+    older_of,
+    snapshot_kimg,
+    snapshot_name,
+    thin_out,
+)
 
 KEEP_ALL = SnapshotConfig(keep_last=0)
 
 
 def checkpoint(value: float) -> Checkpoint:
     weights = {"w": torch.full((3, 4), float(value))}
-    return Checkpoint(tiny_config(), {"images": int(value)}, weights, {"d": torch.ones(2)}, dict(weights))
+    return Checkpoint(
+        tiny_config(), {"images": int(value)}, weights, {"d": torch.ones(2)}, dict(weights)
+    )
 
 
 def held(path: Path) -> float:
@@ -33,12 +44,16 @@ def held(path: Path) -> float:
     return float(state["w"][0, 0])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
-def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is written is the state at the time of asking, though the weights change before the first byte."""
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written is the state at the time of asking, though the weights change before the
+    first byte.
+    """
     lines: list[str] = []
     go = threading.Event()
     original = saving.save_checkpoint
@@ -48,7 +63,11 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypa
         original(path, content)
 
     monkeypatch.setattr(saving, "save_checkpoint", slowly)
-    writer, state, path = SnapshotWriter(KEEP_ALL, lines.append), checkpoint(1), tmp_path / snapshot_name(1000)
+    writer, state, path = (
+        SnapshotWriter(KEEP_ALL, lines.append),
+        checkpoint(1),
+        tmp_path / snapshot_name(1000),
+    )
     writer.submit(path, state)
     assert state.G is not None
     state.G["w"].fill_(7)
@@ -74,9 +93,14 @@ def test_checkpoints_are_written_in_turn(tmp_path: Path) -> None:
     assert lines == [f"Saved {path}" for path in paths]
 
 
-def test_a_full_disk_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lines: list[str] = []
-    writer, path = SnapshotWriter(SnapshotConfig(keep_last=1), lines.append), tmp_path / snapshot_name(1000)
+    writer, path = (
+        SnapshotWriter(SnapshotConfig(keep_last=1), lines.append),
+        tmp_path / snapshot_name(1000),
+    )
     writer.submit(path, checkpoint(1))
     writer.wait()
 
@@ -117,7 +141,7 @@ def test_weights_that_are_not_finite_are_noticed(value: float) -> None:
     assert not is_finite(state)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Which stay
 
 
@@ -141,7 +165,9 @@ def left(folder: Path) -> list[int]:
     ],
 )
 @pytest.mark.parametrize("stepwise", [True, False])
-def test_the_last_and_every_so_many_kimg_stay(tmp_path: Path, last: int, every: float, expected: list[int], stepwise: bool) -> None:
+def test_the_last_and_every_so_many_kimg_stay(
+    tmp_path: Path, last: int, every: float, expected: list[int], stepwise: bool
+) -> None:
     """Whether old ones are removed one by one in the course of a run or all at once."""
     for kimg in range(200, 2400, 200):
         write_all(tmp_path, [kimg])
@@ -152,7 +178,10 @@ def test_the_last_and_every_so_many_kimg_stay(tmp_path: Path, last: int, every: 
 
 
 def test_short_runs_keep_what_a_snapshot_of_the_same_name_replaced(tmp_path: Path) -> None:
-    writer, path = SnapshotWriter(SnapshotConfig(keep_last=1), lambda _: None), tmp_path / snapshot_name(0)
+    writer, path = (
+        SnapshotWriter(SnapshotConfig(keep_last=1), lambda _: None),
+        tmp_path / snapshot_name(0),
+    )
     for number in (4, 8, 12):
         writer.submit(path, checkpoint(number))
         writer.finish()
@@ -163,7 +192,9 @@ def test_short_runs_keep_what_a_snapshot_of_the_same_name_replaced(tmp_path: Pat
     assert os.listdir(tmp_path) == [snapshot_name(1000)]
 
 
-def test_a_damaged_snapshot_gives_way_to_the_one_it_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_snapshot_gives_way_to_the_one_it_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     writer, path = SnapshotWriter(KEEP_ALL, lambda _: None), tmp_path / snapshot_name(0)
     for number in (4, 8):
         writer.submit(path, checkpoint(number))
@@ -195,5 +226,7 @@ def test_every_byte_counts(tmp_path: Path) -> None:
         unnoticed += 1
         assert loaded["progress"] == state["progress"]
         for network in ("G", "D", "G_ema"):
-            assert all(torch.equal(loaded[network][name], value) for name, value in state[network].items())
+            assert all(
+                torch.equal(loaded[network][name], value) for name, value in state[network].items()
+            )
     assert unnoticed < len(range(0, len(content), 7))

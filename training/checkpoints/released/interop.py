@@ -1,7 +1,9 @@
-"""Released snapshots: their weights by name, and the settings that make our networks compute what theirs do.
+"""Released snapshots: their weights by name, and the settings that make our networks compute what
+theirs do.
 
-Nothing in such a file is executed (see `training.checkpoints.released.unpickler`); sizes come from the tensors, settings from the modules' states.
-A setting that our networks do not have is an error and never silently ignored.
+Nothing in such a file is executed (see `training.checkpoints.released.unpickler`); sizes come from
+the tensors, settings from the modules' states. A setting that our networks do not have is an error
+and never silently ignored.
 """
 
 from __future__ import annotations
@@ -21,10 +23,19 @@ from dnnlib.console import UserError
 from training.cameras import FFHQ_FOCAL, LABEL_SIZE, SRN_CARS_FOCAL
 from training.checkpoints.released.snapshot_modules import Part, Settings, is_number
 from training.checkpoints.released.unpickler import read_pickle
-from training.config.settings import DiscriminatorConfig, GeneratorConfig, ModelConfig, RenderingConfig, SuperResolutionConfig
+from training.config.settings import (
+    DiscriminatorConfig,
+    GeneratorConfig,
+    ModelConfig,
+    RenderingConfig,
+    SuperResolutionConfig,
+)
 
 MAPPING_LR_MULTIPLIER = 0.01
-LICENCE_NOTE = "note: weights released by others stay under their own licence, and converting them does not change that"
+LICENCE_NOTE = (
+    "note: weights released by others stay under their own licence, and converting them does not"
+    " change that"
+)
 
 # Planes by the pair of world coordinates that span them: x = 0, y = 1, z = 2.
 PLANE_AXES: dict[tuple[tuple[int, int], ...], Literal["released", "corrected"]] = {
@@ -87,7 +98,11 @@ def convert_snapshot(content: Any) -> Weights:
     """
     if not isinstance(content, dict):
         raise UserError("this pickle is no snapshot: it holds no networks")
-    parts = {name: Part(content[name], name) for name in ("G", "D", "G_ema") if content.get(name) is not None}
+    parts = {
+        name: Part(content[name], name)
+        for name in ("G", "D", "G_ema")
+        if content.get(name) is not None
+    }
     generator = parts.get("G_ema") or parts.get("G")
     if generator is None:
         raise UserError("this pickle is no snapshot: it holds neither G_ema nor G")
@@ -98,7 +113,14 @@ def convert_snapshot(content: Any) -> Weights:
     states = {name: part.tensors() for name, part in parts.items()}
     for name, state in states.items():
         check_filters(state, name)
-    return Weights(config, states.get("G"), states.get("D"), states.get("G_ema"), cameras(generator), "released")
+    return Weights(
+        config,
+        states.get("G"),
+        states.get("D"),
+        states.get("G_ema"),
+        cameras(generator),
+        "released",
+    )
 
 
 @functools.cache  # once is enough
@@ -106,19 +128,27 @@ def _print_licence_note() -> None:
     print(LICENCE_NOTE, file=sys.stderr)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Settings of the generator
 
 
 def generator_settings(part: Part) -> ModelConfig:
-    """All settings that a released generator implies; those of the discriminator keep their defaults."""
+    """All settings that a released generator implies; those of the discriminator keep their
+    defaults.
+    """
     part.fixed("c_dim", LABEL_SIZE)
     part.fixed("img_channels", 3)
     check_linear_layers(part)
-    scene = Settings(part.get("rendering_kwargs", lambda v: isinstance(v, dict), "a group of settings"), f"{part.where}.rendering_kwargs")
+    scene = Settings(
+        part.get("rendering_kwargs", lambda v: isinstance(v, dict), "a group of settings"),
+        f"{part.where}.rendering_kwargs",
+    )
     superresolution, resolution = superresolution_settings(part.child("superresolution"), scene)
     if part.whole("img_resolution", 1, 4096) != resolution:
-        raise UserError(f"{part.where}: its super-resolution is made for {resolution} pixels, but img_resolution is not")
+        raise UserError(
+            f"{part.where}: its super-resolution is made for {resolution} pixels, but"
+            " img_resolution is not"
+        )
     return ModelConfig(
         resolution=resolution,
         generator=backbone_settings(part, scene),
@@ -133,7 +163,10 @@ def backbone_settings(part: Part, scene: Settings) -> GeneratorConfig:
     w_dim, _ = part.shape("backbone.mapping.embed.weight", 2)
     _, features = part.shape("backbone.mapping.fc0.weight", 2)
     decoder_hidden, plane_channels = part.shape("decoder.net.0.weight", 2)
-    widths = {resolution: synthesis.shape(f"b{resolution}.conv1.weight", 4)[0] for resolution in block_resolutions(synthesis)}
+    widths = {
+        resolution: synthesis.shape(f"b{resolution}.conv1.weight", 4)[0]
+        for resolution in block_resolutions(synthesis)
+    }
     channel_base, channel_max = channel_settings(synthesis, widths)
     return GeneratorConfig(
         z_dim=features - w_dim,
@@ -156,20 +189,29 @@ def superresolution_settings(part: Part, scene: Settings) -> tuple[SuperResoluti
     kind = SUPERRESOLUTION_CLASSES.get(part.class_name)
     if kind is None:
         known = ", ".join(SUPERRESOLUTION_CLASSES)
-        raise UserError(f"{part.where} is of the unknown class {part.class_name[:60]!r}; known are {known}")
+        raise UserError(
+            f"{part.where} is of the unknown class {part.class_name[:60]!r}; known are {known}"
+        )
     part.fixed("input_resolution", kind.input_resolution)
     antialias = kind.antialias
     if antialias is None:
         antialias = (part if "sr_antialias" in part.values else scene).flag("sr_antialias")
     modes = ("none", "const", "random")
-    return SuperResolutionConfig(
-        channels=kind.channels,
-        input_resolution=kind.input_resolution,
-        antialias=antialias,
-        noise_mode=scene.get("superresolution_noise_mode", lambda v: isinstance(v, str) and v in modes, f"one of {', '.join(modes)}"),
-        use_noise=common_setting(part, "use_noise"),
-        conv_clamp=common_setting(part, "conv_clamp"),
-    ), kind.resolution
+    return (
+        SuperResolutionConfig(
+            channels=kind.channels,
+            input_resolution=kind.input_resolution,
+            antialias=antialias,
+            noise_mode=scene.get(
+                "superresolution_noise_mode",
+                lambda v: isinstance(v, str) and v in modes,
+                f"one of {', '.join(modes)}",
+            ),
+            use_noise=common_setting(part, "use_noise"),
+            conv_clamp=common_setting(part, "conv_clamp"),
+        ),
+        kind.resolution,
+    )
 
 
 def rendering_settings(part: Part, scene: Settings) -> RenderingConfig:
@@ -202,11 +244,18 @@ def ray_limit(scene: Settings, key: str) -> float | Literal["auto"]:
 
 
 def plane_axes(renderer: Part) -> Literal["released", "corrected"]:
-    """Which planes a renderer projects onto; its matrices A give plane coordinates as the first two of p A^-1."""
+    """Which planes a renderer projects onto; its matrices A give plane coordinates as the first two
+    of p A^-1.
+    """
     axes = {**renderer.values, **renderer.own_tensors()}.get("plane_axes")
     if axes is None:
         return "released"
-    if isinstance(axes, Tensor) and axes.shape == (3, 3, 3) and axes.is_floating_point() and bool(axes.double().det().abs().gt(1e-6).all()):
+    if (
+        isinstance(axes, Tensor)
+        and axes.shape == (3, 3, 3)
+        and axes.is_floating_point()
+        and bool(axes.double().det().abs().gt(1e-6).all())
+    ):
         projections = axes.double().inverse()[:, :, :2]  # (plane, world axis, plane coordinate)
         pairs = tuple((int(p[:, 0].argmax()), int(p[:, 1].argmax())) for p in projections)
         ideal = torch.stack([torch.eye(3, dtype=torch.float64)[:, list(pair)] for pair in pairs])
@@ -226,13 +275,14 @@ def cameras(part: Part) -> dict[str, Any] | None:
 
     pivot = scene.get("avg_camera_pivot", is_point, "three numbers", [0, 0, 0])
     radius, box = scene.number("avg_camera_radius"), scene.number("box_warp")
-    # The file does not tell the focal length. Of the two that released models were trained with, the longer one is that of face data;
-    # where it would show less than half of the box, it must have been the other.
+    # The file does not tell the focal length. Of the two that released models were trained with,
+    # the longer one is that of face data; where it would show less than half of the box, it must
+    # have been the other.
     focal = FFHQ_FOCAL if radius / FFHQ_FOCAL > box / 2 else SRN_CARS_FOCAL
     return {"radius": radius, "pivot": [float(value) for value in pivot], "focal": focal}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Settings of the discriminator
 
 
@@ -244,8 +294,13 @@ def discriminator_settings(part: Part, resolution: int) -> DiscriminatorConfig:
     check_linear_layers(part)
     resolutions = block_resolutions(part)
     if max(resolutions) != resolution:
-        raise UserError(f"{part.where} is made for {max(resolutions)} pixels, the generator for {resolution}")
-    widths = {size: part.shape("b4.conv.weight" if size == 4 else f"b{size}.conv0.weight", 4)[0] for size in resolutions}
+        raise UserError(
+            f"{part.where} is made for {max(resolutions)} pixels, the generator for {resolution}"
+        )
+    widths = {
+        size: part.shape("b4.conv.weight" if size == 4 else f"b{size}.conv0.weight", 4)[0]
+        for size in resolutions
+    }
     channel_base, channel_max = channel_settings(part, widths)
     statistics = part.child("b4.mbstd")
     statistics.fixed("num_channels", 1)
@@ -259,29 +314,46 @@ def discriminator_settings(part: Part, resolution: int) -> DiscriminatorConfig:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Both
 
 
 def block_resolutions(part: Part) -> list[int]:
     """Resolutions of the blocks b4, b8, ..., in rising order and without gaps."""
-    found = sorted(int(name[1:]) for name in part.children() if re.fullmatch(r"b[1-9]\d{0,3}", name))
+    found = sorted(
+        int(name[1:]) for name in part.children() if re.fullmatch(r"b[1-9]\d{0,3}", name)
+    )
     if len(found) < 2 or found != [4 << step for step in range(len(found))]:
         raise UserError(f"{part.where} has no complete series of blocks b4, b8, ...")
     return found
 
 
 def channel_settings(part: Part, widths: dict[int, int]) -> tuple[int, int]:
-    """`channel_base` and `channel_max` that give `widths` by resolution: those the file states, else the smallest that fit."""
+    """`channel_base` and `channel_max` that give `widths` by resolution: those the file states,
+    else the smallest that fit.
+    """
     defaults = GeneratorConfig()
     stated = part.values.get("_init_kwargs")
     stated = stated if isinstance(stated, dict) else {}
-    wished = (stated.get("channel_base", defaults.channel_base), stated.get("channel_max", defaults.channel_max))
-    smallest = (max(width * resolution for resolution, width in widths.items()), max(widths.values()))
+    wished = (
+        stated.get("channel_base", defaults.channel_base),
+        stated.get("channel_max", defaults.channel_max),
+    )
+    smallest = (
+        max(width * resolution for resolution, width in widths.items()),
+        max(widths.values()),
+    )
     for base, maximum in (wished, smallest):
-        if type(base) is int and type(maximum) is int and all(min(base // r, maximum) == width for r, width in widths.items()):
+        if (
+            type(base) is int
+            and type(maximum) is int
+            and all(min(base // r, maximum) == width for r, width in widths.items())
+        ):
             return base, maximum
-    raise UserError(f"{part.where}: no channel_base and channel_max give its blocks' widths {list(widths.values())}")
+    raise UserError(
+        f"{part.where}: no channel_base and channel_max give its blocks' widths"
+        f" {list(widths.values())}"
+    )
 
 
 def count_mapping_layers(mapping: Part) -> int:
@@ -293,29 +365,56 @@ def count_mapping_layers(mapping: Part) -> int:
 
 
 def common_setting(part: Part, key: Literal["conv_clamp", "use_noise"]) -> Any:
-    """The value of `key` that all layers inside share; skip branches of a discriminator have no clamp and do not count."""
-    layers = [layer for name, layer in part.walk() if key in layer.values and name.rpartition(".")[2] != "skip"]
+    """The value of `key` that all layers inside share; skip branches of a discriminator have no
+    clamp and do not count.
+    """
+    layers = [
+        layer
+        for name, layer in part.walk()
+        if key in layer.values and name.rpartition(".")[2] != "skip"
+    ]
     found: set[Any] = set()
     for layer in layers:
-        found.add(layer.flag(key) if key == "use_noise" else None if layer.values[key] is None else layer.number(key))
+        found.add(
+            layer.flag(key)
+            if key == "use_noise"
+            else None
+            if layer.values[key] is None
+            else layer.number(key)
+        )
     if len(found) != 1:
-        raise UserError(f"{part.where}: its layers do not agree on {key}" if found else f"{part.where}: no layer states {key}")
+        raise UserError(
+            f"{part.where}: its layers do not agree on {key}"
+            if found
+            else f"{part.where}: no layer states {key}"
+        )
     return found.pop()
 
 
 def check_filters(state: dict[str, Tensor], where: str) -> None:
-    """Refuse resampling filters other than the outer product of [1, 3, 3, 1] with itself, which our networks have built in."""
+    """Refuse resampling filters other than the outer product of [1, 3, 3, 1] with itself, which our
+    networks have built in.
+    """
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
     for name, value in state.items():
-        if name.rpartition(".")[2] == "resample_filter" and (value.shape != (4, 4) or not torch.allclose(value.float(), taps.outer(taps))):
+        if name.rpartition(".")[2] == "resample_filter" and (
+            value.shape != (4, 4) or not torch.allclose(value.float(), taps.outer(taps))
+        ):
             raise UserError(f"{where}.{name} is not the filter [1, 3, 3, 1]; not supported")
 
 
 def check_linear_layers(part: Part) -> None:
-    """Refuse learning-rate multipliers other than ours: they are part of what a fully connected layer computes."""
+    """Refuse learning-rate multipliers other than ours: they are part of what a fully connected
+    layer computes.
+    """
     for name, layer in part.walk():
         if layer.class_name == "FullyConnectedLayer":
             expected = MAPPING_LR_MULTIPLIER if re.search(r"mapping\.fc\d+$", name) else 1.0
             gain = expected / math.sqrt(layer.shape("weight", 2)[1] or 1)
-            if not math.isclose(layer.number("weight_gain"), gain, rel_tol=1e-4) or not math.isclose(layer.number("bias_gain"), expected):
-                raise UserError(f"{layer.where} has a learning-rate multiplier other than {expected}; not supported")
+            if not math.isclose(
+                layer.number("weight_gain"), gain, rel_tol=1e-4
+            ) or not math.isclose(layer.number("bias_gain"), expected):
+                raise UserError(
+                    f"{layer.where} has a learning-rate multiplier other than {expected}; not"
+                    " supported"
+                )

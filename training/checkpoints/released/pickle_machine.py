@@ -1,8 +1,9 @@
 """Carries out a pickle's instructions without running what the pickle names.
 
-A pickle is a program: it names functions and has them called. This machine decodes its instructions with the standard library's
-disassembler and carries out only those that build plain data. A name is never imported: it reaches one of the rebuilders that the
-machine is given, or becomes an inert `Stub` that remembers what was asked for.
+A pickle is a program: it names functions and has them called. This machine decodes its instructions
+with the standard library's disassembler and carries out only those that build plain data. A name is
+never imported: it reaches one of the rebuilders that the machine is given, or becomes an inert
+`Stub` that remembers what was asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pickle import UnpicklingError
 from typing import IO, Any
 
 MAX_INSTRUCTIONS = 2_000_000  # a 512-pixel snapshot has about 0.1 million
-HARMLESS_STANDARD_MODULES = {"collections", "datetime", "functools", "pathlib"}  # calls to these become stubs; the rest is refused
+# calls to these become stubs; the rest is refused
+HARMLESS_STANDARD_MODULES = {"collections", "datetime", "functools", "pathlib"}
 
 
 @dataclass(frozen=True)
@@ -34,25 +36,33 @@ class Name:
 
 @dataclass(eq=False, repr=False)
 class Stub:
-    """An object that the file wanted to build by calling `name` with `args`, and the state it wanted to give it."""
+    """An object that the file wanted to build by calling `name` with `args`, and the state it
+    wanted to give it.
+    """
 
     name: Name
     args: tuple[Any, ...] = ()
     state: Any = None
 
 
-def check_instructions(content: bytes, names: Collection[tuple[str, str]], persistent: Callable[[Any], Any]) -> None:
-    """Go through a pickle that another reader is to open, building nothing, and refuse what could hurt that reader.
+def check_instructions(
+    content: bytes, names: Collection[tuple[str, str]], persistent: Callable[[Any], Any]
+) -> None:
+    """Go through a pickle that another reader is to open, building nothing, and refuse what could
+    hurt that reader.
 
     Args:
         names: Module and name of all that the pickle may mention.
         persistent: Checks each reference to data outside the pickle.
 
     Raises:
-        UnpicklingError: for other names, keys that take for ever to hash, and more instructions than any checkpoint has.
+        UnpicklingError: for other names, keys that take for ever to hash, and more instructions
+            than any checkpoint has.
         Exception: of any kind, for damaged content.
     """
-    inert = {(module, name): functools.partial(_inert, Name(module, name)) for module, name in names}
+    inert = {
+        (module, name): functools.partial(_inert, Name(module, name)) for module, name in names
+    }
     Machine(inert, persistent, names=names).run(io.BytesIO(content))
 
 
@@ -88,10 +98,12 @@ _FETCH = {"GET", "BINGET", "LONG_BINGET"}
 
 
 class Machine:
-    """Carries out a pickle's instructions on a stack; `rebuilders` are the only functions that a pickle can reach.
+    """Carries out a pickle's instructions on a stack; `rebuilders` are the only functions that a
+    pickle can reach.
 
     Args:
-        persistent: What a reference to data outside the pickle stands for; None = there may be none.
+        persistent: What a reference to data outside the pickle stands for; None = there may be
+            none.
         names: All that the pickle may mention; None = anything, which stays inert.
     """
 
@@ -123,7 +135,9 @@ class Machine:
             raise UnpicklingError("it gives a state to something that has none")
 
     def run(self, stream: IO[bytes] | mmap.mmap) -> Any:
-        """Result of the pickle that starts at the position of `stream`, which is left behind its end."""
+        """Result of the pickle that starts at the position of `stream`, which is left behind its
+        end.
+        """
         for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):  # type: ignore[arg-type]
             if count > self.max_instructions:
                 raise UnpicklingError("it has more instructions than any snapshot")
@@ -225,7 +239,9 @@ class Machine:
         if rebuilder is not None:
             return self.rebuild(rebuilder, args)
         root = callee.module.split(".")[0]
-        if root == "__builtin__" or (root in sys.stdlib_module_names and root not in HARMLESS_STANDARD_MODULES):
+        if root == "__builtin__" or (
+            root in sys.stdlib_module_names and root not in HARMLESS_STANDARD_MODULES
+        ):
             raise UnpicklingError(f"it asks to call {callee}, which no snapshot needs")
         return Stub(callee, args)
 
@@ -240,9 +256,13 @@ class Machine:
 
 
 def hashable(key: Any) -> Any:
-    """`key` if hashing it is cheap: nested tuples can be built that take for ever or overflow the C stack."""
+    """`key` if hashing it is cheap: nested tuples can be built that take for ever or overflow the C
+    stack.
+    """
     plain = (str, int, float, bool, bytes, type(None), Name, Stub)
-    if isinstance(key, plain) or (isinstance(key, tuple) and all(isinstance(item, plain) for item in key)):
+    if isinstance(key, plain) or (
+        isinstance(key, tuple) and all(isinstance(item, plain) for item in key)
+    ):
         return key
     raise UnpicklingError(f"it uses a {type(key).__name__} as a key")
 

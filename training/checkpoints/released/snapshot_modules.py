@@ -1,4 +1,6 @@
-"""Modules of a released snapshot as the unpickler leaves them: attributes read with checks, children, tensors by dotted name."""
+"""Modules of a released snapshot as the unpickler leaves them: attributes read with checks,
+children, tensors by dotted name.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from training.checkpoints.released.pickle_machine import Stub
 MAX_MODULES = 5000  # a 1024-pixel generator has about 150
 MAX_CHILDREN = 500  # of one module, tensors likewise
 MAX_DEPTH = 16
-DROPPED_BUFFERS = {"dataset_label_std"}  # a statistic that the released training kept beside the weights
+# a statistic that the released training kept beside the weights
+DROPPED_BUFFERS = {"dataset_label_std"}
 
 
 class Settings:
@@ -38,7 +41,12 @@ class Settings:
 
     def whole(self, key: str, low: int, high: int, default: Any = ...) -> int:
         """A whole number in [low, high]."""
-        return self.get(key, lambda v: type(v) is int and low <= v <= high, f"a whole number from {low} to {high}", default)
+        return self.get(
+            key,
+            lambda v: type(v) is int and low <= v <= high,
+            f"a whole number from {low} to {high}",
+            default,
+        )
 
     def number(self, key: str, default: Any = ...) -> float:
         """A finite number."""
@@ -49,8 +57,15 @@ class Settings:
         return self.get(key, lambda v: type(v) is bool, "true or false", default)
 
     def fixed(self, key: str, expected: Any) -> None:
-        """Refuse any value of `key` but `expected`, which is what our networks do; absent is fine."""
-        self.get(key, lambda v: type(v) in (int, float, bool, str) and v == expected, f"{expected!r}, the only one supported", expected)
+        """Refuse any value of `key` but `expected`, which is what our networks do; absent is
+        fine.
+        """
+        self.get(
+            key,
+            lambda v: type(v) in (int, float, bool, str) and v == expected,
+            f"{expected!r}, the only one supported",
+            expected,
+        )
 
 
 class Part(Settings):
@@ -65,12 +80,18 @@ class Part(Settings):
     def require_class(self, name: str) -> None:
         """Refuse another class: it would compute something else from the same weights."""
         if self.class_name != name:
-            raise UserError(f"{self.where} is of class {self.class_name[:60]!r}; only {name} is supported")
+            raise UserError(
+                f"{self.where} is of class {self.class_name[:60]!r}; only {name} is supported"
+            )
 
     def children(self) -> dict[str, Part]:
         """Modules directly inside, by name."""
         modules = self.get("_modules", _is_group, "a group of modules", {})
-        return {_check_name(name): Part(module, f"{self.where}.{name}") for name, module in modules.items() if module is not None}
+        return {
+            _check_name(name): Part(module, f"{self.where}.{name}")
+            for name, module in modules.items()
+            if module is not None
+        }
 
     def child(self, path: str) -> Part:
         """The module at a dotted path."""
@@ -89,16 +110,27 @@ class Part(Settings):
             name, part, depth = waiting.pop()
             seen += 1
             if seen > MAX_MODULES or depth > MAX_DEPTH:
-                raise UserError(f"{self.where} has more modules inside one another than any network")
+                raise UserError(
+                    f"{self.where} has more modules inside one another than any network"
+                )
             yield name, part
-            waiting += [(f"{name}.{key}".lstrip("."), inner, depth + 1) for key, inner in reversed(part.children().items())]
+            waiting += [
+                (f"{name}.{key}".lstrip("."), inner, depth + 1)
+                for key, inner in reversed(part.children().items())
+            ]
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and buffers by dotted name."""
-        return {f"{name}.{key}".lstrip("."): value for name, part in self.walk() for key, value in part.own_tensors().items()}
+        return {
+            f"{name}.{key}".lstrip("."): value
+            for name, part in self.walk()
+            for key, value in part.own_tensors().items()
+        }
 
     def own_tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers of this module alone, frozen layers' included (those are stored among the buffers)."""
+        """Parameters and buffers of this module alone, frozen layers' included (those are stored
+        among the buffers).
+        """
         found: dict[str, Tensor] = {}
         for group in ("_parameters", "_buffers"):
             for key, value in self.get(group, _is_group, "a group of tensors", {}).items():
@@ -136,4 +168,8 @@ def is_number(value: Any) -> bool:
 
 def _show(value: Any) -> str:
     """A short text for a value of the file, which may be anything."""
-    return repr(value)[:60] if isinstance(value, (str, float, bool)) or is_number(value) else f"of type {type(value).__name__}"
+    return (
+        repr(value)[:60]
+        if isinstance(value, (str, float, bool)) or is_number(value)
+        else f"of type {type(value).__name__}"
+    )

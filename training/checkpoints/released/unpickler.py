@@ -1,7 +1,8 @@
 """Reads released snapshots without running anything in them.
 
-A handful of names that they need (tensors, numpy scalars, ordered dicts, persistent modules) are rebuilt by functions of this file;
-every other name becomes an inert `Stub`. Nothing is imported and no embedded source is compiled.
+A handful of names that they need (tensors, numpy scalars, ordered dicts, persistent modules) are
+rebuilt by functions of this file; every other name becomes an inert `Stub`. Nothing is imported and
+no embedded source is compiled.
 """
 
 from __future__ import annotations
@@ -23,7 +24,14 @@ from torch import Tensor
 from torch.serialization import MAGIC_NUMBER
 
 from dnnlib.console import UserError
-from training.checkpoints.released.pickle_machine import MAX_INSTRUCTIONS, Machine, Name, Stub, hashable, set_items
+from training.checkpoints.released.pickle_machine import (
+    MAX_INSTRUCTIONS,
+    Machine,
+    Name,
+    Stub,
+    hashable,
+    set_items,
+)
 
 MAX_STORAGE_INSTRUCTIONS = 100  # of each of the pickles around a tensor's numbers
 SPARE_BYTES = 1 << 20
@@ -35,25 +43,33 @@ NUMPY_TYPE_CODES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", 
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:
-    """Object graph of the pickle at `path`: plain values, CPU tensors and `Stub` objects. Runs nothing.
+    """Object graph of the pickle at `path`: plain values, CPU tensors and `Stub` objects. Runs
+    nothing.
 
     Raises:
-        UserError: if the file is missing, cut off, damaged, or asks for something no snapshot needs.
+        UserError: if the file is missing, cut off, damaged, or asks for something no snapshot
+            needs.
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
             return _SnapshotReader(_Budget(2 * len(content) + SPARE_BYTES)).run(content)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except Exception as error:  # hostile bytes can fail in any way; the person sees one line whichever it is
+    # hostile bytes can fail in any way; the person sees one line whichever it is
+    except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         advice = "nothing in it was run; fetch it again from a source you trust"
         raise UserError(f"{path} cannot be read as a snapshot: {reason}; {advice}") from error
 
 
 class _Budget:
-    """Limits what calls may copy altogether: a pickle can mention one large object a million times."""
+    """Limits what calls may copy altogether: a pickle can mention one large object a million
+    times.
+    """
 
     def __init__(self, data_bytes: int) -> None:
         self.bytes, self.items = data_bytes, MAX_INSTRUCTIONS
@@ -61,7 +77,9 @@ class _Budget:
     def charge(self, args: tuple[Any, ...]) -> None:
         """Count what a call is given."""
         self.bytes -= sum(len(arg) for arg in args if isinstance(arg, (bytes, bytearray, str)))
-        self.items -= len(args) + sum(len(arg) for arg in args if isinstance(arg, (list, tuple, dict, set, frozenset)))
+        self.items -= len(args) + sum(
+            len(arg) for arg in args if isinstance(arg, (list, tuple, dict, set, frozenset))
+        )
         if self.bytes < 0 or self.items < 0:
             raise UnpicklingError("it copies its content again and again")
 
@@ -79,7 +97,9 @@ class _SnapshotReader(Machine):
         return super().rebuild(rebuilder, args)
 
     def set_state(self, target: Any, state: Any) -> None:
-        """The state of numpy's values comes after them; tensors are complete without their extra attributes."""
+        """The state of numpy's values comes after them; tensors are complete without their extra
+        attributes.
+        """
         if isinstance(target, _NumpyType):
             target.set_byte_order(state)
         elif isinstance(target, np.ndarray):
@@ -90,19 +110,23 @@ class _SnapshotReader(Machine):
             super().set_state(target, state)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What may be rebuilt
 
 
 def _rebuild_module(meta: Any) -> Stub:
-    """A persistent module: its class name and state are kept, the source text that travels with it is dropped unread."""
+    """A persistent module: its class name and state are kept, the source text that travels with it
+    is dropped unread.
+    """
     if not isinstance(meta, dict) or not isinstance(meta.get("class_name"), str):
         raise UnpicklingError("a module in it has no class name")
     return Stub(Name("", meta["class_name"]), (), meta.get("state"))
 
 
 def _load_storage(payload: Any) -> Any:
-    """Flat tensor data from a nested torch file; checked first, so that a small file cannot ask for much memory."""
+    """Flat tensor data from a nested torch file; checked first, so that a small file cannot ask for
+    much memory.
+    """
     if not isinstance(payload, bytes):
         raise UnpicklingError("a tensor in it has no data")
     _check_storage_payload(payload)
@@ -111,7 +135,9 @@ def _load_storage(payload: Any) -> Any:
 
 
 def _check_storage_payload(payload: bytes) -> None:
-    """Refuse a nested torch file that holds anything but one storage whose declared size is the size of its data."""
+    """Refuse a nested torch file that holds anything but one storage whose declared size is the
+    size of its data.
+    """
     stream = io.BytesIO(payload)
     magic, _version, _system, reference, keys = (_read_part(stream) for _ in range(5))
     try:
@@ -119,8 +145,16 @@ def _check_storage_payload(payload: bytes) -> None:
         item_size = STORAGE_ITEM_SIZES[storage.name]
     except (TypeError, ValueError, AttributeError, KeyError):
         raise UnpicklingError("a tensor in it is no plain tensor") from None
-    is_plain = magic == MAGIC_NUMBER and kind == "storage" and storage.module == "torch" and view is None
-    if not is_plain or type(key) is not str or type(location) is not str or keys != [key] or type(length) is not int:
+    is_plain = (
+        magic == MAGIC_NUMBER and kind == "storage" and storage.module == "torch" and view is None
+    )
+    if (
+        not is_plain
+        or type(key) is not str
+        or type(location) is not str
+        or keys != [key]
+        or type(length) is not int
+    ):
         raise UnpicklingError("a tensor in it is no plain tensor")
     if length < 0 or len(payload) - stream.tell() != 8 + length * item_size:
         raise UnpicklingError("a tensor in it is cut off")
@@ -128,17 +162,25 @@ def _check_storage_payload(payload: bytes) -> None:
 
 def _read_part(stream: IO[bytes]) -> Any:
     """One of the pickles of a nested torch file."""
-    return Machine({}, persistent=lambda value: (value,), max_instructions=MAX_STORAGE_INSTRUCTIONS).run(stream)
+    return Machine(
+        {}, persistent=lambda value: (value,), max_instructions=MAX_STORAGE_INSTRUCTIONS
+    ).run(stream)
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
     """Tensor over a storage, after a check that it lies inside and repeats no element."""
     if not isinstance(storage, torch.storage.TypedStorage):
         raise UnpicklingError("a tensor in it has no data")
-    if len(size) != len(stride) or any(type(value) is not int or value < 0 for value in (offset, *size, *stride)):
+    if len(size) != len(stride) or any(
+        type(value) is not int or value < 0 for value in (offset, *size, *stride)
+    ):
         raise UnpicklingError("a tensor in it has an impossible shape")
     count, available = math.prod(size), storage._size()
-    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True)) if count else 0
+    last = (
+        offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+        if count
+        else 0
+    )
     if count > available or (count and last >= available):
         raise UnpicklingError("a tensor in it is larger than its data")
     return torch._utils._rebuild_tensor(storage, offset, tuple(size), tuple(stride))
@@ -171,7 +213,11 @@ def _numpy_type(code: Any, *_: Any) -> _NumpyType:
 
 def _numpy_scalar(kind: Any, data: Any) -> int | float | bool:
     """A numpy scalar as the Python number it equals."""
-    if not isinstance(kind, _NumpyType) or not isinstance(data, bytes) or len(data) != kind.dtype.itemsize:
+    if (
+        not isinstance(kind, _NumpyType)
+        or not isinstance(data, bytes)
+        or len(data) != kind.dtype.itemsize
+    ):
         raise UnpicklingError("it has a number of an unknown type")
     return np.frombuffer(data, kind.dtype)[0].item()
 

@@ -1,4 +1,6 @@
-"""Released snapshots: every weight and every setting arrives, and what our networks cannot do is refused."""
+"""Released snapshots: every weight and every setting arrives, and what our networks cannot do is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,13 @@ from tests.released_layout import (
 )
 from training.checkpoints.checkpoint import build_discriminator, build_generator
 from training.checkpoints.released.interop import LICENCE_NOTE, Weights, read_released_snapshot
-from training.config.settings import DiscriminatorConfig, GeneratorConfig, ModelConfig, RenderingConfig, SuperResolutionConfig
+from training.config.settings import (
+    DiscriminatorConfig,
+    GeneratorConfig,
+    ModelConfig,
+    RenderingConfig,
+    SuperResolutionConfig,
+)
 
 SHARED_SNAPSHOT = Path(__file__).parents[5] / "shared" / "interop" / "snapshot_layout_128.pkl"
 
@@ -118,7 +126,12 @@ def test_settings_come_from_the_states(tmp_path: Path) -> None:
         decoder_hidden=11,
     )
     assert config.superresolution == SuperResolutionConfig(
-        channels=(128, 64), input_resolution=64, antialias=False, noise_mode="random", use_noise=False, conv_clamp=None
+        channels=(128, 64),
+        input_resolution=64,
+        antialias=False,
+        noise_mode="random",
+        use_noise=False,
+        conv_clamp=None,
     )
     assert config.rendering == RenderingConfig(
         resolution=128,
@@ -133,7 +146,12 @@ def test_settings_come_from_the_states(tmp_path: Path) -> None:
         density_gain=1.0,
     )
     assert config.discriminator == DiscriminatorConfig(
-        channel_base=640, channel_max=9, mapping_layers=5, mbstd_group_size=2, conv_clamp=64.0, c_noise=0.5
+        channel_base=640,
+        channel_max=9,
+        mapping_layers=5,
+        mbstd_group_size=2,
+        conv_clamp=64.0,
+        c_noise=0.5,
     )
     assert weights.cameras == {"radius": 1.7, "pivot": [0.0, 0.0, 0.0], "focal": 131.25 / 128}
     assert weights.source == "released"
@@ -142,7 +160,9 @@ def test_settings_come_from_the_states(tmp_path: Path) -> None:
 
 
 def test_absent_settings(tmp_path: Path) -> None:
-    """White background, pose scale and camera may be missing, and what that means is fixed by the format."""
+    """White background, pose scale and camera may be missing, and what that means is fixed by the
+    format.
+    """
     rendering = {
         "c_scale": None,
         "white_back": None,
@@ -186,7 +206,9 @@ def test_variants_read_the_same(tmp_path: Path, layout: Layout, options: dict[st
 
 @pytest.fixture
 def snapshot_128(tmp_path: Path) -> Path:
-    """The file that ships with the interoperability numbers where it is at hand, else one written here with the same content."""
+    """The file that ships with the interoperability numbers where it is at hand, else one written
+    here with the same content.
+    """
     if SHARED_SNAPSHOT.exists():
         return SHARED_SNAPSHOT
     layout = Layout(
@@ -217,16 +239,22 @@ def test_the_given_snapshot(snapshot_128: Path) -> None:
     )
     assert weights.cameras == {"radius": 2.7, "pivot": [0.0, 0.0, 0.2], "focal": 4.2647}
     generator, discriminator = build_generator(weights), build_discriminator(weights)
-    assert torch.equal(generator.backbone.mapping.w_avg, rule_tensor("backbone.mapping.w_avg", (512,)))
+    assert torch.equal(
+        generator.backbone.mapping.w_avg, rule_tensor("backbone.mapping.w_avg", (512,))
+    )
     assert torch.equal(discriminator.state_dict()["b4.out.bias"], rule_tensor("b4.out.bias", (16,)))
 
 
 def test_files_with_fewer_networks(tmp_path: Path) -> None:
     builder = Builder(Layout())
-    only_average = read_released_snapshot(write_pickle(tmp_path / "a.pkl", {"G_ema": builder.generator()}))
+    only_average = read_released_snapshot(
+        write_pickle(tmp_path / "a.pkl", {"G_ema": builder.generator()})
+    )
     assert (only_average.G, only_average.D) == (None, None)
     build_generator(only_average)
-    only_plain = read_released_snapshot(write_pickle(tmp_path / "b.pkl", {"G": builder.generator(), "D": None}))
+    only_plain = read_released_snapshot(
+        write_pickle(tmp_path / "b.pkl", {"G": builder.generator(), "D": None})
+    )
     assert only_plain.G_ema is None
     build_generator(only_plain)
     with pytest.raises(UserError, match="no discriminator"):
@@ -252,7 +280,7 @@ def test_licence_note_appears_once(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert capfd.readouterr().err == LICENCE_NOTE + "\n"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What is refused
 
 
@@ -269,7 +297,9 @@ def state_of(call: Call) -> dict[str, Any]:
     return call.state if call.state is not None else call.args[0]["state"]
 
 
-def refused(tmp_path: Path, change: Callable[[dict[str, Any]], None], layout: Layout | None = None) -> str:
+def refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], layout: Layout | None = None
+) -> str:
     """The one line that a changed snapshot is answered with."""
     snapshot = Builder(layout or Layout()).snapshot()
     change(snapshot)
@@ -286,7 +316,9 @@ def set_attribute(path: str, key: str, value: Any) -> Callable[[dict[str, Any]],
 
 
 def remove(path: str, key: str, group: str | None = None) -> Callable[[dict[str, Any]], None]:
-    return lambda snapshot: (module(snapshot, path)[group] if group else module(snapshot, path)).pop(key)
+    return lambda snapshot: (
+        module(snapshot, path)[group] if group else module(snapshot, path)
+    ).pop(key)
 
 
 def rename_class(path: str, name: str) -> Callable[[dict[str, Any]], None]:
@@ -300,7 +332,16 @@ def rename_class(path: str, name: str) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-@pytest.mark.parametrize("key", ["c_gen_conditioning_zero", "superresolution_noise_mode", "depth_resolution", "ray_start", "box_warp"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "c_gen_conditioning_zero",
+        "superresolution_noise_mode",
+        "depth_resolution",
+        "ray_start",
+        "box_warp",
+    ],
+)
 def test_missing_scene_settings(tmp_path: Path, key: str) -> None:
     message = refused(tmp_path, lambda _: None, Layout(rendering={key: None}))
     assert message.endswith(f"G_ema.rendering_kwargs lacks {key}")
@@ -322,7 +363,10 @@ def test_scene_settings_of_the_wrong_kind(tmp_path: Path, key: str, value: Any) 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (rename_class("G_ema.superresolution", "SuperresolutionHybrid9X"), "unknown class 'SuperresolutionHybrid9X'; known are"),
+        (
+            rename_class("G_ema.superresolution", "SuperresolutionHybrid9X"),
+            "unknown class 'SuperresolutionHybrid9X'; known are",
+        ),
         (rename_class("G_ema", "Generator"), "only TriPlaneGenerator"),
         (rename_class("D", "DummyDualDiscriminator"), "only DualDiscriminator"),
         (set_attribute("G_ema", "img_resolution", 256), "made for 128 pixels"),
@@ -337,11 +381,20 @@ def test_scene_settings_of_the_wrong_kind(tmp_path: Path, key: str, value: Any) 
         (remove("D.b4", "mbstd", "_modules"), "no module mbstd"),
         (set_attribute("D.b4.mbstd", "num_channels", 2), "num_channels"),
         (set_attribute("D.b32.conv1", "conv_clamp", 3), "do not agree on conv_clamp"),
-        (set_attribute("G_ema.superresolution.block1.torgb", "conv_clamp", None), "do not agree on conv_clamp"),
-        (set_attribute("G_ema.backbone.synthesis.b8.conv1", "use_noise", False), "do not agree on use_noise"),
+        (
+            set_attribute("G_ema.superresolution.block1.torgb", "conv_clamp", None),
+            "do not agree on conv_clamp",
+        ),
+        (
+            set_attribute("G_ema.backbone.synthesis.b8.conv1", "use_noise", False),
+            "do not agree on use_noise",
+        ),
         (set_attribute("G_ema.superresolution", "input_resolution", 32), "input_resolution"),
         (set_attribute("G_ema.decoder.net.0", "bias_gain", 2), "learning-rate multiplier"),
-        (set_attribute("G_ema.backbone.mapping.fc1", "weight_gain", 0.5), "learning-rate multiplier"),
+        (
+            set_attribute("G_ema.backbone.mapping.fc1", "weight_gain", 0.5),
+            "learning-rate multiplier",
+        ),
         (set_attribute("G_ema.renderer", "plane_axes", RELEASED_AXES.flip(0)), "plane_axes"),
         (set_attribute("G_ema.renderer", "plane_axes", -RELEASED_AXES), "plane_axes"),
         (set_attribute("G_ema.renderer", "plane_axes", RELEASED_AXES * 0), "plane_axes"),
@@ -350,16 +403,23 @@ def test_scene_settings_of_the_wrong_kind(tmp_path: Path, key: str, value: Any) 
         (set_attribute("G_ema", "_modules", None), "_modules"),
         (set_attribute("G_ema", "_modules", {"a\n\x1b[1m": 3}), "name"),
         (set_attribute("G", "_parameters", {"weight": 3}), "weight is no tensor"),
-        (lambda s: module(s, "D")["_buffers"].update(resample_filter=torch.ones(4, 4)), "resample_filter"),
+        (
+            lambda s: module(s, "D")["_buffers"].update(resample_filter=torch.ones(4, 4)),
+            "resample_filter",
+        ),
         (lambda s: s.update(G_ema=3), "G_ema is no network module"),
         (lambda s: (s.pop("G"), s.pop("G_ema")), "neither G_ema nor G"),
     ],
 )
-def test_what_our_networks_cannot_be(tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str) -> None:
+def test_what_our_networks_cannot_be(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], words: str
+) -> None:
     assert words in refused(tmp_path, change)
 
 
-@pytest.mark.parametrize("content", [3, [], None, "G_ema", {}, {"G_ema": None}, Call(Ref("a", "b"))])
+@pytest.mark.parametrize(
+    "content", [3, [], None, "G_ema", {}, {"G_ema": None}, Call(Ref("a", "b"))]
+)
 def test_pickles_that_are_no_snapshots(tmp_path: Path, content: Any) -> None:
     with pytest.raises(UserError, match="no snapshot"):
         read_released_snapshot(write_pickle(tmp_path / "x.pkl", content))
@@ -399,12 +459,17 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     message = str(caught.value)
     assert "1 missing: decoder.net.0.bias" in message
     assert "1 unexpected: superresolution.block1.conv0.extra" in message
-    assert "1 differing: superresolution.block1.conv0.weight (3x3 in the file, 64x128x3x3 here)" in message
+    assert (
+        "1 differing: superresolution.block1.conv0.weight (3x3 in the file, 64x128x3x3 here)"
+        in message
+    )
 
 
 def plane_coordinates(points: Tensor, axes: Tensor) -> Tensor:
     """Reference for a renderer's projection: the first two of p A^-1, for every plane."""
-    return torch.stack([torch.linalg.solve(matrix.T.double(), points.double().T).T[:, :2] for matrix in axes])
+    return torch.stack(
+        [torch.linalg.solve(matrix.T.double(), points.double().T).T[:, :2] for matrix in axes]
+    )
 
 
 @pytest.mark.parametrize(("axes", "third"), [(RELEASED_AXES, [2, 0]), (CORRECTED_AXES, [2, 1])])
@@ -417,9 +482,19 @@ def test_test_layouts_axes_are_what_they_are_called(axes: Tensor, third: list[in
 def test_config_is_complete(tmp_path: Path) -> None:
     """A setting added to the model needs a decision here about what released models have."""
     config = read(tmp_path, Layout()).config
-    known = {"resolution": 1, "generator": 12, "superresolution": 7, "rendering": 10, "discriminator": 6}
+    known = {
+        "resolution": 1,
+        "generator": 12,
+        "superresolution": 7,
+        "rendering": 10,
+        "discriminator": 6,
+    }
     counts = {
-        item.name: len(dataclasses.fields(value)) if dataclasses.is_dataclass(value := getattr(config, item.name)) else 1
+        item.name: (
+            len(dataclasses.fields(value))
+            if dataclasses.is_dataclass(value := getattr(config, item.name))
+            else 1
+        )
         for item in dataclasses.fields(config)
     }
     assert counts == known

@@ -1,4 +1,6 @@
-"""The safe unpickler: it rebuilds what a snapshot holds, runs nothing, and answers every bad file with one line."""
+"""The safe unpickler: it rebuilds what a snapshot holds, runs nothing, and answers every bad file
+with one line.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,7 @@ class Executes:
         return self.call
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What it reads
 
 
@@ -66,14 +68,32 @@ def test_plain_values_in_every_protocol(tmp_path: Path) -> None:
         "numbers": [0, -1, 255, 70000, 2**40, -(2**80), 1.5, float("inf")],
         "texts": ["", "é" * 300, "line\nbreak"],
         "bytes": [b"", b"x" * 300, bytearray(b"y")],
-        "others": [None, True, False, (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), {1, 2}, frozenset({3}), {}],
+        "others": [
+            None,
+            True,
+            False,
+            (),
+            (1,),
+            (1, 2),
+            (1, 2, 3),
+            (1, 2, 3, 4),
+            {1, 2},
+            frozenset({3}),
+            {},
+        ],
         "ordered": OrderedDict(a=1, b=[2]),
         "shared": [shared, shared],
         ("a", 1): "tuple key",
     }
     for protocol in range(3, pickle.HIGHEST_PROTOCOL + 1):
-        source = {**value, "bytes": value["bytes"][:2]} if protocol < 5 else value  # bytearrays have an opcode from 5 on
-        source = {**source, "others": [item for item in value["others"] if protocol > 3 or not isinstance(item, frozenset)]}
+        # bytearrays have an opcode from 5 on
+        source = {**value, "bytes": value["bytes"][:2]} if protocol < 5 else value
+        source = {
+            **source,
+            "others": [
+                item for item in value["others"] if protocol > 3 or not isinstance(item, frozenset)
+            ],
+        }
         path = tmp_path / f"{protocol}.pkl"
         path.write_bytes(pickle.dumps(source, protocol))
         result = read_pickle(path)
@@ -83,7 +103,18 @@ def test_plain_values_in_every_protocol(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("location", ["cpu", "cuda:0"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float64,
+        torch.int64,
+        torch.uint8,
+        torch.bool,
+    ],
+)
 def test_tensors(tmp_path: Path, dtype: torch.dtype, location: str) -> None:
     values = torch.arange(24).reshape(2, 3, 4).to(dtype)
     tensors = {
@@ -112,8 +143,17 @@ def test_parameters_become_plain_tensors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("module", ["numpy._core.multiarray", "numpy.core.multiarray"])
 @pytest.mark.parametrize("protocol", [3, 4, 5])
 def test_numpy_scalars_become_numbers(tmp_path: Path, module: str, protocol: int) -> None:
-    scalars = [np.float64(0.1), np.float32(0.5), np.int64(-7), np.uint8(200), np.bool_(True), np.float16(2)]
-    result = read_pickle(write_pickle(tmp_path / "n.pkl", scalars, protocol=protocol, numpy_module=module))
+    scalars = [
+        np.float64(0.1),
+        np.float32(0.5),
+        np.int64(-7),
+        np.uint8(200),
+        np.bool_(True),
+        np.float16(2),
+    ]
+    result = read_pickle(
+        write_pickle(tmp_path / "n.pkl", scalars, protocol=protocol, numpy_module=module)
+    )
     assert result == [0.1, 0.5, -7, 200, True, 2]
     assert [type(value) for value in result] == [float, float, int, int, bool, float]
 
@@ -140,7 +180,12 @@ def test_unknown_classes_become_stubs(tmp_path: Path) -> None:
     ]
     thing, call, mention = read_pickle(write_pickle(tmp_path / "s.pkl", content))
     assert isinstance(thing, Stub)
-    assert (thing.name.module, thing.name.name, thing.args, thing.state) == ("some.where", "Thing", (1, "a"), {"x": 2})
+    assert (thing.name.module, thing.name.name, thing.args, thing.state) == (
+        "some.where",
+        "Thing",
+        (1, "a"),
+        {"x": 2},
+    )
     assert isinstance(call, Stub)
     assert str(call.name) == "torch.hub.load"
     assert (mention.module, mention.name) == ("os", "system")
@@ -154,7 +199,7 @@ def test_easy_dicts_are_dicts(tmp_path: Path) -> None:
     assert read_pickle(path) == {"a": 1, "b": 2}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What it never does
 
 
@@ -175,9 +220,19 @@ def test_embedded_source_is_not_run(tmp_path: Path, marker: Path) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("new", [False, True])
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_calls_into_the_standard_library_are_refused(tmp_path: Path, target: tuple[str, str], new: bool, protocol: int) -> None:
-    path = write_pickle(tmp_path / "h.pkl", {"G_ema": Call(Ref(*target), ("touch executed",), new=new)}, protocol=protocol)
-    refuse(path, path.read_bytes(), match=f"{target[0]}.{target[1]}, which no snapshot needs; nothing in it was run")
+def test_calls_into_the_standard_library_are_refused(
+    tmp_path: Path, target: tuple[str, str], new: bool, protocol: int
+) -> None:
+    path = write_pickle(
+        tmp_path / "h.pkl",
+        {"G_ema": Call(Ref(*target), ("touch executed",), new=new)},
+        protocol=protocol,
+    )
+    refuse(
+        path,
+        path.read_bytes(),
+        match=f"{target[0]}.{target[1]}, which no snapshot needs; nothing in it was run",
+    )
 
 
 def test_real_exploits_leave_no_mark(tmp_path: Path, marker: Path) -> None:
@@ -223,7 +278,9 @@ def test_results_of_calls_cannot_be_called(tmp_path: Path, first: str) -> None:
 
 def test_dotted_names_reach_no_attributes(tmp_path: Path) -> None:
     """Protocol 4 lets a name hold dots, which would walk from an allowed class to its innards."""
-    path = write_pickle(tmp_path / "d.pkl", Call(Ref("collections", "OrderedDict.__init__.__globals__"), ()))
+    path = write_pickle(
+        tmp_path / "d.pkl", Call(Ref("collections", "OrderedDict.__init__.__globals__"), ())
+    )
     assert isinstance(read_pickle(path), Stub)
 
 
@@ -233,7 +290,7 @@ def test_unneeded_instructions_are_refused(tmp_path: Path, instruction: bytes) -
     refuse(tmp_path / "i.pkl", codes.get(instruction, b"N" + instruction + b"."))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Nested tensor data
 
 
@@ -242,11 +299,16 @@ def storage_call(payload: Any) -> Call:
 
 
 def tensor_call(payload: Any, *geometry: Any) -> Call:
-    return Call(Ref("torch._utils", "_rebuild_tensor_v2"), (storage_call(payload), *geometry, False, OrderedDict()))
+    return Call(
+        Ref("torch._utils", "_rebuild_tensor_v2"),
+        (storage_call(payload), *geometry, False, OrderedDict()),
+    )
 
 
 def storage_payload(values: torch.Tensor) -> bytes:
-    _, (payload,) = torch.storage.TypedStorage(wrap_storage=values.untyped_storage(), dtype=values.dtype, _internal=True).__reduce__()
+    _, (payload,) = torch.storage.TypedStorage(
+        wrap_storage=values.untyped_storage(), dtype=values.dtype, _internal=True
+    ).__reduce__()
     return payload
 
 
@@ -255,7 +317,8 @@ def test_nested_payload_that_is_an_exploit(tmp_path: Path, marker: Path) -> None
 
     exploit = pickle.dumps(Executes(os.system, f"touch {marker}"), 2)
     good = storage_payload(torch.zeros(4))
-    start = good.index(b"\x80\x02(X\x07")  # the fourth pickle, after magic number, version and system
+    # the fourth pickle, after magic number, version and system
+    start = good.index(b"\x80\x02(X\x07")
     zipped = io.BytesIO()
     torch.save(Executes(os.system, f"touch {marker}"), zipped)
     legacy = io.BytesIO()
@@ -302,13 +365,23 @@ def test_tensor_outside_its_data(tmp_path: Path, geometry: tuple[Any, ...]) -> N
     refuse(path, path.read_bytes(), match="a tensor in it|NoneType")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Damage and excess
 
 
 def test_cut_off_anywhere(tmp_path: Path) -> None:
-    layout = Layout(z_dim=2, w_dim=2, channel_base=16, channel_max=2, plane_resolution=8, plane_channels=2, decoder_hidden=2)
-    content = write_pickle(tmp_path / "whole.pkl", {"G_ema": Builder(layout).synthesis("s")}).read_bytes()
+    layout = Layout(
+        z_dim=2,
+        w_dim=2,
+        channel_base=16,
+        channel_max=2,
+        plane_resolution=8,
+        plane_channels=2,
+        decoder_hidden=2,
+    )
+    content = write_pickle(
+        tmp_path / "whole.pkl", {"G_ema": Builder(layout).synthesis("s")}
+    ).read_bytes()
     lengths = {*range(200), *range(200, len(content), 211), *range(len(content) - 50, len(content))}
     for length in lengths - {0}:
         refuse(tmp_path / "cut.pkl", content[:length])
@@ -317,9 +390,13 @@ def test_cut_off_anywhere(tmp_path: Path) -> None:
 
 @given(st.data())
 @settings(max_examples=150)
-def test_flipped_bytes_never_crash(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_flipped_bytes_never_crash(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     folder = tmp_path_factory.getbasetemp()
-    content = bytearray(pickle.dumps({"a": [1.5, (2, 3)], "t": torch.zeros(3), "n": np.float64(1)}, 4))
+    content = bytearray(
+        pickle.dumps({"a": [1.5, (2, 3)], "t": torch.zeros(3), "n": np.float64(1)}, 4)
+    )
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = folder / "flipped.pkl"
@@ -340,7 +417,9 @@ def test_random_bytes_never_crash(tmp_path_factory: pytest.TempPathFactory, cont
 def test_deep_nesting_as_a_key(tmp_path: Path) -> None:
     """Hashing such a tuple would overflow the C stack."""
     refuse(tmp_path / "deep.pkl", b"\x80\x04})" + b"\x85" * 300_000 + b"Ns.", match="as a key")
-    refuse(tmp_path / "deep.pkl", b"\x80\x04\x8f()" + b"\x85" * 300_000 + b"\x90.", match="as a key")
+    refuse(
+        tmp_path / "deep.pkl", b"\x80\x04\x8f()" + b"\x85" * 300_000 + b"\x90.", match="as a key"
+    )
     refuse(tmp_path / "deep.pkl", b"\x80\x04()" + b"\x85" * 300_000 + b"\x91.", match="as a key")
 
 
@@ -356,7 +435,11 @@ def test_doubling_tuples_as_a_key(tmp_path: Path) -> None:
 
 
 def test_too_many_instructions(tmp_path: Path) -> None:
-    refuse(tmp_path / "long.pkl", b"\x80\x04N" + b"N0" * (MAX_INSTRUCTIONS // 2) + b".", match="more instructions")
+    refuse(
+        tmp_path / "long.pkl",
+        b"\x80\x04N" + b"N0" * (MAX_INSTRUCTIONS // 2) + b".",
+        match="more instructions",
+    )
 
 
 HUGE_LENGTHS = [
