@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ def undisturbed(folder: Path, data: Path, steps: int, *more: str) -> dict[str, A
 
 def lines(outdir: Path) -> int:
     return sum(len(path.read_text().splitlines()) for path in outdir.glob(f"*/{STATS_FILE}"))
+
+
+def has_gone_on(outdir: Path, before: int, process: subprocess.Popen[bytes]) -> bool:
+    return lines(outdir) != before and len(workers(process)) == 2
+
+
+def has_restarted(log: Path, restarts: int) -> bool:
+    return log.read_text().count("Going on from") == restarts
 
 
 def is_writing(outdir: Path) -> bool:
@@ -153,17 +162,10 @@ def test_torchrun_starts_a_job_again_from_its_last_checkpoint(tmp_path: Path, da
     try:
         for restarts in (1, 2):
             before = lines(outdir)
-            wait_for(
-                lambda before=before: lines(outdir) != before and len(workers(process)) == 2,
-                "steps",
-            )  # type: ignore[misc]
+            wait_for(partial(has_gone_on, outdir, before, process), "steps")
             time.sleep(1)
             workers(process)[-restarts].kill()
-            wait_for(
-                lambda count=restarts: log.read_text().count("Going on from") == count,
-                "a restart",
-                60,
-            )  # type: ignore[misc]
+            wait_for(partial(has_restarted, log, restarts), "a restart", 60)
         assert process.wait(timeout=300) == 0, log.read_text()
     finally:
         end_all(process)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,10 @@ def wait_for_steps(outdir: Path) -> None:
     wait_for(lambda: steps(outdir) != before and steps(outdir).count("\n") > 0, "steps", 4 * MINUTE)
 
 
+def has_lost_contact_again(log: Path, before: int) -> bool:
+    return log.read_text().count("lost contact") > before
+
+
 @pytest.mark.slow
 def test_two_hosts_lose_a_process_and_their_cable(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     data, outdir = write_dataset(tmp_path / "blots.zip"), tmp_path / "runs"
@@ -163,10 +168,7 @@ def test_two_hosts_lose_a_process_and_their_cable(hosts: tuple[Host, Host], tmp_
         )
         assert seconds < MINUTE
         for log, count in zip(logs, said, strict=True):
-            wait_for(
-                lambda log=log, count=count: log.read_text().count("lost contact") > count,
-                "a reason",
-            )  # type: ignore[misc]
+            wait_for(partial(has_lost_contact_again, log, count), "a reason")
         ip("-n", second.name, "link", "set", second.cable, "up")
         wait_for_steps(outdir)
         for process in started:

@@ -191,9 +191,11 @@ def make_inputs(case: Case) -> Inputs:
         )
     offsets = Offsets(uniform(n, r, case.coarse), uniform(n, r, case.fine) if case.fine else None)
     if case.fixed_offsets:
-        offsets = Offsets(
-            *(None if u is None else u[:1, :1].sort().values.expand(u.shape) for u in offsets)
-        )  # type: ignore[arg-type]
+        coarse, fine = (
+            None if u is None else u[:1, :1].sort().values.expand(u.shape) for u in offsets
+        )
+        assert coarse is not None
+        offsets = Offsets(coarse, fine)
     grads = (None if none else normal(n, r, case.colors), normal(n, r, 1) * 0.3, normal(n, r, 1))
     return Inputs(planes, weights, make_rays(case, normal, uniform), offsets, points, grads)
 
