@@ -47,7 +47,8 @@ def stratified_depths(near: Tensor, far: Tensor, u: Tensor) -> Tensor:
     """Evenly spaced depths from `near` to `far`, both included, each moved forward by u steps.
 
     Args:
-        near, far: (N, R, 1).
+        near: (N, R, 1).
+        far: (N, R, 1).
         u: (N, R, S) in [0, 1).
 
     Returns:
