@@ -137,6 +137,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(
         folder / "ckpt.pkl", Checkpoint(Config(model=model), cameras=cameras, **weights)
     )
+    (folder / "models").symlink_to(ROOT / "models")
     write_snapshot(folder / "released.pkl", Layout(plane_channels=4))
     ball = trimesh.creation.icosphere(2)
     save_mesh(
@@ -233,6 +234,18 @@ def test_commands_parse(line: str) -> None:
     if program == "train.py":
         for assignment in options["overrides"]:
             set_option(Config(), assignment)
+
+
+@pytest.mark.parametrize("line", blocks(ROOT / "README.md", "sh")[0].splitlines()[1:])
+def test_first_commands_of_the_readme_run(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a fresh clone, with nothing but the shipped model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    _, program, *arguments = shlex.split(line, comments=True)
+    COMMAND_LINES[program].main(arguments, prog_name=program, standalone_mode=False)
+    assert any(path.stat().st_size > 10_000 for path in (tmp_path / "out").rglob("*.*"))
 
 
 class FakeData:
