@@ -449,6 +449,12 @@ def test_links_resolve(page: Path) -> None:
             ], f"{page.name}: {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_prose_has_lines_of_at_most_100_columns(page: Path) -> None:
+    lines = [line for line in prose(page).splitlines() if not line.startswith("|")]
+    assert not [line for line in lines if len(line) > 100]
+
+
 def test_pages_name_no_place_of_one_machine() -> None:
     for page in PAGES:
         assert not re.search(
