@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -298,11 +299,13 @@ while line := sys.stdin.buffer.readline():
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The fake in mediapipe's place."""
-    worker = tmp_path / "fake.py"
+    """The fake in mediapipe's place: a Python in the environment that all processes look for, which runs it instead."""
+    monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path / "cache"))
+    worker, python = tmp_path / "fake.py", face_process.environment_dir() / "bin" / "python"
     worker.write_text(FAKE)
-    monkeypatch.setattr(face_process, "WORKER", worker)
-    monkeypatch.setattr(face_process, "environment_python", lambda: Path(sys.executable))
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(worker))}\n")
+    python.chmod(0o755)
     return worker
 
 
