@@ -161,7 +161,7 @@ class Page {
     if (shift.length === 2 && shift.every(Number.isFinite)) change.shift = shift;
     this.showView(told.get("view") === "depth" ? "depth" : "image");
     const head = number("head");
-    await this.showHead(Number.isInteger(head) && head >= 0 && head < this.scene.heads.length ? head : Math.max(this.head, 0));
+    await this.showHead(Number.isInteger(head) && head >= 0 && head < this.scene.heads.length ? head : (this.wanted ?? 0));
     this.orbit.move(change);
   }
 
@@ -178,6 +178,7 @@ class Page {
   }
 
   savePicture() {
+    if (this.head < 0) return;
     const { size, pixels } = this.picture({ size: this.affordable(STILL_SECONDS, this.scene.rendering.resolution) });
     const canvas = Object.assign(document.createElement("canvas"), { width: size, height: size });
     canvas.getContext("2d").putImageData(new ImageData(pixels, size, size), 0, 0);
@@ -222,7 +223,9 @@ function connect(page) {
   elements.canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
   elements.canvas.addEventListener("webglcontextrestored", () => {
     renderer.start();
-    page.showHead(Math.max(page.head, 0));
+    page.head = -1; // its planes are gone; until they are here again nothing is drawn
+    page.full = null;
+    page.showHead(page.wanted);
   });
 }
 

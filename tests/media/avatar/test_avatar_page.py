@@ -276,9 +276,33 @@ def test_without_webgl_it_says_so(shipped_page: Path, browser: Browser) -> None:
 
 def test_lost_graphics_memory_comes_back(shipped_page: Path, show: Callable[..., Page], shipped: Generator) -> None:
     page = show(shipped_page, "#head=1")
-    page.run("window.taker = avatars.renderer.gl.getExtension('WEBGL_lose_context'); taker.loseContext()")
-    page.wait_until("avatars.renderer.gl.isContextLost()")
-    page.run("setTimeout(() => taker.restoreContext(), 50)")
-    page.wait_until("!avatars.renderer.gl.isContextLost() && avatars.full")
+    lose_memory(page)
+    page.run("taker.restoreContext()")
+    page.wait_until(f"!avatars.renderer.gl.isContextLost() && {READY}")
     label = cameras_of(shipped).label(0.2, 0.0)
     assert psnr(drawn(page, label, 64), rendered(shipped, 1, label, 64)) > 50
+    assert not page.errors
+
+
+def test_nothing_is_drawn_before_lost_graphics_memory_is_filled_again(shipped_page: Path, show: Callable[..., Page]) -> None:
+    """Unpacking the planes takes a while; the canvas must not show the background alone meanwhile, nor may it be saved."""
+    page = show(shipped_page, "#head=1")
+    page.wait_until(COMPLETE, 120)
+    lose_memory(page)
+    page.run("{ const load = loadTexels; window.loadTexels = (...a) => new Promise((go) => { window.goOn = go; }).then(() => load(...a)); }")
+    page.run("window.drawings = 0; avatars.renderer.drawRows = () => { drawings++; }; taker.restoreContext()")
+    page.wait_until("!avatars.renderer.gl.isContextLost() && !!window.goOn")
+    page.run("window.dispatchEvent(new Event('resize')); document.getElementById('save').click()")
+    page.run("new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
+    assert page.run("[drawings, avatars.head, avatars.full]") == [0, -1, None]
+    page.run("delete avatars.renderer.drawRows; goOn()")
+    page.wait_until(COMPLETE, 120)
+    assert page.run("avatars.head") == 1
+    assert not page.errors
+
+
+def lose_memory(page: Page) -> None:
+    """As a browser does that needs the memory elsewhere. It gives memory again only to pages that have heard of the loss."""
+    lose = "window.taker = avatars.renderer.gl.getExtension('WEBGL_lose_context'); taker.loseContext();"
+    heard = "avatars.elements.canvas.addEventListener('webglcontextlost', () => setTimeout(go), { once: true });"
+    page.run(f"new Promise((go) => {{ {heard} {lose} }})")
