@@ -18,6 +18,8 @@ from training.checkpoint import Checkpoint, save_checkpoint
 from training.networks.generator import Generator
 from training.scene import CameraSummary
 
+pytestmark = pytest.mark.waits
+
 SIZE, REALS, FAKES = 32, 30, 20
 METRICS = ("--metrics", "fid12_full,relief2", "--detector", "lite0", "--report-fakes", str(FAKES), "--device", "cpu")
 

@@ -219,6 +219,7 @@ def large_source(folder: Path, count: int = 400) -> Path:
     return source
 
 
+@pytest.mark.waits
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("name", ["data.zip", "data"])
 def test_stopped_in_the_middle_nothing_is_left(kind: signal.Signals, name: str, tmp_path: Path):

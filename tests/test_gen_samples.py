@@ -221,6 +221,7 @@ def test_missing_options_and_wrong_files_are_one_line(network: Path, tmp_path: P
         assert words in done.stderr
 
 
+@pytest.mark.waits
 def test_interruption_leaves_whole_files_only(network: Path, tmp_path: Path):
     command = [sys.executable, COMMAND, "--network", network, "--seeds", "0-99999", "--shapes", "ply", "--shape-res", "16"]
     command += ["--shape-level", LEVEL, "--outdir", tmp_path]

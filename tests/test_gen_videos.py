@@ -195,6 +195,7 @@ def test_wrong_networks_and_places_are_one_line(network: Path, tmp_path: Path) -
     run(network, tmp_path / "text.pkl", "--frames", "1").assert_refused(1, "text.pkl")
 
 
+@pytest.mark.waits
 def test_ctrl_c_leaves_a_file_that_plays(network: Path, tmp_path: Path) -> None:
     options: list[str | Path] = ["--network", network, "--seeds", "0", "--frames", "100000", "--outdir", tmp_path, "--formats", "mp4,gif"]
     process = start("gen_videos.py", *options, "--size", "128")

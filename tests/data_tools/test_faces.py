@@ -251,6 +251,7 @@ def test_a_setup_that_fails_leaves_nothing(plugin: Path, monkeypatch: pytest.Mon
     assert list((plugin / "cache").iterdir()) == []
 
 
+@pytest.mark.waits
 def test_stopped_in_the_middle_nothing_is_left(plugin: Path) -> None:
     folder = source(plugin / "in", **{f"p{i:03d}": picture((RED, 200, 150, 60)) for i in range(150)})
     out = plugin / "out"
@@ -313,6 +314,7 @@ def blank(width: int, faces: int = 0) -> np.ndarray:
     return np.full((4, width, 3), faces, dtype=np.uint8)
 
 
+@pytest.mark.waits
 @pytest.mark.usefixtures("fake")
 def test_a_process_that_dies_is_started_again() -> None:
     with face_process.mediapipe_estimator() as estimate:
@@ -331,6 +333,7 @@ def test_a_process_that_dies_is_started_again() -> None:
     assert [child for child in psutil.Process().children() if "fake.py" in " ".join(child.cmdline())] == []
 
 
+@pytest.mark.waits
 @pytest.mark.usefixtures("fake")
 def test_a_process_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with face_process.mediapipe_estimator() as estimate:
@@ -340,12 +343,14 @@ def test_a_process_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
             estimate(blank(14))
 
 
+@pytest.mark.waits
 def test_a_process_that_does_not_start(fake: Path) -> None:
     fake.write_text("raise ImportError('no mediapipe here')")
     with pytest.raises(UserError, match=r"does not start \(exit status 1: ImportError: no mediapipe here\); set it up anew"):
         face_process.MeshProcess()
 
 
+@pytest.mark.waits
 @pytest.mark.usefixtures("fake")
 def test_a_picture_that_kills_the_process_is_listed(plugin: Path) -> None:
     folder = source(plugin / "in", deadly=picture(size=(13, 40)))

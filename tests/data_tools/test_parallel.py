@@ -18,6 +18,8 @@ import pytest
 from data_tools.parallel import IN_FLIGHT_PER_WORKER, ended_politely, ordered_map
 from dnnlib.console import UserError
 
+pytestmark = pytest.mark.waits
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

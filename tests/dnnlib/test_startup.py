@@ -13,6 +13,8 @@ import pytest
 from dnnlib import startup
 from tests.tiny import finish, start
 
+pytestmark = pytest.mark.waits
+
 SCRIPTS = ["train.py", "gen_samples.py", "gen_videos.py", "calc_metrics.py", "dataset_tool.py", "export.py", "viewer.py"]
 
 

@@ -20,6 +20,8 @@ from torch_utils.stats import Statistics
 from training.dataset import to_float
 from training.trainer import Trainer
 
+pytestmark = pytest.mark.waits
+
 PROCESSES = 2
 
 

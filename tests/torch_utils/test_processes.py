@@ -20,6 +20,8 @@ from tests.tiny import ROOT
 from torch_utils.distributed import rank, sum_over_processes, world_size
 from torch_utils.processes import first_process_decides, run_processes
 
+pytestmark = pytest.mark.waits
+
 HINT = "think again"
 
 

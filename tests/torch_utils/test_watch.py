@@ -8,9 +8,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import pytest
 import torch.distributed as dist
 
 from torch_utils.watch import Watch
+
+pytestmark = pytest.mark.waits
 
 BEAT, SILENCE = 0.02, 10
 

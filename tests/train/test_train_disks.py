@@ -60,6 +60,7 @@ def test_a_full_disk_keeps_the_last_snapshot(whole: tuple[Path, Ended], half_cop
     assert not differing(state_in(half_copy), state_in(whole[0]))
 
 
+@pytest.mark.waits
 def test_a_system_that_refuses_large_files(data: Path, tmp_path: Path) -> None:
     process = start("train.py", "--data", data, "--outdir", tmp_path / "runs", *TINY_OPTIONS, "--snap", "0", "--kimg", kimg(2))
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (150_000, 150_000))  # less than a checkpoint, more than the rest

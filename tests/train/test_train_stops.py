@@ -16,6 +16,8 @@ from tests.train.runs import RUN_OPTIONS, snapshot_in, train_here
 from training.checkpoint import load_checkpoint
 from training.trainer import Trainer
 
+pytestmark = pytest.mark.waits
+
 
 def wait_for(condition: Callable[[], bool], process: Any, seconds: float = 120) -> None:
     end = time.monotonic() + seconds

@@ -27,6 +27,8 @@ from training.cameras import unpack_label
 from training.networks.generator import Generator
 from training.scene import CameraSummary, cameras_of
 
+pytestmark = pytest.mark.waits
+
 READY = "window.avatars && avatars.head >= 0"
 COMPLETE = "avatars.full && avatars.full.row >= avatars.full.target.size && avatars.elements.canvas.dataset.size"
 QUIET = "#view=image"  # an address asks for no greeting
@@ -289,7 +291,9 @@ def test_nothing_is_drawn_before_lost_graphics_memory_is_filled_again(shipped_pa
     page = show(shipped_page, "#head=1")
     page.wait_until(COMPLETE, 120)
     lose_memory(page)
-    page.run("{ const load = loadTexels; window.loadTexels = (...a) => new Promise((go) => { window.goOn = go; }).then(() => load(...a)); }")
+    page.run(
+        "{ const load = loadTexels; window.loadTexels = (...a) => new Promise((go) => { window.goOn = go; }).then(() => load(...a)); }"
+    )
     page.run("window.drawings = 0; avatars.renderer.drawRows = () => { drawings++; }; taker.restoreContext()")
     page.wait_until("!avatars.renderer.gl.isContextLost() && !!window.goOn")
     page.run("window.dispatchEvent(new Event('resize')); document.getElementById('save').click()")

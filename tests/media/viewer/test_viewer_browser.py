@@ -15,6 +15,8 @@ from media.viewer.server import Viewer, run_viewer
 from open_eg3d import load_generator
 from tests.browser import SOFTWARE_WEBGL, Page, open_browser
 
+pytestmark = pytest.mark.waits
+
 PICTURE = (330, 60, 900, 660)  # a part of the window that shows the head and neither controls nor notices
 MIDDLE = (500.0, 400.0)
 CHANGED = 4.0  # mean difference, of 255, between pictures of other heads or views; the same one drawn again differs by 0

@@ -37,6 +37,8 @@ from tests.tiny import call, finish, start
 from tests.viewer_page import RawPage
 from training.checkpoint import load_weights
 
+pytestmark = pytest.mark.waits
+
 SAMPLES = load_weights(demo.SHIPPED).config.rendering.depth_resolution
 
 

@@ -100,6 +100,7 @@ def test_the_cache_key_follows_all_that_decides_the_result(place: Path, monkeypa
     assert key() != before
 
 
+@pytest.mark.waits
 @needs_compiler
 def test_a_killed_build_blocks_nobody_and_leaves_nothing(place: Path) -> None:
     killed = start_build(place, CXX=slow_compiler(place, 60))
@@ -114,6 +115,7 @@ def test_a_killed_build_blocks_nobody_and_leaves_nothing(place: Path) -> None:
     assert not list((place / "cache" / "ops").glob(".tmp-*"))
 
 
+@pytest.mark.waits
 @needs_compiler
 def test_of_two_processes_one_builds_and_the_other_waits(place: Path) -> None:
     compiler = slow_compiler(place, 3)
