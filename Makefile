@@ -8,11 +8,12 @@ GLTF_VALIDATOR := gltf-validator@2.0.0-dev.3.10  # Khronos', which judges GLB fi
 
 # A waiting thread that spins slows everybody on a busy machine; results do not depend on it.
 test test-slow test-flaky test-random: export OMP_WAIT_POLICY ?= passive
-# Every core has a process of pytest, so that more threads than one in each would only wait for each other.
+# Every core has a process of pytest; more threads in each would only wait for each other.
 test test-random: export OMP_NUM_THREADS ?= 1
 PARALLEL := -n auto --dist loadfile
 
-.PHONY: install fuzz browser test test-slow test-flaky test-random lint demo docs-media gpu-check clean
+.PHONY: install fuzz browser test test-slow test-flaky test-random lint demo docs-media gpu-check \
+	clean
 
 install: $(INSTALLED)
 

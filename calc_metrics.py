@@ -1,4 +1,6 @@
-"""Figures of a model: python calc_metrics.py --network ckpt.pkl --data ffhq.zip --metrics fid50k_full. See docs/metrics.md."""
+"""Figures of a model: python calc_metrics.py --network ckpt.pkl --data ffhq.zip --metrics
+fid50k_full. See docs/metrics.md.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,17 @@ from typing import Any
 import click
 import torch
 
-from data_tools.face_angles import open_pose_estimator
+from data_tools.faces.angles import open_pose_estimator
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import atomic_write, check_utf8, is_url, make_dir
-from media.report import Figure, Report, Section, report_page
-from media.report_sections import VIEWS, curves_section, realism_sections, samples_section, views_section
+from media.report.page import Figure, Report, Section, report_page
+from media.report.sections import (
+    VIEWS,
+    curves_section,
+    realism_sections,
+    samples_section,
+    views_section,
+)
 from metrics.command_line import Metrics, metric_network_options
 from metrics.evaluate import MetricOptions, MetricResult, check_inputs, evaluate
 from metrics.names import VALID_FORMS, explain, parse_metrics
@@ -30,14 +38,26 @@ from metrics.reals import RealImages
 from metrics.results import as_json, as_text, show_in_tensorboard
 from metrics.sampling import LARGEST_SEED, GeneratorSampler
 from open_eg3d import __version__
-from open_eg3d.command_line import network_option, nrr_option, precision_option, trunc_cutoff_option, trunc_option
-from open_eg3d.measuring import SamplingOptions, keep_results, open_sampler, real_images, snapshot_kimg
+from open_eg3d.command_line import (
+    network_option,
+    nrr_option,
+    precision_option,
+    trunc_cutoff_option,
+    trunc_option,
+)
+from open_eg3d.measuring import (
+    SamplingOptions,
+    keep_results,
+    open_sampler,
+    real_images,
+    snapshot_kimg,
+)
 from torch_utils.devices import device_option
+from torch_utils.distributed.processes import run_processes
 from torch_utils.precision import use_full_fp32
-from torch_utils.processes import run_processes
-from training.dataset import ImageDataset
+from training.data.dataset import ImageDataset
+from training.data.scene import cameras_of
 from training.networks.generator import Generator
-from training.scene import cameras_of
 
 ON_URL_OUTDIR = Path("out")
 REALS_OF_REPORT = 2000  # real pictures the report compares with where no metric says how many
@@ -59,7 +79,7 @@ class Job:
     report_fakes: int = 500
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The work of one process
 
 
@@ -84,7 +104,9 @@ def run_job(device: torch.device, job: Job) -> None:
     use_full_fp32()
     options = dataclasses.replace(job.options, device=device)
     team = options.team
-    dataset = open_data(job.data, job.mirror, check=team.rank == 0) if job.data is not None else None
+    dataset = (
+        open_data(job.data, job.mirror, check=team.rank == 0) if job.data is not None else None
+    )
     reals = real_images(dataset) if dataset is not None else None
     check_inputs(parse_metrics(job.metrics, options.detector), reals, options)
     sampler = open_sampler(job.network, dataset, job.sampling, device)
@@ -109,15 +131,22 @@ def tell(job: Job, results: list[MetricResult]) -> None:
         with SummaryWriter(str(job.outdir)) as writer:
             show_in_tensorboard(writer, results, round((kimg or 0) * 1000))
     except OSError as error:
-        raise UserError(f"cannot write to {job.outdir}: {error.strerror or error}; free some space or choose another --outdir") from error
+        raise UserError(
+            f"cannot write to {job.outdir}: {error.strerror or error}; free some space or choose"
+            " another --outdir"
+        ) from error
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The report
 
 
-def compare(job: Job, sampler: GeneratorSampler, reals: RealImages | None, options: MetricOptions) -> Realism | None:
-    """Fakes beside the real pictures that the metrics compare with, by the same feature network; none without data or such metrics."""
+def compare(
+    job: Job, sampler: GeneratorSampler, reals: RealImages | None, options: MetricOptions
+) -> Realism | None:
+    """Fakes beside the real pictures that the metrics compare with, by the same feature network;
+    none without data or such metrics.
+    """
     metrics = [metric for metric in parse_metrics(job.metrics, options.detector) if metric.detector]
     if reals is None or not metrics:
         return None
@@ -129,29 +158,51 @@ def compare(job: Job, sampler: GeneratorSampler, reals: RealImages | None, optio
 
 
 def write_report(
-    job: Job, path: Path, results: list[MetricResult], sampler: GeneratorSampler, reals: RealImages | None, realism: Realism | None
+    job: Job,
+    path: Path,
+    results: list[MetricResult],
+    sampler: GeneratorSampler,
+    reals: RealImages | None,
+    realism: Realism | None,
 ) -> None:
     """Write the page: numbers, curves, samples, views, and samples beside real pictures.
 
     Raises:
         UserError: if it cannot be written.
     """
-    figures = [Figure(result.name, finite_values(result), result.protocol, explain(result.name)) for result in results]
+    figures = [
+        Figure(result.name, finite_values(result), result.protocol, explain(result.name))
+        for result in results
+    ]
     folders = [job.outdir] if is_url(job.network) else [Path(job.network).parent, job.outdir]
     assert isinstance(sampler.model, Generator)
     summary = cameras_of(sampler.model)
     yaws = summary.default_yaws(VIEWS)
     sections = [
-        curves_section(folders, {result.name: result.protocol for result in results}, snapshot_kimg),
+        curves_section(
+            folders, {result.name: result.protocol for result in results}, snapshot_kimg
+        ),
         samples_section(sampler, job.options.batch),
-        views_section(sampler, summary, yaws, summary.pitch, summary.frontal_label(), job.options.batch),
+        views_section(
+            sampler, summary, yaws, summary.pitch, summary.frontal_label(), job.options.batch
+        ),
     ]
     if realism is not None and reals is not None:
         sections += realism_sections(sampler, reals, realism)
     else:
-        sections.append(Section("Beside real pictures", "Not computed: it takes --data, and one of the metrics fid, kid, pr or is."))
+        sections.append(
+            Section(
+                "Beside real pictures",
+                "Not computed: it takes --data, and one of the metrics fid, kid, pr or is.",
+            )
+        )
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    facts = {"Network": job.network, "Data": job.data or "none", "Made": now, "By": f"open-eg3d {__version__}"}
+    facts = {
+        "Network": job.network,
+        "Data": job.data or "none",
+        "Made": now,
+        "By": f"open-eg3d {__version__}",
+    }
     page = report_page(Report(f"Figures of {Path(job.network).name}", facts, figures, sections))
     with atomic_write(path) as file:
         file.write(page.encode(errors="backslashreplace"))  # pictures' names may be no UTF-8
@@ -163,7 +214,7 @@ def finite_values(result: MetricResult) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in result.values.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The command line
 
 
@@ -172,7 +223,9 @@ class Range(click.ParamType):
 
     name = "range"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float]:
         """The two numbers."""
         if isinstance(value, tuple):
             return value
@@ -194,7 +247,9 @@ def check_options(job: Job, device: torch.device, procs: int) -> None:
     metrics = parse_metrics(job.metrics, job.options.detector)
     for metric in metrics:
         if metric.needs_reals and not job.data:
-            raise click.UsageError(f"--metrics {metric.name} compares with real pictures; give them with --data")
+            raise click.UsageError(
+                f"--metrics {metric.name} compares with real pictures; give them with --data"
+            )
     if job.sampling.cameras == "data" and not job.data:
         raise click.UsageError("--cameras data needs --data; choose --cameras checkpoint")
     if (job.sampling.yaw or job.sampling.pitch) and job.sampling.cameras != "range":
@@ -202,10 +257,16 @@ def check_options(job: Job, device: torch.device, procs: int) -> None:
     if device.type == "mps" and procs > 1:
         raise click.UsageError("--procs: only one process can use --device mps")
     if device.type == "cuda" and procs > torch.cuda.device_count():
-        raise click.UsageError(f"--procs {procs}: there is one process for a GPU, and this machine has {torch.cuda.device_count()}")
+        raise click.UsageError(
+            f"--procs {procs}: there is one process for a GPU, and this machine has"
+            f" {torch.cuda.device_count()}"
+        )
     fakes = max(job.report_fakes if job.report else 0, *(metric.count for metric in metrics))
     if job.sampling.seed + fakes > LARGEST_SEED:
-        raise click.UsageError(f"--seed {job.sampling.seed}: seeds go up to {LARGEST_SEED}, and every picture takes one")
+        raise click.UsageError(
+            f"--seed {job.sampling.seed}: seeds go up to {LARGEST_SEED}, and every picture"
+            " takes one"
+        )
 
 
 def default_outdir(network: str) -> Path:
@@ -228,7 +289,9 @@ def job_of(options: dict[str, Any]) -> Job:
             pose_model=options["pose_model"],
             open_pose=open_pose_estimator,
         ),
-        sampling=SamplingOptions(**{field.name: options[field.name] for field in dataclasses.fields(SamplingOptions)}),
+        sampling=SamplingOptions(
+            **{field.name: options[field.name] for field in dataclasses.fields(SamplingOptions)}
+        ),
         mirror=options["mirror"],
         outdir=options["outdir"] or default_outdir(options["network"]),
         prints_json=options["prints_json"],
@@ -239,34 +302,81 @@ def job_of(options: dict[str, Any]) -> Job:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @network_option
-@click.option("--data", metavar="ZIP|DIR|URL", help="Real pictures with cameras, at the model's resolution.")
-@click.option("--metrics", "names", type=Metrics(), required=True, metavar="A,B,...", help=f"What to compute: {VALID_FORMS}.")
+@click.option(
+    "--data", metavar="ZIP|DIR|URL", help="Real pictures with cameras, at the model's resolution."
+)
+@click.option(
+    "--metrics",
+    "names",
+    type=Metrics(),
+    required=True,
+    metavar="A,B,...",
+    help=f"What to compute: {VALID_FORMS}.",
+)
 @metric_network_options
 @click.option(
-    "--cameras", type=click.Choice(["data", "checkpoint", "range"]), help="Where cameras are drawn from.  [default: data, else checkpoint]"
+    "--cameras",
+    type=click.Choice(["data", "checkpoint", "range"]),
+    help="Where cameras are drawn from.  [default: data, else checkpoint]",
 )
-@click.option("--yaw", type=Range(), metavar="A,B", help="Range in degrees, with --cameras range.  [default: the training data's]")
-@click.option("--pitch", type=Range(), metavar="A,B", help="Range in degrees, with --cameras range.  [default: the training data's]")
+@click.option(
+    "--yaw",
+    type=Range(),
+    metavar="A,B",
+    help="Range in degrees, with --cameras range.  [default: the training data's]",
+)
+@click.option(
+    "--pitch",
+    type=Range(),
+    metavar="A,B",
+    help="Range in degrees, with --cameras range.  [default: the training data's]",
+)
 @click.option(
     "--conditioning",
     type=click.Choice(["own", "frontal"]),
     default="own",
     show_default=True,
-    help="Camera that latents are conditioned on: each one's own, as in the paper, or the data's mean pose.",
+    help=(
+        "Camera that latents are conditioned on: each one's own, as in the paper, or the data's"
+        " mean pose."
+    ),
 )
 @trunc_option
 @trunc_cutoff_option
 @nrr_option
-@click.option("--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help="Seed of fake 0; i more for fake i.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, LARGEST_SEED),
+    default=0,
+    show_default=True,
+    help="Seed of fake 0; i more for fake i.",
+)
 @precision_option
-@click.option("--mirror/--no-mirror", default=False, help="Add the mirror images of the real pictures.")
-@click.option("--batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Pictures at once.")
-@click.option("--procs", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that share the work (GPUs).")
+@click.option(
+    "--mirror/--no-mirror", default=False, help="Add the mirror images of the real pictures."
+)
+@click.option(
+    "--batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Pictures at once."
+)
+@click.option(
+    "--procs",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Processes that share the work (GPUs).",
+)
 @device_option
-@click.option("--outdir", type=click.Path(path_type=Path), help="Folder of metric-<name>.jsonl.  [default: the network's]")
+@click.option(
+    "--outdir",
+    type=click.Path(path_type=Path),
+    help="Folder of metric-<name>.jsonl.  [default: the network's]",
+)
 @click.option("--json", "prints_json", is_flag=True, help="Print one line of JSON a metric.")
 @click.option(
-    "--report", type=click.Path(path_type=Path, dir_okay=False), metavar="HTML", help="Also write a page with figures and pictures."
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="HTML",
+    help="Also write a page with figures and pictures.",
 )
 @click.option(
     "--report-fakes",
@@ -276,7 +386,9 @@ def job_of(options: dict[str, Any]) -> Job:
     help="Fakes that the page's most and least realistic ones are chosen from.",
 )
 def main(**options: Any) -> None:
-    """Compute figures of a model, with the protocol they hold for. Results are also appended to metric-<name>.jsonl."""
+    """Compute figures of a model, with the protocol they hold for. Results are also appended to
+    metric-<name>.jsonl.
+    """
     job, device, procs = job_of(options), options["device"], options["procs"]
     check_options(job, device, procs)
     check_utf8(job.outdir)

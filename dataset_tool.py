@@ -26,12 +26,16 @@ class Colour(click.ParamType):
 
     name = "R,G,B"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
         """Parse the option's text."""
         if isinstance(value, tuple):
             return value
         parts = str(value).split(",")
-        if len(parts) != 3 or not all(re.fullmatch(r"\s*\d{1,3}\s*", part) and int(part) <= 255 for part in parts):
+        if len(parts) != 3 or not all(
+            re.fullmatch(r"\s*\d{1,3}\s*", part) and int(part) <= 255 for part in parts
+        ):
             self.fail(f"{value!r} is not three numbers from 0 to 255, like 77,153,158", param, ctx)
         return tuple(int(part) for part in parts)
 
@@ -41,7 +45,9 @@ class Background(Colour):
 
     name = "none|white|black|random|R,G,B"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Any:
         """Parse the option's text."""
         if value in ("none", "random"):
             return value
@@ -53,7 +59,9 @@ class Point(click.ParamType):
 
     name = "X,Y,Z"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
         """Parse the option's text."""
         if isinstance(value, tuple):
             return value
@@ -74,7 +82,9 @@ def power_of_two(ctx: click.Context, param: click.Parameter, value: int) -> int:
 def trainable_size(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
     """Check a size of training pictures, or none."""
     if value is not None and value not in (32, 64, 128, 256, 512, 1024):
-        raise click.BadParameter(f"{value} is not one of 32, 64, 128, 256, 512, 1024", ctx=ctx, param=param)
+        raise click.BadParameter(
+            f"{value} is not one of 32, 64, 128, 256, 512, 1024", ctx=ctx, param=param
+        )
     return value
 
 
@@ -85,11 +95,22 @@ def positive(ctx: click.Context, param: click.Parameter, value: float | None) ->
     return value
 
 
-source_option = click.option("--source", required=True, help="Data set: a ZIP, its URL, or a folder.")
-dest_option = click.option("--dest", required=True, type=click.Path(path_type=Path), help="Archive (.zip) or folder to write.")
+source_option = click.option(
+    "--source", required=True, help="Data set: a ZIP, its URL, or a folder."
+)
+dest_option = click.option(
+    "--dest",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Archive (.zip) or folder to write.",
+)
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing --dest.")
 workers_option = click.option(
-    "--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes; 0 takes one for each core."
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Processes; 0 takes one for each core.",
 )
 
 
@@ -99,23 +120,98 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--source", required=True, help="Folder, ZIP or URL with pictures and cameras, or one transforms.json or CSV.")
+@click.option(
+    "--source",
+    required=True,
+    help="Folder, ZIP or URL with pictures and cameras, or one transforms.json or CSV.",
+)
 @dest_option
-@click.option("--format", "kind", type=click.Choice(SOURCE_FORMATS), default="auto", show_default=True, help="What the source is.")
-@click.option("--resolution", type=int, callback=trainable_size, help="Side of the pictures. [default: what the first one fills]")
-@click.option("--crop/--no-crop", default=True, show_default=True, help="Cut out the middle square, or squeeze the whole picture into one.")
-@click.option("--background", type=Background(), default="none", show_default=True, help="What shows through transparent parts.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of random backgrounds.")
-@click.option("--up", type=click.Choice(UP_AXES), default="auto", show_default=True, help="The source world's upward axis.")
-@click.option("--recentre/--no-recentre", default=None, help="Move the point all cameras look at. [default: for COLMAP, transforms]")
-@click.option("--radius", type=float, callback=positive, help="Median distance of the cameras after recentring; for a CSV, all cameras'.")
-@click.option("--pivot", type=Point(), help="Where the point goes on recentring; for a CSV, what the cameras look at.")
-@click.option("--focal", type=float, callback=positive, help="For a CSV without that column: focal length in picture widths.")
-@click.option("--angles", type=click.Choice(["degrees", "radians"]), help="Unit of a CSV's angles. [default: degrees]")
-@click.option("--camera-axes", type=click.Choice(["opencv", "opengl"]), help="The source's camera axes. [default: its format's]")
-@click.option("--poses", type=click.Choice(["cam2world", "world2cam"]), help="What the source's matrices are. [default: its format's]")
-@click.option("--intrinsics", type=click.Choice(["normalised", "pixels"]), help="Unit in dataset.json. [default: normalised]")
-@click.option("--skip-bad", is_flag=True, help="Leave out pictures that cannot be converted, and list them.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(SOURCE_FORMATS),
+    default="auto",
+    show_default=True,
+    help="What the source is.",
+)
+@click.option(
+    "--resolution",
+    type=int,
+    callback=trainable_size,
+    help="Side of the pictures. [default: what the first one fills]",
+)
+@click.option(
+    "--crop/--no-crop",
+    default=True,
+    show_default=True,
+    help="Cut out the middle square, or squeeze the whole picture into one.",
+)
+@click.option(
+    "--background",
+    type=Background(),
+    default="none",
+    show_default=True,
+    help="What shows through transparent parts.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of random backgrounds.",
+)
+@click.option(
+    "--up",
+    type=click.Choice(UP_AXES),
+    default="auto",
+    show_default=True,
+    help="The source world's upward axis.",
+)
+@click.option(
+    "--recentre/--no-recentre",
+    default=None,
+    help="Move the point all cameras look at. [default: for COLMAP, transforms]",
+)
+@click.option(
+    "--radius",
+    type=float,
+    callback=positive,
+    help="Median distance of the cameras after recentring; for a CSV, all cameras'.",
+)
+@click.option(
+    "--pivot",
+    type=Point(),
+    help="Where the point goes on recentring; for a CSV, what the cameras look at.",
+)
+@click.option(
+    "--focal",
+    type=float,
+    callback=positive,
+    help="For a CSV without that column: focal length in picture widths.",
+)
+@click.option(
+    "--angles",
+    type=click.Choice(["degrees", "radians"]),
+    help="Unit of a CSV's angles. [default: degrees]",
+)
+@click.option(
+    "--camera-axes",
+    type=click.Choice(["opencv", "opengl"]),
+    help="The source's camera axes. [default: its format's]",
+)
+@click.option(
+    "--poses",
+    type=click.Choice(["cam2world", "world2cam"]),
+    help="What the source's matrices are. [default: its format's]",
+)
+@click.option(
+    "--intrinsics",
+    type=click.Choice(["normalised", "pixels"]),
+    help="Unit in dataset.json. [default: normalised]",
+)
+@click.option(
+    "--skip-bad", is_flag=True, help="Leave out pictures that cannot be converted, and list them."
+)
 @workers_option
 @overwrite_option
 def convert(source: str, dest: Path, overwrite: bool, **settings: Any) -> None:
@@ -125,14 +221,20 @@ def convert(source: str, dest: Path, overwrite: bool, **settings: Any) -> None:
     from data_tools.parallel import ended_politely
     from data_tools.sources.base import ReadOptions
 
-    own = {name: settings.pop(name) for name in ("focal", "angles", "camera_axes", "poses", "intrinsics")}
+    own = {
+        name: settings.pop(name)
+        for name in ("focal", "angles", "camera_axes", "poses", "intrinsics")
+    }
     settings["up"] = None if settings["up"] == "auto" else settings["up"]
     options = ReadOptions(**own, radius=settings["radius"], pivot=settings["pivot"])
     with ended_politely():
         summary = run(source, dest, ConvertConfig(read=options, **settings), overwrite=overwrite)
     for line in (*summary.notes, *(f"left out: {reason}" for reason in summary.skipped)):
         click.echo(line, err=True)
-    click.echo(f"wrote {summary.count} images of {summary.resolution} pixels to {dest} (from {summary.kind})")
+    click.echo(
+        f"wrote {summary.count} images of {summary.resolution} pixels to {dest} (from"
+        f" {summary.kind})"
+    )
 
 
 @main.command()
@@ -153,8 +255,20 @@ def mirror(source: str, dest: Path, workers: int, overwrite: bool) -> None:
 @main.command()
 @source_option
 @dest_option
-@click.option("--bins", type=click.IntRange(min=1), default=9, show_default=True, help="Equal parts of the range of yaws.")
-@click.option("--factor", type=FiniteRange(min=1), default=4.0, show_default=True, help="Most copies of a picture.")
+@click.option(
+    "--bins",
+    type=click.IntRange(min=1),
+    default=9,
+    show_default=True,
+    help="Equal parts of the range of yaws.",
+)
+@click.option(
+    "--factor",
+    type=FiniteRange(min=1),
+    default=4.0,
+    show_default=True,
+    help="Most copies of a picture.",
+)
 @overwrite_option
 def rebalance(source: str, dest: Path, bins: int, factor: float, overwrite: bool) -> None:
     """Write a data set in which pictures of rare yaws are repeated."""
@@ -170,7 +284,9 @@ def rebalance(source: str, dest: Path, bins: int, factor: float, overwrite: bool
 @source_option
 @click.option("--strict", is_flag=True, help="Exit status 1 on warnings too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option("--pictures", type=click.Path(path_type=Path), help="Folder for cameras.png and contact.png.")
+@click.option(
+    "--pictures", type=click.Path(path_type=Path), help="Folder for cameras.png and contact.png."
+)
 @click.option(
     "--cfg",
     type=click.Choice(["auto", "ffhq", "afhq", "shapenet", "heads"]),
@@ -180,10 +296,18 @@ def rebalance(source: str, dest: Path, bins: int, factor: float, overwrite: bool
 )
 @workers_option
 @click.pass_context
-def check(ctx: click.Context, source: str, strict: bool, as_json: bool, pictures: Path | None, cfg: str, workers: int) -> None:
+def check(
+    ctx: click.Context,
+    source: str,
+    strict: bool,
+    as_json: bool,
+    pictures: Path | None,
+    cfg: str,
+    workers: int,
+) -> None:
     """Say all that is wrong or odd about a data set and how to mend it; exit status 1 on errors."""
-    from data_tools.check import check_data
-    from data_tools.draw_cameras import draw_checked
+    from data_tools.check.check import check_data
+    from data_tools.check.draw_cameras import draw_checked
     from data_tools.parallel import ended_politely
 
     try:
@@ -191,7 +315,16 @@ def check(ctx: click.Context, source: str, strict: bool, as_json: bool, pictures
             report, data = check_data(source, preset=cfg, workers=workers)
     except UserError as error:
         if as_json:
-            click.echo(json.dumps({"source": source, "ok": False, "errors": [{"code": "source", "message": str(error)}], "warnings": []}))
+            click.echo(
+                json.dumps(
+                    {
+                        "source": source,
+                        "ok": False,
+                        "errors": [{"code": "source", "message": str(error)}],
+                        "warnings": [],
+                    }
+                )
+            )
             ctx.exit(1)
         raise
     if pictures and data.labels:
@@ -202,7 +335,7 @@ def check(ctx: click.Context, source: str, strict: bool, as_json: bool, pictures
 
 def estimator_name(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """Check that an estimator can be loaded."""
-    from data_tools.face_estimators import load_estimator
+    from data_tools.faces.estimators import load_estimator
 
     try:
         load_estimator(value)
@@ -214,22 +347,63 @@ def estimator_name(ctx: click.Context, param: click.Parameter, value: str) -> st
 @main.command()
 @click.option("--source", help="Folder, ZIP or URL with pictures of people.")
 @click.option("--dest", type=click.Path(path_type=Path), help="Archive (.zip) or folder to write.")
-@click.option("--setup", is_flag=True, help="Install mediapipe, which finds faces, into an environment of its own; once.")
-@click.option("--resolution", type=int, default=512, show_default=True, callback=trainable_size, help="Side of the portraits.")
-@click.option("--pick", type=click.Choice(["largest", "central"]), default="largest", show_default=True, help="Which of several faces.")
-@click.option("--keep-roll", is_flag=True, help="Leave tilted heads tilted, with tilted cameras, instead of turning them upright.")
-@click.option("--min-size", type=click.IntRange(min=0), default=0, show_default=True, help="Leave out portraits of fewer pixels a side.")
-@click.option("--background", type=Background(), default="none", show_default=True, help="What shows through transparent parts.")
 @click.option(
-    "--estimator", default="mediapipe", show_default=True, callback=estimator_name, help="What finds faces: mediapipe or module:function."
+    "--setup",
+    is_flag=True,
+    help="Install mediapipe, which finds faces, into an environment of its own; once.",
 )
-@click.option("--skip-bad", is_flag=True, help="Leave out files that cannot be read, and list them.")
+@click.option(
+    "--resolution",
+    type=int,
+    default=512,
+    show_default=True,
+    callback=trainable_size,
+    help="Side of the portraits.",
+)
+@click.option(
+    "--pick",
+    type=click.Choice(["largest", "central"]),
+    default="largest",
+    show_default=True,
+    help="Which of several faces.",
+)
+@click.option(
+    "--keep-roll",
+    is_flag=True,
+    help="Leave tilted heads tilted, with tilted cameras, instead of turning them upright.",
+)
+@click.option(
+    "--min-size",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Leave out portraits of fewer pixels a side.",
+)
+@click.option(
+    "--background",
+    type=Background(),
+    default="none",
+    show_default=True,
+    help="What shows through transparent parts.",
+)
+@click.option(
+    "--estimator",
+    default="mediapipe",
+    show_default=True,
+    callback=estimator_name,
+    help="What finds faces: mediapipe or module:function.",
+)
+@click.option(
+    "--skip-bad", is_flag=True, help="Leave out files that cannot be read, and list them."
+)
 @workers_option
 @overwrite_option
-def faces(source: str | None, dest: Path | None, setup: bool, overwrite: bool, **settings: Any) -> None:
+def faces(
+    source: str | None, dest: Path | None, setup: bool, overwrite: bool, **settings: Any
+) -> None:
     """Cut faces out of pictures as FFHQ for EG3D does, and estimate their cameras."""
-    from data_tools.face_process import set_up
-    from data_tools.faces import FacesConfig, convert_faces
+    from data_tools.faces.convert import FacesConfig, convert_faces
+    from data_tools.faces.mediapipe_process import set_up
     from data_tools.parallel import ended_politely
 
     if not setup and (source is None or dest is None):
@@ -237,7 +411,9 @@ def faces(source: str | None, dest: Path | None, setup: bool, overwrite: bool, *
     if (source is None) != (dest is None):
         raise click.UsageError("--source and --dest go together.")
     if settings["background"] == "random":
-        raise click.BadParameter("random is for convert; choose a colour", param_hint="--background")
+        raise click.BadParameter(
+            "random is for convert; choose a colour", param_hint="--background"
+        )
     settings["background"] = None if settings["background"] == "none" else settings["background"]
     with ended_politely():
         if setup:
@@ -246,15 +422,23 @@ def faces(source: str | None, dest: Path | None, setup: bool, overwrite: bool, *
         if source is None or dest is None:
             return
         summary = convert_faces(source, dest, FacesConfig(**settings), overwrite=overwrite)
-    for line in (*summary.notes, *(f"left out: {reason}" for reason in (*summary.faceless, *summary.skipped))):
+    for line in (
+        *summary.notes,
+        *(f"left out: {reason}" for reason in (*summary.faceless, *summary.skipped)),
+    ):
         click.echo(line, err=True)
     left_out = len(summary.faceless) + len(summary.skipped)
-    click.echo(f"wrote {summary.count} portraits of {settings['resolution']} pixels to {dest}, left out {left_out}")
+    click.echo(
+        f"wrote {summary.count} portraits of {settings['resolution']} pixels to {dest}, left out"
+        f" {left_out}"
+    )
 
 
 @main.command()
 @click.option("--dest", required=True, type=click.Path(), help="Archive (.zip) or folder to write.")
-@click.option("--count", type=click.IntRange(min=1), default=6000, show_default=True, help="Number of images.")
+@click.option(
+    "--count", type=click.IntRange(min=1), default=6000, show_default=True, help="Number of images."
+)
 @click.option(
     "--resolution",
     type=int,
@@ -263,15 +447,39 @@ def faces(source: str | None, dest: Path | None, setup: bool, overwrite: bool, *
     show_default=True,
     help="Pixels a side, a power of two up to 1024.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed gives the same pictures.")
-@click.option("--views-per-identity", type=click.IntRange(min=1), default=2, show_default=True, help="Images of each head.")
-@click.option("--background", type=Colour(), default="77,153,158", show_default=True, help="Plain colour behind the heads.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="The same seed gives the same pictures.",
+)
+@click.option(
+    "--views-per-identity",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Images of each head.",
+)
+@click.option(
+    "--background",
+    type=Colour(),
+    default="77,153,158",
+    show_default=True,
+    help="Plain colour behind the heads.",
+)
 @click.option("--depth", is_flag=True, help="Also write depth maps (depth/) and masks (mask/).")
-@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Processes; 0 takes one for each core.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Processes; 0 takes one for each core.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an existing --dest.")
 def heads(dest: str, overwrite: bool, **settings: Any) -> None:
     """Render random heads with exactly known cameras, the built-in data set."""
-    from data_tools.heads import HeadsConfig, generate_heads
+    from data_tools.heads.dataset import HeadsConfig, generate_heads
 
     path = generate_heads(dest, HeadsConfig(**settings), overwrite=overwrite)
     click.echo(f"wrote {settings['count']} images to {path}")

@@ -1,6 +1,8 @@
-"""The generator of a file in another form: python export.py --network run/network-snapshot-000200.pkl --dest heads.pkl.
+"""The generator of a file in another form: python export.py --network
+run/network-snapshot-000200.pkl --dest heads.pkl.
 
-Or heads that a browser renders by itself: python export.py --network heads.pkl --seeds 0-7 --dest avatars.html.
+Or heads that a browser renders by itself: python export.py --network heads.pkl --seeds 0-7 --dest
+avatars.html.
 """
 
 from __future__ import annotations
@@ -22,11 +24,17 @@ from dnnlib.files import local_file
 from dnnlib.options import Finite, Seeds
 from media.avatar import write_avatars
 from open_eg3d import load_generator
-from training.checkpoint import Checkpoint, build_generator, load_checkpoint, load_weights, save_checkpoint
-from training.config import Config
-from training.interop import Weights
-from training.onnx_graphs import write_image_graph, write_planes_graph
-from training.weights_folder import FILES, write_weights_folder
+from training.checkpoints.checkpoint import (
+    Checkpoint,
+    build_generator,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
+from training.checkpoints.onnx_graphs import write_image_graph, write_planes_graph
+from training.checkpoints.released.interop import Weights
+from training.checkpoints.weights_folder import FILES, write_weights_folder
+from training.config.settings import Config
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class Job:
     truncation_psi: float
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writers: each takes a job and returns the files it has written
 
 
@@ -67,7 +75,9 @@ def write_onnx(job: Job) -> list[Path]:
 
 def write_page(job: Job) -> list[Path]:
     """A page of heads that any browser turns around by itself."""
-    write_avatars(job.dest, load_generator(job.source), job.seeds, job.truncation_psi, title=job.dest.stem)
+    write_avatars(
+        job.dest, load_generator(job.source), job.seeds, job.truncation_psi, title=job.dest.stem
+    )
     return [job.dest]
 
 
@@ -100,12 +110,14 @@ FORMATS = {
 SUFFIXES = {"": "safetensors", ".onnx": "onnx", ".html": "html"}  # any other is a checkpoint
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What they write
 
 
 def inference_checkpoint(job: Job) -> Checkpoint:
-    """What making pictures needs: averaged weights, settings, cameras, progress. The name of the data stays, its folder does not."""
+    """What making pictures needs: averaged weights, settings, cameras, progress. The name of the
+    data stays, its folder does not.
+    """
     weights = job.weights
     if weights.source == "ours" and job.source.is_file():
         run = load_checkpoint(job.source)
@@ -124,7 +136,10 @@ def load_averaged(source: Path) -> Weights:
     """
     weights = load_weights(source)
     if weights.G_ema is None:
-        raise UserError(f"{source} has no averaged generator weights (G_ema); export a file that training has written")
+        raise UserError(
+            f"{source} has no averaged generator weights (G_ema); export a file that training has"
+            " written"
+        )
     return Weights(weights.config, None, None, weights.G_ema, weights.cameras, weights.source)
 
 
@@ -134,7 +149,9 @@ def choose_format(dest: Path, named: str | None) -> str:
 
 
 def check_dest(source: Path, dest: Path, kind: Format, overwrite: bool) -> None:
-    """Raise a UserError unless all files to write are new, or may be replaced and are not the source's."""
+    """Raise a UserError unless all files to write are new, or may be replaced and are not the
+    source's.
+    """
     targets = kind.targets(dest)
     if targets == [dest] and dest.is_dir():
         raise UserError(f"{dest} is a folder; name a file, or choose another --format")
@@ -142,35 +159,70 @@ def check_dest(source: Path, dest: Path, kind: Format, overwrite: bool) -> None:
         raise UserError(f"{dest} exists already and is a file; choose another --dest")
     sources = [source / name for name in FILES] if source.is_dir() else [source]
     for target in targets:
-        is_source = any(target.exists() and path.exists() and os.path.samefile(path, target) for path in sources)
+        is_source = any(
+            target.exists() and path.exists() and os.path.samefile(path, target) for path in sources
+        )
         if target.exists() and (not overwrite or is_source):
-            raise UserError(f"{target} exists already; choose another --dest, or --overwrite a file other than the source")
+            raise UserError(
+                f"{target} exists already; choose another --dest, or --overwrite a file other than"
+                " the source"
+            )
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--network", required=True, metavar="FILE|DIR|URL", help="Checkpoint, ours or released, or a folder written by this program.")
-@click.option("--dest", required=True, type=click.Path(path_type=Path), metavar="FILE|DIR", help="File or folder to write.")
+@click.option(
+    "--network",
+    required=True,
+    metavar="FILE|DIR|URL",
+    help="Checkpoint, ours or released, or a folder written by this program.",
+)
+@click.option(
+    "--dest",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE|DIR",
+    help="File or folder to write.",
+)
 @click.option(
     "--format",
     "named",
     type=click.Choice(list(FORMATS)),
-    help="What to write.  [default: .onnx two ONNX graphs, .html a page of heads, no ending a folder of safetensors, else a checkpoint]",
+    help=(
+        "What to write.  [default: .onnx two ONNX graphs, .html a page of heads, no ending a folder"
+        " of safetensors, else a checkpoint]"
+    ),
 )
-@click.option("--seeds", type=Seeds(), help="Of a page: which heads, 0-10 or 1,5,7-9.  [default: 0-7]")
-@click.option("--trunc", type=Finite(), help="Of a page: truncation psi, 1 none, 0 the average.  [default: 1]")
+@click.option(
+    "--seeds", type=Seeds(), help="Of a page: which heads, 0-10 or 1,5,7-9.  [default: 0-7]"
+)
+@click.option(
+    "--trunc", type=Finite(), help="Of a page: truncation psi, 1 none, 0 the average.  [default: 1]"
+)
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
-def main(network: str, dest: Path, named: str | None, seeds: list[int] | None, trunc: float | None, overwrite: bool) -> None:
-    """Write the generator alone: as a checkpoint a tenth of the size, as safetensors, or as ONNX graphs for other programs.
+def main(
+    network: str,
+    dest: Path,
+    named: str | None,
+    seeds: list[int] | None,
+    trunc: float | None,
+    overwrite: bool,
+) -> None:
+    """Write the generator alone: as a checkpoint a tenth of the size, as safetensors, or as ONNX
+    graphs for other programs.
 
     Or write a page of heads that any browser turns around by itself, without a server.
     """
     chosen = choose_format(dest, named)
     if chosen != "html" and (seeds is not None or trunc is not None):
-        raise click.UsageError("--seeds and --trunc choose the heads of a page; end --dest in .html, or leave them out")
+        raise click.UsageError(
+            "--seeds and --trunc choose the heads of a page; end --dest in .html, or leave them out"
+        )
     source = local_file(network)
     kind = FORMATS[chosen]
     check_dest(source, dest, kind, overwrite)
-    for path in kind.write(Job(source, load_averaged(source), dest, seeds or range(8), 1.0 if trunc is None else trunc)):
+    for path in kind.write(
+        Job(source, load_averaged(source), dest, seeds or range(8), 1.0 if trunc is None else trunc)
+    ):
         click.echo(f"Wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
 
 

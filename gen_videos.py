@@ -20,11 +20,11 @@ from tqdm import tqdm
 from dnnlib.console import progress, run_cli
 from dnnlib.files import local_file, make_dir
 from dnnlib.options import Finite, FiniteRange, Seeds, some_of
-from media.panels import PANELS
-from media.paths import CAMERA_PATHS, camera_path, default_path, read_poses
-from media.strips import seed_latent
-from media.video_files import MAX_GIF_FPS, VIDEO_FORMATS
-from media.videos import Film, stop_on_interrupt, write_video
+from media.pictures.grids import seed_latent
+from media.pictures.panels import PANELS
+from media.videos.files import MAX_GIF_FPS, VIDEO_FORMATS
+from media.videos.paths import CAMERA_PATHS, camera_path, default_path, read_poses
+from media.videos.videos import Film, stop_on_interrupt, write_video
 from open_eg3d.command_line import (
     network_option,
     nrr_option,
@@ -36,8 +36,8 @@ from open_eg3d.command_line import (
 )
 from torch_utils.devices import device_option
 from torch_utils.precision import use_full_fp32
+from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
-from training.scene import CameraSummary, cameras_of
 
 ORBIT_FRAMES = 120
 SEED_FRAMES = 60  # of an interpolation, from one seed to the next
@@ -74,7 +74,9 @@ class Grid(click.ParamType):
 
     name = "grid"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
         """(columns, rows)."""
         match = re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,2})", str(value), re.ASCII)
         if not match:
@@ -93,7 +95,7 @@ class Even(click.IntRange):
         return number
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # From options to films
 
 
@@ -106,12 +108,22 @@ def plan_cells(request: Request) -> list[tuple[str, list[list[int]]]]:
     seeds, columns_rows = request.seeds, request.grid or (1, 1)
     cells = columns_rows[0] * columns_rows[1]
     if request.grid and (len(seeds) % cells or (len(seeds) != cells and not request.interpolate)):
-        raise click.BadParameter(f"{len(seeds)} seeds do not fill a grid of {cells}; change --seeds or the grid", param_hint="'--grid'")
+        raise click.BadParameter(
+            f"{len(seeds)} seeds do not fill a grid of {cells}; change --seeds or the grid",
+            param_hint="'--grid'",
+        )
     if request.interpolate and len(seeds) < 2 * cells:
-        raise click.BadParameter("an interpolation needs at least two seeds in each cell", param_hint="'--seeds'")
+        raise click.BadParameter(
+            "an interpolation needs at least two seeds in each cell", param_hint="'--seeds'"
+        )
     if request.interpolate:
         per_cell = len(seeds) // cells
-        return [("interpolation", [seeds[start : start + per_cell] for start in range(0, len(seeds), per_cell)])]
+        return [
+            (
+                "interpolation",
+                [seeds[start : start + per_cell] for start in range(0, len(seeds), per_cell)],
+            )
+        ]
     if request.grid:
         return [("grid", [[seed] for seed in seeds])]
     return [(f"seed{seed:04d}", [[seed]]) for seed in seeds]
@@ -121,10 +133,17 @@ def plan_cameras(request: Request, cameras: CameraSummary, seeds_per_cell: int) 
     """Camera (F, 25) of each frame."""
     if request.camera is not None and request.camera not in CAMERA_PATHS:
         if request.frames is not None:
-            raise click.UsageError("--frames does not go with poses from a file, each of which is a frame")
+            raise click.UsageError(
+                "--frames does not go with poses from a file, each of which is a frame"
+            )
         return read_poses(local_file(request.camera), cameras)
-    frames = request.frames or (SEED_FRAMES * seeds_per_cell if request.interpolate else ORBIT_FRAMES)
-    angles = (None if value is None else math.radians(value) for value in (request.yaw_swing, request.pitch_swing, request.pitch))
+    frames = request.frames or (
+        SEED_FRAMES * seeds_per_cell if request.interpolate else ORBIT_FRAMES
+    )
+    angles = (
+        None if value is None else math.radians(value)
+        for value in (request.yaw_swing, request.pitch_swing, request.pitch)
+    )
     return camera_path(request.camera or default_path(cameras), cameras, frames, *angles)
 
 
@@ -133,15 +152,21 @@ def prepare(request: Request) -> Generator:
     generator = open_generator(request.network, request.device, request.precision)
     rendering = generator.rendering
     rendering.depth_resolution = max(2, round(rendering.depth_resolution * request.ray_samples))
-    rendering.depth_resolution_importance = round(rendering.depth_resolution_importance * request.ray_samples)
+    rendering.depth_resolution_importance = round(
+        rendering.depth_resolution_importance * request.ray_samples
+    )
     return generator
 
 
 @torch.no_grad()
-def cell_latents(generator: Generator, request: Request, seeds: list[int], conditioning: Tensor) -> Tensor:
+def cell_latents(
+    generator: Generator, request: Request, seeds: list[int], conditioning: Tensor
+) -> Tensor:
     """Latents (K, num_ws, w_dim) of K seeds."""
     z = torch.cat([seed_latent(seed, generator.z_dim) for seed in seeds]).to(request.device)
-    return generator.mapping(z, conditioning.expand(len(z), -1), request.trunc, request.trunc_cutoff).contiguous()
+    return generator.mapping(
+        z, conditioning.expand(len(z), -1), request.trunc, request.trunc_cutoff
+    ).contiguous()
 
 
 def make_videos(request: Request) -> None:
@@ -156,7 +181,9 @@ def make_videos(request: Request) -> None:
         for name, cells in videos:
             latents = [cell_latents(generator, request, seeds, conditioning) for seeds in cells]
             columns = request.grid[0] if request.grid else 1
-            film = Film(generator, latents, labels, columns, request.show, request.nrr, request.size)
+            film = Film(
+                generator, latents, labels, columns, request.show, request.nrr, request.size
+            )
             paths = [request.outdir / f"{name}.{kind}" for kind in dict.fromkeys(request.formats)]
             written = write_video(film, paths, request.fps, bar, should_stop)
             for path in paths:
@@ -179,16 +206,31 @@ def interrupted(files: str, written: int, wanted: int) -> int:
     return 130
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Command line
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @network_option
-@click.option("--seeds", type=Seeds(), default="0-3", show_default=True, help="Which latents: 0-10 or 1,5,7-9.")
+@click.option(
+    "--seeds",
+    type=Seeds(),
+    default="0-3",
+    show_default=True,
+    help="Which latents: 0-10 or 1,5,7-9.",
+)
 @outdir_option
-@click.option("--interpolate", is_flag=True, help="Move smoothly from seed to seed and back to the first: one video.")
-@click.option("--grid", type=Grid(), metavar="COLSxROWS", help="All in one video, so many beside and beneath each other.")
+@click.option(
+    "--interpolate",
+    is_flag=True,
+    help="Move smoothly from seed to seed and back to the first: one video.",
+)
+@click.option(
+    "--grid",
+    type=Grid(),
+    metavar="COLSxROWS",
+    help="All in one video, so many beside and beneath each other.",
+)
 @click.option(
     "--show",
     type=some_of("panels", *PANELS),
@@ -199,15 +241,32 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 @click.option(
     "--camera",
     metavar="|".join(CAMERA_PATHS) + "|FILE|URL",
-    help="Path of the camera, or a JSON file of poses.  [default: circle; turn where the data show all sides]",
+    help=(
+        "Path of the camera, or a JSON file of poses.  [default: circle; turn where the data show"
+        " all sides]"
+    ),
 )
-@click.option("--yaw-swing", type=Finite(), help="Degrees to either side.  [default: 0.8 of the data's range]")
-@click.option("--pitch-swing", type=Finite(), help="Degrees up and down of a circle.  [default: 0.8 of the data's range]")
-@click.option("--pitch", type=Finite(), help="Degrees above the horizon in the middle.  [default: the data's mean]")
 @click.option(
-    "--frames", type=click.IntRange(1, 1_000_000), help=f"Frames of a video.  [default: {ORBIT_FRAMES}; interpolation {SEED_FRAMES} a seed]"
+    "--yaw-swing", type=Finite(), help="Degrees to either side.  [default: 0.8 of the data's range]"
 )
-@click.option("--fps", type=FiniteRange(0.1, 240), default=30.0, show_default=True, help="Frames a second.")
+@click.option(
+    "--pitch-swing",
+    type=Finite(),
+    help="Degrees up and down of a circle.  [default: 0.8 of the data's range]",
+)
+@click.option(
+    "--pitch",
+    type=Finite(),
+    help="Degrees above the horizon in the middle.  [default: the data's mean]",
+)
+@click.option(
+    "--frames",
+    type=click.IntRange(1, 1_000_000),
+    help=f"Frames of a video.  [default: {ORBIT_FRAMES}; interpolation {SEED_FRAMES} a seed]",
+)
+@click.option(
+    "--fps", type=FiniteRange(0.1, 240), default=30.0, show_default=True, help="Frames a second."
+)
 @click.option(
     "--formats",
     type=some_of("formats", *VIDEO_FORMATS),
@@ -215,7 +274,9 @@ def interrupted(files: str, written: int, wanted: int) -> int:
     show_default=True,
     help="mp4, gif or mp4,gif.",
 )
-@click.option("--size", type=Even(2, 4096), help="Pixels of a panel's side.  [default: the model's]")
+@click.option(
+    "--size", type=Even(2, 4096), help="Pixels of a panel's side.  [default: the model's]"
+)
 @trunc_option
 @trunc_cutoff_option
 @nrr_option
@@ -229,13 +290,16 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 @precision_option
 @device_option
 def main(**options: Any) -> None:
-    """Write a video a seed in which the camera moves around it, all seeds in a grid, or a walk from seed to seed.
+    """Write a video a seed in which the camera moves around it, all seeds in a grid, or a walk from
+    seed to seed.
 
     A video ends on the picture it starts with. Ctrl-C closes the file early: what is there plays.
     """
     request = Request(**options)
     if "gif" in request.formats and request.fps > MAX_GIF_FPS:
-        raise click.BadParameter(f"a GIF plays at most {MAX_GIF_FPS} frames a second", param_hint="'--fps'")
+        raise click.BadParameter(
+            f"a GIF plays at most {MAX_GIF_FPS} frames a second", param_hint="'--fps'"
+        )
     use_full_fp32()
     make_videos(request)
 

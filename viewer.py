@@ -28,15 +28,31 @@ from torch_utils.precision import use_full_fp32
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Checkpoints in it can be chosen in the page.  [default: the network's folder]",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 lets other machines in.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port to listen on; 0 any free one.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 lets other machines in.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Port to listen on; 0 any free one.",
+)
 @device_option
 def main(network: str, folder: Path | None, host: str, port: int, device: torch.device) -> None:
-    """Serve a page on which heads can be turned, mixed, compared and saved, until Ctrl-C. Only this machine is let in by default."""
+    """Serve a page on which heads can be turned, mixed, compared and saved, until Ctrl-C. Only this
+    machine is let in by default.
+    """
     try:
         from media.viewer.server import run_viewer
     except ModuleNotFoundError as error:
-        raise UserError(f"the viewer needs the package {error.name}; install it with: pip install -e '.[viewer]'") from error
+        raise UserError(
+            f"the viewer needs the package {error.name}; install it with: pip install -e"
+            " '.[viewer]'"
+        ) from error
     use_full_fp32()
     path = local_file(network)
 

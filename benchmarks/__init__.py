@@ -1,1 +1,3 @@
-"""Measurements: python -m benchmarks.<name>. Compare figures of one run only; machines and their neighbours differ."""
+"""Measurements: python -m benchmarks.<name>. Compare figures of one run only; machines and their
+neighbours differ.
+"""

@@ -1,4 +1,6 @@
-"""Bias and leaky ReLU beside a plain copy and the reference: python -m benchmarks.bias_act [--json FILE]."""
+"""Bias and leaky ReLU beside a plain copy and the reference: python -m benchmarks.bias_act [--json
+FILE].
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,12 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def cases(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format) -> dict[str, Callable[[], object]]:
-    """What is timed: copies, sums (two reads and one write, which a backward pass cannot do without), and either path."""
+def cases(
+    shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_format
+) -> dict[str, Callable[[], object]]:
+    """What is timed: copies, sums (two reads and one write, which a backward pass cannot do
+    without), and either path.
+    """
     x = torch.randn(shape).to(dtype=dtype, memory_format=layout)
     grad = torch.randn_like(x)
     runs: dict[str, Callable[[], object]] = {"clone": x.clone, "add": lambda: torch.add(x, grad)}
@@ -45,20 +51,46 @@ def passes(path: str, x: Tensor, grad: Tensor) -> tuple[Callable[[], object], Ca
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--size", type=click.IntRange(1), default=256, show_default=True, help="Height and width of the images, 8 of 128 channels.")
-@click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Turns; the median counts.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write the table to this file.")
+@click.option(
+    "--size",
+    type=click.IntRange(1),
+    default=256,
+    show_default=True,
+    help="Height and width of the images, 8 of 128 channels.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=7,
+    show_default=True,
+    help="Turns; the median counts.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the table to this file.",
+)
 def main(size: int, repeats: int, json_path: Path | None) -> None:
     """Milliseconds, and multiples of the time of x.clone()."""
     if not library.load():
-        raise UserError(library.failure() or f"{library.VARIABLE}=reference: there is nothing to compare; leave it unset")
+        raise UserError(
+            library.failure()
+            or f"{library.VARIABLE}=reference: there is nothing to compare; leave it unset"
+        )
     rows: list[dict[str, Any]] = []
     for layout_name, layout in LAYOUTS.items():
         for dtype_name, dtype in DTYPES.items():
             times = median_seconds(cases((8, 128, size, size), dtype, layout), repeats)
             for name, seconds in times.items():
                 rows.append(
-                    {"layout": layout_name, "dtype": dtype_name, "case": name, "ms": seconds * 1e3, "clones": seconds / times["clone"]}
+                    {
+                        "layout": layout_name,
+                        "dtype": dtype_name,
+                        "case": name,
+                        "ms": seconds * 1e3,
+                        "clones": seconds / times["clone"],
+                    }
                 )
     show(f"bias_act, lrelu and clamp, 8x128x{size}x{size}", rows, json_path)
 

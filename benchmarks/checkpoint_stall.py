@@ -1,7 +1,9 @@
-"""What a checkpoint costs training: python -m benchmarks.checkpoint_stall [--sizes laptop|published] [--json FILE].
+"""What a checkpoint costs training: python -m benchmarks.checkpoint_stall [--sizes
+laptop|published] [--json FILE].
 
-`stall` is how long the loop waits (for copies of all tensors), `write` how long the thread then writes; steps taken meanwhile are compared
-with steps taken otherwise. `blocking` is what writing without a thread costs.
+`stall` is how long the loop waits (for copies of all tensors), `write` how long the thread then
+writes; steps taken meanwhile are compared with steps taken otherwise. `blocking` is what writing
+without a thread costs.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ import torch
 from benchmarks.timing import show
 from benchmarks.training_step import random_labels
 from torch_utils.memory import keep_freed_memory
-from training.checkpoint import Checkpoint, save_checkpoint
-from training.config import SnapshotConfig
-from training.presets import make_config
-from training.saving import SnapshotWriter, snapshot_name
-from training.trainer import Trainer
+from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from training.config.presets import make_config
+from training.config.settings import SnapshotConfig
+from training.gan.trainer import Trainer
+from training.run.saving import SnapshotWriter, snapshot_name
 
 
 def make_trainer(resolution: int, sizes: Literal["laptop", "published"], batch: int) -> Trainer:
@@ -53,17 +55,52 @@ def time_step(trainer: Trainer) -> float:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--sizes", type=click.Choice(["laptop", "published"]), default="laptop", show_default=True, help="Of the networks.")
-@click.option("--resolution", type=click.Choice(["64", "128", "256", "512"]), default="64", show_default=True, help="Of the pictures.")
-@click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Samples a step.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Checkpoints written.")
-@click.option("--steps/--no-steps", default=True, show_default=True, help="Also take training steps while writing.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures to this file.")
-def main(sizes: Literal["laptop", "published"], resolution: str, batch: int, rounds: int, steps: bool, json_path: Path | None) -> None:
+@click.option(
+    "--sizes",
+    type=click.Choice(["laptop", "published"]),
+    default="laptop",
+    show_default=True,
+    help="Of the networks.",
+)
+@click.option(
+    "--resolution",
+    type=click.Choice(["64", "128", "256", "512"]),
+    default="64",
+    show_default=True,
+    help="Of the pictures.",
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=4, show_default=True, help="Samples a step."
+)
+@click.option(
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Checkpoints written."
+)
+@click.option(
+    "--steps/--no-steps",
+    default=True,
+    show_default=True,
+    help="Also take training steps while writing.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Also write the figures to this file.",
+)
+def main(
+    sizes: Literal["laptop", "published"],
+    resolution: str,
+    batch: int,
+    rounds: int,
+    steps: bool,
+    json_path: Path | None,
+) -> None:
     """Write checkpoints in the background, with and without training steps beside them."""
     keep_freed_memory()
     trainer = make_trainer(int(resolution), sizes, batch)
-    times: dict[str, list[float]] = {name: [] for name in ("blocking_s", "stall_s", "write_s", "step_s", "step_meanwhile_s")}
+    times: dict[str, list[float]] = {
+        name: [] for name in ("blocking_s", "stall_s", "write_s", "step_s", "step_meanwhile_s")
+    }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / snapshot_name(0)
         writer = SnapshotWriter(SnapshotConfig(), lambda _: None)
@@ -84,7 +121,11 @@ def main(sizes: Literal["laptop", "published"], resolution: str, batch: int, rou
             times["write_s"].append(time.perf_counter() - start)
         size = path.stat().st_size
     medians = {name: statistics.median(values) for name, values in times.items() if values}
-    show(f"Checkpoints, {sizes} sizes at {resolution} pixels", [{"MB": size / 1e6, **medians}], json_path)
+    show(
+        f"Checkpoints, {sizes} sizes at {resolution} pixels",
+        [{"MB": size / 1e6, **medians}],
+        json_path,
+    )
 
 
 if __name__ == "__main__":

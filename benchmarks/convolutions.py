@@ -1,4 +1,6 @@
-"""The convolutions inside a computation, alone: what is left when everything around them is free."""
+"""The convolutions inside a computation, alone: what is left when everything around them is
+free.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.calls: list[tuple[Callable[..., Tensor], tuple[Any, ...], dict[str, Any]]] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func in CONVOLUTIONS and kwargs.get("groups", 1) == 1:
             self.calls.append((func, args, kwargs))
@@ -27,11 +35,16 @@ class _Recorder(TorchFunctionMode):
 
 
 def bare_convolutions(run: Callable[[], object]) -> Callable[[], None]:
-    """A function that repeats, one after the other, the convolutions that `run` makes, on channels-last tensors of the same sizes."""
+    """A function that repeats, one after the other, the convolutions that `run` makes, on
+    channels-last tensors of the same sizes.
+    """
     recorder = _Recorder()
     with recorder:
         run()
-    calls = [(func, _copy(args[0]), _copy(args[1]), args[2:], kwargs) for func, args, kwargs in recorder.calls]
+    calls = [
+        (func, _copy(args[0]), _copy(args[1]), args[2:], kwargs)
+        for func, args, kwargs in recorder.calls
+    ]
 
     def repeat() -> None:
         for func, x, weight, rest, kwargs in calls:

@@ -1,10 +1,12 @@
-"""What a frame and a training iteration should take on GPUs, from the bytes and operations of every kernel: a roofline, no measurement.
+"""What a frame and a training iteration should take on GPUs, from the bytes and operations of every
+kernel: a roofline, no measurement.
 
     python -m benchmarks.cuda_expected [--batch 4] [--markdown]
 
-The networks of the published FFHQ-512 size run on tensors without contents, in the precision that training on CUDA has, and every
-operator that touches memory is counted: what it reads and writes, and its multiplications and additions. An operator takes the longer
-of both times at the share of the peak that such kernels reach, and no less than a launch does. Needs no GPU, and a few seconds.
+The networks of the published FFHQ-512 size run on tensors without contents, in the precision that
+training on CUDA has, and every operator that touches memory is counted: what it reads and writes,
+and its multiplications and additions. An operator takes the longer of both times at the share of
+the peak that such kernels reach, and no less than a launch does. Needs no GPU, and a few seconds.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from torch.utils.flop_counter import flop_registry
 
 from dnnlib.console import UserError, run_cli
 from torch_utils.ops import library
+from training.config.presets import make_config
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
-from training.presets import make_config
 
-MEMORY_SHARE, TENSOR_SHARE, CORE_SHARE = 0.8, 0.45, 0.6  # of the peak: streaming kernels; fp16 convolutions; fp32 ones
+# of the peak: streaming kernels; fp16 convolutions; fp32 ones
+MEMORY_SHARE, TENSOR_SHARE, CORE_SHARE = 0.8, 0.45, 0.6
 FP16_DISCRIMINATOR_BLOCKS = 4
 PUBLISHED = {"a frame at 512, RTX 3090": 36.0, "kimg, 8 V100": 24.0}
 MAPPED_INTERVALS = {"Greg": 4, "Dreg": 16}
@@ -47,7 +50,11 @@ class Gpu:
     def seconds(self, work: Work) -> float:
         """Time of one operator."""
         peak = self.fp16 * TENSOR_SHARE if work.is_half else self.fp32 * CORE_SHARE
-        return max(work.bytes / (self.gigabytes * 1e9 * MEMORY_SHARE), work.flops / (peak * 1e12), self.launch)
+        return max(
+            work.bytes / (self.gigabytes * 1e9 * MEMORY_SHARE),
+            work.flops / (peak * 1e12),
+            self.launch,
+        )
 
 
 @dataclass(frozen=True)
@@ -83,16 +90,25 @@ class Counter(TorchDispatchMode):
         result = func(*args, **kwargs)
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        if not outputs or func.is_view or func.name() in ("aten::detach", "aten::empty", "aten::empty_like", "aten::new_empty"):
+        if (
+            not outputs
+            or func.is_view
+            or func.name() in ("aten::detach", "aten::empty", "aten::empty_like", "aten::new_empty")
+        ):
             return result
-        moved = sum(tensor.untyped_storage().nbytes() if 0 in tensor.stride() else tensor.nbytes for tensor in inputs + outputs)
+        moved = sum(
+            tensor.untyped_storage().nbytes() if 0 in tensor.stride() else tensor.nbytes
+            for tensor in inputs + outputs
+        )
         is_half = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in inputs)
         self.calls.append(Work(func.name(), moved, flops_of(func, args, kwargs, result), is_half))
         return result
 
 
 def flops_of(func: Any, args: Any, kwargs: Any, result: Any) -> int:
-    """Multiplications and additions: PyTorch's count for convolutions and products, ours for the renderer, none for what memory limits."""
+    """Multiplications and additions: PyTorch's count for convolutions and products, ours for the
+    renderer, none for what memory limits.
+    """
     packet = func._overloadpacket
     if packet in flop_registry:
         return int(flop_registry[packet](*args, **kwargs, out_val=result))
@@ -101,10 +117,18 @@ def flops_of(func: Any, args: Any, kwargs: Any, result: Any) -> int:
         tensors = args[3:] if "backward" in name else args
         coarse, fine = tensors[10], tensors[11]
         samples = coarse.numel() + (0 if fine is None else fine.numel())
-        return samples * sample_flops(tensors[0], tensors[1], tensors[3]) * (3 if "backward" in name else 1)
+        return (
+            samples
+            * sample_flops(tensors[0], tensors[1], tensors[3])
+            * (3 if "backward" in name else 1)
+        )
     if name.startswith("open_eg3d::decode_points"):
         tensors = args[2:] if "backward" in name else args
-        return tensors[5][..., 0].numel() * sample_flops(tensors[0], tensors[1], tensors[3]) * (3 if "backward" in name else 1)
+        return (
+            tensors[5][..., 0].numel()
+            * sample_flops(tensors[0], tensors[1], tensors[3])
+            * (3 if "backward" in name else 1)
+        )
     return 0
 
 
@@ -164,7 +188,9 @@ class Published:
     def d_reg(self) -> None:
         """R1."""
         image, raw = self.image.requires_grad_(), self.raw.requires_grad_()
-        grads = torch.autograd.grad(self.D(image, raw, self.c).sum(), (image, raw), create_graph=True)
+        grads = torch.autograd.grad(
+            self.D(image, raw, self.c).sum(), (image, raw), create_graph=True
+        )
         (grads[0].square().sum() + grads[1].square().sum()).backward()
 
 
@@ -202,17 +228,25 @@ def total(gpu: Gpu, calls: list[Work]) -> float:
 
 def iteration(gpu: Gpu, work: dict[str, list[Work]]) -> float:
     """Mean time of an iteration: regularisers count as often as they run."""
-    return sum(total(gpu, work[name]) / MAPPED_INTERVALS.get(name, 1) for name in ("Gmain", "Greg", "Dmain", "Dreg"))
+    return sum(
+        total(gpu, work[name]) / MAPPED_INTERVALS.get(name, 1)
+        for name in ("Gmain", "Greg", "Dmain", "Dreg")
+    )
 
 
-# What one call of a kernel moves: 4 samples, numbers read and written, and bytes a number; where memory does not limit, its flops.
+# What one call of a kernel moves: 4 samples, numbers read and written, and bytes a number; where
+# memory does not limit, its flops.
 KERNELS: dict[str, tuple[int, int, bool]] = {
     "bias_act forward, 128x512x512 fp16": (4 * 128 * 512**2 * 2 * 2, 0, True),
     "bias_act backward, the same": (4 * 128 * 512**2 * 3 * 2, 0, True),
     "modulated_lrelu forward, 128x512x512 fp16": (4 * 128 * 512**2 * 2 * 2, 0, True),
     "modulated_lrelu backward, the same": (4 * 128 * 512**2 * 3 * 2, 0, True),
     "scale_channels forward, 256x256x256 fp16": (4 * 256 * 256**2 * 2 * 2, 0, True),
-    "upfirdn2d blur after up-convolution, 128x513x513 fp16": (4 * 128 * (513**2 + 512**2) * 2, 0, True),
+    "upfirdn2d blur after up-convolution, 128x513x513 fp16": (
+        4 * 128 * (513**2 + 512**2) * 2,
+        0,
+        True,
+    ),
     "upfirdn2d 2x up, 96x128x128 to 256x256 fp32": (4 * 96 * (128**2 + 256**2) * 4, 0, False),
     "upfirdn2d 2x down, 64x512x512 fp16": (4 * 64 * (512**2 + 256**2) * 2, 0, True),
     "filtered_lrelu, 128x532x532, 12 taps, fp16": (
@@ -239,16 +273,27 @@ def kernel_rows() -> Iterator[list[str]]:
     yield ["Kernel, batch 4", "MB", "GFLOP", *(f"{gpu.name}, ms" for gpu in chosen)]
     for name, (moved, flops, is_half) in KERNELS.items():
         work = Work(name, moved, flops, is_half)
-        yield [name, f"{moved / 1e6:.0f}", f"{flops / 1e9:.1f}" if flops else "-", *(f"{1e3 * gpu.seconds(work):.2f}" for gpu in chosen)]
+        yield [
+            name,
+            f"{moved / 1e6:.0f}",
+            f"{flops / 1e9:.1f}" if flops else "-",
+            *(f"{1e3 * gpu.seconds(work):.2f}" for gpu in chosen),
+        ]
 
 
 def whole_rows(work: dict[str, list[Work]], batch: int) -> Iterator[list[str]]:
     """Frames and iterations."""
     yield ["", *(gpu.name for gpu in GPUS)]
-    yield ["a frame at 512, planes cached, ms", *(f"{1e3 * total(gpu, work['frame']):.1f}" for gpu in GPUS)]
+    yield [
+        "a frame at 512, planes cached, ms",
+        *(f"{1e3 * total(gpu, work['frame']):.1f}" for gpu in GPUS),
+    ]
     yield ["frames a second", *(f"{1 / total(gpu, work['frame']):.0f}" for gpu in GPUS)]
     for name in ("Gmain", "Greg", "Dmain", "Dreg"):
-        yield [f"{name}, batch {batch}, ms", *(f"{1e3 * total(gpu, work[name]):.0f}" for gpu in GPUS)]
+        yield [
+            f"{name}, batch {batch}, ms",
+            *(f"{1e3 * total(gpu, work[name]):.0f}" for gpu in GPUS),
+        ]
     yield [f"iteration of {batch}, ms", *(f"{1e3 * iteration(gpu, work):.0f}" for gpu in GPUS)]
     yield ["s/kimg, one GPU", *(f"{1000 / batch * iteration(gpu, work):.0f}" for gpu in GPUS)]
     yield ["s/kimg, eight GPUs", *(f"{125 / batch * iteration(gpu, work):.1f}" for gpu in GPUS)]
@@ -261,24 +306,41 @@ def table(rows: Iterator[list[str]], as_markdown: bool) -> str:
         lines.insert(1, ["---"] * len(lines[0]))
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Pictures of an iteration on one GPU.")
+@click.option(
+    "--batch",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Pictures of an iteration on one GPU.",
+)
 @click.option("--markdown", "as_markdown", is_flag=True, help="As in docs/kernels.md.")
 def main(batch: int, as_markdown: bool) -> None:
     """Expected times on T4, V100, RTX 3090, A100 and H100, beside what was published."""
     if not library.load():
-        raise UserError(f"the compiled operators are needed, whose calls are counted: {library.failure()}")
+        raise UserError(
+            f"the compiled operators are needed, whose calls are counted: {library.failure()}"
+        )
     click.echo(table(kernel_rows(), as_markdown) + "\n")
     work = collect(batch)
     click.echo(table(whole_rows(work, batch), as_markdown))
-    for title, calls in (("frame", work["frame"]), (f"Gmain and Dmain of {batch}", work["Gmain"] + work["Dmain"])):
+    for title, calls in (
+        ("frame", work["frame"]),
+        (f"Gmain and Dmain of {batch}", work["Gmain"] + work["Dmain"]),
+    ):
         moved, flops = sum(w.bytes for w in calls), sum(w.flops for w in calls)
-        click.echo(f"{title}: {moved / 1e9:.2f} GB, {flops / 1e12:.2f} TFLOP, {len(calls)} operators")
+        click.echo(
+            f"{title}: {moved / 1e9:.2f} GB, {flops / 1e12:.2f} TFLOP, {len(calls)} operators"
+        )
     click.echo(
-        f"published: {PUBLISHED['a frame at 512, RTX 3090']:.0f} frames/s on an RTX 3090, {PUBLISHED['kimg, 8 V100']:.0f} s/kimg on 8 V100"
+        f"published: {PUBLISHED['a frame at 512, RTX 3090']:.0f} frames/s on an RTX 3090,"
+        f" {PUBLISHED['kimg, 8 V100']:.0f} s/kimg on 8 V100"
     )
 
 

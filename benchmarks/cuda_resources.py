@@ -1,4 +1,5 @@
-"""What the CUDA kernels take of a GPU: registers, shared memory and spills as ptxas tells them, and the occupancy that follows.
+"""What the CUDA kernels take of a GPU: registers, shared memory and spills as ptxas tells them, and
+the occupancy that follows.
 
     python -m benchmarks.cuda_resources              compile for every architecture, write cuda_resources.json beside this file
     python -m benchmarks.cuda_resources bias_act     the same for one source, and keep what the file says of the others
@@ -27,7 +28,8 @@ from torch_utils.ops import builder, cuda_builder
 
 RESULTS = Path(__file__).with_name("cuda_resources.json")
 WARNINGS = ("--Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror")
-# Bytes of shared memory that a launch asks for at the sizes of the published networks; ptxas does not know them.
+# Bytes of shared memory that a launch asks for at the sizes of the published networks; ptxas does
+# not know them.
 DYNAMIC_SHARED = {
     "upfirdn2d_kernel": 24 << 10,
     "filtered_lrelu_kernel": 32 << 10,
@@ -36,7 +38,8 @@ DYNAMIC_SHARED = {
     "decode_kernel": 47 << 10,
     "decode_backward_kernel": 56 << 10,
 }
-# Shared memory of a multiprocessor in KiB and its most threads (CUDA C++ Programming Guide, table of technical specifications).
+# Shared memory of a multiprocessor in KiB and its most threads (CUDA C++ Programming Guide, table
+# of technical specifications).
 MULTIPROCESSORS = {
     "75": (64, 1024),
     "80": (164, 2048),
@@ -51,7 +54,9 @@ REGISTERS = 65536  # of a multiprocessor, dealt out by warps in units of 256
 
 @dataclass(frozen=True)
 class Usage:
-    """One kernel on one architecture, with its static shared memory and the threads of its blocks."""
+    """One kernel on one architecture, with its static shared memory and the threads of its
+    blocks.
+    """
 
     kernel: str
     architecture: str
@@ -68,19 +73,32 @@ class Usage:
 
     @property
     def occupancy(self) -> float:
-        """Resident threads as a share of the most that a multiprocessor takes, by registers and shared memory."""
+        """Resident threads as a share of the most that a multiprocessor takes, by registers and
+        shared memory.
+        """
         shared_kib, most_threads = MULTIPROCESSORS[self.architecture]
         warps = -(-self.threads // 32)
         per_warp = -(-self.registers * 32 // 256) * 256
         by_registers = REGISTERS // per_warp // warps
-        by_shared = shared_kib * 1024 // (self.all_shared + 1024) if self.all_shared else by_registers
+        by_shared = (
+            shared_kib * 1024 // (self.all_shared + 1024) if self.all_shared else by_registers
+        )
         blocks = max(min(by_registers, by_shared, most_threads // self.threads), 1)
         return blocks * self.threads / most_threads
 
 
-def compile_command(source: Path, architectures: tuple[str, ...], output: Path, toolkit: cuda_builder.Toolkit) -> list[str]:
-    """nvcc on one file, as the builder calls it, with warnings as errors and ptxas telling what it used."""
-    flags = [*cuda_builder.NVCC_FLAGS, *WARNINGS, *cuda_builder.architecture_flags(architectures), "-Xptxas=-v"]
+def compile_command(
+    source: Path, architectures: tuple[str, ...], output: Path, toolkit: cuda_builder.Toolkit
+) -> list[str]:
+    """nvcc on one file, as the builder calls it, with warnings as errors and ptxas telling what it
+    used.
+    """
+    flags = [
+        *cuda_builder.NVCC_FLAGS,
+        *WARNINGS,
+        *cuda_builder.architecture_flags(architectures),
+        "-Xptxas=-v",
+    ]
     return [toolkit.nvcc, *flags, f"-I{builder.SOURCE_DIR}", "-c", str(source), "-o", str(output)]
 
 
@@ -93,7 +111,14 @@ def parse(log: str) -> Iterator[Usage]:
     )
     for name, architecture, stores, loads, registers, rest in entry.findall(log):
         shared = re.search(r"(\d+) bytes smem", rest)
-        yield Usage(name, architecture, int(registers), int(shared[1]) if shared else 0, int(stores), int(loads))
+        yield Usage(
+            name,
+            architecture,
+            int(registers),
+            int(shared[1]) if shared else 0,
+            int(stores),
+            int(loads),
+        )
 
 
 def demangle(names: list[str]) -> list[str]:
@@ -101,7 +126,9 @@ def demangle(names: list[str]) -> list[str]:
     tool = shutil.which("c++filt")
     if tool is None:
         return names
-    lines = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(
+        [tool], input="\n".join(names), capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     return [shorten(line) for line in lines]
 
 
@@ -118,7 +145,8 @@ def shorten(name: str) -> str:
 
 def threads_per_block(source: Path) -> dict[str, int]:
     """Of each kernel of a file, as its launch bounds say."""
-    text = "".join(path.read_text() for path in [*cuda_builder.headers(), source])  # a file's own constants hide others
+    # a file's own constants hide others
+    text = "".join(path.read_text() for path in [*cuda_builder.headers(), source])
     constants = dict(re.findall(r"constexpr int (\w+) = (\d+)", text))
     bounds = re.findall(r"__launch_bounds__\((\w+)[^)]*\)\s+(\w+)\(", source.read_text())
     return {kernel: int(constants.get(threads, threads)) for threads, kernel in bounds}
@@ -135,10 +163,15 @@ def measure(architectures: tuple[str, ...], source: Path) -> list[Usage]:
         command = compile_command(source, architectures, Path(folder) / "kernels.o", toolkit)
         run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
-        raise UserError(f"{source.name} does not compile: {builder.first_error(run.stdout + run.stderr)}")
+        raise UserError(
+            f"{source.name} does not compile: {builder.first_error(run.stdout + run.stderr)}"
+        )
     usages = list(parse(run.stdout + run.stderr))
     names = demangle([usage.kernel for usage in usages])
-    return [replace(usage, kernel=name, threads=threads[family(name)]) for usage, name in zip(usages, names, strict=True)]
+    return [
+        replace(usage, kernel=name, threads=threads[family(name)])
+        for usage, name in zip(usages, names, strict=True)
+    ]
 
 
 def record() -> dict[str, list[dict[str, Any]]]:
@@ -158,19 +191,35 @@ def family(kernel: str) -> str:
 
 def markdown(usages: list[Usage]) -> str:
     """A table of all kernels, variants of one together: ranges over number types and packs."""
-    architectures = [number for number in cuda_builder.ARCHITECTURES if any(u.architecture == number for u in usages)]
-    lines = ["| Kernel (variants) | KB shared | spills | " + " | ".join(f"sm_{a}" for a in architectures) + " |"]
+    architectures = [
+        number
+        for number in cuda_builder.ARCHITECTURES
+        if any(u.architecture == number for u in usages)
+    ]
+    lines = [
+        "| Kernel (variants) | KB shared | spills | "
+        + " | ".join(f"sm_{a}" for a in architectures)
+        + " |"
+    ]
     lines.append("|---|---|---|" + "---|" * len(architectures))
     for name in sorted({family(usage.kernel) for usage in usages}):
         own = [usage for usage in usages if family(usage.kernel) == name]
         variants = len({usage.kernel for usage in own})
-        shared, spills = [round(u.all_shared / 1024) for u in own], max(u.spill_stores + u.spill_loads for u in own)
+        shared, spills = (
+            [round(u.all_shared / 1024) for u in own],
+            max(u.spill_stores + u.spill_loads for u in own),
+        )
         cells = []
         for architecture in architectures:
             here = [u for u in own if u.architecture == architecture]
-            registers, occupancy = [u.registers for u in here], [round(100 * u.occupancy) for u in here]
+            registers, occupancy = (
+                [u.registers for u in here],
+                [round(100 * u.occupancy) for u in here],
+            )
             cells.append(f"{span(registers)}, {span(occupancy)} %")
-        lines.append(f"| `{name}` ({variants}) | {span(shared)} | {spills} | " + " | ".join(cells) + " |")
+        lines.append(
+            f"| `{name}` ({variants}) | {span(shared)} | {spills} | " + " | ".join(cells) + " |"
+        )
     return "\n".join(lines)
 
 
@@ -181,18 +230,25 @@ def span(values: list[int]) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", nargs=-1)
-@click.option("--show", metavar="ARCH", type=click.Choice(cuda_builder.ARCHITECTURES), help="Print the kernels of one architecture.")
+@click.option(
+    "--show",
+    metavar="ARCH",
+    type=click.Choice(cuda_builder.ARCHITECTURES),
+    help="Print the kernels of one architecture.",
+)
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print the table of docs/kernels.md.")
 def main(names: tuple[str, ...], show: str | None, as_markdown: bool) -> None:
-    """Compile the CUDA kernels, or those of the sources NAMES, for all architectures and record what they take."""
+    """Compile the CUDA kernels, or those of the sources NAMES, for all architectures and record
+    what they take.
+    """
     if as_markdown:
         click.echo(markdown(read()))
     elif show is not None:
         for usage in read():
             if usage.architecture == show:
                 click.echo(
-                    f"{usage.registers:4} registers {usage.all_shared:6} B shared {usage.spill_stores:4} B spilled "
-                    f"{usage.occupancy:5.0%}  {usage.kernel}"
+                    f"{usage.registers:4} registers {usage.all_shared:6} B shared"
+                    f" {usage.spill_stores:4} B spilled {usage.occupancy:5.0%}  {usage.kernel}"
                 )
     else:
         write(names)
@@ -217,7 +273,10 @@ def write(names: tuple[str, ...]) -> None:
 
 def as_text(nvcc: str, rows: dict[str, list[dict[str, Any]]]) -> str:
     """JSON with a line for each kernel, so that a change shows which ones changed."""
-    sources = [f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, lines)) + "\n]" for name, lines in rows.items()]
+    sources = [
+        f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, lines)) + "\n]"
+        for name, lines in rows.items()
+    ]
     return f'{{"nvcc": {json.dumps(nvcc)}, "sources": {{\n' + ",\n".join(sources) + "\n}}\n"
 
 

@@ -1,7 +1,9 @@
-"""How well face cameras are estimated, on heads rendered with known ones: python -m benchmarks.faces [--json FILE].
+"""How well face cameras are estimated, on heads rendered with known ones: python -m
+benchmarks.faces [--json FILE].
 
-With --fit FILE it instead measures mediapipe's average face on such heads, which is how data_tools/face_canonical.csv was made:
-python -m benchmarks.faces --count 160 --seed 1000 --fit data_tools/face_canonical.csv
+With --fit FILE it instead measures mediapipe's average face on such heads, which is how
+data_tools/faces/canonical.csv was made: python -m benchmarks.faces --count 160 --seed 1000 --fit
+data_tools/faces/canonical.csv
 """
 
 from __future__ import annotations
@@ -17,18 +19,19 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from benchmarks.timing import show
-from data_tools.face_estimators import Estimator
-from data_tools.face_pose import DEPTH_GAIN, face_label
-from data_tools.face_process import MeshProcess, mediapipe_estimator
-from data_tools.heads import HeadsConfig, generate_heads
+from data_tools.faces.estimators import Estimator
+from data_tools.faces.mediapipe_process import MeshProcess, mediapipe_estimator
+from data_tools.faces.pose import DEPTH_GAIN, face_label
+from data_tools.heads.dataset import HeadsConfig, generate_heads
 from data_tools.sources.base import Array
 from dnnlib.console import UserError, progress, run_cli
 from training.cameras import look_at_pose, orbit_angles, unpack_label
-from training.dataset import ImageDataset
+from training.data.dataset import ImageDataset
 
 HEAD_MIDDLE = (0.0, -0.05, 0.215)  # of a face on the rendered heads, in their world
 LEFT_IRIS, RIGHT_IRIS = 468, 473  # of mediapipe's mesh; left in the picture
-# Where the published faces have their eyes (Deng et al., "Accurate 3D face reconstruction ...", 2019): decimetres from the middle.
+# Where the published faces have their eyes (Deng et al., "Accurate 3D face reconstruction ...",
+# 2019): decimetres from the middle.
 EYE_DISTANCE, EYE_HEIGHT, EYE_DEPTH = 0.62, 0.29, 0.13
 
 
@@ -41,14 +44,20 @@ def heads(count: int, resolution: int, seed: int) -> tuple[list[np.ndarray], tor
     return list(images.permute(0, 2, 3, 1).numpy()), labels
 
 
-def errors(pictures: list[np.ndarray], labels: torch.Tensor, estimate: Estimator) -> tuple[Array, Array]:
-    """True angles (M, 2), degrees of yaw and pitch, and errors (M, 2) of the estimated ones; NaN where no face was found."""
+def errors(
+    pictures: list[np.ndarray], labels: torch.Tensor, estimate: Estimator
+) -> tuple[Array, Array]:
+    """True angles (M, 2), degrees of yaw and pitch, and errors (M, 2) of the estimated ones; NaN
+    where no face was found.
+    """
     found = np.full((len(pictures), 2), np.nan)
     for index, picture in enumerate(progress(pictures, "Estimating", unit="img")):
         poses = estimate(picture)
         if poses:
             camera = torch.from_numpy(face_label(max(poses, key=lambda pose: pose.scale)))
-            found[index] = [float(angle.rad2deg()) for angle in orbit_angles(unpack_label(camera)[0])[:2]]
+            found[index] = [
+                float(angle.rad2deg()) for angle in orbit_angles(unpack_label(camera)[0])[:2]
+            ]
     true = torch.stack(orbit_angles(unpack_label(labels.double())[0])[:2], dim=1).rad2deg().numpy()
     return true, found - true
 
@@ -59,14 +68,28 @@ def accuracy(true: Array, error: Array) -> list[dict[str, Any]]:
     for column, angle in enumerate(("yaw", "pitch")):
         good = ~np.isnan(error[:, column])
         wrong, truth = error[good, column], true[good, column]
-        row = {"angle": angle, "heads": len(error), "found": int(good.sum()), "mean |error|": float(np.abs(wrong).mean())}
+        row = {
+            "angle": angle,
+            "heads": len(error),
+            "found": int(good.sum()),
+            "mean |error|": float(np.abs(wrong).mean()),
+        }
         slope = 1 + float(np.polyfit(truth, wrong, 1)[0])
-        rows.append({**row, "bias": float(wrong.mean()), "slope": slope, "95 %": float(np.quantile(np.abs(wrong), 0.95))})
+        rows.append(
+            {
+                **row,
+                "bias": float(wrong.mean()),
+                "slope": slope,
+                "95 %": float(np.quantile(np.abs(wrong), 0.95)),
+            }
+        )
     return rows
 
 
 def fit_canonical(pictures: list[np.ndarray], labels: torch.Tensor) -> Array:
-    """Mediapipe's mean face (478, 3), symmetric, in the axes and units of `data_tools.face_pose`."""
+    """Mediapipe's mean face (478, 3), symmetric, in the axes and units of
+    `data_tools.faces.pose`.
+    """
     middle = torch.tensor(HEAD_MIDDLE, dtype=torch.float64)
     cameras = look_at_pose(unpack_label(labels.double())[0][:, :3, 3], middle)[:, :3, :3].numpy()
     process, shapes = MeshProcess(), []
@@ -86,12 +109,38 @@ def fit_canonical(pictures: list[np.ndarray], labels: torch.Tensor) -> Array:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--count", type=click.IntRange(2), default=160, show_default=True, help="Heads.")
-@click.option("--resolution", type=click.Choice(["128", "256", "512"]), default="256", show_default=True, help="Pixels of the pictures.")
-@click.option("--seed", type=click.IntRange(0), default=7, show_default=True, help="Of the heads; 1000 were those fitted to.")
-@click.option("--fit", "fit_path", type=click.Path(path_type=Path), help="Write the average face there instead of measuring.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures to this file.")
-def main(count: int, resolution: str, seed: int, fit_path: Path | None, json_path: Path | None) -> None:
-    """Estimate the cameras of rendered heads with mediapipe and compare yaw and pitch, degrees, with the truth."""
+@click.option(
+    "--resolution",
+    type=click.Choice(["128", "256", "512"]),
+    default="256",
+    show_default=True,
+    help="Pixels of the pictures.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=7,
+    show_default=True,
+    help="Of the heads; 1000 were those fitted to.",
+)
+@click.option(
+    "--fit",
+    "fit_path",
+    type=click.Path(path_type=Path),
+    help="Write the average face there instead of measuring.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Also write the figures to this file.",
+)
+def main(
+    count: int, resolution: str, seed: int, fit_path: Path | None, json_path: Path | None
+) -> None:
+    """Estimate the cameras of rendered heads with mediapipe and compare yaw and pitch, degrees,
+    with the truth.
+    """
     pictures, labels = heads(count, int(resolution), seed)
     if fit_path:
         np.savetxt(fit_path, fit_canonical(pictures, labels), fmt="%.4f", delimiter=",")

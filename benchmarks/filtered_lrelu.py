@@ -1,4 +1,6 @@
-"""filtered_lrelu on the layers of the alias-free super-resolution: python -m benchmarks.filtered_lrelu [--json FILE] [--repeats N]."""
+"""filtered_lrelu on the layers of the alias-free super-resolution: python -m
+benchmarks.filtered_lrelu [--json FILE] [--repeats N].
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Network:
-    """Sizes of a super-resolution: samples a batch, rate of the input, its channels, rates and channels of the blocks."""
+    """Sizes of a super-resolution: samples a batch, rate of the input, its channels, rates and
+    channels of the blocks.
+    """
 
     batch: int
     input_resolution: int
@@ -31,7 +35,10 @@ class Network:
     channels: tuple[int, ...]
 
 
-NETWORKS = {"512": Network(1, 128, 32, (256, 512), (128, 64)), "laptop 64": Network(4, 32, 32, (64, 64), (64, 32))}
+NETWORKS = {
+    "512": Network(1, 128, 32, (256, 512), (128, 64)),
+    "laptop 64": Network(4, 32, 32, (64, 64), (64, 32)),
+}
 
 
 def layers(network: Network) -> list[tuple[AliasFreeLayer, torch.Tensor]]:
@@ -40,50 +47,92 @@ def layers(network: Network) -> list[tuple[AliasFreeLayer, torch.Tensor]]:
     result, channels = [], network.in_channels
     for index in range(2 * len(network.sizes)):
         out_channels = network.channels[index // 2]
-        layer = AliasFreeLayer(channels, out_channels, 16, bands[index], bands[index + 1], conv_clamp=256.0).requires_grad_(False)
-        result.append((layer, torch.randn(network.batch, channels, bands[index].size, bands[index].size)))
+        layer = AliasFreeLayer(
+            channels, out_channels, 16, bands[index], bands[index + 1], conv_clamp=256.0
+        ).requires_grad_(False)
+        result.append(
+            (layer, torch.randn(network.batch, channels, bands[index].size, bands[index].size))
+        )
         channels = out_channels
     return result
 
 
-def both_passes(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> dict[str, Callable[[], object]]:
+def both_passes(
+    function: Callable[..., torch.Tensor], *inputs: torch.Tensor
+) -> dict[str, Callable[[], object]]:
     """A forward pass that keeps what the backward pass needs, and a backward pass."""
     inputs = tuple(tensor.detach().requires_grad_() for tensor in inputs)
     y = function(*inputs)
     grad = torch.randn_like(y)
-    return {"forward": lambda: function(*inputs), "backward": lambda: torch.autograd.grad(y, inputs, grad, retain_graph=True)}
+    return {
+        "forward": lambda: function(*inputs),
+        "backward": lambda: torch.autograd.grad(y, inputs, grad, retain_graph=True),
+    }
 
 
-def cases(layer: AliasFreeLayer, features: torch.Tensor, with_reference: bool) -> dict[str, dict[str, Callable[[], object]]]:
-    """By pass, then by name: the operator, the convolution before it, and the chain of plain operators."""
+def cases(
+    layer: AliasFreeLayer, features: torch.Tensor, with_reference: bool
+) -> dict[str, dict[str, Callable[[], object]]]:
+    """By pass, then by name: the operator, the convolution before it, and the chain of plain
+    operators.
+    """
     weight = layer.weight.to(features.dtype)
     convolve = lambda x, w: F.conv2d(x, w, padding=1)  # noqa: E731
     x = convolve(features, weight)
 
-    def apply(operator: Callable[..., torch.Tensor]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        options: dict[str, Any] = {"up": layer.up, "down": layer.down, "padding": layer.padding, "clamp": layer.conv_clamp}
+    def apply(
+        operator: Callable[..., torch.Tensor],
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        options: dict[str, Any] = {
+            "up": layer.up,
+            "down": layer.down,
+            "padding": layer.padding,
+            "clamp": layer.conv_clamp,
+        }
         return lambda x, bias: operator(x, layer.up_filter, layer.down_filter, bias, **options)
 
     with library.path("cpp"):
-        runs = {"ours": both_passes(apply(filtered_lrelu), x, layer.bias), "conv": both_passes(convolve, features, weight)}
+        runs = {
+            "ours": both_passes(apply(filtered_lrelu), x, layer.bias),
+            "conv": both_passes(convolve, features, weight),
+        }
     if with_reference:
         with library.path("reference"):
             runs["reference"] = both_passes(apply(filtered_lrelu_reference), x, layer.bias)
-    return {direction: {name: run[direction] for name, run in runs.items()} for direction in ("forward", "backward")}
+    return {
+        direction: {name: run[direction] for name, run in runs.items()}
+        for direction in ("forward", "backward")
+    }
 
 
-def measure(name: str, layout: str, dtype: str, repeats: int, with_reference: bool) -> list[dict[str, Any]]:
+def measure(
+    name: str, layout: str, dtype: str, repeats: int, with_reference: bool
+) -> list[dict[str, Any]]:
     """Rows of the table for one network."""
     rows = []
     for index, (layer, features) in enumerate(layers(NETWORKS[name])):
         features = features.to(DTYPES[dtype], memory_format=LAYOUTS[layout])
         for direction, runs in cases(layer, features, with_reference).items():
-            forced_off = {key: in_plain_pytorch(run) if key == "reference" else run for key, run in runs.items()}
+            forced_off = {
+                key: in_plain_pytorch(run) if key == "reference" else run
+                for key, run in runs.items()
+            }
             with library.path("cpp"):
                 seconds = median_seconds(forced_off, repeats)
-            row = {"network": name, "layer": index, "layout": layout, "dtype": dtype, "pass": direction, "ms": seconds["ours"] * 1e3}
+            row = {
+                "network": name,
+                "layer": index,
+                "layout": layout,
+                "dtype": dtype,
+                "pass": direction,
+                "ms": seconds["ours"] * 1e3,
+            }
             row |= {"conv_ms": seconds["conv"] * 1e3, "to_conv": seconds["ours"] / seconds["conv"]}
-            rows.append(row | {"to_reference": seconds["ours"] / seconds["reference"]} if with_reference else row)
+            rows.append(
+                row | {"to_reference": seconds["ours"] / seconds["reference"]}
+                if with_reference
+                else row
+            )
     return rows
 
 
@@ -98,17 +147,58 @@ def in_plain_pytorch(run: Callable[[], object]) -> Callable[[], object]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures to this file.")
-@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True, help="Runs a case.")
-@click.option("--network", "names", multiple=True, type=click.Choice(list(NETWORKS)), default=list(NETWORKS), help="May be repeated.")
-@click.option("--layout", "layouts", multiple=True, type=click.Choice(list(LAYOUTS)), default=["channels-last"], help="May be repeated.")
-@click.option("--no-reference", is_flag=True, help="Leave out the chain of plain operators, which takes most of the time.")
-def main(json_path: Path | None, repeats: int, names: tuple[str, ...], layouts: tuple[str, ...], no_reference: bool) -> None:
-    """Time forward and backward passes beside the layer's bare convolution and beside the reference."""
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Also write the figures to this file.",
+)
+@click.option(
+    "--repeats", type=click.IntRange(1), default=5, show_default=True, help="Runs a case."
+)
+@click.option(
+    "--network",
+    "names",
+    multiple=True,
+    type=click.Choice(list(NETWORKS)),
+    default=list(NETWORKS),
+    help="May be repeated.",
+)
+@click.option(
+    "--layout",
+    "layouts",
+    multiple=True,
+    type=click.Choice(list(LAYOUTS)),
+    default=["channels-last"],
+    help="May be repeated.",
+)
+@click.option(
+    "--no-reference",
+    is_flag=True,
+    help="Leave out the chain of plain operators, which takes most of the time.",
+)
+def main(
+    json_path: Path | None,
+    repeats: int,
+    names: tuple[str, ...],
+    layouts: tuple[str, ...],
+    no_reference: bool,
+) -> None:
+    """Time forward and backward passes beside the layer's bare convolution and beside the
+    reference.
+    """
     rows = [
-        row for name in names for layout in layouts for dtype in DTYPES for row in measure(name, layout, dtype, repeats, not no_reference)
+        row
+        for name in names
+        for layout in layouts
+        for dtype in DTYPES
+        for row in measure(name, layout, dtype, repeats, not no_reference)
     ]
-    show("filtered_lrelu; ratios of medians, to the layer's convolution and to the reference", rows, json_path)
+    show(
+        "filtered_lrelu; ratios of medians, to the layer's convolution and to the reference",
+        rows,
+        json_path,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Reducing gradients once after the backward pass, or in buckets during it: python -m benchmarks.gradient_overlap [--json FILE].
+"""Reducing gradients once after the backward pass, or in buckets during it: python -m
+benchmarks.gradient_overlap [--json FILE].
 
-Training sends a bucket of gradients as soon as it is full (torch_utils.reduction). The alternative sends all after the backward pass. Both
-are timed in a phase of the discriminator, and so is one without any reduction; the results are compared.
+Training sends a bucket of gradients as soon as it is full (torch_utils.distributed.reduction). The
+alternative sends all after the backward pass. Both are timed in a phase of the discriminator, and
+so is one without any reduction; the results are compared.
 """
 
 from __future__ import annotations
@@ -20,15 +22,20 @@ from torch import nn
 
 from benchmarks.timing import show
 from benchmarks.training_step import random_labels
-from torch_utils.distributed import rank
-from torch_utils.processes import run_processes
-from torch_utils.reduction import BUCKET_BYTES, GradientAverage
+from torch_utils.distributed.collectives import rank
+from torch_utils.distributed.processes import run_processes
+from torch_utils.distributed.reduction import BUCKET_BYTES, GradientAverage
+from training.config.presets import make_config
 from training.networks.discriminator import Discriminator
-from training.presets import make_config
 
 
 def time_phase(
-    device: torch.device, sizes: Literal["laptop", "published"], resolution: int, bucket_bytes: int, rounds: int, path: Path
+    device: torch.device,
+    sizes: Literal["laptop", "published"],
+    resolution: int,
+    bucket_bytes: int,
+    rounds: int,
+    path: Path,
 ) -> None:
     """Seconds of forward, backward and reduction, of both ways in turn; process 0 writes them."""
     config = make_config("ffhq", resolution, sizes).model
@@ -42,7 +49,11 @@ def time_phase(
         "buckets": GradientAverage(parameters["buckets"], bucket_bytes),
     }
     torch.manual_seed(rank())
-    image, raw, c = torch.rand(4, 3, resolution, resolution), torch.rand(4, 3, 32, 32), random_labels(4)
+    image, raw, c = (
+        torch.rand(4, 3, resolution, resolution),
+        torch.rand(4, 3, 32, 32),
+        random_labels(4),
+    )
     times: dict[str, list[float]] = {"once": [], "buckets": [], "no reduction": []}
     for _ in range(rounds + 1):
         for kind in times:
@@ -62,7 +73,14 @@ def time_phase(
                 compare(parameters)
     if rank() == 0:
         count = sum(p.numel() for p in parameters["once"])
-        path.write_text(json.dumps({"MB": count * 4 / 1e6, **{kind: statistics.median(values[1:]) for kind, values in times.items()}}))
+        path.write_text(
+            json.dumps(
+                {
+                    "MB": count * 4 / 1e6,
+                    **{kind: statistics.median(values[1:]) for kind, values in times.items()},
+                }
+            )
+        )
 
 
 def compare(parameters: dict[str, list[nn.Parameter]]) -> None:
@@ -73,18 +91,67 @@ def compare(parameters: dict[str, list[nn.Parameter]]) -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--sizes", type=click.Choice(["laptop", "published"]), default="laptop", show_default=True, help="Of the discriminator.")
-@click.option("--resolution", type=click.Choice(["64", "128", "256", "512"]), default="64", show_default=True, help="Of the pictures.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="cpu: gloo; cuda: NCCL.")
+@click.option(
+    "--sizes",
+    type=click.Choice(["laptop", "published"]),
+    default="laptop",
+    show_default=True,
+    help="Of the discriminator.",
+)
+@click.option(
+    "--resolution",
+    type=click.Choice(["64", "128", "256", "512"]),
+    default="64",
+    show_default=True,
+    help="Of the pictures.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="cpu: gloo; cuda: NCCL.",
+)
 @click.option("--procs", type=click.IntRange(2), default=2, show_default=True, help="Processes.")
-@click.option("--bucket-mb", type=click.FloatRange(0, min_open=True), default=BUCKET_BYTES / 2**20, show_default=True, help="Of a bucket.")
-@click.option("--rounds", type=click.IntRange(1), default=20, show_default=True, help="Phases timed.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures to this file.")
-def main(sizes: str, resolution: str, device: str, procs: int, bucket_mb: float, rounds: int, json_path: Path | None) -> None:
+@click.option(
+    "--bucket-mb",
+    type=click.FloatRange(0, min_open=True),
+    default=BUCKET_BYTES / 2**20,
+    show_default=True,
+    help="Of a bucket.",
+)
+@click.option(
+    "--rounds", type=click.IntRange(1), default=20, show_default=True, help="Phases timed."
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Also write the figures to this file.",
+)
+def main(
+    sizes: str,
+    resolution: str,
+    device: str,
+    procs: int,
+    bucket_mb: float,
+    rounds: int,
+    json_path: Path | None,
+) -> None:
     """Time one phase with its gradients reduced in either way."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "times.json"
-        run_processes(procs, device, time_phase, sizes, int(resolution), round(bucket_mb * 2**20), rounds, path, hint="try fewer --procs")
+        run_processes(
+            procs,
+            device,
+            time_phase,
+            sizes,
+            int(resolution),
+            round(bucket_mb * 2**20),
+            rounds,
+            path,
+            hint="try fewer --procs",
+        )
         show(f"One phase, {procs} processes, seconds", [json.loads(path.read_text())], json_path)
 
 

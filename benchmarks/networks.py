@@ -1,4 +1,6 @@
-"""Networks of the published FFHQ-512 size beside their convolutions alone: python -m benchmarks.networks [--json FILE]."""
+"""Networks of the published FFHQ-512 size beside their convolutions alone: python -m
+benchmarks.networks [--json FILE].
+"""
 
 from __future__ import annotations
 
@@ -13,17 +15,22 @@ from benchmarks.convolutions import bare_convolutions
 from benchmarks.timing import median_seconds, show
 from torch_utils.memory import keep_freed_memory
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
+from training.config.presets import make_config
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
-from training.presets import make_config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def cases(resolution: int, batch: int, dtype: torch.dtype) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
+def cases(
+    resolution: int, batch: int, dtype: torch.dtype
+) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
     """What is timed: by name, a pass, and the pass whose convolutions it is compared with."""
     config = make_config("ffhq", resolution, "published").model
-    G, D = Generator(config).eval().requires_grad_(False), Discriminator(config).eval().requires_grad_(False)
+    G, D = (
+        Generator(config).eval().requires_grad_(False),
+        Discriminator(config).eval().requires_grad_(False),
+    )
     G.set_conv_dtype(backbone=dtype, superresolution=dtype)
     D.set_conv_dtype(dtype)
     angles = torch.linspace(-0.4, 0.4, batch)
@@ -46,23 +53,62 @@ def measure(precision: str, resolution: int, batch: int, repeats: int) -> list[d
     """Rows of the table for one precision."""
     rows = []
     for name, (run, with_same_convolutions) in cases(resolution, batch, DTYPES[precision]).items():
-        seconds = median_seconds({"whole": run, "bare": bare_convolutions(with_same_convolutions)}, repeats)
-        rows.append({"pass": name, "precision": precision, "seconds": seconds["whole"], "convolutions": seconds["bare"]})
+        seconds = median_seconds(
+            {"whole": run, "bare": bare_convolutions(with_same_convolutions)}, repeats
+        )
+        rows.append(
+            {
+                "pass": name,
+                "precision": precision,
+                "seconds": seconds["whole"],
+                "convolutions": seconds["bare"],
+            }
+        )
         rows[-1]["ratio"] = seconds["whole"] / seconds["bare"]
     return rows
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--resolution", type=click.Choice(["128", "256", "512"]), default="512", show_default=True, help="Pixels of the picture.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples a pass.")
-@click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Runs a case.")
-@click.option("--precision", "precisions", multiple=True, type=click.Choice(list(DTYPES)), default=list(DTYPES), help="May be repeated.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures to this file.")
-def main(resolution: str, batch: int, repeats: int, precisions: tuple[str, ...], json_path: Path | None) -> None:
-    """Time planes, super-resolution, discriminator and a frame, forward, and the convolutions in them alone."""
+@click.option(
+    "--resolution",
+    type=click.Choice(["128", "256", "512"]),
+    default="512",
+    show_default=True,
+    help="Pixels of the picture.",
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples a pass."
+)
+@click.option(
+    "--repeats", type=click.IntRange(1), default=7, show_default=True, help="Runs a case."
+)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    type=click.Choice(list(DTYPES)),
+    default=list(DTYPES),
+    help="May be repeated.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Also write the figures to this file.",
+)
+def main(
+    resolution: str, batch: int, repeats: int, precisions: tuple[str, ...], json_path: Path | None
+) -> None:
+    """Time planes, super-resolution, discriminator and a frame, forward, and the convolutions in
+    them alone.
+    """
     keep_freed_memory()
     with torch.inference_mode():
-        rows = [row for precision in precisions for row in measure(precision, int(resolution), batch, repeats)]
+        rows = [
+            row
+            for precision in precisions
+            for row in measure(precision, int(resolution), batch, repeats)
+        ]
     show(f"{resolution} pixels, batch {batch}", rows, json_path)
 
 

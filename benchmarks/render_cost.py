@@ -1,4 +1,5 @@
-"""Cost of volume rendering against its sizes, as a picture: python -m benchmarks.render_cost [--out FILE] [--json FILE].
+"""Cost of volume rendering against its sizes, as a picture: python -m benchmarks.render_cost [--out
+FILE] [--json FILE].
 
 Needs matplotlib, which comes with the extra `dev`.
 """
@@ -32,8 +33,16 @@ def sample_count(size: Size) -> int:
 def measure(size: Size, repeats: int) -> dict[str, float]:
     """Seconds by path and kind of call."""
     scene = Scene(size)
-    paths = {label: path for label, path in PATHS.items() if label != "composable" or sample_count(size) <= LARGEST_COMPOSABLE}
-    cases = {f"{label}, {title}": scene.on(path, method) for label, path in paths.items() for title, method in METHODS.items()}
+    paths = {
+        label: path
+        for label, path in PATHS.items()
+        if label != "composable" or sample_count(size) <= LARGEST_COMPOSABLE
+    }
+    cases = {
+        f"{label}, {title}": scene.on(path, method)
+        for label, path in paths.items()
+        for title, method in METHODS.items()
+    }
     return median_seconds(cases, repeats)
 
 
@@ -45,7 +54,13 @@ def sweep(repeats: int) -> list[dict[str, Any]]:
         for value in values:
             seconds = measure(replace(BASE, **{field: value}), repeats)
             shown = value * 2 if field == "samples" else value
-            rows.append({"axis": axis, "value": shown, **{column: seconds.get(column, float("nan")) for column in columns}})
+            rows.append(
+                {
+                    "axis": axis,
+                    "value": shown,
+                    **{column: seconds.get(column, float("nan")) for column in columns},
+                }
+            )
     return rows
 
 
@@ -61,24 +76,53 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
     for panel, axis in zip(panels, SWEEPS, strict=True):
         points = [row for row in rows if row["axis"] == axis]
         for i, column in enumerate(columns):
-            style = {"color": f"C{i % 2}", "linestyle": "-" if column.startswith("fused") else ":", "marker": "o"}
-            panel.loglog([p["value"] for p in points], [p[column] for p in points], label=column, **style)
+            style = {
+                "color": f"C{i % 2}",
+                "linestyle": "-" if column.startswith("fused") else ":",
+                "marker": "o",
+            }
+            panel.loglog(
+                [p["value"] for p in points], [p[column] for p in points], label=column, **style
+            )
         panel.set_xlabel(axis)
         panel.set_xticks([p["value"] for p in points], [str(p["value"]) for p in points])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("seconds")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(columns), fontsize="small")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=len(columns),
+        fontsize="small",
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=100)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Measurements of each; the median counts.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("docs/media/render_cost.png"), show_default=True)
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures there, too.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Measurements of each; the median counts.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("docs/media/render_cost.png"),
+    show_default=True,
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the figures there, too.",
+)
 def main(repeats: int, out: Path, json_path: Path | None) -> None:
-    """Measure, print and draw; one sample, resolution 64 and 48 + 48 samples where not varied, planes 256 x 256 x 32."""
+    """Measure, print and draw; one sample, resolution 64 and 48 + 48 samples where not varied,
+    planes 256 x 256 x 32.
+    """
     rows = sweep(repeats)
     show("Volume rendering, seconds", rows, json_path)
     draw(rows, out)

@@ -1,4 +1,6 @@
-"""The compiled renderer against the composable one, time and memory: python -m benchmarks.render_rays [--json FILE]."""
+"""The compiled renderer against the composable one, time and memory: python -m
+benchmarks.render_rays [--json FILE].
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from benchmarks.timing import median_seconds, show
 from dnnlib.console import run_cli
 from torch_utils.ops import library
 from training.cameras import orbit_pose, pinhole_intrinsics
-from training.config import RenderingConfig
+from training.config.settings import RenderingConfig
 from training.networks.generator import TriPlaneDecoder
 from training.rendering.rays import sample_rays
 from training.rendering.renderer import render_rays
@@ -27,7 +29,9 @@ MEGABYTE = 2.0**20
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes of one measurement. `samples` counts a ray's coarse ones, and as many fine ones follow."""
+    """Sizes of one measurement. `samples` counts a ray's coarse ones, and as many fine ones
+    follow.
+    """
 
     batch: int = 1
     resolution: int = 64
@@ -48,18 +52,26 @@ class Scene:
 
     def __init__(self, size: Size) -> None:
         torch.manual_seed(0)
-        planes = torch.randn(size.batch, 3 * size.channels, size.planes, size.planes).to(memory_format=torch.channels_last)
+        planes = torch.randn(size.batch, 3 * size.channels, size.planes, size.planes).to(
+            memory_format=torch.channels_last
+        )
         self.planes = planes.unflatten(1, (3, size.channels))
         self.decoder = TriPlaneDecoder(size.channels, size.hidden, size.channels)
-        pose = orbit_pose(torch.full((size.batch,), 0.3), torch.full((size.batch,), 0.1), 2.7).float()
+        pose = orbit_pose(
+            torch.full((size.batch,), 0.3), torch.full((size.batch,), 0.1), 2.7
+        ).float()
         intrinsics = pinhole_intrinsics(4.2647).view(1, 3, 3).expand(size.batch, 3, 3).float()
         self.rays = sample_rays(pose, intrinsics, size.resolution)
-        self.config = RenderingConfig(depth_resolution=size.samples, depth_resolution_importance=size.samples)
+        self.config = RenderingConfig(
+            depth_resolution=size.samples, depth_resolution_importance=size.samples
+        )
 
     def picture(self) -> Tensor:
         """Features without gradients, as for a frame of a video."""
         with torch.no_grad():
-            return render_rays(self.planes, self.decoder, *self.rays, self.config, deterministic=True).features
+            return render_rays(
+                self.planes, self.decoder, *self.rays, self.config, deterministic=True
+            ).features
 
     def training_step(self) -> Tensor:
         """Gradients of planes and decoder."""
@@ -89,8 +101,17 @@ def time_rows(repeats: int) -> list[dict[str, Any]]:
     for name, size in SIZES.items():
         scene = Scene(size)
         for title, method in METHODS.items():
-            seconds = median_seconds({label: scene.on(path, method) for label, path in PATHS.items()}, repeats)
-            rows.append({"size": name, "what": title, **seconds, "times faster": seconds["composable"] / seconds["fused"]})
+            seconds = median_seconds(
+                {label: scene.on(path, method) for label, path in PATHS.items()}, repeats
+            )
+            rows.append(
+                {
+                    "size": name,
+                    "what": title,
+                    **seconds,
+                    "times faster": seconds["composable"] / seconds["fused"],
+                }
+            )
     return rows
 
 
@@ -101,7 +122,9 @@ def _peak_memory() -> int:
 
 
 def _peak_growth(size: Size, path: str, method: str) -> float:
-    """Megabytes that one call needs at its peak, its result not counted. To be called in a fresh process."""
+    """Megabytes that one call needs at its peak, its result not counted. To be called in a fresh
+    process.
+    """
     scene = Scene(size)
     Scene(Size(resolution=4, samples=4, planes=16)).on(path, method)()  # libraries and thread pools
     before = _peak_memory()
@@ -124,14 +147,29 @@ def memory_rows() -> list[dict[str, Any]]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Measurements of each; the median counts.")
-@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures there, too.")
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=7,
+    show_default=True,
+    help="Measurements of each; the median counts.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the figures there, too.",
+)
 def main(repeats: int, json_path: Path | None) -> None:
     """Print time and working memory of both renderers."""
     with library.path("cpp"):
         pass  # builds the operators, or says why it cannot
     show("Volume rendering, seconds", time_rows(repeats), json_path)
-    memory_path = None if json_path is None else json_path.with_name(f"{json_path.stem}-memory{json_path.suffix}")
+    memory_path = (
+        None
+        if json_path is None
+        else json_path.with_name(f"{json_path.stem}-memory{json_path.suffix}")
+    )
     show("Volume rendering, working memory besides the result", memory_rows(), memory_path)
 
 

@@ -1,8 +1,11 @@
-"""What more GPUs give: python -m benchmarks.scaling_model [--measure] [--json FILE] [--plot FILE.png]. docs/scaling.md explains it.
+"""What more GPUs give: python -m benchmarks.scaling_model [--measure] [--json FILE] [--plot
+FILE.png]. docs/scaling.md explains it.
 
-A model of one training step, of four parts: arithmetic, reduction of gradients, small collective operations, and pictures and checkpoints
-that may keep the step waiting. Counted here: floating-point operations, parameters, checkpoint bytes, milliseconds to decode a picture.
-Taken from elsewhere: the published 24 s a kimg on 8 V100, which gives the share of a GPU's peak that training reaches, and data sheets.
+A model of one training step, of four parts: arithmetic, reduction of gradients, small collective
+operations, and pictures and checkpoints that may keep the step waiting. Counted here:
+floating-point operations, parameters, checkpoint bytes, milliseconds to decode a picture. Taken
+from elsewhere: the published 24 s a kimg on 8 V100, which gives the share of a GPU's peak that
+training reaches, and data sheets.
 """
 
 from __future__ import annotations
@@ -24,9 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.timing import show
 from benchmarks.training_step import random_labels
 from torch_utils.ops import library
-from training.config import Config
-from training.presets import make_config
-from training.trainer import Trainer
+from training.config.presets import make_config
+from training.config.settings import Config
+from training.gan.trainer import Trainer
 
 METHODS = {
     "Gmain": "_generator_main",
@@ -35,7 +38,9 @@ METHODS = {
     "Dreg": "_discriminator_regularisation",
 }
 PUBLISHED_SECONDS_PER_KIMG, PUBLISHED_GPUS = 24.0, 8  # EG3D on V100, 512 pixels
-SMALL_COLLECTIVES = 12  # a step: finite or not in each phase, mean latent, ADA, whether to stop, whether pictures could be read
+# a step: finite or not in each phase, mean latent, ADA, whether to stop, whether pictures could be
+# read
+SMALL_COLLECTIVES = 12
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,19 @@ class Model:
 
     def flops_per_image(self, g_interval: int = 4, d_interval: int = 16) -> float:
         """Mean over steps of lazy regularisation."""
-        return self.flops["Gmain"] + self.flops["Greg"] / g_interval + self.flops["Dmain"] + self.flops["Dreg"] / d_interval
+        return (
+            self.flops["Gmain"]
+            + self.flops["Greg"] / g_interval
+            + self.flops["Dmain"]
+            + self.flops["Dreg"] / d_interval
+        )
 
     def reduced_bytes(self, g_interval: int = 4, d_interval: int = 16) -> float:
         """Gradients that a step reduces, in fp32, mean over steps."""
-        return 4 * (self.generator_parameters * (1 + 1 / g_interval) + self.discriminator_parameters * (1 + 1 / d_interval))
+        return 4 * (
+            self.generator_parameters * (1 + 1 / g_interval)
+            + self.discriminator_parameters * (1 + 1 / d_interval)
+        )
 
 
 @dataclass(frozen=True)
@@ -81,7 +94,12 @@ MACHINES = (V100, A100, H100, SLOW)
 
 # What --measure found on a CPU for the published networks at 512 pixels.
 MEASURED = Model(
-    flops={"Gmain": 1132687322112.0, "Greg": 280906104832.0, "Dmain": 1042334159872.0, "Dreg": 749976844288.0},
+    flops={
+        "Gmain": 1132687322112.0,
+        "Greg": 280906104832.0,
+        "Dmain": 1042334159872.0,
+        "Dreg": 749976844288.0,
+    },
     generator_parameters=30662136,
     discriminator_parameters=31359744,
     checkpoint_bytes=873562020,
@@ -89,7 +107,7 @@ MEASURED = Model(
 )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Counting
 
 
@@ -102,7 +120,9 @@ def published_config(batch: int = 1) -> Config:
 
 
 def count() -> Model:
-    """Operations of one sample in each phase (plain operators, which the counter knows), sizes, and the time to decode a picture."""
+    """Operations of one sample in each phase (plain operators, which the counter knows), sizes, and
+    the time to decode a picture.
+    """
     trainer = Trainer(published_config(), random_labels(64), torch.device("cpu"))
     flops: dict[str, float] = {}
 
@@ -129,14 +149,22 @@ def tensor_bytes(value: Any) -> int:
     """Bytes of all tensors in nested dicts and lists."""
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    items = (
+        value.values()
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, (list, tuple))
+        else ()
+    )
     return sum(tensor_bytes(item) for item in items)
 
 
 def decode_seconds(size: int = 512, repeats: int = 20) -> float:
     """Time to decode a PNG as large as a photograph's: smooth content with noise."""
     random = np.random.RandomState(0)
-    coarse = Image.fromarray(random.randint(0, 256, (32, 32, 3)).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(random.randint(0, 256, (32, 32, 3)).astype(np.uint8)).resize(
+        (size, size), Image.Resampling.BICUBIC
+    )
     picture = np.clip(np.asarray(coarse) + random.randn(size, size, 3) * 3, 0, 255).astype(np.uint8)
     file = BytesIO()
     Image.fromarray(picture).save(file, "PNG")
@@ -146,7 +174,7 @@ def decode_seconds(size: int = 512, repeats: int = 20) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The model
 
 
@@ -157,7 +185,9 @@ def efficiency(model: Model) -> float:
 
 
 def ring_seconds(size: float, count: int, bandwidth: float, latency: float) -> float:
-    """All-reduce of `size` bytes over `count` members: 2 (n - 1) / n of the data, and a latency that grows with log2."""
+    """All-reduce of `size` bytes over `count` members: 2 (n - 1) / n of the data, and a latency
+    that grows with log2.
+    """
     if count < 2:
         return 0.0
     return 2 * (count - 1) / count * size / bandwidth + latency * np.log2(count)
@@ -167,10 +197,14 @@ def reduction_seconds(model: Model, machine: Machine, gpus: int) -> float:
     """Reduction of a step's gradients: inside nodes, then between them."""
     inside, nodes = min(gpus, machine.gpus_per_node), -(-gpus // machine.gpus_per_node)
     size = model.reduced_bytes()
-    return ring_seconds(size, inside, machine.nvlink, machine.latency) + ring_seconds(size, nodes, machine.network, machine.latency)
+    return ring_seconds(size, inside, machine.nvlink, machine.latency) + ring_seconds(
+        size, nodes, machine.network, machine.latency
+    )
 
 
-def step_parts(model: Model, machine: Machine, gpus: int, batch: int, snapshot_kimg: float = 200.0) -> dict[str, float]:
+def step_parts(
+    model: Model, machine: Machine, gpus: int, batch: int, snapshot_kimg: float = 200.0
+) -> dict[str, float]:
     """Seconds of each part of a step of `batch` samples."""
     share = batch / gpus
     seconds = {
@@ -178,12 +212,16 @@ def step_parts(model: Model, machine: Machine, gpus: int, batch: int, snapshot_k
         "gradients": reduction_seconds(model, machine, gpus),
         "small": SMALL_COLLECTIVES * machine.latency * float(np.log2(max(gpus, 1))),
     }
-    loading = model.decode_seconds * share / machine.cores_per_gpu  # beside the step: counts where it is longer
+    # beside the step: counts where it is longer
+    loading = model.decode_seconds * share / machine.cores_per_gpu
     seconds["waiting for pictures"] = max(0.0, loading - sum(seconds.values()))
     steps_between = snapshot_kimg * 1000 / batch
-    # A copy to the host stalls; writing goes on beside training, unless the next one is due before it has ended.
+    # A copy to the host stalls; writing goes on beside training, unless the next one is due before
+    # it has ended.
     writing = model.checkpoint_bytes / machine.disk
-    stall = model.checkpoint_bytes / machine.host_copy + max(0.0, writing - steps_between * sum(seconds.values()))
+    stall = model.checkpoint_bytes / machine.host_copy + max(
+        0.0, writing - steps_between * sum(seconds.values())
+    )
     seconds["checkpoint"] = stall / steps_between
     return seconds
 
@@ -217,7 +255,9 @@ def table(model: Model) -> list[dict[str, Any]]:
 
 
 def overlap_gain(model: Model, machine: Machine, gpus: int) -> float:
-    """Share of a step that hiding all of the reduction behind the backward pass could save at most."""
+    """Share of a step that hiding all of the reduction behind the backward pass could save at
+    most.
+    """
     parts = step_parts(model, machine, gpus, 4 * gpus)
     return parts["gradients"] / sum(parts.values())
 
@@ -234,7 +274,9 @@ def plot(path: Path, model: Model) -> None:
     for machine in MACHINES:
         speeds = [row(model, machine, gpus, 4 * gpus)["img/s"] for gpus in counts]
         (line,) = axis.plot(counts, speeds, "o-", markersize=3, label=machine.name)
-        axis.plot(counts, [gpus * speeds[0] for gpus in counts], ":", color=line.get_color(), linewidth=1)
+        axis.plot(
+            counts, [gpus * speeds[0] for gpus in counts], ":", color=line.get_color(), linewidth=1
+        )
     axis.set(xscale="log", yscale="log", xlabel="GPUs (4 samples each)", ylabel="images/s")
     axis.axvline(8, color="grey", linewidth=0.5)
     axis.text(8.3, axis.get_ylim()[0] * 1.3, "batch 32 ends here", fontsize=8, color="grey")
@@ -244,16 +286,32 @@ def plot(path: Path, model: Model) -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--measure", is_flag=True, help="Count on this machine instead of taking the figures recorded here (minutes, 12 GB).")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the table to this file.")
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Draw images a second over GPUs.")
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Count on this machine instead of taking the figures recorded here (minutes, 12 GB).",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Also write the table to this file.",
+)
+@click.option(
+    "--plot", "plot_path", type=click.Path(path_type=Path), help="Draw images a second over GPUs."
+)
 def main(measure: bool, json_path: Path | None, plot_path: Path | None) -> None:
     """Show what 8, 64 and 512 GPUs give."""
     model = count() if measure else MEASURED
     click.echo(json.dumps(dataclasses.asdict(model)))
-    click.echo(f"{model.flops_per_image() / 1e12:.2f} TFLOP an image; {100 * efficiency(model):.1f} % of the peak in the published run")
+    click.echo(
+        f"{model.flops_per_image() / 1e12:.2f} TFLOP an image; {100 * efficiency(model):.1f} % of"
+        " the peak in the published run"
+    )
     for machine in MACHINES:
-        gains = ", ".join(f"{100 * overlap_gain(model, machine, gpus):.1f} % on {gpus}" for gpus in (8, 64, 512))
+        gains = ", ".join(
+            f"{100 * overlap_gain(model, machine, gpus):.1f} % on {gpus}" for gpus in (8, 64, 512)
+        )
         click.echo(f"{machine.name}: hiding the reduction of gradients would save at most {gains}")
     show("Four samples a GPU", table(model), json_path)
     if plot_path is not None:

@@ -1,6 +1,8 @@
-"""A long run of tiny networks: memory, open files and speed must stay flat: python -m benchmarks.soak [--json FILE] [--plot FILE.png].
+"""A long run of tiny networks: memory, open files and speed must stay flat: python -m
+benchmarks.soak [--json FILE] [--plot FILE.png].
 
-Runs train.py as a person would, with checkpoints and pictures all the way, and looks at its processes from outside.
+Runs train.py as a person would, with checkpoints and pictures all the way, and looks at its
+processes from outside.
 """
 
 from __future__ import annotations
@@ -29,10 +31,45 @@ WARM_SHARE = 0.25  # of the run: allocators and caches fill up in the beginning
 def command(data: Path, outdir: Path, iterations: int, batch: int, processes: int) -> list[str]:
     """A run whose every twentieth iteration is a tick and whose every hundredth is a checkpoint."""
     tick = 20 * batch / 1000
-    options = ["--cfg", "shapenet", "--gpus", "0", "--procs", processes, "--batch", batch, "--precision", "fp32", "--aug", "ada"]
-    options += ["--kimg", iterations * batch / 1000, "--tick", tick, "--snap", 5, "--nrr-initial", 8, "--nrr-final", 8, "--keep", 3]
+    options = [
+        "--cfg",
+        "shapenet",
+        "--gpus",
+        "0",
+        "--procs",
+        processes,
+        "--batch",
+        batch,
+        "--precision",
+        "fp32",
+        "--aug",
+        "ada",
+    ]
+    options += [
+        "--kimg",
+        iterations * batch / 1000,
+        "--tick",
+        tick,
+        "--snap",
+        5,
+        "--nrr-initial",
+        8,
+        "--nrr-final",
+        8,
+        "--keep",
+        3,
+    ]
     settings = [text for setting in SETTINGS for text in ("--set", setting)]
-    return [sys.executable, str(ROOT / "train.py"), "--data", str(data), "--outdir", str(outdir), *map(str, options), *settings]
+    return [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "--data",
+        str(data),
+        "--outdir",
+        str(outdir),
+        *map(str, options),
+        *settings,
+    ]
 
 
 def training_processes(launcher: psutil.Process, processes: int) -> list[psutil.Process]:
@@ -46,12 +83,20 @@ def look(process: psutil.Process) -> dict[str, float]:
     """Memory (MiB), open files, threads and seconds of computing of one process."""
     with process.oneshot():
         times = process.cpu_times()
-        seen = {"mib": process.memory_info().rss / 2**20, "files": process.num_fds(), "threads": process.num_threads()}
+        seen = {
+            "mib": process.memory_info().rss / 2**20,
+            "files": process.num_fds(),
+            "threads": process.num_threads(),
+        }
     return {**seen, "cpu": times.user + times.system}
 
 
-def watch(process: subprocess.Popen[bytes], outdir: Path, processes: int, seconds: float) -> list[dict[str, Any]]:
-    """Looks at the training processes until they end: kimg of the last tick and what `look` sees of each."""
+def watch(
+    process: subprocess.Popen[bytes], outdir: Path, processes: int, seconds: float
+) -> list[dict[str, Any]]:
+    """Looks at the training processes until they end: kimg of the last tick and what `look` sees of
+    each.
+    """
     looks, launcher = [], psutil.Process(process.pid)
     while process.poll() is None:
         time.sleep(seconds)
@@ -67,7 +112,11 @@ def watch(process: subprocess.Popen[bytes], outdir: Path, processes: int, second
 
 def ticks(outdir: Path) -> list[dict[str, float]]:
     """All statistics of the run."""
-    return [json.loads(line) for path in outdir.glob("*/stats.jsonl") for line in path.read_text().splitlines()]
+    return [
+        json.loads(line)
+        for path in outdir.glob("*/stats.jsonl")
+        for line in path.read_text().splitlines()
+    ]
 
 
 def last_tick(outdir: Path) -> dict[str, float] | None:
@@ -81,7 +130,9 @@ def growth(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.polyfit(x, y, 1)[0])
 
 
-def summarise(looks: list[dict[str, Any]], speeds: list[tuple[float, float]], batch: int) -> list[dict[str, Any]]:
+def summarise(
+    looks: list[dict[str, Any]], speeds: list[tuple[float, float]], batch: int
+) -> list[dict[str, Any]]:
     """A row a process: growth after the warm part, a thousand iterations each."""
     kimg = np.array([each["kimg"] for each in looks])
     late = kimg >= WARM_SHARE * kimg.max()
@@ -91,7 +142,10 @@ def summarise(looks: list[dict[str, Any]], speeds: list[tuple[float, float]], ba
     speed = float(np.median([value for _, value in speeds]))
     rows = []
     for index in range(len(looks[0]["processes"])):
-        series = {name: np.array([each["processes"][index][name] for each in looks])[late] for name in ("mib", "files", "threads")}
+        series = {
+            name: np.array([each["processes"][index][name] for each in looks])[late]
+            for name in ("mib", "files", "threads")
+        }
         cpu = np.array([each["processes"][index]["cpu"] for each in looks])
         early, end = (growth(iterations[half], cpu[half]) * 1000 for half in halves)
         rows.append(
@@ -111,10 +165,14 @@ def summarise(looks: list[dict[str, Any]], speeds: list[tuple[float, float]], ba
 
 
 def cost(iterations: list[float], cpu: list[float]) -> tuple[list[float], list[float]]:
-    """CPU milliseconds an iteration between ticks; seconds on the clock tell more about what else a machine does."""
+    """CPU milliseconds an iteration between ticks; seconds on the clock tell more about what else a
+    machine does.
+    """
     firsts = dict(zip(reversed(iterations), reversed(cpu), strict=True))
     places = sorted(firsts)
-    return places[1:], [1000 * (firsts[b] - firsts[a]) / (b - a) for a, b in itertools.pairwise(places)]
+    return places[1:], [
+        1000 * (firsts[b] - firsts[a]) / (b - a) for a, b in itertools.pairwise(places)
+    ]
 
 
 def plot(path: Path, looks: list[dict[str, Any]], batch: int) -> None:
@@ -128,7 +186,11 @@ def plot(path: Path, looks: list[dict[str, Any]], batch: int) -> None:
     iterations = [each["kimg"] * 1000 / batch for each in looks]
     for axis, name, label in ((axes[0], "mib", "memory, MiB"), (axes[1], "files", "open files")):
         for index in range(len(looks[0]["processes"])):
-            axis.plot(iterations, [each["processes"][index][name] for each in looks], label=f"process {index}")
+            axis.plot(
+                iterations,
+                [each["processes"][index][name] for each in looks],
+                label=f"process {index}",
+            )
         axis.set(ylabel=label, ylim=(0, None))
         axis.legend(loc="lower right")
     for index in range(len(looks[0]["processes"])):
@@ -140,23 +202,57 @@ def plot(path: Path, looks: list[dict[str, Any]], batch: int) -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--iterations", type=click.IntRange(200), default=2000, show_default=True, help="Length of the run.")
-@click.option("--batch", type=click.IntRange(4), default=8, show_default=True, help="Samples an iteration.")
-@click.option("--procs", type=click.IntRange(1), default=2, show_default=True, help="Training processes.")
-@click.option("--every", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Seconds between looks.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures to this file.")
+@click.option(
+    "--iterations",
+    type=click.IntRange(200),
+    default=2000,
+    show_default=True,
+    help="Length of the run.",
+)
+@click.option(
+    "--batch", type=click.IntRange(4), default=8, show_default=True, help="Samples an iteration."
+)
+@click.option(
+    "--procs", type=click.IntRange(1), default=2, show_default=True, help="Training processes."
+)
+@click.option(
+    "--every",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Seconds between looks.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Also write the figures to this file.",
+)
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Draw them.")
-def main(iterations: int, batch: int, procs: int, every: float, json_path: Path | None, plot_path: Path | None) -> None:
+def main(
+    iterations: int,
+    batch: int,
+    procs: int,
+    every: float,
+    json_path: Path | None,
+    plot_path: Path | None,
+) -> None:
     """Train for long, and see whether anything grows."""
     with tempfile.TemporaryDirectory() as folder:
         outdir = Path(folder) / "runs"
-        arguments = command(write_dataset(Path(folder) / "blots.zip", PICTURES), outdir, iterations, batch, procs)
+        arguments = command(
+            write_dataset(Path(folder) / "blots.zip", PICTURES), outdir, iterations, batch, procs
+        )
         process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL)
         looks = watch(process, outdir, procs, every)
         if process.wait():
             raise click.ClickException(f"training ended with exit status {process.returncode}")
         speeds = [(line["kimg"], line["Progress/images_per_second"]) for line in ticks(outdir)]
-    show(f"{iterations} iterations, {procs} process(es), batch {batch}", summarise(looks, speeds, batch), json_path)
+    show(
+        f"{iterations} iterations, {procs} process(es), batch {batch}",
+        summarise(looks, speeds, batch),
+        json_path,
+    )
     if plot_path is not None:
         plot(plot_path, looks, batch)
 

@@ -14,9 +14,14 @@ import torch
 
 
 def median_seconds(
-    cases: Mapping[str, Callable[[], object]], repeats: int, warmup: int = 1, clock: Callable[[], float] = time.perf_counter
+    cases: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """Median time of each case by `clock`. Cases take turns, so that a slow minute of the machine hits all of them."""
+    """Median time of each case by `clock`. Cases take turns, so that a slow minute of the machine
+    hits all of them.
+    """
     for _ in range(warmup):
         for run in cases.values():
             run()
@@ -30,12 +35,23 @@ def median_seconds(
 
 
 def show(title: str, rows: list[dict[str, Any]], json_path: Path | None = None) -> None:
-    """Print rows, which all have the same keys, as a table; write them to `json_path` too where that is given."""
-    texts = [{key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in row.items()} for row in rows]
+    """Print rows, which all have the same keys, as a table; write them to `json_path` too where
+    that is given.
+    """
+    texts = [
+        {
+            key: f"{value:.4g}" if isinstance(value, float) else str(value)
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
     widths = {key: max(len(key), *(len(text[key]) for text in texts)) for key in rows[0]}
     click.echo(f"{title} ({torch.get_num_threads()} threads, torch {torch.__version__})")
     click.echo("  ".join(key.ljust(width) for key, width in widths.items()))
     for text in texts:
         click.echo("  ".join(text[key].ljust(width) for key, width in widths.items()))
     if json_path is not None:
-        json_path.write_text(json.dumps({"title": title, "threads": torch.get_num_threads(), "rows": rows}, indent=1) + "\n")
+        json_path.write_text(
+            json.dumps({"title": title, "threads": torch.get_num_threads(), "rows": rows}, indent=1)
+            + "\n"
+        )

@@ -1,4 +1,5 @@
-"""One training iteration of the published networks, by phase: python -m benchmarks.training_iteration [--json FILE].
+"""One training iteration of the published networks, by phase: python -m
+benchmarks.training_iteration [--json FILE].
 
 iter_s = Gmain + Greg/4 + Dmain + Dreg/16, the intervals of lazy regularisation.
 """
@@ -18,9 +19,9 @@ import torch
 
 from benchmarks.training_step import random_labels
 from torch_utils.memory import keep_freed_memory
-from training.config import Config
-from training.presets import make_config
-from training.trainer import Trainer
+from training.config.presets import make_config
+from training.config.settings import Config
+from training.gan.trainer import Trainer
 
 PHASES = {
     "Gmain": "_generator_main",
@@ -30,7 +31,9 @@ PHASES = {
 }
 
 
-def make(resolution: int, channel_base: int, channel_max: int, batch: int, nrr: int, precision: str) -> Config:
+def make(
+    resolution: int, channel_base: int, channel_max: int, batch: int, nrr: int, precision: str
+) -> Config:
     """The ffhq preset with published sizes, narrower channels where asked."""
     config = make_config("ffhq", resolution, "published")
     for options in (config.model.generator, config.model.discriminator):
@@ -66,29 +69,87 @@ def time_phases(config: Config, steps: int) -> dict[str, float]:
 
 def peak_memory_gb() -> float:
     """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024)
+        / 1e9
+    )
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
-    "--resolution", type=click.Choice(["64", "128", "256", "512"]), default="128", show_default=True, help="Pixels of the pictures."
+    "--resolution",
+    type=click.Choice(["64", "128", "256", "512"]),
+    default="128",
+    show_default=True,
+    help="Pixels of the pictures.",
 )
-@click.option("--channel-base", type=click.IntRange(256), default=8192, show_default=True, help="Of both networks.")
-@click.option("--channel-max", type=click.IntRange(16), default=256, show_default=True, help="Of both networks.")
-@click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Samples an iteration.")
-@click.option("--nrr", type=click.IntRange(8), default=64, show_default=True, help="Pixels of the rendering.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Of the convolutions.")
-@click.option("--steps", type=click.IntRange(1), default=3, show_default=True, help="Iterations, after one that is not counted.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures to this file.")
+@click.option(
+    "--channel-base",
+    type=click.IntRange(256),
+    default=8192,
+    show_default=True,
+    help="Of both networks.",
+)
+@click.option(
+    "--channel-max",
+    type=click.IntRange(16),
+    default=256,
+    show_default=True,
+    help="Of both networks.",
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=4, show_default=True, help="Samples an iteration."
+)
+@click.option(
+    "--nrr", type=click.IntRange(8), default=64, show_default=True, help="Pixels of the rendering."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the convolutions.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Iterations, after one that is not counted.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Also write the figures to this file.",
+)
 def main(
-    resolution: str, channel_base: int, channel_max: int, batch: int, nrr: int, precision: str, steps: int, json_path: Path | None
+    resolution: str,
+    channel_base: int,
+    channel_max: int,
+    batch: int,
+    nrr: int,
+    precision: str,
+    steps: int,
+    json_path: Path | None,
 ) -> None:
     """Time Gmain, Greg, Dmain and Dreg, and what an iteration makes of them."""
     keep_freed_memory()
-    seconds = time_phases(make(int(resolution), channel_base, channel_max, batch, nrr, precision), steps)
+    seconds = time_phases(
+        make(int(resolution), channel_base, channel_max, batch, nrr, precision), steps
+    )
     iteration = seconds["Gmain"] + seconds["Greg"] / 4 + seconds["Dmain"] + seconds["Dreg"] / 16
-    figures = {**seconds, "iter_s": iteration, "img_per_s": batch / iteration, "peak_rss_gb": peak_memory_gb()}
-    click.echo(f"{precision}, {torch.get_num_threads()} threads: " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+    figures = {
+        **seconds,
+        "iter_s": iteration,
+        "img_per_s": batch / iteration,
+        "peak_rss_gb": peak_memory_gb(),
+    }
+    click.echo(
+        f"{precision}, {torch.get_num_threads()} threads: "
+        + "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
+    )
     if json_path is not None:
         json_path.write_text(json.dumps(figures, indent=1) + "\n")
 

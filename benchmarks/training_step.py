@@ -1,4 +1,6 @@
-"""Time of one training step at laptop sizes, per setting, interleaved: python -m benchmarks.training_step [--json]."""
+"""Time of one training step at laptop sizes, per setting, interleaved: python -m
+benchmarks.training_step [--json].
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ import click
 import torch
 
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
-from training.presets import HEADS_FOCAL, HEADS_RADIUS, make_config
-from training.trainer import Trainer
+from training.config.presets import HEADS_FOCAL, HEADS_RADIUS, make_config
+from training.gan.trainer import Trainer
 
 SETTINGS: dict[str, dict[str, object]] = {
     "fp32": {},
@@ -35,8 +37,20 @@ def random_labels(count: int) -> torch.Tensor:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--steps", type=click.IntRange(1), default=16, show_default=True, help="Steps a setting; 16 see every regulariser once.")
-@click.option("--resolution", type=click.Choice(["64", "128"]), default="64", show_default=True, help="Pixels of the pictures.")
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Steps a setting; 16 see every regulariser once.",
+)
+@click.option(
+    "--resolution",
+    type=click.Choice(["64", "128"]),
+    default="64",
+    show_default=True,
+    help="Pixels of the pictures.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def main(steps: int, resolution: str, as_json: bool) -> None:
     """Print the mean and median time of a step, and images a second."""
@@ -53,16 +67,23 @@ def main(steps: int, resolution: str, as_json: bool) -> None:
             trainer.step(images, labels)
             times[name].append(time.perf_counter() - start)
     rows = {
-        name: {"mean_s": statistics.mean(t), "median_s": statistics.median(t), "images_per_s": batch / statistics.mean(t)}
+        name: {
+            "mean_s": statistics.mean(t),
+            "median_s": statistics.median(t),
+            "images_per_s": batch / statistics.mean(t),
+        }
         for name, t in times.items()
     }
     if as_json:
-        click.echo(json.dumps({"threads": torch.get_num_threads(), "resolution": size, "rows": rows}))
+        click.echo(
+            json.dumps({"threads": torch.get_num_threads(), "resolution": size, "rows": rows})
+        )
         return
     click.echo(f"{torch.get_num_threads()} threads, {size} pixels, batch {batch}")
     for name, row in rows.items():
         click.echo(
-            f"{name:24} mean {row['mean_s'] * 1e3:7.1f} ms  median {row['median_s'] * 1e3:7.1f} ms  {row['images_per_s']:6.1f} img/s"
+            f"{name:24} mean {row['mean_s'] * 1e3:7.1f} ms  median {row['median_s'] * 1e3:7.1f} ms "
+            f" {row['images_per_s']:6.1f} img/s"
         )
 
 

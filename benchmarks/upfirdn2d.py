@@ -1,4 +1,6 @@
-"""upfirdn2d beside a clone and beside its reference: python -m benchmarks.upfirdn2d [--json FILE] [--repeats N]."""
+"""upfirdn2d beside a clone and beside its reference: python -m benchmarks.upfirdn2d [--json FILE]
+[--repeats N].
+"""
 
 from __future__ import annotations
 
@@ -24,17 +26,24 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def passes(operator: Callable[..., torch.Tensor], x: torch.Tensor, options: dict[str, Any]) -> dict[str, Callable[[], object]]:
+def passes(
+    operator: Callable[..., torch.Tensor], x: torch.Tensor, options: dict[str, Any]
+) -> dict[str, Callable[[], object]]:
     """A forward pass that keeps what the backward pass needs, and a backward pass."""
     filter = setup_filter([1, 3, 3, 1])
     x = x.detach().requires_grad_()
     y = operator(x, filter, **options)
     grad = torch.randn_like(y)
-    return {"forward": lambda: operator(x, filter, **options), "backward": lambda: torch.autograd.grad(y, x, grad, retain_graph=True)}
+    return {
+        "forward": lambda: operator(x, filter, **options),
+        "backward": lambda: torch.autograd.grad(y, x, grad, retain_graph=True),
+    }
 
 
 def measure(name: str, layout: str, dtype: str, repeats: int) -> list[dict[str, Any]]:
-    """Rows of the table for one case: times, and ratios to a clone of the operator's result, or of its input where that is larger."""
+    """Rows of the table for one case: times, and ratios to a clone of the operator's result, or of
+    its input where that is larger.
+    """
     size, options = CASES[name]
     x = torch.randn(size).to(DTYPES[dtype], memory_format=LAYOUTS[layout])
     with library.path("cpp"):
@@ -57,13 +66,38 @@ def measure(name: str, layout: str, dtype: str, repeats: int) -> list[dict[str, 
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Also write the figures to this file.")
-@click.option("--repeats", type=click.IntRange(1), default=7, show_default=True, help="Runs a case.")
-@click.option("--case", "names", multiple=True, type=click.Choice(list(CASES)), default=list(CASES), help="May be repeated. [default: all]")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Also write the figures to this file.",
+)
+@click.option(
+    "--repeats", type=click.IntRange(1), default=7, show_default=True, help="Runs a case."
+)
+@click.option(
+    "--case",
+    "names",
+    multiple=True,
+    type=click.Choice(list(CASES)),
+    default=list(CASES),
+    help="May be repeated. [default: all]",
+)
 def main(json_path: Path | None, repeats: int, names: tuple[str, ...]) -> None:
     """Time forward and backward passes with the filter [1, 3, 3, 1] in both memory formats."""
-    rows = [row for name in names for layout in LAYOUTS for dtype in DTYPES for row in measure(name, layout, dtype, repeats)]
-    show("upfirdn2d; ratios of medians, to a clone of result or input, the larger one, and to the reference", rows, json_path)
+    rows = [
+        row
+        for name in names
+        for layout in LAYOUTS
+        for dtype in DTYPES
+        for row in measure(name, layout, dtype, repeats)
+    ]
+    show(
+        "upfirdn2d; ratios of medians, to a clone of result or input, the larger one, and to the"
+        " reference",
+        rows,
+        json_path,
+    )
 
 
 if __name__ == "__main__":

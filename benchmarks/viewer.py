@@ -1,7 +1,8 @@
-"""Frames a second of the viewer, from a camera that moves in a page to the picture that comes back: python -m benchmarks.viewer.
+"""Frames a second of the viewer, from a camera that moves in a page to the picture that comes back:
+python -m benchmarks.viewer.
 
-The page is a bare connection that decodes nothing, in a process of its own, so that the viewer has the threads it would have with a
-browser on another machine.
+The page is a bare connection that decodes nothing, in a process of its own, so that the viewer has
+the threads it would have with a browser on another machine.
 """
 
 from __future__ import annotations
@@ -33,23 +34,39 @@ SHIPPED = Path(__file__).parents[1] / "models" / "heads64.pkl"
 
 def turn(socket: Socket, angle: float) -> None:
     """Tell the viewer that the camera stands at this angle."""
-    camera = {"wxyz": (1.0, 0.0, 0.0, 0.0), "fov": 1.0, "near": 0.01, "far": 1000.0, "up_direction": (0.0, 1.0, 0.0)}
+    camera = {
+        "wxyz": (1.0, 0.0, 0.0, 0.0),
+        "fov": 1.0,
+        "near": 0.01,
+        "far": 1000.0,
+        "up_direction": (0.0, 1.0, 0.0),
+    }
     window = {"image_width": 900, "image_height": 700, "look_at": (0.0, 0.0, 0.0)}
     position = (2.7 * math.sin(angle), 0.0, 2.7 * math.cos(angle))
-    socket.send(msgspec.msgpack.encode({"type": "ViewerCameraMessage", "position": position, **camera, **window}))
+    socket.send(
+        msgspec.msgpack.encode(
+            {"type": "ViewerCameraMessage", "position": position, **camera, **window}
+        )
+    )
 
 
 def pictures_in(frame: bytes | str) -> int:
     """How many pictures a message of the viewer's brings."""
     assert isinstance(frame, bytes)
     packed = int.from_bytes(frame[8:16], "little")
-    return zstandard.ZstdDecompressor().decompress(frame[16 : 16 + packed]).count(b"BackgroundImageMessage")
+    return (
+        zstandard.ZstdDecompressor()
+        .decompress(frame[16 : 16 + packed])
+        .count(b"BackgroundImageMessage")
+    )
 
 
 def visit(address: str, seconds: float, answer: Connection) -> None:
     """Turn a head for so long; answers with the pictures that came in a second."""
     protocol = Subprotocol(f"viser-v{viser.__version__}")
-    with connect(address.replace("http", "ws"), subprotocols=[protocol], max_size=None, compression=None) as socket:
+    with connect(
+        address.replace("http", "ws"), subprotocols=[protocol], max_size=None, compression=None
+    ) as socket:
         turn(socket, 0.0)
         socket.recv()
         count, start, sent = 0, 0.0, 0
@@ -61,7 +78,9 @@ def visit(address: str, seconds: float, answer: Connection) -> None:
             turn(socket, 0.7 * math.sin(now))
             try:
                 while True:
-                    count += pictures_in(socket.recv(timeout=max(0.0, now + 1 / SENT_A_SECOND - time.perf_counter())))
+                    count += pictures_in(
+                        socket.recv(timeout=max(0.0, now + 1 / SENT_A_SECOND - time.perf_counter()))
+                    )
             except TimeoutError:
                 continue
         answer.send(count / (time.perf_counter() - start))
@@ -73,7 +92,10 @@ def frames_a_second(network: Path, seconds: float, visitors: int) -> list[float]
     context = multiprocessing.get_context("spawn")
     with run_viewer(load_generator(network), network.name, folder, port=0) as viewer:
         pipes = [context.Pipe(duplex=False) for _ in range(visitors)]
-        pages = [context.Process(target=visit, args=(viewer.address, seconds, sender)) for _, sender in pipes]
+        pages = [
+            context.Process(target=visit, args=(viewer.address, seconds, sender))
+            for _, sender in pipes
+        ]
         for page in pages:
             page.start()
         found = [receiver.recv() for receiver, _ in pipes]
@@ -83,21 +105,43 @@ def frames_a_second(network: Path, seconds: float, visitors: int) -> list[float]
 
 
 @click.command()
-@click.option("--network", type=click.Path(exists=True, path_type=Path), default=SHIPPED, show_default=True)
-@click.option("--seconds", type=click.FloatRange(1), default=10.0, show_default=True, help="How long a head is turned.")
-@click.option("--repeats", type=click.IntRange(1), default=20, show_default=True, help="Of each kind of picture.")
+@click.option(
+    "--network", type=click.Path(exists=True, path_type=Path), default=SHIPPED, show_default=True
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1),
+    default=10.0,
+    show_default=True,
+    help="How long a head is turned.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Of each kind of picture.",
+)
 def main(network: Path, seconds: float, repeats: int) -> None:
     """Time pictures alone, then whole visits."""
     painter = Painter(load_generator(network))
     cases = {
-        f"{kind}, {pixels} pixels": lambda kind=kind, pixels=pixels: painter.paint(Latents(), View(kind, yaw=0.3, resolution=pixels))
+        f"{kind}, {pixels} pixels": lambda kind=kind, pixels=pixels: painter.paint(
+            Latents(), View(kind, yaw=0.3, resolution=pixels)
+        )
         for kind in KINDS
         for pixels in (painter.resolution, 2 * painter.resolution)
     }
-    rows = [{"picture": name, "ms": 1000 * taken, "a second": 1 / taken} for name, taken in median_seconds(cases, repeats).items()]
+    rows = [
+        {"picture": name, "ms": 1000 * taken, "a second": 1 / taken}
+        for name, taken in median_seconds(cases, repeats).items()
+    ]
     show("Pictures", rows)
     visits = {visitors: frames_a_second(network, seconds, visitors) for visitors in (1, 2)}
-    show("Visits", [{"visitors": n, "frames a second each": sum(rates) / n} for n, rates in visits.items()])
+    show(
+        "Visits",
+        [{"visitors": n, "frames a second each": sum(rates) / n} for n, rates in visits.items()],
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Pictures with cameras from elsewhere, written as a data set that training reads (SPEC section 3)."""
+"""Pictures with cameras from elsewhere, written as a data set that training reads (SPEC section
+3).
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,21 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.parallel import ordered_map
-from data_tools.pictures import Background, Converted, PictureJob, PictureOptions, convert_picture, open_picture
+from data_tools.pictures import (
+    Background,
+    Converted,
+    PictureJob,
+    PictureOptions,
+    convert_picture,
+    open_picture,
+)
 from data_tools.sinks import Sink, check_dest, image_name, open_sink, write_labels
 from data_tools.sources.base import Array, ReadOptions, Source
 from data_tools.sources.detect import Format, read_source
 from data_tools.world import place
 from dnnlib.console import UserError, progress
-from training.data_files import RESOLUTIONS
-from training.labels import label_problems
+from training.data.files import RESOLUTIONS
+from training.data.labels import label_problems
 
 DEFAULT_RADIUS = 2.7  # of the published face models; boxes then have a side of about 1
 
@@ -26,13 +35,19 @@ class ConvertConfig:
     """Settings of `convert`.
 
     Attributes:
-        resolution: side of the pictures; None = the largest of 32, 64, ..., 1024 that the first picture fills.
-        crop: cut out the middle square; else squeeze the whole picture. Cameras are exact either way.
-        background, seed: what shows through transparent pixels. kind: format of the source. read: how to read its numbers.
-        up: the source's upward axis ("x" .. "-z", "nearest", "cameras"); None = as is usual for the format.
-        recentre: put the point nearest to all viewing rays at `pivot` and the cameras at the median distance `radius` from it;
-            None = if the source's world is arbitrary or a radius or pivot is given.
-        skip_bad: leave out pictures that cannot be converted, instead of stopping at the first. workers: processes; 0 = one a core.
+        resolution: side of the pictures; None = the largest of 32, 64, ..., 1024 that the first
+            picture fills.
+        crop: cut out the middle square; else squeeze the whole picture. Cameras are exact either
+            way.
+        background, seed: what shows through transparent pixels. kind: format of the source. read:
+            how to read its numbers.
+        up: the source's upward axis ("x" .. "-z", "nearest", "cameras"); None = as is usual for the
+            format.
+        recentre: put the point nearest to all viewing rays at `pivot` and the cameras at the median
+            distance `radius` from it; None = if the source's world is arbitrary or a radius or
+            pivot is given.
+        skip_bad: leave out pictures that cannot be converted, instead of stopping at the first.
+            workers: processes; 0 = one a core.
     """
 
     resolution: int | None = None
@@ -51,7 +66,9 @@ class ConvertConfig:
 
 @dataclass(eq=False)
 class ConvertSummary:
-    """What was done: number and side of the pictures, the source's format, the files left out, and one-line notes."""
+    """What was done: number and side of the pictures, the source's format, the files left out, and
+    one-line notes.
+    """
 
     count: int
     resolution: int
@@ -60,26 +77,40 @@ class ConvertSummary:
     notes: list[str]
 
 
-def convert(source: str | Path, dest: str | Path, config: ConvertConfig | None = None, *, overwrite: bool = False) -> ConvertSummary:
-    """Write the pictures and cameras of `source` as a data set `dest` (a stored ZIP, or a folder if it does not end in .zip).
+def convert(
+    source: str | Path,
+    dest: str | Path,
+    config: ConvertConfig | None = None,
+    *,
+    overwrite: bool = False,
+) -> ConvertSummary:
+    """Write the pictures and cameras of `source` as a data set `dest` (a stored ZIP, or a folder if
+    it does not end in .zip).
 
-    The same input and settings give the same bytes, whatever the number of workers. `dest` appears only when complete.
+    The same input and settings give the same bytes, whatever the number of workers. `dest` appears
+    only when complete.
 
     Raises:
-        UserError: what is wrong with the source, which file or camera, and what to do; or that `dest` cannot be written.
+        UserError: what is wrong with the source, which file or camera, and what to do; or that
+            `dest` cannot be written.
     """
     config, dest = config or ConvertConfig(), Path(dest)
     check_dest(dest, overwrite, Path(source))
     opened = read_source(source, config.kind, config.read)
     poses, notes = _placed(opened, config)
     resolution = config.resolution or _natural_resolution(opened)
-    options = PictureOptions(resolution, config.crop, config.background, config.seed, opened.upright)
+    options = PictureOptions(
+        resolution, config.crop, config.background, config.seed, opened.upright
+    )
     written = _Written(opened, poses, config.skip_bad)
     with open_sink(dest, overwrite=overwrite) as sink:
         written.run(sink, options, config.workers)
         write_labels(sink, written.names, np.array(written.labels))
     if written.enlarged:
-        notes.append(f"{written.enlarged} pictures were smaller than {resolution} pixels and have been enlarged")
+        notes.append(
+            f"{written.enlarged} pictures were smaller than {resolution} pixels and have been"
+            " enlarged"
+        )
     return ConvertSummary(len(written.names), resolution, opened.kind, written.skipped, notes)
 
 
@@ -90,14 +121,23 @@ def _placed(source: Source, config: ConvertConfig) -> tuple[Array, list[str]]:
     asked = source.kind != "csv" and (config.radius is not None or config.pivot is not None)
     recentre = (source.arbitrary or asked) if config.recentre is None else config.recentre
     if asked and not recentre:
-        raise UserError("--radius and --pivot move the scene and do not go with --no-recentre; leave one of them out")
+        raise UserError(
+            "--radius and --pivot move the scene and do not go with --no-recentre; leave one of"
+            " them out"
+        )
     placement = place(
-        poses, config.up or source.up, recentre=recentre, radius=config.radius or DEFAULT_RADIUS, pivot=config.pivot or (0.0, 0.0, 0.0)
+        poses,
+        config.up or source.up,
+        recentre=recentre,
+        radius=config.radius or DEFAULT_RADIUS,
+        pivot=config.pivot or (0.0, 0.0, 0.0),
     )
     notes = list(source.notes)
     if placement.up != "y":
         basis = "as the cameras stand" if placement.up == "cameras" else f"{placement.up} was up"
-        notes.append(f"the world was turned to y up ({basis}{'' if config.up else '; --up says otherwise'})")
+        notes.append(
+            f"the world was turned to y up ({basis}{'' if config.up else '; --up says otherwise'})"
+        )
     if recentre:
         shift = ", ".join(f"{value:.4g}" for value in placement.shift)
         notes.append(f"the world was scaled by {placement.scale:.6g} and then moved by ({shift})")
@@ -108,7 +148,9 @@ def _natural_resolution(source: Source) -> int:
     """The largest resolution that training knows and the first picture fills."""
     name = source.frames[0].name
     side = min(open_picture(source.files.read(name), source.files.where(name)).size)
-    return max((resolution for resolution in RESOLUTIONS if resolution <= side), default=RESOLUTIONS[0])
+    return max(
+        (resolution for resolution in RESOLUTIONS if resolution <= side), default=RESOLUTIONS[0]
+    )
 
 
 class _Written:
@@ -129,9 +171,13 @@ class _Written:
         """
         frames = self.source.frames
         jobs = (PictureJob(index, frame.name, frame.lens) for index, frame in enumerate(frames))
-        results = ordered_map(convert_picture, (self.source.files, options), jobs, len(frames), workers)
+        results = ordered_map(
+            convert_picture, (self.source.files, options), jobs, len(frames), workers
+        )
         with contextlib.closing(results):
-            for index, result in enumerate(progress(results, "Converting", total=len(frames), unit="img")):
+            for index, result in enumerate(
+                progress(results, "Converting", total=len(frames), unit="img")
+            ):
                 try:
                     self._take(result, index, sink)
                 except UserError as error:
@@ -139,7 +185,10 @@ class _Written:
                         raise
                     self.skipped.append(str(error))
         if not self.names:
-            raise UserError(f"{self.source.files.path}: no picture could be converted; the first: {self.skipped[0]}")
+            raise UserError(
+                f"{self.source.files.path}: no picture could be converted; the first:"
+                f" {self.skipped[0]}"
+            )
 
     def _take(self, result: Converted | UserError, index: int, sink: Sink) -> None:
         if isinstance(result, UserError):
@@ -156,5 +205,13 @@ class _Written:
         problem = next((text for bad, text in label_problems(label[None]) if bad.any()), None)
         if problem:
             fx, _, cx, _, fy, cy = label[16:22]
-            hint = " (--intrinsics pixels does so)" if "pixels" in problem and self.source.kind == "labels" else ""
-            raise UserError(f"{self.source.files.where(name)} " + problem.format(fx=fx, fy=fy, cx=cx, cy=cy) + hint)
+            hint = (
+                " (--intrinsics pixels does so)"
+                if "pixels" in problem and self.source.kind == "labels"
+                else ""
+            )
+            raise UserError(
+                f"{self.source.files.where(name)} "
+                + problem.format(fx=fx, fy=fy, cx=cx, cy=cy)
+                + hint
+            )

@@ -1,4 +1,6 @@
-"""A data set made larger from within: with the mirror image of every picture, or with rare views repeated."""
+"""A data set made larger from within: with the mirror image of every picture, or with rare views
+repeated.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ from data_tools.pictures import mirror_picture
 from data_tools.sinks import Sink, check_dest, image_name, open_sink, write_labels
 from data_tools.source_files import SourceFiles
 from dnnlib.console import UserError, progress
-from training.balance import balance_copies
 from training.cameras import mirror_label
-from training.dataset import ImageDataset
+from training.data.balance import balance_copies
+from training.data.dataset import ImageDataset
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,14 @@ class Enlarged:
     after: int
 
 
-def mirror(source: str | Path, dest: str | Path, *, workers: int = 0, overwrite: bool = False) -> Enlarged:
-    """Write the data set `source` followed by all of its pictures mirrored left-right, with the mirrored cameras.
+def mirror(
+    source: str | Path, dest: str | Path, *, workers: int = 0, overwrite: bool = False
+) -> Enlarged:
+    """Write the data set `source` followed by all of its pictures mirrored left-right, with the
+    mirrored cameras.
 
-    The order is that of `ImageDataset(source, mirror=True)`. Originals are copied byte for byte, mirror images are PNG.
+    The order is that of `ImageDataset(source, mirror=True)`. Originals are copied byte for byte,
+    mirror images are PNG.
 
     Raises:
         UserError: if `source` is no whole data set, or `dest` exists or cannot be written.
@@ -53,8 +59,16 @@ def mirror(source: str | Path, dest: str | Path, *, workers: int = 0, overwrite:
     return Enlarged(len(names), len(written))
 
 
-def rebalance(source: str | Path, dest: str | Path, *, bins: int = 9, factor: float = 4.0, overwrite: bool = False) -> Enlarged:
-    """Write the data set `source` with the pictures of rare yaws repeated (see `training.balance.balance_copies`).
+def rebalance(
+    source: str | Path,
+    dest: str | Path,
+    *,
+    bins: int = 9,
+    factor: float = 4.0,
+    overwrite: bool = False,
+) -> Enlarged:
+    """Write the data set `source` with the pictures of rare yaws repeated (see
+    `training.data.balance.balance_copies`).
 
     The originals come first, then the copies in the same order.
 
@@ -70,18 +84,24 @@ def rebalance(source: str | Path, dest: str | Path, *, bins: int = 9, factor: fl
 
 
 def copied_order(copies: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Indices of the pictures to write, given how often each shall be there (M,): all once, then what more is wanted, in rounds."""
+    """Indices of the pictures to write, given how often each shall be there (M,): all once, then
+    what more is wanted, in rounds.
+    """
     rounds = [np.flatnonzero(copies > done) for done in range(int(copies.max()))]
     return np.concatenate(rounds)
 
 
-def _open(source: str | Path, dest: str | Path, overwrite: bool) -> tuple[ImageDataset, SourceFiles]:
+def _open(
+    source: str | Path, dest: str | Path, overwrite: bool
+) -> tuple[ImageDataset, SourceFiles]:
     check_dest(Path(dest), overwrite, Path(source))
     dataset = ImageDataset(source)
     return dataset, SourceFiles(dataset.path)
 
 
-def _copy(sink: Sink, files: SourceFiles, names: Sequence[str], order: Sequence[int] | NDArray[np.int64]) -> list[str]:
+def _copy(
+    sink: Sink, files: SourceFiles, names: Sequence[str], order: Sequence[int] | NDArray[np.int64]
+) -> list[str]:
     """Write pictures byte for byte; their new names."""
     written: list[str] = []
     for index in progress(order, "Copying", total=len(order), unit="img"):

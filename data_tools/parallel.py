@@ -1,4 +1,6 @@
-"""Many small jobs on several processes: results in the order of the jobs, a bounded number in flight, nothing left behind."""
+"""Many small jobs on several processes: results in the order of the jobs, a bounded number in
+flight, nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,12 @@ def ordered_map(
     workers: int = 0,
     jobs_per_worker: int = JOBS_PER_WORKER,
 ) -> Generator[Result]:
-    """`function(context, job)` of each of `count` jobs, in order, by `workers` processes (0 = as many as there are cores).
+    """`function(context, job)` of each of `count` jobs, in order, by `workers` processes (0 = as
+    many as there are cores).
 
-    `function` must be importable and `context` picklable; the context is sent once to each process. At most a few jobs per
-    worker are in flight, so memory does not grow with their number. Fewer than `jobs_per_worker` run in this process, as
-    does all with one worker.
+    `function` must be importable and `context` picklable; the context is sent once to each process.
+    At most a few jobs per worker are in flight, so memory does not grow with their number. Fewer
+    than `jobs_per_worker` run in this process, as does all with one worker.
 
     Raises:
         UserError: if a worker dies.
@@ -49,7 +52,9 @@ def ordered_map(
         yield from (function(context, job) for job in jobs)
         return
     # spawn: forking a process that runs torch's threads can hang.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, (function, context))
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _start_worker, (function, context)
+    )
     pending: collections.deque[Future[Result]] = collections.deque()
     try:
         for job in jobs:
@@ -60,7 +65,10 @@ def ordered_map(
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool as error:
-        raise UserError("a process that converts pictures died, most likely for lack of memory; try fewer --workers") from error
+        raise UserError(
+            "a process that converts pictures died, most likely for lack of memory; try fewer"
+            " --workers"
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -92,7 +100,9 @@ def _run(job: Any) -> Any:
 
 @contextlib.contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Processes started inside are born deaf to Ctrl-C, else one that is still starting would print a traceback."""
+    """Processes started inside are born deaf to Ctrl-C, else one that is still starting would print
+    a traceback.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -105,12 +115,18 @@ def _interrupts_ignored() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ended_politely() -> Iterator[None]:
-    """Inside, SIGTERM and a closed terminal end the work as Ctrl-C does: temporary files are removed."""
+    """Inside, SIGTERM and a closed terminal end the work as Ctrl-C does: temporary files are
+    removed.
+    """
     kinds = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {kind: signal.signal(kind, _interrupt) for kind in kinds if signal.getsignal(kind) is signal.SIG_DFL}
+    previous = {
+        kind: signal.signal(kind, _interrupt)
+        for kind in kinds
+        if signal.getsignal(kind) is signal.SIG_DFL
+    }
     try:
         yield
     finally:

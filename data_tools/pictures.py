@@ -1,4 +1,5 @@
-"""One picture on its way into a data set: decoded, turned upright, put on a background, cropped, resized, encoded (no torch in here).
+"""One picture on its way into a data set: decoded, turned upright, put on a background, cropped,
+resized, encoded (no torch in here).
 
 The camera follows: intrinsics are given for the result, whatever was cut off or squeezed.
 """
@@ -23,11 +24,19 @@ Background = tuple[int, int, int] | Literal["none", "random"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 KEPT_AS_THEY_ARE = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
-DECODE_ERRORS = (*READ_ERRORS, SyntaxError, struct.error, Image.DecompressionBombError, ImageCms.PyCMSError)
+DECODE_ERRORS = (
+    *READ_ERRORS,
+    SyntaxError,
+    struct.error,
+    Image.DecompressionBombError,
+    ImageCms.PyCMSError,
+)
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 PNG_LEVEL = 1  # level 6 takes three times as long for a tenth less
 ASPECT_TOLERANCE = 0.01
-LARGEST_PICTURE = 128_000_000  # pixels; the largest cameras of phones have 108 million by default, and each copy takes four bytes a pixel
+# pixels; the largest cameras of phones have 108 million by default, and each copy takes four bytes
+# a pixel
+LARGEST_PICTURE = 128_000_000
 
 
 @dataclass(frozen=True)
@@ -35,9 +44,12 @@ class PictureOptions:
     """What becomes of every picture.
 
     Attributes:
-        resolution: side in pixels. crop: the middle square is cut out; else the whole picture is squeezed into a square.
-        background: what shows through transparent pixels; "none" refuses them. seed: of random backgrounds.
-        upright: whether cameras belong to pictures turned as EXIF says; None = whichever orientation has the lens's proportions.
+        resolution: side in pixels. crop: the middle square is cut out; else the whole picture is
+            squeezed into a square.
+        background: what shows through transparent pixels; "none" refuses them. seed: of random
+            backgrounds.
+        upright: whether cameras belong to pictures turned as EXIF says; None = whichever
+            orientation has the lens's proportions.
     """
 
     resolution: int
@@ -58,7 +70,9 @@ class PictureJob:
 
 @dataclass(frozen=True, eq=False)
 class Converted:
-    """The file's bytes with the ending of its format, normalised intrinsics (3, 3), and whether the picture was enlarged."""
+    """The file's bytes with the ending of its format, normalised intrinsics (3, 3), and whether the
+    picture was enlarged.
+    """
 
     data: bytes
     suffix: str
@@ -66,8 +80,12 @@ class Converted:
     enlarged: bool
 
 
-def convert_picture(context: tuple[SourceFiles, PictureOptions], job: PictureJob) -> Converted | UserError:
-    """Convert one picture. A bad one comes back as the error that names it, so that the caller may go on with the others."""
+def convert_picture(
+    context: tuple[SourceFiles, PictureOptions], job: PictureJob
+) -> Converted | UserError:
+    """Convert one picture. A bad one comes back as the error that names it, so that the caller may
+    go on with the others.
+    """
     files, options = context
     try:
         data = files.read(job.name)
@@ -81,19 +99,30 @@ def _convert(data: bytes, job: PictureJob, options: PictureOptions, where: str) 
     try:
         return _convert_opened(stored, data, job, options, where)
     except DECODE_ERRORS as error:
-        raise UserError(f"{where} cannot be decoded: {error or type(error).__name__}; copy or make this file again") from error
+        raise UserError(
+            f"{where} cannot be decoded: {error or type(error).__name__}; copy or make this file"
+            " again"
+        ) from error
 
 
-def _convert_opened(stored: ImageFile.ImageFile, data: bytes, job: PictureJob, options: PictureOptions, where: str) -> Converted:
-    image = to_rgb(turn_upright(stored, job.lens, options.upright), _background(options, job.index), where)
+def _convert_opened(
+    stored: ImageFile.ImageFile, data: bytes, job: PictureJob, options: PictureOptions, where: str
+) -> Converted:
+    image = to_rgb(
+        turn_upright(stored, job.lens, options.upright), _background(options, job.index), where
+    )
     left, top, width, height = _crop(image.size, options.crop)
-    intrinsics = crop_intrinsics(job.lens.matrix(*image.size), image.size, (left, top, width, height))
+    intrinsics = crop_intrinsics(
+        job.lens.matrix(*image.size), image.size, (left, top, width, height)
+    )
     side = options.resolution
     enlarged = min(width, height) < side
     if image.size == (side, side) and (suffix := _kept_suffix(stored)):
         return Converted(data, suffix, intrinsics, enlarged)
     if (width, height) != (side, side) or image.size != (width, height):
-        image = image.resize((side, side), Image.Resampling.LANCZOS, box=(left, top, left + width, top + height))
+        image = image.resize(
+            (side, side), Image.Resampling.LANCZOS, box=(left, top, left + width, top + height)
+        )
     return Converted(encode_png(image), ".png", intrinsics, enlarged)
 
 
@@ -107,34 +136,49 @@ def open_picture(data: bytes, where: str) -> ImageFile.ImageFile:
         raise UserError(f"{where} is an empty file; copy or make this file again")
     try:
         with warnings.catch_warnings():
-            # Pillow warns above 89 million pixels and refuses above twice that; phones are in between.
+            # Pillow warns above 89 million pixels and refuses above twice that; phones are in
+            # between.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise UserError(
-            f"{where} claims to be larger than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; leave it out or make it smaller"
+            f"{where} claims to be larger than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; leave"
+            " it out or make it smaller"
         ) from error
     except DECODE_ERRORS as error:
-        reason = "it is no PNG, JPEG, WebP, BMP, TIFF or GIF" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise UserError(f"{where} cannot be read: {reason}; copy or make this file again") from error
+        reason = (
+            "it is no PNG, JPEG, WebP, BMP, TIFF or GIF"
+            if isinstance(error, Image.UnidentifiedImageError)
+            else str(error)
+        )
+        raise UserError(
+            f"{where} cannot be read: {reason}; copy or make this file again"
+        ) from error
     if image.width * image.height > LARGEST_PICTURE:
-        raise UserError(f"{where} is larger than {LARGEST_PICTURE:,} pixels; leave it out or make it smaller")
+        raise UserError(
+            f"{where} is larger than {LARGEST_PICTURE:,} pixels; leave it out or make it smaller"
+        )
     # Phones write several JPEGs into one MPO file, the first of which is the picture.
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        raise UserError(f"{where} is animated or has several pages; save the one that you want as PNG")
+        raise UserError(
+            f"{where} is animated or has several pages; save the one that you want as PNG"
+        )
     return image
 
 
 def turn_upright(image: ImageFile.ImageFile, lens: Lens, upright: bool | None) -> Image.Image:
     """The picture as its camera was calibrated: turned as EXIF says, or as stored.
 
-    Programs differ in whether they heed EXIF. Where a quarter turn matters, the size that the lens refers to tells which.
+    Programs differ in whether they heed EXIF. Where a quarter turn matters, the size that the lens
+    refers to tells which.
     """
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     if upright is None:
         upright = True
         if orientation in QUARTER_TURNS and lens.size:
-            fits_stored = abs(lens.size[0] / lens.size[1] - image.width / image.height) < ASPECT_TOLERANCE
+            fits_stored = (
+                abs(lens.size[0] / lens.size[1] - image.width / image.height) < ASPECT_TOLERANCE
+            )
             upright = not fits_stored
     return ImageOps.exif_transpose(image) if upright and orientation != 1 else image
 
@@ -143,37 +187,54 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] | None, where: s
     """8-bit sRGB, transparent parts on `background`.
 
     Raises:
-        UserError: if there are transparent pixels and no background, or the kind of pixels is unknown.
+        UserError: if there are transparent pixels and no background, or the kind of pixels is
+            unknown.
     """
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image).astype(np.uint32) * 255 // 65535).astype(np.uint8))
+        image = Image.fromarray(
+            (np.asarray(image).astype(np.uint32) * 255 // 65535).astype(np.uint8)
+        )
     elif image.mode in ("I", "F"):
         raise UserError(f"{where} has 32-bit pixels (mode {image.mode}); save it as 8-bit RGB")
     if profile and image.mode in ("RGB", "CMYK", "L"):
         image = _to_srgb(image, profile)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        return _on_background(image if image.mode == "RGBA" else image.convert("RGBA"), background, where)
+        return _on_background(
+            image if image.mode == "RGBA" else image.convert("RGBA"), background, where
+        )
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """Colours of another space, such as the Display P3 of phones, as sRGB; a profile of no use counts as none."""
+    """Colours of another space, such as the Display P3 of phones, as sRGB; a profile of no use
+    counts as none.
+    """
     try:
         converted = ImageCms.profileToProfile(
-            image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
+            image,
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+            ImageCms.createProfile("sRGB"),
+            outputMode="RGB",
         )
     except (ImageCms.PyCMSError, OSError, ValueError):
         return image
     return image if converted is None else converted
 
 
-def _on_background(image: Image.Image, background: tuple[int, int, int] | None, where: str) -> Image.Image:
+def _on_background(
+    image: Image.Image, background: tuple[int, int, int] | None, where: str
+) -> Image.Image:
     if image.getchannel("A").getextrema()[0] == 255:
         return image.convert("RGB")
     if background is None:
-        raise UserError(f"{where} has transparent parts; choose what shows through: --background white, black, R,G,B or random")
-    return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
+        raise UserError(
+            f"{where} has transparent parts; choose what shows through: --background white, black,"
+            " R,G,B or random"
+        )
+    return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert(
+        "RGB"
+    )
 
 
 def _background(options: PictureOptions, index: int) -> tuple[int, int, int] | None:
@@ -187,11 +248,15 @@ def _crop(size: tuple[int, int], crop: bool) -> tuple[int, int, int, int]:
     """Left, top, width and height of what is kept."""
     width, height = size
     side = min(size)
-    return ((width - side) // 2, (height - side) // 2, side, side) if crop else (0, 0, width, height)
+    return (
+        ((width - side) // 2, (height - side) // 2, side, side) if crop else (0, 0, width, height)
+    )
 
 
 def crop_intrinsics(intrinsics: Array, size: Sequence[float], box: Sequence[float]) -> Array:
-    """Normalised intrinsics (3, 3) of the part `box` = (left, top, width, height) of a picture of `size` = (width, height)."""
+    """Normalised intrinsics (3, 3) of the part `box` = (left, top, width, height) of a picture of
+    `size` = (width, height).
+    """
     left, top, width, height = box
     to_pixels = np.diag([*size, 1.0])
     to_box = np.array([[1 / width, 0, -left / width], [0, 1 / height, -top / height], [0, 0, 1]])
@@ -199,7 +264,9 @@ def crop_intrinsics(intrinsics: Array, size: Sequence[float], box: Sequence[floa
 
 
 def _kept_suffix(image: ImageFile.ImageFile) -> str | None:
-    """Ending of a file that can go into the data set byte for byte: plain 8-bit RGB without a colour profile or EXIF."""
+    """Ending of a file that can go into the data set byte for byte: plain 8-bit RGB without a
+    colour profile or EXIF.
+    """
     plain = image.mode == "RGB" and ";16" not in str(image.tile)
     extras = {"icc_profile", "exif", "transparency", "xmp", "XML:com.adobe.xmp"} & image.info.keys()
     return KEPT_AS_THEY_ARE.get(image.format or "") if plain and not extras else None

@@ -1,4 +1,6 @@
-"""Where a finished data set goes: a stored ZIP or a folder that appears under its name only when it is complete."""
+"""Where a finished data set goes: a stored ZIP or a folder that appears under its name only when it
+is complete.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, make_dir, temporary_dir
-from training.data_files import LABEL_FILE
+from training.data.files import LABEL_FILE
 
 IMAGES_PER_FOLDER = 1000
 
@@ -59,8 +61,9 @@ def check_dest(dest: Path, overwrite: bool, source: Path | None = None) -> None:
     """Refuse a destination that must not or cannot be written.
 
     Raises:
-        UserError: if it exists and is not empty, or is of the other kind (a name that ends in .zip is an archive); if overwriting it
-            would remove the `source`, or a folder that is no data set.
+        UserError: if it exists and is not empty, or is of the other kind (a name that ends in .zip
+            is an archive); if overwriting it would remove the `source`, or a folder that is no data
+            set.
     """
     is_zip = dest.suffix.lower() == ".zip"
     if dest.exists() and not dest.is_dir() and not dest.is_file():
@@ -74,15 +77,23 @@ def check_dest(dest: Path, overwrite: bool, source: Path | None = None) -> None:
     if not overwrite:
         raise UserError(f"{dest} already exists; choose another --dest or pass --overwrite")
     if source is not None and source.exists() and source.resolve().is_relative_to(dest.resolve()):
-        place = "is the source itself" if dest.samefile(source) else "holds the source, which would be removed with it"
+        place = (
+            "is the source itself"
+            if dest.samefile(source)
+            else "holds the source, which would be removed with it"
+        )
         raise UserError(f"--dest {dest} {place}; choose another")
     if not is_zip and not (dest / LABEL_FILE).is_file():
-        raise UserError(f"{dest} is no data set ({LABEL_FILE} is missing), and --overwrite would remove all in it; choose another --dest")
+        raise UserError(
+            f"{dest} is no data set ({LABEL_FILE} is missing), and --overwrite would remove all in"
+            " it; choose another --dest"
+        )
 
 
 @contextlib.contextmanager
 def open_sink(dest: Path, *, overwrite: bool = False) -> Iterator[Sink]:
-    """A sink for `dest`: a stored ZIP if the name ends in .zip, else a folder. Appears under its name when the block ends well.
+    """A sink for `dest`: a stored ZIP if the name ends in .zip, else a folder. Appears under its
+    name when the block ends well.
 
     Raises:
         UserError: if `dest` exists, or cannot be written (full disk, no permission).
@@ -102,4 +113,7 @@ def open_sink(dest: Path, *, overwrite: bool = False) -> Iterator[Sink]:
                 dest.rename(Path(scratch) / "old")
             fresh.rename(dest)
     except OSError as error:
-        raise UserError(f"cannot write {dest}: {error.strerror or error}; free some space or choose another place") from error
+        raise UserError(
+            f"cannot write {dest}: {error.strerror or error}; free some space or choose another"
+            " place"
+        ) from error

@@ -1,7 +1,8 @@
 """Files of a source of pictures: a folder or a ZIP, read member by member and never unpacked.
 
-Names are relative, with forward slashes. What an archive may contain to do harm (names that climb out of it, a few bytes that
-unpack to gigabytes) is refused in one line; names that are not UTF-8 can be read and are shown with escapes.
+Names are relative, with forward slashes. What an archive may contain to do harm (names that climb
+out of it, a few bytes that unpack to gigabytes) is refused in one line; names that are not UTF-8
+can be read and are shown with escapes.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ HIDDEN = ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 def shown(name: str) -> str:
     """A file name that every terminal can print."""
-    return name.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
+    return (
+        name.encode("utf-8", "backslashreplace").decode().replace("\n", "\\n").replace("\r", "\\r")
+    )
 
 
 class SourceFiles:
     """Files below a folder or in a ZIP. Hidden files and what macOS and Windows add are left out.
 
-    Instances can be sent to other processes, which then open the archive anew; the list of names is not sent along.
+    Instances can be sent to other processes, which then open the archive anew; the list of names is
+    not sent along.
 
     Attributes:
         path: the folder or the ZIP. names: sorted names of all files. name: short, for messages.
@@ -40,7 +44,8 @@ class SourceFiles:
         """Open and list.
 
         Raises:
-            UserError: if there is nothing, no folder and no whole ZIP, or a member with a harmful name.
+            UserError: if there is nothing, no folder and no whole ZIP, or a member with a harmful
+                name.
         """
         self.path = path
         self._archive: zipfile.ZipFile | None = None
@@ -50,11 +55,17 @@ class SourceFiles:
         try:
             names = self._folder_names() if self._is_folder else self._zip_names()
         except zipfile.BadZipFile as error:
-            raise UserError(f"source {path} is neither a folder nor a whole ZIP ({error}); it was cut off or is another kind") from error
+            raise UserError(
+                f"source {path} is neither a folder nor a whole ZIP ({error}); it was cut off or is"
+                " another kind"
+            ) from error
         except UserError:
             raise
-        except Exception as error:  # damaged bytes can fail in any way; the person sees one line whichever it is
-            raise UserError(f"source {path} cannot be read: {error or type(error).__name__}") from error
+        # damaged bytes can fail in any way; the person sees one line whichever it is
+        except Exception as error:
+            raise UserError(
+                f"source {path} cannot be read: {error or type(error).__name__}"
+            ) from error
         self.names = sorted(name for name in names if not _hidden(name))
         self._known = frozenset(self.names)
         if not self.names:
@@ -75,7 +86,11 @@ class SourceFiles:
                 folders.clear()
                 continue
             seen.add(real)
-            prefix = "" if Path(parent) == self.path else os.path.relpath(parent, self.path).replace(os.sep, "/") + "/"
+            prefix = (
+                ""
+                if Path(parent) == self.path
+                else os.path.relpath(parent, self.path).replace(os.sep, "/") + "/"
+            )
             folders[:] = [folder for folder in folders if not folder.startswith(".")]
             names += [prefix + name for name in files]
         return names
@@ -85,10 +100,17 @@ class SourceFiles:
         for name in names:
             if safe_name(name) is None or is_link(self._zip().getinfo(name)):
                 raise UserError(
-                    f"{self.path} holds the name {shown(name)!r}, which leads out of the archive; pack it again with plain names"
+                    f"{self.path} holds the name {shown(name)!r}, which leads out of the archive;"
+                    " pack it again with plain names"
                 )
         if len(set(names)) < len(names):
-            twice = sorted(names)[next(i for i, (a, b) in enumerate(zip(sorted(names), sorted(names)[1:], strict=False)) if a == b)]
+            twice = sorted(names)[
+                next(
+                    i
+                    for i, (a, b) in enumerate(zip(sorted(names), sorted(names)[1:], strict=False))
+                    if a == b
+                )
+            ]
             raise UserError(f"{self.path} holds {shown(twice)} twice; pack it again")
         return names
 
@@ -104,18 +126,27 @@ class SourceFiles:
             UserError: naming the file, if it cannot be read or is far too large.
         """
         try:
-            return self._read_file(self.path / name, largest) if self._is_folder else read_member(self._zip(), name, largest)
+            return (
+                self._read_file(self.path / name, largest)
+                if self._is_folder
+                else read_member(self._zip(), name, largest)
+            )
         except KeyError as error:
             raise UserError(f"{self.where(name)} does not exist") from error
         except READ_ERRORS as error:
-            raise UserError(f"{self.where(name)} cannot be read: {error}; copy or make this file again") from error
+            raise UserError(
+                f"{self.where(name)} cannot be read: {error}; copy or make this file again"
+            ) from error
 
     @staticmethod
     def _read_file(path: Path, largest: int) -> bytes:
         if path.exists() and not path.is_file():
             raise ValueError("it is a device or a pipe")
         if path.stat().st_size > largest:
-            raise ValueError(f"it unpacks to {path.stat().st_size >> 20} MB; that is no picture and no list of cameras: leave it out")
+            raise ValueError(
+                f"it unpacks to {path.stat().st_size >> 20} MB; that is no picture and no list of"
+                " cameras: leave it out"
+            )
         return path.read_bytes()
 
     def text(self, name: str) -> str:
@@ -125,10 +156,13 @@ class SourceFiles:
             UserError: naming the file.
         """
         try:
-            return self.read(name, largest=TEXT_SPARE + TEXT_PER_FILE * len(self.names)).decode("utf-8-sig")
+            return self.read(name, largest=TEXT_SPARE + TEXT_PER_FILE * len(self.names)).decode(
+                "utf-8-sig"
+            )
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{self.where(name)} is not UTF-8 text ({error.reason} at byte {error.start}); save it again as UTF-8"
+                f"{self.where(name)} is not UTF-8 text ({error.reason} at byte {error.start}); save"
+                " it again as UTF-8"
             ) from error
 
     def where(self, name: str) -> str:
@@ -142,10 +176,15 @@ class SourceFiles:
             UserError: if `name` is absolute or leads out of the source.
         """
         joined = (
-            None if safe_name(name) is None and not name.startswith("..") else safe_name(posixpath.join(folder, name.replace("\\", "/")))
+            None
+            if safe_name(name) is None and not name.startswith("..")
+            else safe_name(posixpath.join(folder, name.replace("\\", "/")))
         )
         if joined is None:
-            raise UserError(f"{self.where(by)} names {shown(name)!r}, which lies outside of {self.path}; use names relative to the list")
+            raise UserError(
+                f"{self.where(by)} names {shown(name)!r}, which lies outside of {self.path}; use"
+                " names relative to the list"
+            )
         return joined
 
 

@@ -1,4 +1,6 @@
-"""The world that cameras stand in: which way is up, where they look, how far away they are. All arrays float64."""
+"""The world that cameras stand in: which way is up, where they look, how far away they are. All
+arrays float64.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ CONCENTRATED = 0.5  # mean resultant length of the yaws above which a set of cam
 
 @dataclass(frozen=True)
 class Placement:
-    """A similarity of the world: x -> scale * rotation x + shift. `up` names the axis that became +y."""
+    """A similarity of the world: x -> scale * rotation x + shift. `up` names the axis that became
+    +y.
+    """
 
     rotation: Array
     scale: float
@@ -51,13 +55,20 @@ class Placement:
 
 
 def axis_scores(cam2world: Array) -> dict[str, float]:
-    """How well each axis serves as upward axis of cameras (M, 4, 4): 1 = all stand upright and level, -1 = upside down."""
+    """How well each axis serves as upward axis of cameras (M, 4, 4): 1 = all stand upright and
+    level, -1 = upside down.
+    """
     right, up = cam2world[:, :3, 0], -cam2world[:, :3, 1]
-    return {name: float((up @ np.array(axis)).mean() - np.sqrt(((right @ np.array(axis)) ** 2).mean())) for name, axis in AXES.items()}
+    return {
+        name: float((up @ np.array(axis)).mean() - np.sqrt(((right @ np.array(axis)) ** 2).mean()))
+        for name, axis in AXES.items()
+    }
 
 
 def up_direction(cam2world: Array) -> Array:
-    """The direction (3,) that cameras (M, 4, 4) agree to be up: at right angles to their sides, else their mean upward direction."""
+    """The direction (3,) that cameras (M, 4, 4) agree to be up: at right angles to their sides,
+    else their mean upward direction.
+    """
     right, mean_up = cam2world[:, :3, 0], -cam2world[:, :3, 1].mean(0)
     spreads, directions = np.linalg.eigh(right.T @ right / len(right))
     if spreads[1] > DETERMINED * spreads[0]:
@@ -67,17 +78,22 @@ def up_direction(cam2world: Array) -> Array:
 
 
 def look_at_point(cam2world: Array) -> tuple[Array, float]:
-    """The point (3,) nearest to all optical axes of cameras (M, 4, 4), and the cameras' median distance to it."""
+    """The point (3,) nearest to all optical axes of cameras (M, 4, 4), and the cameras' median
+    distance to it.
+    """
     origins, directions = viewing_rays(torch.from_numpy(cam2world))
     point = nearest_point_to_rays(origins, directions)
     return point.numpy(), float((origins - point).norm(dim=-1).median())
 
 
-def place(cam2world: Array, up: str, *, recentre: bool, radius: float, pivot: tuple[float, float, float]) -> Placement:
-    """The similarity that puts cameras (M, 4, 4) into a y-up world, and with `recentre` around `pivot` at median distance `radius`.
+def place(
+    cam2world: Array, up: str, *, recentre: bool, radius: float, pivot: tuple[float, float, float]
+) -> Placement:
+    """The similarity that puts cameras (M, 4, 4) into a y-up world, and with `recentre` around
+    `pivot` at median distance `radius`.
 
-    `up` is an axis, "nearest" or "cameras" (see `sources.base.Source`). Where the cameras alone say what is up, their mean
-    direction from the pivot becomes the front.
+    `up` is an axis, "nearest" or "cameras" (see `sources.base.Source`). Where the cameras alone say
+    what is up, their mean direction from the pivot becomes the front.
 
     Raises:
         UserError: with `recentre`, if the cameras do not look at a common point in front of them.
@@ -85,7 +101,11 @@ def place(cam2world: Array, up: str, *, recentre: bool, radius: float, pivot: tu
     if up == "nearest":
         scores = axis_scores(cam2world)
         up = max(scores, key=lambda name: scores[name])
-    rotation = _turn_to_y(up_direction(cam2world)) if up == "cameras" else np.array(_UPRIGHT[up], dtype=np.float64)
+    rotation = (
+        _turn_to_y(up_direction(cam2world))
+        if up == "cameras"
+        else np.array(_UPRIGHT[up], dtype=np.float64)
+    )
     if up == "cameras":
         rotation = _face_front(rotation, cam2world) @ rotation
     if not recentre:
@@ -94,8 +114,8 @@ def place(cam2world: Array, up: str, *, recentre: bool, radius: float, pivot: tu
     ahead = np.median(((point - cam2world[:, :3, 3]) * cam2world[:, :3, 2]).sum(-1))
     if distance < 1e-9 or ahead <= 0.1 * distance:
         raise UserError(
-            "the cameras do not look at a common point in front of them, so the scene cannot be recentred; "
-            "try --camera-axes, --poses world2cam, or --no-recentre"
+            "the cameras do not look at a common point in front of them, so the scene cannot be"
+            " recentred; try --camera-axes, --poses world2cam, or --no-recentre"
         )
     scale = radius / distance
     return Placement(rotation, scale, np.array(pivot) - scale * (rotation @ point), up)

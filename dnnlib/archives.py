@@ -1,4 +1,6 @@
-"""Members of ZIP archives, read without unpacking to disk and without believing what the archive says about itself."""
+"""Members of ZIP archives, read without unpacking to disk and without believing what the archive
+says about itself.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ SMALL_BYTES = 64 << 20
 
 
 def safe_name(name: str) -> str | None:
-    """`name` with forward slashes and without dots that mean folders; None if it is absolute or climbs out of its folder."""
+    """`name` with forward slashes and without dots that mean folders; None if it is absolute or
+    climbs out of its folder.
+    """
     name = name.replace("\\", "/")
     if name.startswith("/") or "\0" in name:
         return None
@@ -32,11 +36,14 @@ def open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 
     Raises:
         ValueError: for methods of packing whose library unpacks all at once, whatever is asked for.
-        KeyError, RuntimeError, zipfile.BadZipFile: if there is no such member, or it is encrypted or damaged.
+        KeyError, RuntimeError, zipfile.BadZipFile: if there is no such member, or it is encrypted
+            or damaged.
     """
     info = archive.getinfo(name)
     if info.compress_type not in METHODS:
-        raise ValueError("it is packed in an uncommon way; pack the archive again, stored or deflated")
+        raise ValueError(
+            "it is packed in an uncommon way; pack the archive again, stored or deflated"
+        )
     return archive.open(info)
 
 
@@ -48,8 +55,14 @@ def read_member(archive: zipfile.ZipFile, name: str, largest: int) -> bytes:
         KeyError, RuntimeError, zipfile.BadZipFile, zlib.error: as `open_member`.
     """
     info = archive.getinfo(name)
-    packed_hard = info.file_size > SMALL_BYTES and info.file_size > MAX_UNPACK_RATIO * max(info.compress_size, 1)
+    packed_hard = info.file_size > SMALL_BYTES and info.file_size > MAX_UNPACK_RATIO * max(
+        info.compress_size, 1
+    )
     if info.file_size > largest or packed_hard:
-        raise ValueError(f"it unpacks to {info.file_size >> 20} MB; that is no picture and no list of cameras: leave it out")
+        raise ValueError(
+            f"it unpacks to {info.file_size >> 20} MB; that is no picture and no list of cameras:"
+            " leave it out"
+        )
     with open_member(archive, name) as file:
-        return file.read(info.file_size + 1)  # a size given, the library unpacks no more than that at a time
+        # a size given, the library unpacks no more than that at a time
+        return file.read(info.file_size + 1)

@@ -22,19 +22,27 @@ class UserError(Exception):
 
 
 def brief(value: object, length: int = 60) -> str:
-    """The beginning of a value from a file, for an error message: it may be of any size and depth."""
+    """The beginning of a value from a file, for an error message: it may be of any size and
+    depth.
+    """
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = max(length, 20)
     return (value if isinstance(value, str) else short.repr(value))[:length]
 
 
-def progress(items: Iterable[T], description: str, *, total: int | None = None, unit: str = "it") -> tqdm[T]:
+def progress(
+    items: Iterable[T], description: str, *, total: int | None = None, unit: str = "it"
+) -> tqdm[T]:
     """Wrap `items` in a progress bar on stderr that shows speed and time left."""
-    return tqdm(items, desc=description, total=total, unit=unit, dynamic_ncols=True, mininterval=0.5)
+    return tqdm(
+        items, desc=description, total=total, unit=unit, dynamic_ncols=True, mininterval=0.5
+    )
 
 
 def one_line(message: str) -> str:
-    """A message as one printable line: what a file brings into it cannot steer the terminal or fill it."""
+    """A message as one printable line: what a file brings into it cannot steer the terminal or fill
+    it.
+    """
     line = " ".join(message.split())
     if len(line) > LONGEST_LINE:
         line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 2 :]}"

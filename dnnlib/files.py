@@ -50,16 +50,22 @@ def check_utf8(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path`; on success sync it and rename it to `path`, on failure remove it.
+    """Open a temporary file beside `path`; on success sync it and rename it to `path`, on failure
+    remove it.
 
     The name `path` therefore always holds either the old content or the whole new content.
 
     Raises:
-        UserError: if the file cannot be written (full disk, no permission), or `path` is there and no file.
+        UserError: if the file cannot be written (full disk, no permission), or `path` is there and
+            no file.
     """
     path = Path(path)
-    if os.path.exists(path) and not os.path.isfile(path):  # a rename would put a file in the place of a device
-        raise UserError(f"cannot write {path}: it is {'a folder' if path.is_dir() else 'a device or a pipe'}; choose another name")
+    # a rename would put a file in the place of a device
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(
+            f"cannot write {path}: it is {'a folder' if path.is_dir() else 'a device or a pipe'};"
+            " choose another name"
+        )
     make_dir(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -70,7 +76,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
         sync_dir(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free some space or choose another place") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another"
+            " place"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -92,7 +101,8 @@ def is_url(name: str | os.PathLike[str]) -> bool:
 
 
 def local_file(name: str | os.PathLike[str]) -> Path:
-    """Path of `name` on this machine; an http(s) URL is fetched once into the cache, whole or not at all.
+    """Path of `name` on this machine; an http(s) URL is fetched once into the cache, whole or not
+    at all.
 
     Raises:
         UserError: if the name is empty, or the download fails or is cut short.
@@ -103,7 +113,13 @@ def local_file(name: str | os.PathLike[str]) -> Path:
         return Path(name)
     url = str(name)
     target = (
-        cache_dir() / "downloads" / (hashlib.sha256(url.encode()).hexdigest()[:16] + "-" + (url.split("?")[0].rsplit("/", 1)[-1] or "file"))
+        cache_dir()
+        / "downloads"
+        / (
+            hashlib.sha256(url.encode()).hexdigest()[:16]
+            + "-"
+            + (url.split("?")[0].rsplit("/", 1)[-1] or "file")
+        )
     )
     if not target.exists():
         _download(url, target)
@@ -115,22 +131,34 @@ def _download(url: str, target: Path) -> None:
         with urllib.request.urlopen(url, timeout=60) as response, atomic_write(target) as file:
             expected = int(response.headers.get("Content-Length") or 0)
             total = -(-expected // DOWNLOAD_CHUNK) or None
-            for chunk in progress(_chunks(response, url), f"Downloading {target.name}", total=total, unit="MB"):
+            for chunk in progress(
+                _chunks(response, url), f"Downloading {target.name}", total=total, unit="MB"
+            ):
                 file.write(chunk)
             if expected and file.tell() != expected:
-                raise UserError(f"download of {url} stopped after {file.tell()} of {expected} bytes; try again")
+                raise UserError(
+                    f"download of {url} stopped after {file.tell()} of {expected} bytes; try again"
+                )
     except (http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", None) or error
-        raise UserError(f"cannot download {url}: {reason}; check the address and the connection, or fetch it by hand") from error
+        raise UserError(
+            f"cannot download {url}: {reason}; check the address and the connection, or fetch it by"
+            " hand"
+        ) from error
 
 
 def _chunks(response: IO[bytes], url: str) -> Iterator[bytes]:
-    """Parts of a download. Its errors must not pass for those of the file that is written meanwhile."""
+    """Parts of a download. Its errors must not pass for those of the file that is written
+    meanwhile.
+    """
     try:
         while chunk := response.read(DOWNLOAD_CHUNK):
             yield chunk
     except (http.client.HTTPException, OSError) as error:
-        raise UserError(f"cannot download {url}: the connection broke off ({error}); try again, or fetch it by hand") from error
+        raise UserError(
+            f"cannot download {url}: the connection broke off ({error}); try again, or fetch it by"
+            " hand"
+        ) from error
 
 
 def temporary_dir(parent: Path) -> tempfile.TemporaryDirectory[str]:

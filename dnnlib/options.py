@@ -15,7 +15,9 @@ LARGEST = 1e30  # of numbers that networks compute with
 
 
 def finite(text: str) -> float:
-    """Number from text; ValueError for anything else, infinities, NaN and what float32 cannot hold included."""
+    """Number from text; ValueError for anything else, infinities, NaN and what float32 cannot hold
+    included.
+    """
     number = float(text)
     if not abs(number) < LARGEST:
         raise ValueError(text)
@@ -27,7 +29,9 @@ class Seeds(click.ParamType):
 
     name = "seeds"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int]:
         """List of different seeds."""
         if isinstance(value, list):
             return value
@@ -35,12 +39,22 @@ class Seeds(click.ParamType):
         for item in str(value).split(","):
             match = re.fullmatch(r"\s*(\d{1,10})\s*(?:-\s*(\d{1,10})\s*)?", item, re.ASCII)
             if not match:
-                self.fail(f"{item.strip()!r} is neither a seed nor a range; write 0-10 or 1,5,7-9", param, ctx)
+                self.fail(
+                    f"{item.strip()!r} is neither a seed nor a range; write 0-10 or 1,5,7-9",
+                    param,
+                    ctx,
+                )
             first, last = int(match[1]), int(match[2] or match[1])
             if first > last:
-                self.fail(f"the range {item.strip()!r} runs backwards; write {last}-{first}", param, ctx)
+                self.fail(
+                    f"the range {item.strip()!r} runs backwards; write {last}-{first}", param, ctx
+                )
             if last > MAX_SEED or last - first >= MAX_SEEDS:
-                self.fail(f"{item.strip()!r}: seeds go up to {MAX_SEED}, at most {MAX_SEEDS} at once", param, ctx)
+                self.fail(
+                    f"{item.strip()!r}: seeds go up to {MAX_SEED}, at most {MAX_SEEDS} at once",
+                    param,
+                    ctx,
+                )
             seeds.update(dict.fromkeys(range(first, last + 1)))
         return list(seeds)
 
@@ -48,10 +62,16 @@ class Seeds(click.ParamType):
 class FiniteRange(click.FloatRange):
     """A finite number in a range."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
         """The number."""
         number = super().convert(value, param, ctx)
-        return number if math.isfinite(number) else self.fail(f"{value!r} is not a finite number", param, ctx)
+        return (
+            number
+            if math.isfinite(number)
+            else self.fail(f"{value!r} is not a finite number", param, ctx)
+        )
 
 
 class Commas(click.ParamType):
@@ -60,10 +80,16 @@ class Commas(click.ParamType):
     def __init__(self, name: str, convert_one: Callable[[str], Any], expected: str) -> None:
         self.name, self.convert_one, self.expected = name, convert_one, expected
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[Any]:
         """List of at least one value."""
         try:
-            return value if isinstance(value, list) else [self.convert_one(item.strip()) for item in str(value).split(",")]
+            return (
+                value
+                if isinstance(value, list)
+                else [self.convert_one(item.strip()) for item in str(value).split(",")]
+            )
         except ValueError:
             return self.fail(f"{value!r} is not a list of {self.expected}", param, ctx)
 
@@ -84,7 +110,9 @@ class Finite(click.ParamType):
 
     name = "number"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
         """The number."""
         try:
             return finite(str(value))

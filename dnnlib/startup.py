@@ -1,4 +1,6 @@
-"""What a command line sees to before it imports libraries that take seconds. Imports nothing that takes time itself."""
+"""What a command line sees to before it imports libraries that take seconds. Imports nothing that
+takes time itself.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,22 @@ from typing import NoReturn
 STATUS = 130  # what shells expect of a program that Ctrl-C ended
 MESSAGE = "error: interrupted\n"
 OPENMP_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-# Turns of a waiting thread before it sleeps; GNU's OpenMP, which PyTorch brings, takes 300,000. With one other busy program on two cores
-# a training step takes four times as long with those as with these, and 3 % less on an idle machine.
+# Turns of a waiting thread before it sleeps; GNU's OpenMP, which PyTorch brings, takes 300,000.
+# With one other busy program on two cores a training step takes four times as long with those as
+# with these, and 3 % less on an idle machine.
 SPINS = "3000"
 
 
 def prepare_program(module_name: str) -> None:
     """To be called by a command line with its `__name__` before its other imports.
 
-    Ctrl-C ends this process in one line, status 130, until `raise_on_interrupt`: libraries written in C turn a KeyboardInterrupt that
-    reaches them half imported into errors of their own. Threads that wait for each other do not keep a processor busy for long.
+    Ctrl-C ends this process in one line, status 130, until `raise_on_interrupt`: libraries written
+    in C turn a KeyboardInterrupt that reaches them half imported into errors of their own. Threads
+    that wait for each other do not keep a processor busy for long.
 
-    Where the module is merely imported, by a test or by a process that training has started, nothing happens. A parent that asked to
-    ignore Ctrl-C is obeyed, and so are settings of OpenMP in the environment.
+    Where the module is merely imported, by a test or by a process that training has started,
+    nothing happens. A parent that asked to ignore Ctrl-C is obeyed, and so are settings of OpenMP
+    in the environment.
     """
     if module_name != "__main__":
         return

@@ -1,6 +1,7 @@
 """Makes the pictures and loops of the documentation with the shipped model: `make docs-media`.
 
-The same model gives the same files. What they show (which seeds, which paths) stands here and nowhere else.
+The same model gives the same files. What they show (which seeds, which paths) stands here and
+nowhere else.
 """
 
 from __future__ import annotations
@@ -18,16 +19,23 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from dnnlib.console import progress  # noqa: E402
-from media.panels import PANELS, resize  # noqa: E402
-from media.paths import camera_path  # noqa: E402
-from media.shapes import extract_mesh  # noqa: E402
-from media.strips import Pictures, camera_grid, identity_grid, save_png, seed_latent, tile  # noqa: E402
-from media.videos import Film, write_video  # noqa: E402
+from media.meshes.shapes import extract_mesh  # noqa: E402
+from media.pictures.grids import (  # noqa: E402
+    Pictures,
+    camera_grid,
+    identity_grid,
+    save_png,
+    seed_latent,
+    tile,
+)
+from media.pictures.panels import PANELS, resize  # noqa: E402
+from media.videos.paths import camera_path  # noqa: E402
+from media.videos.videos import Film, write_video  # noqa: E402
 from open_eg3d import load_generator  # noqa: E402
 from training.cameras import unpack_label  # noqa: E402
+from training.data.scene import CameraSummary, cameras_of  # noqa: E402
 from training.networks.generator import Generator  # noqa: E402
 from training.rendering.rays import sample_rays  # noqa: E402
-from training.scene import CameraSummary, cameras_of  # noqa: E402
 
 SHIPPED = ROOT / "models" / "heads64.pkl"
 TRUNCATION = 0.8
@@ -50,15 +58,32 @@ class Model:
     def latents(self, *seeds: int) -> Tensor:
         """Latents (K, num_ws, w_dim) of seeds."""
         z = torch.cat([seed_latent(seed, self.generator.z_dim) for seed in seeds])
-        return self.generator.mapping(z, self.cameras.frontal_label().expand(len(z), -1), TRUNCATION).contiguous()
+        return self.generator.mapping(
+            z, self.cameras.frontal_label().expand(len(z), -1), TRUNCATION
+        ).contiguous()
 
-    def film(self, path: Path, cells: list[Tensor], kind: str, frames: int, columns: int, panels: tuple[str, ...]) -> None:
+    def film(
+        self,
+        path: Path,
+        cells: list[Tensor],
+        kind: str,
+        frames: int,
+        columns: int,
+        panels: tuple[str, ...],
+    ) -> None:
         """Write a loop as GIF, with as many pixels as it may have."""
         labels = camera_path(kind, self.cameras, frames)
         for size in PANEL_SIZES:
             nothing: list[Any] = []
-            with progress(nothing, f"{path.name}, {size} pixels", total=frames, unit="frame") as bar:
-                write_video(Film(self.generator, cells, labels, columns, panels, size=size), [path], FPS, bar)
+            with progress(
+                nothing, f"{path.name}, {size} pixels", total=frames, unit="frame"
+            ) as bar:
+                write_video(
+                    Film(self.generator, cells, labels, columns, panels, size=size),
+                    [path],
+                    FPS,
+                    bar,
+                )
             if path.stat().st_size <= LARGEST_LOOP:
                 return
 
@@ -66,7 +91,14 @@ class Model:
 def make_grid(model: Model, path: Path) -> None:
     """Identities from five sides: colour, rendering, depth."""
     save_png(
-        path, identity_grid(model.generator, model.latents(*PEOPLE), model.cameras, model.cameras.default_yaws(5), model.cameras.pitch)
+        path,
+        identity_grid(
+            model.generator,
+            model.latents(*PEOPLE),
+            model.cameras,
+            model.cameras.default_yaws(5),
+            model.cameras.pitch,
+        ),
     )
 
 
@@ -95,19 +127,28 @@ def make_mesh(model: Model, path: Path) -> None:
 
 
 def picture_of(mesh: trimesh.Trimesh, c: Tensor, side: int = 320) -> tuple[Pictures, Pictures]:
-    """A mesh with vertex colours from a camera (1, 25), by casting a ray a pixel: its colours, and white under a lamp."""
+    """A mesh with vertex colours from a camera (1, 25), by casting a ray a pixel: its colours, and
+    white under a lamp.
+    """
     origins, directions = (rays[0].double().numpy() for rays in sample_rays(*unpack_label(c), side))
     places, rays, triangles = mesh.ray.intersects_location(origins, directions, multiple_hits=False)
     shares = trimesh.triangles.points_to_barycentric(mesh.triangles[triangles], places)
     visual: Any = mesh.visual
     corners = mesh.faces[triangles]
     normals = np.einsum("tk,tkc->tc", shares, mesh.vertex_normals[corners])
-    lamp = unpack_label(c)[0][0, :3, :3].double().numpy() @ (np.array(LIGHT) * (1, -1, -1) / np.linalg.norm(LIGHT))
+    lamp = unpack_label(c)[0][0, :3, :3].double().numpy() @ (
+        np.array(LIGHT) * (1, -1, -1) / np.linalg.norm(LIGHT)
+    )
     light = AMBIENT + (1 - AMBIENT) * np.clip(normals @ lamp, 0, 1)
     colored, lit = np.full((side * side, 3), 255.0), np.full((side * side, 3), 255.0)
-    colored[rays] = np.einsum("tk,tkc->tc", shares, visual.vertex_colors[corners][..., :3].astype(float))
+    colored[rays] = np.einsum(
+        "tk,tkc->tc", shares, visual.vertex_colors[corners][..., :3].astype(float)
+    )
     lit[rays] = 230 * light[:, None]
-    first, second = (values.round().clip(0, 255).astype(np.uint8).reshape(side, side, 3) for values in (colored, lit))
+    first, second = (
+        values.round().clip(0, 255).astype(np.uint8).reshape(side, side, 3)
+        for values in (colored, lit)
+    )
     return first, second
 
 
@@ -115,7 +156,12 @@ def main(folder: Path) -> None:
     """Write all files into `folder`."""
     torch.set_num_threads(1)  # sums in one order: the same files on every machine of a kind
     model = Model(SHIPPED)
-    makers = {"heads.png": make_grid, "turn.gif": make_turn, "walk.gif": make_walk, "mesh.png": make_mesh}
+    makers = {
+        "heads.png": make_grid,
+        "turn.gif": make_turn,
+        "walk.gif": make_walk,
+        "mesh.png": make_mesh,
+    }
     for name, make in makers.items():
         make(model, folder / name)
         print(f"{folder / name}: {(folder / name).stat().st_size / 1e3:.0f} kB")

@@ -1,6 +1,7 @@
 """What people look at: picture strips and grids, meshes and density volumes.
 
-The functions here ask little of a generator, so anything that offers the following will do (tests use an analytic scene).
+The functions here ask little of a generator, so anything that offers the following will do (tests
+use an analytic scene).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from metrics.sampling import RenderOutput as MeasuredOutput
-from training.config import RenderingConfig
+from training.config.settings import RenderingConfig
 
 
 class RenderOutput(MeasuredOutput, Protocol):

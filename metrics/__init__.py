@@ -1,5 +1,7 @@
-"""Numbers about a model: distances between sets of pictures, and measures of its 3D. One file a metric; docs/metrics.md explains them.
+"""Numbers about a model: distances between sets of pictures, and measures of its 3D. One file a
+metric; docs/metrics.md explains them.
 
-The arithmetic works on feature matrices and pictures; feature networks are apart (`detectors`, `lpips`, `onnx_models`). Nothing here
-knows how a model is trained: it is given a sampling function (`sampling`) and real pictures (`reals`).
+The arithmetic works on feature matrices and pictures; feature networks are apart (`detectors`,
+`lpips`, `onnx_models`). Nothing here knows how a model is trained: it is given a sampling function
+(`sampling`) and real pictures (`reals`).
 """

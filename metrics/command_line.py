@@ -20,7 +20,9 @@ class Metrics(click.ParamType):
     def __init__(self, may_be_none: bool = False) -> None:
         self.may_be_none = may_be_none
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
         """Checked names."""
         if isinstance(value, tuple):
             return value
@@ -38,15 +40,25 @@ def metric_network_options(command: F) -> F:
     """Add the options that say which networks of others metrics use."""
     for option in reversed(
         (
-            click.option("--detector", type=click.Choice(DETECTORS), help="Network of fid, kid, pr, is.  [default: inception]"),
-            click.option("--detector-weights", metavar="FILE|URL", help="Its weights.  [default: the published ones]"),
+            click.option(
+                "--detector",
+                type=click.Choice(DETECTORS),
+                help="Network of fid, kid, pr, is.  [default: inception]",
+            ),
+            click.option(
+                "--detector-weights",
+                metavar="FILE|URL",
+                help="Its weights.  [default: the published ones]",
+            ),
             click.option(
                 "--lpips-weights",
                 multiple=True,
                 metavar="FILE|URL",
                 help="Weights for ppl2_wend; may be given twice: VGG16, linear layers.",
             ),
-            click.option("--identity-model", metavar="FILE|URL", help="ONNX face embedder for identity."),
+            click.option(
+                "--identity-model", metavar="FILE|URL", help="ONNX face embedder for identity."
+            ),
             click.option(
                 "--pose-model",
                 metavar="FILE|URL|mediapipe",

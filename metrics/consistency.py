@@ -1,4 +1,6 @@
-"""View consistency: does the surface that two cameras see have one colour? Needs no network. Formulas in docs/metrics.md."""
+"""View consistency: does the surface that two cameras see have one colour? Needs no network.
+Formulas in docs/metrics.md.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +15,42 @@ from metrics.processes import Team
 from metrics.sampling import GeneratorSampler
 from metrics.views import View, render_view
 
-DEPTH_TOLERANCE = 0.02  # of the picture's width at the point's distance: two views' depths may differ by it and still show one surface
+# of the picture's width at the point's distance: two views' depths may differ by it and still show
+# one surface
+DEPTH_TOLERANCE = 0.02
 ROUNDING = 1e-9  # of interpolated masks
 NAMES = ("image", "raw")
 
 
-def view_consistency(sampler: GeneratorSampler, count: int, batch: int, team: Team) -> dict[str, float]:
+def view_consistency(
+    sampler: GeneratorSampler, count: int, batch: int, team: Team
+) -> dict[str, float]:
     """Measure `count` pairs of views, warped in both directions.
 
     Returns:
-        psnr_raw, psnr_image: of the colours of corresponding pixels, over all pixels of all pairs; higher is better.
-        share: of the pixels whose surface the other camera should see, those where its depth says so too; 1 is right. Where the other
-            camera sees through the surface, the depths contradict each other.
-        seen: share of the solid pixels that the other camera should see; the rest lies outside its picture or behind something.
+        psnr_raw, psnr_image: of the colours of corresponding pixels, over all pixels of all pairs;
+            higher is better.
+        share: of the pixels whose surface the other camera should see, those where its depth says
+            so too; 1 is right. Where the other camera sees through the surface, the depths
+            contradict each other.
+        seen: share of the solid pixels that the other camera should see; the rest lies outside its
+            picture or behind something.
         angle_degrees: mean angle between the two cameras.
     """
-    sums = torch.zeros(8, dtype=torch.float64)  # squared error and count for image, raw; confirmed, contradicted, solid, angles
+    # squared error and count for image, raw; confirmed, contradicted, solid, angles
+    sums = torch.zeros(8, dtype=torch.float64)
     for start, size in sampler.batches(count, batch, team, "View consistency"):
         sums += _pair_sums(sampler, start, size)
     total = team.sum(sums).tolist()
     values = {f"psnr_{name}": _psnr(total[2 * i], total[2 * i + 1]) for i, name in enumerate(NAMES)}
     confirmed, contradicted, solid, angles = total[4:]
     visible = confirmed + contradicted
-    return {**values, "share": _ratio(confirmed, visible), "seen": _ratio(visible, solid), "angle_degrees": math.degrees(angles / count)}
+    return {
+        **values,
+        "share": _ratio(confirmed, visible),
+        "seen": _ratio(visible, solid),
+        "angle_degrees": math.degrees(angles / count),
+    }
 
 
 def _pair_sums(sampler: GeneratorSampler, start: int, count: int) -> Tensor:
@@ -51,7 +66,8 @@ def _pair_sums(sampler: GeneratorSampler, start: int, count: int) -> Tensor:
 
 
 def warp_sums(view: View, other: View) -> Tensor:
-    """Sums (7,) over the pixels of `view`: squared colour error and number of colours that correspond, of image and of raw, then numbers of
+    """Sums (7,) over the pixels of `view`: squared colour error and number of colours that
+    correspond, of image and of raw, then numbers of
     pixels of raw that `other` confirms, that it contradicts, and that are solid."""
     parts, counts = [], view.depth.new_zeros(3)
     for name in NAMES:
@@ -68,24 +84,38 @@ def correspondence(view: View, other: View, size: int) -> tuple[Tensor, Tensor, 
     """Where the surface of `view`, at `size` pixels a side, lies in `other`.
 
     Returns:
-        Positions (N, 2, size, size); which pixels the other's depth confirms, and which it contradicts, both (N, 1, size, size). Neither:
-        pixels of the background, outside the other picture (by half a rendered pixel), hidden there, or at an edge of the object there.
+        Positions (N, 2, size, size); which pixels the other's depth confirms, and which it
+        contradicts, both (N, 1, size, size). Neither: pixels of the background, outside the other
+        picture (by half a rendered pixel), hidden there, or at an edge of the object there.
     """
     side = view.depth.shape[-1]
     depth, solid = _enlarged(view.depth, size), _enlarged(view.solid.double(), size) > 1 - ROUNDING
     position, distance = project(points_of_depth(depth, view.cameras), other.cameras)
     margin = 0.5 / side
-    inside = solid & (distance > 0) & ((position > margin) & (position < 1 - margin)).all(1, keepdim=True)
-    behind = sample_at(other.depth, position) - distance  # how far behind the point the other camera's ray ends
+    inside = (
+        solid
+        & (distance > 0)
+        & ((position > margin) & (position < 1 - margin)).all(1, keepdim=True)
+    )
+    # how far behind the point the other camera's ray ends
+    behind = sample_at(other.depth, position) - distance
     solidity = sample_at(other.solid.double(), position)
     focal = other.cameras[:, [16, 20]].mean(1)[:, None, None, None]
     tolerance = DEPTH_TOLERANCE * distance.abs() / focal
     is_surface, is_background = solidity > 1 - ROUNDING, solidity < ROUNDING
-    return position, inside & is_surface & (behind.abs() <= tolerance), inside & (is_background | is_surface & (behind > tolerance))
+    return (
+        position,
+        inside & is_surface & (behind.abs() <= tolerance),
+        inside & (is_background | is_surface & (behind > tolerance)),
+    )
 
 
 def _enlarged(values: Tensor, size: int) -> Tensor:
-    return values if values.shape[-1] == size else F.interpolate(values, (size, size), mode="bilinear", align_corners=False)
+    return (
+        values
+        if values.shape[-1] == size
+        else F.interpolate(values, (size, size), mode="bilinear", align_corners=False)
+    )
 
 
 def _psnr(squared_error: float, count: float) -> float:

@@ -1,4 +1,6 @@
-"""Measures of shape: how much relief the model's depth has, and how it compares with true depth maps. Formulas in docs/metrics.md."""
+"""Measures of shape: how much relief the model's depth has, and how it compares with true depth
+maps. Formulas in docs/metrics.md.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +25,29 @@ def relief(sampler: GeneratorSampler, count: int, batch: int, team: Team) -> dic
     """Shape of the visible surface of `count` fakes, without any truth to compare with.
 
     Returns:
-        depth_spread: standard deviation of the depth along the optical axis over a picture's solid pixels, world units, mean over pictures.
-        relief: extent of the visible points across the plane that fits them best, over their largest extent; 0 for a card however it is
-            turned, 0.47 for the half of a sphere that a far camera sees.
+        depth_spread: standard deviation of the depth along the optical axis over a picture's solid
+            pixels, world units, mean over pictures.
+        relief: extent of the visible points across the plane that fits them best, over their
+            largest extent; 0 for a card however it is turned, 0.47 for the half of a sphere that a
+            far camera sees.
         coverage: share of solid pixels. pictures: those with enough solid pixels to count.
     """
     sums = torch.zeros(4, dtype=torch.float64)
     for start, size in sampler.batches(count, batch, team, "Relief"):
         cameras = sampler.cameras(start, size)
-        view = render_view(sampler, sampler.ws(sampler.latents(start, size), cameras), cameras, start)
+        view = render_view(
+            sampler, sampler.ws(sampler.latents(start, size), cameras), cameras, start
+        )
         points = points_of_depth(view.depth, view.cameras)
-        for depth, solid, place in zip(straight_depth(view.depth, view.cameras), view.solid, points, strict=True):
+        for depth, solid, place in zip(
+            straight_depth(view.depth, view.cameras), view.solid, points, strict=True
+        ):
             sums[2] += float(solid.double().mean())
             if solid.sum() >= FEWEST_PIXELS:
-                sums += torch.tensor([float(_spread(depth[solid])), relief_of_points(place[:, solid[0]].T), 0, 1], dtype=torch.float64)
+                sums += torch.tensor(
+                    [float(_spread(depth[solid])), relief_of_points(place[:, solid[0]].T), 0, 1],
+                    dtype=torch.float64,
+                )
     spread, ratio, coverage, pictures = team.sum(sums).tolist()
     seen = max(pictures, 1)
     return {
@@ -53,17 +64,25 @@ def relief_of_points(points: Tensor) -> float:
     return float((values[0] / values[-1].clamp(min=1e-30)).sqrt())
 
 
-def depth_against_maps(sampler: GeneratorSampler, reals: RealImages, count: int, batch: int, team: Team) -> dict[str, float]:
-    """Depths of `count` fakes against the true depth maps of as many real pictures, each fake seen from its real picture's camera.
+def depth_against_maps(
+    sampler: GeneratorSampler, reals: RealImages, count: int, batch: int, team: Team
+) -> dict[str, float]:
+    """Depths of `count` fakes against the true depth maps of as many real pictures, each fake seen
+    from its real picture's camera.
 
-    The fakes are other objects than the real ones, so the error of a perfect model is not 0 but that of two different real objects.
+    The fakes are other objects than the real ones, so the error of a perfect model is not 0 but
+    that of two different real objects.
 
     Returns:
-        depth_error: mean squared difference of both depths (along the optical axis), each brought to mean 0 and variance 1 over the pixels
-            where both are solid (EG3D, section 5.2); what has no depth at all gets 1, what is unrelated 2.
-        depth_error_unscaled: the same, but both are divided by the deviation of the true depth, so that too little relief shows.
-        relief_ratio: mean spread of the model's depths over that of the true ones; 1 is right, 0 flat.
-        overlap: intersection over union of the solid pixels. pictures: those with enough common pixels to count.
+        depth_error: mean squared difference of both depths (along the optical axis), each brought
+            to mean 0 and variance 1 over the pixels where both are solid (EG3D, section 5.2); what
+            has no depth at all gets 1, what is unrelated 2.
+        depth_error_unscaled: the same, but both are divided by the deviation of the true depth, so
+            that too little relief shows.
+        relief_ratio: mean spread of the model's depths over that of the true ones; 1 is right, 0
+            flat.
+        overlap: intersection over union of the solid pixels. pictures: those with enough common
+            pixels to count.
 
     Raises:
         UserError: if the data have no depth maps, or too few.
@@ -76,9 +95,14 @@ def depth_against_maps(sampler: GeneratorSampler, reals: RealImages, count: int,
     for start, size in sampler.batches(count, batch, team, "Depth"):
         chosen = indices[start : start + size]
         cameras = reals.labels[torch.from_numpy(chosen)].to(sampler.device)
-        view = render_view(sampler, sampler.ws(sampler.latents(start, size), cameras), cameras, start)
+        view = render_view(
+            sampler, sampler.ws(sampler.latents(start, size), cameras), cameras, start
+        )
         truth = reals.read_depth(chosen).to(view.depth)
-        depth, solid = _resized(view.depth, truth.shape[-1]), _resized(view.solid.double(), truth.shape[-1]) > 1 - 1e-9
+        depth, solid = (
+            _resized(view.depth, truth.shape[-1]),
+            _resized(view.solid.double(), truth.shape[-1]) > 1 - 1e-9,
+        )
         straight, true = (straight_depth(values, view.cameras) for values in (depth, truth))
         sums += compare_depths(straight, solid, true)
     error, unscaled, spread, true_spread, common, either, pictures = team.sum(sums).tolist()
@@ -98,13 +122,20 @@ def check_depth_maps(reals: RealImages, count: int) -> None:
         UserError: that says so.
     """
     if reals.read_depth is None or reals.labels is None:
-        raise UserError(f"depth: {reals.name} has no depth maps; make data that have them: dataset_tool.py heads --depth")
+        raise UserError(
+            f"depth: {reals.name} has no depth maps; make data that have them: dataset_tool.py"
+            " heads --depth"
+        )
     if reals.count < count:
-        raise UserError(f"depth{count}: {reals.name} has only {reals.count} pictures; ask for depth{reals.count}")
+        raise UserError(
+            f"depth{count}: {reals.name} has only {reals.count} pictures; ask for"
+            f" depth{reals.count}"
+        )
 
 
 def compare_depths(depth: Tensor, solid: Tensor, truth: Tensor) -> Tensor:
-    """Sums (7,) over pictures of depths, all (N, 1, n, n), true ones 0 where there is nothing: both errors of `depth_against_maps`, spreads
+    """Sums (7,) over pictures of depths, all (N, 1, n, n), true ones 0 where there is nothing: both
+    errors of `depth_against_maps`, spreads
     of depth and truth, pixels solid in both and in either, pictures."""
     sums = torch.zeros(7, dtype=torch.float64)
     for own, own_solid, true in zip(depth, solid, truth, strict=True):
@@ -126,11 +157,17 @@ def _spread(depths: Tensor) -> Tensor:
 
 
 def _normalised(depths: Tensor) -> Tensor:
-    """Mean 0 and variance 1; all zero for depths without spread, so that rounding is not blown up to relief."""
+    """Mean 0 and variance 1; all zero for depths without spread, so that rounding is not blown up
+    to relief.
+    """
     spread = _spread(depths)
     centred = depths - depths.mean()
     return centred / spread if spread > FLAT * depths.abs().mean() else torch.zeros_like(centred)
 
 
 def _resized(values: Tensor, size: int) -> Tensor:
-    return values if values.shape[-1] == size else F.interpolate(values, (size, size), mode="bilinear", align_corners=False)
+    return (
+        values
+        if values.shape[-1] == size
+        else F.interpolate(values, (size, size), mode="bilinear", align_corners=False)
+    )

@@ -33,14 +33,18 @@ class Wanted:
 
 @dataclass
 class Collected:
-    """Moments by count; features (features, D) and logits (logits, K) in the order of the pictures. The same in every process."""
+    """Moments by count; features (features, D) and logits (logits, K) in the order of the pictures.
+    The same in every process.
+    """
 
     moments: dict[int, Moments]
     features: Tensor
     logits: Tensor
 
 
-def collect_features(read: ReadPictures, detector: Detector, wanted: Wanted, batch: int, team: Team, description: str) -> Collected:
+def collect_features(
+    read: ReadPictures, detector: Detector, wanted: Wanted, batch: int, team: Team, description: str
+) -> Collected:
     """Run a feature network over pictures; the processes of `team` share them.
 
     Raises:
@@ -52,7 +56,10 @@ def collect_features(read: ReadPictures, detector: Detector, wanted: Wanted, bat
     for start, count in team.shown_batches(wanted.count, batch, description):
         own_features, own_logits = detector(read(start, count))
         if not own_features.isfinite().all():
-            raise UserError(f"{description}: features of pictures {start}..{start + count - 1} are not finite; the weights are damaged")
+            raise UserError(
+                f"{description}: features of pictures {start}..{start + count - 1} are not finite;"
+                " the weights are damaged"
+            )
         for limit, collector in moments.items():
             collector.add(own_features[: max(limit - start, 0)])
         for rows, values in ((features, own_features), (logits, own_logits)):

@@ -1,8 +1,9 @@
 """Cameras as far as measures of 3D need them: points from depth, and where a camera sees a point.
 
-Labels `c` have 25 numbers: the row-major 4x4 camera-to-world matrix (axes x right, y down, z forward), then the row-major 3x3 intrinsics in
-units of the picture's side. Depth is the distance from the camera along the ray through a pixel's centre. Pixel (i, j) of n x n has
-u = (j + 0.5) / n, v = (i + 0.5) / n.
+Labels `c` have 25 numbers: the row-major 4x4 camera-to-world matrix (axes x right, y down, z
+forward), then the row-major 3x3 intrinsics in units of the picture's side. Depth is the distance
+from the camera along the ray through a pixel's centre. Pixel (i, j) of n x n has u = (j + 0.5) / n,
+v = (i + 0.5) / n.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ def split_label(c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pixel_rays(c: Tensor, resolution: int) -> Tensor:
-    """Unit directions (N, 3, n, n) in the world of the rays through the pixels' centres, for labels (N, 25)."""
+    """Unit directions (N, 3, n, n) in the world of the rays through the pixels' centres, for labels
+    (N, 25).
+    """
     cam2world, intrinsics = split_label(c)
     centres = (torch.arange(resolution, dtype=c.dtype, device=c.device) + 0.5) / resolution
     v, u = torch.meshgrid(centres, centres, indexing="ij")
@@ -33,8 +36,12 @@ def points_of_depth(depth: Tensor, c: Tensor) -> Tensor:
 
 
 def straight_depth(depth: Tensor, c: Tensor) -> Tensor:
-    """Depths (N, 1, n, n) along the optical axis instead of along the rays: the same for all of a card that faces the camera."""
-    along = torch.einsum("nchw,nc->nhw", pixel_rays(c, depth.shape[-1]), F.normalize(c[:, [2, 6, 10]], dim=1))
+    """Depths (N, 1, n, n) along the optical axis instead of along the rays: the same for all of a
+    card that faces the camera.
+    """
+    along = torch.einsum(
+        "nchw,nc->nhw", pixel_rays(c, depth.shape[-1]), F.normalize(c[:, [2, 6, 10]], dim=1)
+    )
     return depth * along[:, None]
 
 
@@ -42,8 +49,8 @@ def project(points: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """Where cameras (N, 25) see world points (N, 3, n, n).
 
     Returns:
-        Positions (N, 2, n, n) = (u, v) in units of the picture's side, and distances (N, 1, n, n) from the camera, which are negative for
-        points behind it; positions there mean nothing.
+        Positions (N, 2, n, n) = (u, v) in units of the picture's side, and distances (N, 1, n, n)
+        from the camera, which are negative for points behind it; positions there mean nothing.
     """
     cam2world, intrinsics = split_label(c)
     offsets = points - c[:, (3, 7, 11)][:, :, None, None]
@@ -55,9 +62,13 @@ def project(points: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sample_at(pictures: Tensor, positions: Tensor) -> Tensor:
-    """Bilinear values (N, C, h, w) of pictures (N, C, n, n) at (u, v) positions (N, 2, h, w); the border is continued outside."""
+    """Bilinear values (N, C, h, w) of pictures (N, C, n, n) at (u, v) positions (N, 2, h, w); the
+    border is continued outside.
+    """
     grid = (positions * 2 - 1).permute(0, 2, 3, 1)
-    return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return F.grid_sample(
+        pictures, grid, mode="bilinear", padding_mode="border", align_corners=False
+    )
 
 
 def view_angle(first: Tensor, second: Tensor) -> float:

@@ -1,4 +1,6 @@
-"""Identity: does a face stay the same person from another side? (EG3D, section 5.2; the embedder is the user's, ArcFace in the paper)."""
+"""Identity: does a face stay the same person from another side? (EG3D, section 5.2; the embedder is
+the user's, ArcFace in the paper).
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,12 @@ from metrics.processes import Team
 from metrics.sampling import GeneratorSampler
 
 
-def identity_similarity(sampler: GeneratorSampler, embedder: OnnxModel, count: int, batch: int, team: Team) -> dict[str, float]:
-    """Mean and standard deviation over `count` fakes of the cosine between the embeddings of two views."""
+def identity_similarity(
+    sampler: GeneratorSampler, embedder: OnnxModel, count: int, batch: int, team: Team
+) -> dict[str, float]:
+    """Mean and standard deviation over `count` fakes of the cosine between the embeddings of two
+    views.
+    """
     cosines = torch.zeros(count, dtype=torch.float64)
     for start, size in sampler.batches(count, batch, team, "Identity"):
         cameras = sampler.cameras(start, size), sampler.second_cameras(start, size)

@@ -1,4 +1,6 @@
-"""Inception score (Salimans et al. Improved Techniques for Training GANs, NeurIPS 2016, section 4)."""
+"""Inception score (Salimans et al. Improved Techniques for Training GANs, NeurIPS 2016, section
+4).
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,20 @@ from metrics.names import IS_SPLITS
 SEED = 2020  # torch-fidelity's, so that its numbers are met
 
 
-def inception_score(logits: Tensor, splits: int = IS_SPLITS, seed: int = SEED) -> tuple[float, float]:
-    """Mean and standard deviation over `splits` of exp(mean KL(p(y|x) || p(y))) for class logits (N, K), shuffled by `seed`."""
+def inception_score(
+    logits: Tensor, splits: int = IS_SPLITS, seed: int = SEED
+) -> tuple[float, float]:
+    """Mean and standard deviation over `splits` of exp(mean KL(p(y|x) || p(y))) for class logits
+    (N, K), shuffled by `seed`.
+    """
     count = len(logits)
-    logits = logits[torch.from_numpy(np.random.RandomState(seed).permutation(count))].to(torch.float64)
+    logits = logits[torch.from_numpy(np.random.RandomState(seed).permutation(count))].to(
+        torch.float64
+    )
     bounds = [index * count // splits for index in range(splits + 1)]
-    scores = torch.stack([_score(logits[low:high].log_softmax(1)) for low, high in itertools.pairwise(bounds)])
+    scores = torch.stack(
+        [_score(logits[low:high].log_softmax(1)) for low, high in itertools.pairwise(bounds)]
+    )
     return float(scores.mean()), float(scores.std(correction=0))
 
 

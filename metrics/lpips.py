@@ -1,7 +1,8 @@
-"""LPIPS, the perceptual distance of two pictures (Zhang et al., The Unreasonable Effectiveness of Deep Features..., CVPR 2018), on VGG16.
+"""LPIPS, the perceptual distance of two pictures (Zhang et al., The Unreasonable Effectiveness of
+Deep Features..., CVPR 2018), on VGG16.
 
-Weights come from files as they are published: VGG16 of torchvision and the linear layers, or one file with both, as torch-fidelity and the
-package lpips name them.
+Weights come from files as they are published: VGG16 of torchvision and the linear layers, or one
+file with both, as torch-fidelity and the package lpips name them.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from metrics.weights import file_hash, published_file, read_weights
 
 OPTION = "--lpips-weights"
 URL_VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
-URL_LINEAR = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-vgg16-lpips.pth"
-# VGG16 (Simonyan & Zisserman 2015): 3x3 convolutions of so many channels, 0 = max pooling; features are taken before each pooling.
+URL_LINEAR = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-vgg16-lpips.pth"
+)
+# VGG16 (Simonyan & Zisserman 2015): 3x3 convolutions of so many channels, 0 = max pooling; features
+# are taken before each pooling.
 CHANNELS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
-LPIPS_SHIFT, LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's mean and deviation in -1..1, rounded as published
+# ImageNet's mean and deviation in -1..1, rounded as published
+LPIPS_SHIFT, LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class LPIPS(nn.Module):
@@ -31,16 +36,25 @@ class LPIPS(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.ModuleList(_vgg_layers())
-        self.linear = nn.ParameterList([torch.zeros(1, width, 1, 1) for width in (64, 128, 256, 512, 512)])
+        self.linear = nn.ParameterList(
+            [torch.zeros(1, width, 1, 1) for width in (64, 128, 256, 512, 512)]
+        )
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Weighted squared differences of the normalised features of five layers, averaged over the picture."""
+        """Weighted squared differences of the normalised features of five layers, averaged over the
+        picture.
+        """
         both = zip(self._stages(first), self._stages(second), strict=True)
-        parts = [(weight * (a - b).square()).sum(1).mean((1, 2)) for weight, (a, b) in zip(self.linear, both, strict=True)]
+        parts = [
+            (weight * (a - b).square()).sum(1).mean((1, 2))
+            for weight, (a, b) in zip(self.linear, both, strict=True)
+        ]
         return torch.stack(parts).sum(0)
 
     def _stages(self, images: Tensor) -> list[Tensor]:
-        shift, scale = (images.new_tensor(values).reshape(1, 3, 1, 1) for values in (LPIPS_SHIFT, LPIPS_SCALE))
+        shift, scale = (
+            images.new_tensor(values).reshape(1, 3, 1, 1) for values in (LPIPS_SHIFT, LPIPS_SCALE)
+        )
         x, stages = (images - shift) / scale, []
         for layer in self.features:
             if isinstance(layer, nn.MaxPool2d):
@@ -53,7 +67,9 @@ def _vgg_layers() -> list[nn.Module]:
     layers: list[nn.Module] = []
     width = 3
     for channels in CHANNELS:
-        layers += [nn.Conv2d(width, channels, 3, padding=1), nn.ReLU()] if channels else [nn.MaxPool2d(2)]
+        layers += (
+            [nn.Conv2d(width, channels, 3, padding=1), nn.ReLU()] if channels else [nn.MaxPool2d(2)]
+        )
         width = channels or width
     return layers
 
@@ -63,29 +79,44 @@ def _normalised(x: Tensor) -> Tensor:
 
 
 def load_lpips(paths: Sequence[str | Path], device: torch.device) -> tuple[LPIPS, str]:
-    """The network and a text of its weights' hashes. Without `paths` the published files are fetched.
+    """The network and a text of its weights' hashes. Without `paths` the published files are
+    fetched.
 
     Raises:
         UserError: if weights are missing or are not those of this network.
     """
-    files = [local_file(path) for path in paths] or [published_file(url, OPTION) for url in (URL_VGG16, URL_LINEAR)]
+    files = [local_file(path) for path in paths] or [
+        published_file(url, OPTION) for url in (URL_VGG16, URL_LINEAR)
+    ]
     named: dict[str, Tensor] = {}
     for file in files:
-        named |= {own: value for name, value in read_weights(file, OPTION).items() if (own := _own_name(name))}
+        named |= {
+            own: value
+            for name, value in read_weights(file, OPTION).items()
+            if (own := _own_name(name))
+        }
     network = LPIPS()
     try:
-        network.load_state_dict({name: value.reshape(1, -1, 1, 1) if name.startswith("linear") else value for name, value in named.items()})
+        network.load_state_dict(
+            {
+                name: value.reshape(1, -1, 1, 1) if name.startswith("linear") else value
+                for name, value in named.items()
+            }
+        )
     except RuntimeError as error:
         texts = " and ".join(map(str, files))
         raise UserError(
-            f"{OPTION} {texts}: not all of VGG16 and LPIPS' linear layers; give {OPTION} twice: vgg16-397923af.pth, weights-vgg16-lpips.pth"
+            f"{OPTION} {texts}: not all of VGG16 and LPIPS' linear layers; give {OPTION} twice:"
+            " vgg16-397923af.pth, weights-vgg16-lpips.pth"
         ) from error
     network.eval().requires_grad_(False).to(device)
     return network, "+".join(file_hash(file) for file in files)
 
 
 def _own_name(name: str) -> str | None:
-    """Our name of a published tensor, None for tensors that are not needed (the classifier, copies)."""
+    """Our name of a published tensor, None for tensors that are not needed (the classifier,
+    copies).
+    """
     if match := re.fullmatch(r"(?:features|net\.slice[1-5])\.(\d+)\.(weight|bias)", name):
         return f"features.{match[1]}.{match[2]}"
     if match := re.fullmatch(r"lin([0-4])\.model\.1\.weight", name):

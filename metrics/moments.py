@@ -1,4 +1,6 @@
-"""Mean and covariance of many feature vectors that are never held at once (Chan, Golub, LeVeque 1983), in float64."""
+"""Mean and covariance of many feature vectors that are never held at once (Chan, Golub, LeVeque
+1983), in float64.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,15 @@ CHUNK = 1024  # rows merged at once: a merge costs D^2 numbers of traffic whatev
 
 
 class Moments:
-    """Sums up features of any batches in any order; mean and covariance do not depend on either, but for rounding (about 1e-15)."""
+    """Sums up features of any batches in any order; mean and covariance do not depend on either,
+    but for rounding (about 1e-15).
+    """
 
     def __init__(self, dimension: int) -> None:
         self.count = 0
         self.mean = torch.zeros(dimension, dtype=torch.float64)
-        self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64)  # sum of outer products of deviations from the mean
+        # sum of outer products of deviations from the mean
+        self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64)
         self._waiting: list[Tensor] = []
 
     def add(self, features: Tensor) -> None:
@@ -58,7 +63,9 @@ class Moments:
         if result.count:
             result.mean = team.sum(self.mean * self.count) / result.count
             difference = self.mean - result.mean
-            result.scatter = team.sum(self.scatter + self.count * torch.outer(difference, difference))
+            result.scatter = team.sum(
+                self.scatter + self.count * torch.outer(difference, difference)
+            )
         return result
 
     def statistics(self) -> tuple[Tensor, Tensor]:

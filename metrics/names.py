@@ -16,8 +16,9 @@ IS_SPLITS = 10
 LARGEST_COUNT = 10_000_000
 
 VALID_FORMS = (
-    "fidN, fidN_full, kidN, kidN_full, prNK, prNK_full, isN, ppl2_wend, ppl2_wendN, consistencyN, depthN, reliefN, identityN, poseN, "
-    "speed; N = pictures such as 500, 2k or 50k, K = neighbours such as 3; _lite0 after fid, kid, pr and is names the feature network"
+    "fidN, fidN_full, kidN, kidN_full, prNK, prNK_full, isN, ppl2_wend, ppl2_wendN, consistencyN,"
+    " depthN, reliefN, identityN, poseN, speed; N = pictures such as 500, 2k or 50k, K = neighbours"
+    " such as 3; _lite0 after fid, kid, pr and is names the feature network"
 )
 _EXPLANATIONS = {
     "fid": "Fréchet distance, lower is better",
@@ -58,7 +59,8 @@ class Metric:
 
     Attributes:
         name: as it is reported; ends in the feature network's name unless that is Inception.
-        kind: key of the family: fid, kid, pr, is, ppl, consistency, depth, relief, identity, pose, speed.
+        kind: key of the family: fid, kid, pr, is, ppl, consistency, depth, relief, identity, pose,
+            speed.
         count: fakes. is_full: against all reals instead of `count` of them. neighbours: of pr.
         detector: feature network, none for metrics without one.
     """
@@ -93,12 +95,20 @@ def _metric(kind: str, match: re.Match[str], default_detector: DetectorName) -> 
     detector: DetectorName | None = None
     if kind in _NEED_DETECTOR:
         detector = "lite0" if groups.get("lite0") else default_detector
-    count = int(groups["count"]) * (1000 if groups["kilo"] else 1) if groups.get("count") else _DEFAULT_COUNTS.get(kind, VIEW_COUNT)
+    count = (
+        int(groups["count"]) * (1000 if groups["kilo"] else 1)
+        if groups.get("count")
+        else _DEFAULT_COUNTS.get(kind, VIEW_COUNT)
+    )
     neighbours = int(groups.get("neighbours") or 3)
     smallest = neighbours + 1 if kind == "pr" else _SMALLEST.get(kind, 1)
     if not smallest <= count <= LARGEST_COUNT:
-        raise ValueError(f"{match[0]}: the number of pictures must be {smallest} to {LARGEST_COUNT}")
-    name = match[0] if detector in (None, "inception") or groups["lite0"] else f"{match[0]}_{detector}"
+        raise ValueError(
+            f"{match[0]}: the number of pictures must be {smallest} to {LARGEST_COUNT}"
+        )
+    name = (
+        match[0] if detector in (None, "inception") or groups["lite0"] else f"{match[0]}_{detector}"
+    )
     return Metric(name, kind, count, bool(groups.get("full")), neighbours, detector)
 
 

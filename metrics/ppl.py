@@ -1,4 +1,6 @@
-"""Perceptual path length (Karras, Laine, Aila 2019, section 4.1; in w, at path ends, whole pictures: Karras et al. 2020, section 3.2)."""
+"""Perceptual path length (Karras, Laine, Aila 2019, section 4.1; in w, at path ends, whole
+pictures: Karras et al. 2020, section 3.2).
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,11 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 """Pictures (N, 3, H, W) twice, in [-1, 1], to distances (N,)."""
 
 
-def path_length(sampler: GeneratorSampler, distance: Distance, count: int, batch: int, team: Team) -> float:
-    """Mean squared perceptual distance of pictures at w and w + EPSILON (w' - w), over EPSILON^2, without the extreme per cents.
+def path_length(
+    sampler: GeneratorSampler, distance: Distance, count: int, batch: int, team: Team
+) -> float:
+    """Mean squared perceptual distance of pictures at w and w + EPSILON (w' - w), over EPSILON^2,
+    without the extreme per cents.
 
     The camera and the conditioning stay as they are for fake i.
     """
@@ -35,7 +40,10 @@ def path_length(sampler: GeneratorSampler, distance: Distance, count: int, batch
 def path_lengths(sampler: GeneratorSampler, distance: Distance, start: int, count: int) -> Tensor:
     """Path lengths (count,) of fakes start, start + 1, ..."""
     c = sampler.cameras(start, count)
-    first, second = (sampler.ws(z, c) for z in (sampler.latents(start, count), sampler.second_latents(start, count)))
+    first, second = (
+        sampler.ws(z, c)
+        for z in (sampler.latents(start, count), sampler.second_latents(start, count))
+    )
     near = first + EPSILON * (second - first)
     pictures = [_reduced(sampler.render(ws, c, start).image.float()) for ws in (first, near)]
     return distance(*pictures) / EPSILON**2

@@ -1,4 +1,6 @@
-"""Precision and recall of sets of features (Kynkäänniemi et al. Improved Precision and Recall Metric..., NeurIPS 2019, section 2)."""
+"""Precision and recall of sets of features (Kynkäänniemi et al. Improved Precision and Recall
+Metric..., NeurIPS 2019, section 2).
+"""
 
 from __future__ import annotations
 
@@ -10,28 +12,40 @@ from torch import Tensor
 from metrics.processes import ALONE, Team
 
 ROWS, COLUMNS = 1024, 8192  # of the blocks of distances held at once (64 MB)
-SAME_POINT = 1e-12  # a squared distance below this share of the squared norms is rounding: the points are the same
-TIE = 1e-9  # two equal distances may differ by this much, because they come out of products of different shape
+# a squared distance below this share of the squared norms is rounding: the points are the same
+SAME_POINT = 1e-12
+# two equal distances may differ by this much, because they come out of products of different shape
+TIE = 1e-9
 
 
-def precision_recall(fakes: Tensor, reals: Tensor, neighbours: int = 3, team: Team = ALONE) -> tuple[float, float]:
+def precision_recall(
+    fakes: Tensor, reals: Tensor, neighbours: int = 3, team: Team = ALONE
+) -> tuple[float, float]:
     """Share of fakes (N, D) among the reals (M, D), and share of reals among the fakes.
 
-    A point is among a set if it is no farther from one of its points than that point's `neighbours`-th nearest neighbour in the set.
-    Computed in float64 in blocks; the processes of `team` share the work.
+    A point is among a set if it is no farther from one of its points than that point's
+    `neighbours`-th nearest neighbour in the set. Computed in float64 in blocks; the processes of
+    `team` share the work.
     """
     # Distances do not change, and their cancellation is less around the mean.
     centre = reals.to(torch.float64).mean(0)
     fakes, reals = fakes.to(torch.float64) - centre, reals.to(torch.float64) - centre
-    fake_reach, real_reach = (_neighbour_distances(points, neighbours, team) * (1 + TIE) for points in (fakes, reals))
-    is_fake_inside, is_real_inside = (torch.zeros(len(points), dtype=torch.bool, device=points.device) for points in (fakes, reals))
+    fake_reach, real_reach = (
+        _neighbour_distances(points, neighbours, team) * (1 + TIE) for points in (fakes, reals)
+    )
+    is_fake_inside, is_real_inside = (
+        torch.zeros(len(points), dtype=torch.bool, device=points.device)
+        for points in (fakes, reals)
+    )
     for start, count in team.shown_batches(len(fakes), ROWS, "Precision and recall"):
         rows = slice(start, start + count)
         for columns in blocks(len(reals), COLUMNS):
             distances = squared_distances(fakes[rows], reals[columns])
             is_fake_inside[rows] |= (distances <= real_reach[columns]).any(1)
             is_real_inside[columns] |= (distances <= fake_reach[rows, None]).any(0)
-    precision, recall = (team.sum(inside.to(torch.int32)) > 0 for inside in (is_fake_inside, is_real_inside))
+    precision, recall = (
+        team.sum(inside.to(torch.int32)) > 0 for inside in (is_fake_inside, is_real_inside)
+    )
     return float(precision.double().mean()), float(recall.double().mean())
 
 

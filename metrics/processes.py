@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.console import progress
-from torch_utils.distributed import rank, sum_over_processes, world_size
+from torch_utils.distributed.collectives import rank, sum_over_processes, world_size
 
 CPU = torch.device("cpu")
 T = TypeVar("T")
@@ -46,11 +46,14 @@ class Team:
 
     @classmethod
     def of_group(cls, device: torch.device, is_cancelled: Callable[[], bool] = never) -> Team:
-        """All processes of the running process group; each of them must then make the same calls."""
+        """All processes of the running process group; each of them must then make the same
+        calls.
+        """
         return cls(rank(), world_size(), device if device.type == "cuda" else CPU, is_cancelled)
 
     def together(self, work: Callable[[], T]) -> T:
-        """Result of `work()`, which shares work by way of this team; no process is left waiting for one in which it fails.
+        """Result of `work()`, which shares work by way of this team; no process is left waiting for
+        one in which it fails.
 
         Raises:
             OtherProcessFailed: where `work` failed in another process; there its own exception.
@@ -85,7 +88,9 @@ class Team:
         return int(self.sum(torch.tensor([int(value)]))) == self.size
 
     def batches(self, count: int, batch: int) -> Iterator[tuple[int, int]]:
-        """(start, length) of this process's share of items 0..count-1. The batches are the same for any number of processes."""
+        """(start, length) of this process's share of items 0..count-1. The batches are the same for
+        any number of processes.
+        """
         for index, start in enumerate(range(0, count, batch)):
             if index % self.size == self.rank:
                 if self.is_cancelled():

@@ -34,8 +34,10 @@ class RealImages:
         key: text that changes whenever the pictures do.
         read: indices (N,) to uint8 pictures (N, 3, H, W).
         labels: cameras (count, 25), where known.
-        read_depth: indices to true depths (N, 1, H, W) in world units along the rays, 0 where there is nothing; None = no depth maps.
-        name: for messages. names: of the pictures; where there are more pictures, the rest are their mirror images.
+        read_depth: indices to true depths (N, 1, H, W) in world units along the rays, 0 where there
+            is nothing; None = no depth maps.
+        name: for messages. names: of the pictures; where there are more pictures, the rest are
+            their mirror images.
         details: what else belongs into the protocol.
     """
 
@@ -50,16 +52,22 @@ class RealImages:
     details: dict[str, Any] = field(default_factory=dict)
 
     def chosen(self, count: int | None) -> np.ndarray:
-        """Indices of the pictures to compare with: all, or `count` of them, a fixed random choice (neighbours may show one object)."""
+        """Indices of the pictures to compare with: all, or `count` of them, a fixed random choice
+        (neighbours may show one object).
+        """
         if count is None:
             return np.arange(self.count)
         return np.random.RandomState(0).permutation(self.count)[:count]
 
 
-def cached_arrays(key: dict[str, Any], team: Team, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Arrays that `compute` makes, kept in the cache under all that they depend on. A damaged entry is made anew.
+def cached_arrays(
+    key: dict[str, Any], team: Team, compute: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Arrays that `compute` makes, kept in the cache under all that they depend on. A damaged entry
+    is made anew.
 
-    All processes of `team` call this, and `compute` too; it must give each of them the whole result.
+    All processes of `team` call this, and `compute` too; it must give each of them the whole
+    result.
     """
     text = json.dumps(key, sort_keys=True)
     path = cache_dir() / "metrics" / (hashlib.sha256(text.encode()).hexdigest()[:32] + ".npz")
@@ -73,7 +81,9 @@ def cached_arrays(key: dict[str, Any], team: Team, compute: Callable[[], dict[st
 
 
 def _read_entry(path: Path, text: str) -> dict[str, np.ndarray] | None:
-    """Arrays of a cache entry; None if there is none. Damage to any byte shows in the checksums that the format keeps."""
+    """Arrays of a cache entry; None if there is none. Damage to any byte shows in the checksums
+    that the format keeps.
+    """
     if not path.exists():
         return None
     try:
@@ -82,7 +92,10 @@ def _read_entry(path: Path, text: str) -> dict[str, np.ndarray] | None:
         if str(arrays.pop("key")) != text:
             raise ValueError("it belongs to other data")
     except _DAMAGE as error:
-        print(f"warning: cached statistics {path} are damaged ({error}); computing them again", file=sys.stderr)
+        print(
+            f"warning: cached statistics {path} are damaged ({error}); computing them again",
+            file=sys.stderr,
+        )
         return None
     return arrays
 

@@ -26,9 +26,19 @@ class ScalarWriter(Protocol):
 
 
 def as_json(result: MetricResult, **more: Any) -> str:
-    """One line of JSON: metric, results, seconds, protocol, and whatever `more` says. What is not finite becomes null."""
-    values = {name: value if math.isfinite(value) else None for name, value in result.values.items()}
-    line = {"metric": result.name, "results": values, "seconds": round(result.seconds, 3), "protocol": result.protocol, **more}
+    """One line of JSON: metric, results, seconds, protocol, and whatever `more` says. What is not
+    finite becomes null.
+    """
+    values = {
+        name: value if math.isfinite(value) else None for name, value in result.values.items()
+    }
+    line = {
+        "metric": result.name,
+        "results": values,
+        "seconds": round(result.seconds, 3),
+        "protocol": result.protocol,
+        **more,
+    }
     return json.dumps(line, allow_nan=False)
 
 
@@ -36,7 +46,11 @@ def as_text(result: MetricResult) -> str:
     """Lines for people: the values, then the protocol."""
     width = max(map(len, result.values)) + 2
     values = "\n".join(f"{name:<{width}}{value:.6g}" for name, value in result.values.items())
-    protocol = "; ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in result.protocol.items() if value is not None)
+    protocol = "; ".join(
+        f"{name.replace('_', ' ')} {_short(value)}"
+        for name, value in result.protocol.items()
+        if value is not None
+    )
     return f"{values}\n  [{protocol}]"
 
 
@@ -60,12 +74,15 @@ def append_results(folder: Path, results: Iterable[MetricResult], **more: Any) -
     for result in results:
         path = folder / f"metric-{result.name}.jsonl"
         try:
-            # One write of one line at the end of the file: two programs that append at once do not mix.
+            # One write of one line at the end of the file: two programs that append at once do not
+            # mix.
             with open(path, "ab", buffering=0) as file:
                 file.write((as_json(result, **more) + "\n").encode())
                 os.fsync(file.fileno())
         except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}; choose another --outdir") from error
+            raise UserError(
+                f"cannot write {path}: {error.strerror or error}; choose another --outdir"
+            ) from error
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -95,7 +112,11 @@ def drop_later_results(folder: Path, kimg: float) -> None:
     """
     for path in folder.glob("metric-*.jsonl"):
         lines = read_results(path)
-        kept = [line for line in lines if not (isinstance(line.get("kimg"), (int, float)) and line["kimg"] > kimg)]
+        kept = [
+            line
+            for line in lines
+            if not (isinstance(line.get("kimg"), (int, float)) and line["kimg"] > kimg)
+        ]
         if len(kept) < len(lines):
             with atomic_write(path) as file:
                 file.write("".join(json.dumps(line) + "\n" for line in kept).encode())

@@ -1,4 +1,6 @@
-"""The sampling function: fakes by number. Fake i is the same picture in any batch and any process."""
+"""The sampling function: fakes by number. Fake i is the same picture in any batch and any
+process.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ LARGEST_SEED = 2**32 - 1
 # Streams of random numbers of one fake, besides its latent.
 CAMERA_STREAM, SECOND_LATENT_STREAM, SECOND_CAMERA_STREAM = 1, 2, 3
 NEAR_DRAWS = 16
-NEAR_ANGLE = np.radians(40)  # of a second camera; across much more, two views of a round object share no surface
+# of a second camera; across much more, two views of a round object share no surface
+NEAR_ANGLE = np.radians(40)
 
 
 class Sampler(Protocol):
@@ -34,10 +37,11 @@ class Sampler(Protocol):
 
 
 class RenderOutput(Protocol):
-    """Pictures of N views: `image` (N, 3, R, R) and `image_raw` (N, 3, r, r) in [-1, 1], `image_depth` (N, 1, r, r) along the ray in
-    world units.
+    """Pictures of N views: `image` (N, 3, R, R) and `image_raw` (N, 3, r, r) in [-1, 1],
+    `image_depth` (N, 1, r, r) along the ray in world units.
 
-    A model that also gives `weights_sum` (N, 1, r, r), coverage in [0, 1], has its background left out of the 3D measures.
+    A model that also gives `weights_sum` (N, 1, r, r), coverage in [0, 1], has its background left
+    out of the 3D measures.
     """
 
     @property
@@ -49,13 +53,19 @@ class RenderOutput(Protocol):
 
 
 class ViewGenerator(Protocol):
-    """A model that can be looked at from any camera (the facade's generator, or anything shaped like it)."""
+    """A model that can be looked at from any camera (the facade's generator, or anything shaped
+    like it).
+    """
 
     @property
     def z_dim(self) -> int: ...
 
-    def mapping(self, z: Tensor, c: Tensor, truncation_psi: float = ..., truncation_cutoff: int | None = ...) -> Tensor:
-        """Latents z (N, z_dim) and the cameras (N, 25) they are conditioned on to ws (N, L, w_dim)."""
+    def mapping(
+        self, z: Tensor, c: Tensor, truncation_psi: float = ..., truncation_cutoff: int | None = ...
+    ) -> Tensor:
+        """Latents z (N, z_dim) and the cameras (N, 25) they are conditioned on to ws (N, L,
+        w_dim).
+        """
         ...
 
     def planes(self, ws: Tensor, noise_mode: Any = ...) -> Tensor:
@@ -63,7 +73,12 @@ class ViewGenerator(Protocol):
         ...
 
     def render(
-        self, planes: Tensor, ws: Tensor, c: Tensor, neural_rendering_resolution: int | None = ..., deterministic: bool = ...
+        self,
+        planes: Tensor,
+        ws: Tensor,
+        c: Tensor,
+        neural_rendering_resolution: int | None = ...,
+        deterministic: bool = ...,
     ) -> RenderOutput:
         """Views of planes from cameras c (N, 25)."""
         ...
@@ -75,13 +90,17 @@ CameraDraw = Callable[[np.random.RandomState], Tensor]
 
 @dataclass
 class GeneratorSampler:
-    """Fakes of a generator: latent i is `numpy.random.RandomState(seed + i).randn(1, z_dim)`, its camera is drawn for it alone.
+    """Fakes of a generator: latent i is `numpy.random.RandomState(seed + i).randn(1, z_dim)`, its
+    camera is drawn for it alone.
 
     Attributes:
         model, draw_camera, device: what renders, from where, where it computes.
-        conditioning: camera (25,) that all latents are conditioned on; None = each on the camera it is seen from, as in the EG3D paper.
-        seed: of fake 0. truncation_psi, truncation_cutoff, neural_rendering_resolution: as the generator takes them.
-        has_random_noise: the model draws noise while rendering; pictures are then made one by one, each with its seed.
+        conditioning: camera (25,) that all latents are conditioned on; None = each on the camera it
+            is seen from, as in the EG3D paper.
+        seed: of fake 0. truncation_psi, truncation_cutoff, neural_rendering_resolution: as the
+            generator takes them.
+        has_random_noise: the model draws noise while rendering; pictures are then made one by one,
+            each with its seed.
         details: what else belongs into the protocol (network, cameras, precision).
     """
 
@@ -108,32 +127,58 @@ class GeneratorSampler:
             **self.details,
         }
 
-    def batches(self, count: int, batch: int, team: Team, description: str) -> Iterator[tuple[int, int]]:
-        """This process's share of fakes 0..count-1 as (start, length), with a progress bar in the first process."""
+    def batches(
+        self, count: int, batch: int, team: Team, description: str
+    ) -> Iterator[tuple[int, int]]:
+        """This process's share of fakes 0..count-1 as (start, length), with a progress bar in the
+        first process.
+        """
         yield from team.shown_batches(count, 1 if self.has_random_noise else batch, description)
 
     def random(self, index: int, stream: int) -> np.random.RandomState:
         """Random numbers that belong to fake `index` alone."""
-        return np.random.RandomState(np.random.MT19937(np.random.SeedSequence([self.seed + index, stream])))
+        return np.random.RandomState(
+            np.random.MT19937(np.random.SeedSequence([self.seed + index, stream]))
+        )
 
     def latents(self, start: int, count: int) -> Tensor:
         """z (count, z_dim)."""
-        rows = [np.random.RandomState(self.seed + i).randn(self.model.z_dim) for i in range(start, start + count)]
+        rows = [
+            np.random.RandomState(self.seed + i).randn(self.model.z_dim)
+            for i in range(start, start + count)
+        ]
         return torch.from_numpy(np.stack(rows)).float().to(self.device)
 
     def second_latents(self, start: int, count: int) -> Tensor:
         """Other latents (count, z_dim), to which paths from `latents` lead."""
-        rows = [self.random(i, SECOND_LATENT_STREAM).randn(self.model.z_dim) for i in range(start, start + count)]
+        rows = [
+            self.random(i, SECOND_LATENT_STREAM).randn(self.model.z_dim)
+            for i in range(start, start + count)
+        ]
         return torch.from_numpy(np.stack(rows)).float().to(self.device)
 
     def cameras(self, start: int, count: int) -> Tensor:
         """Labels (count, 25) that the fakes are seen from."""
-        return torch.stack([self.draw_camera(self.random(i, CAMERA_STREAM)) for i in range(start, start + count)]).float().to(self.device)
+        return (
+            torch.stack(
+                [
+                    self.draw_camera(self.random(i, CAMERA_STREAM))
+                    for i in range(start, start + count)
+                ]
+            )
+            .float()
+            .to(self.device)
+        )
 
     def second_cameras(self, start: int, count: int) -> Tensor:
-        """Other labels (count, 25): the first of 16 draws that looks within 40 degrees of the first camera, else the nearest of them."""
+        """Other labels (count, 25): the first of 16 draws that looks within 40 degrees of the first
+        camera, else the nearest of them.
+        """
         firsts = self.cameras(start, count).cpu()
-        seconds = [self._near(first, self.random(start + i, SECOND_CAMERA_STREAM)) for i, first in enumerate(firsts)]
+        seconds = [
+            self._near(first, self.random(start + i, SECOND_CAMERA_STREAM))
+            for i, first in enumerate(firsts)
+        ]
         return torch.stack(seconds).float().to(self.device)
 
     def _near(self, first: Tensor, random: np.random.RandomState) -> Tensor:
@@ -143,7 +188,8 @@ class GeneratorSampler:
             angle = view_angle(first, camera)
             if 0 < angle <= NEAR_ANGLE:
                 return camera
-            candidates.append((angle or np.inf, camera))  # the same camera again would compare a picture with itself
+            # the same camera again would compare a picture with itself
+            candidates.append((angle or np.inf, camera))
         return min(candidates, key=lambda candidate: candidate[0])[1]
 
     @torch.no_grad()
@@ -153,13 +199,20 @@ class GeneratorSampler:
         return self.model.mapping(z, condition, self.truncation_psi, self.truncation_cutoff)
 
     @torch.no_grad()
-    def render(self, ws: Tensor, c: Tensor, start: int, planes: Tensor | None = None) -> RenderOutput:
+    def render(
+        self, ws: Tensor, c: Tensor, start: int, planes: Tensor | None = None
+    ) -> RenderOutput:
         """Views (N) of ws from c (N, 25) for fakes start, start + 1, ..."""
         planes = self.model.planes(ws) if planes is None else planes
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [], enabled=self.has_random_noise):
+        with torch.random.fork_rng(
+            devices=[self.device] if self.device.type == "cuda" else [],
+            enabled=self.has_random_noise,
+        ):
             if self.has_random_noise:
                 torch.manual_seed(self.seed + start)
-            return self.model.render(planes, ws, c, self.neural_rendering_resolution, deterministic=True)
+            return self.model.render(
+                planes, ws, c, self.neural_rendering_resolution, deterministic=True
+            )
 
     def __call__(self, start: int, count: int) -> Tensor:
         """Fakes start .. start + count - 1 as uint8 pictures (count, 3, H, W)."""

@@ -1,4 +1,6 @@
-"""Frames a second and memory a frame, one picture at a time, with the planes computed once or for every frame."""
+"""Frames a second and memory a frame, one picture at a time, with the planes computed once or for
+every frame.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def speed(sampler: GeneratorSampler, frames: int = FRAMES) -> dict[str, float]:
-    """Speed (of the median frame) and the largest memory a frame takes beyond what is held before it, MiB.
+    """Speed (of the median frame) and the largest memory a frame takes beyond what is held before
+    it, MiB.
 
     Memory is given on CUDA and on Linux only.
     """
@@ -58,7 +61,9 @@ def _wait(device: torch.device) -> None:
 
 
 def peak_memory(frame: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that `frame` takes at its peak, beyond what is held before; None where the system does not tell."""
+    """Bytes that `frame` takes at its peak, beyond what is held before; None where the system does
+    not tell.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)

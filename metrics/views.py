@@ -14,7 +14,8 @@ SOLID = 0.5  # pixels covered less show background, whose depth means nothing
 
 @dataclass
 class View:
-    """One rendering of N fakes: image (N, 3, R, R) and raw (N, 3, r, r) in [0, 1], depth (N, 1, r, r), solid (N, 1, r, r) bool, cameras
+    """One rendering of N fakes: image (N, 3, R, R) and raw (N, 3, r, r) in [0, 1], depth (N, 1, r,
+    r), solid (N, 1, r, r) bool, cameras
     (N, 25); all float64, since differences of depths are what counts."""
 
     image: Tensor
@@ -28,8 +29,14 @@ def make_view(output: RenderOutput, cameras: Tensor) -> View:
     """The view that a model rendered. Without coverage all of it counts as solid."""
     depth = in_double(output.image_depth)
     coverage = getattr(output, "weights_sum", None)
-    solid = torch.ones_like(depth, dtype=torch.bool) if coverage is None else coverage.to(depth.device) > SOLID
-    image, raw = (((in_double(pixels) + 1) / 2).clamp(0, 1) for pixels in (output.image, output.image_raw))
+    solid = (
+        torch.ones_like(depth, dtype=torch.bool)
+        if coverage is None
+        else coverage.to(depth.device) > SOLID
+    )
+    image, raw = (
+        ((in_double(pixels) + 1) / 2).clamp(0, 1) for pixels in (output.image, output.image_raw)
+    )
     return View(image, raw, depth, solid & depth.isfinite(), in_double(cameras))
 
 
@@ -38,6 +45,8 @@ def in_double(values: Tensor) -> Tensor:
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
-def render_view(sampler: GeneratorSampler, ws: Tensor, cameras: Tensor, start: int, planes: Tensor | None = None) -> View:
+def render_view(
+    sampler: GeneratorSampler, ws: Tensor, cameras: Tensor, start: int, planes: Tensor | None = None
+) -> View:
     """The view of fakes start, start + 1, ... from cameras (N, 25)."""
     return make_view(sampler.render(ws, cameras, start, planes), cameras)

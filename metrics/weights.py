@@ -1,4 +1,6 @@
-"""Weight files of feature networks: read without running anything in them, and named by their hash."""
+"""Weight files of feature networks: read without running anything in them, and named by their
+hash.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,8 @@ def file_hash(path: str | os.PathLike[str]) -> str:
 
 
 def read_weights(path: str | os.PathLike[str], option: str) -> dict[str, Tensor]:
-    """Tensors by name of a file of weights; nothing in it is executed. `option` is what the user named it with.
+    """Tensors by name of a file of weights; nothing in it is executed. `option` is what the user
+    named it with.
 
     Raises:
         UserError: if the file cannot be read or holds anything else.
@@ -50,20 +53,32 @@ def read_weights(path: str | os.PathLike[str], option: str) -> dict[str, Tensor]
     file_hash(path)  # a plain message for a missing file
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about ways of pickling that are refused right afterwards
+            # about ways of pickling that are refused right afterwards
+            warnings.simplefilter("ignore")
             state = torch.load(path, map_location="cpu", weights_only=True)
     except _READ_ERRORS as error:
-        raise UserError(f"{option} {path} is not a file of PyTorch weights; give the file as it was published") from error
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{option} {path} does not hold a plain dict of tensors; give the file as it was published")
+        raise UserError(
+            f"{option} {path} is not a file of PyTorch weights; give the file as it was published"
+        ) from error
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(value, Tensor) for value in state.values())
+    ):
+        raise UserError(
+            f"{option} {path} does not hold a plain dict of tensors; give the file as it was"
+            " published"
+        )
     return {str(name): value for name, value in state.items()}
 
 
 def published_file(url: str, option: str) -> Path:
-    """A published file of weights: where PyTorch's hub keeps it if it is there, else fetched once into our own cache.
+    """A published file of weights: where PyTorch's hub keeps it if it is there, else fetched once
+    into our own cache.
 
     Raises:
-        UserError: if there is none at hand and it cannot be fetched, or what was fetched is not what was published.
+        UserError: if there is none at hand and it cannot be fetched, or what was fetched is not
+            what was published.
     """
     name = url.rsplit("/", 1)[-1]
     kept = Path(torch.hub.get_dir()) / "checkpoints" / name
@@ -74,9 +89,13 @@ def published_file(url: str, option: str) -> Path:
             path = local_file(url)
         except UserError as error:
             raise UserError(
-                f"{option}: no weights at hand. Download {url} where there is a network and give {option} FILE ({error})"
+                f"{option}: no weights at hand. Download {url} where there is a network and give"
+                f" {option} FILE ({error})"
             ) from error
     stated = name.rsplit("-", 1)[-1].split(".")[0]
     if len(stated) == 8 and not file_hash(path).startswith(stated):
-        raise UserError(f"{option}: {path} is not the published {name} (its SHA-256 does not begin with {stated}); delete it and try again")
+        raise UserError(
+            f"{option}: {path} is not the published {name} (its SHA-256 does not begin with"
+            f" {stated}); delete it and try again"
+        )
     return path

@@ -8,24 +8,30 @@ from typing import Any, Self
 
 from dnnlib.console import UserError
 from torch_utils.memory import keep_freed_memory
-from training.checkpoint import build_generator_as, load_weights
-from training.config import ModelConfig
-from training.interop import Weights
+from training.checkpoints.checkpoint import build_generator_as, load_weights
+from training.checkpoints.released.interop import Weights
+from training.checkpoints.weights_folder import FILES, read_weights_folder, write_weights_folder
+from training.config.settings import ModelConfig
 from training.networks.generator import Generator
-from training.weights_folder import FILES, read_weights_folder, write_weights_folder
 
 try:
     from huggingface_hub import ModelHubMixin, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 except ImportError as error:
-    raise UserError("the Hugging Face Hub is reached through the package huggingface_hub; run: pip install 'open-eg3d[hub]'") from error
+    raise UserError(
+        "the Hugging Face Hub is reached through the package huggingface_hub; run: pip install"
+        " 'open-eg3d[hub]'"
+    ) from error
 
 
-class PretrainedGenerator(Generator, ModelHubMixin, library_name="open-eg3d", tags=["eg3d", "3d", "gan"]):
+class PretrainedGenerator(
+    Generator, ModelHubMixin, library_name="open-eg3d", tags=["eg3d", "3d", "gan"]
+):
     """A `Generator` with `from_pretrained`, `save_pretrained` and `push_to_hub`.
 
-    `save_pretrained(folder)` writes what `export.py --format safetensors` writes, and a model card; say the licence of the weights
-    with `model_card_kwargs={"license": ...}`. `push_to_hub(repo_id)` uploads the same files.
+    `save_pretrained(folder)` writes what `export.py --format safetensors` writes, and a model card;
+    say the licence of the weights with `model_card_kwargs={"license": ...}`. `push_to_hub(repo_id)`
+    uploads the same files.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -57,22 +63,34 @@ class PretrainedGenerator(Generator, ModelHubMixin, library_name="open-eg3d", ta
         The mixin's own way would build from config.json what it says, without checks.
 
         Args:
-            pretrained_model_name_or_path: Folder, or `user/name` on the Hub. The others are those of `snapshot_download`.
+            pretrained_model_name_or_path: Folder, or `user/name` on the Hub. The others are those
+                of `snapshot_download`.
 
         Raises:
             UserError: if it cannot be fetched or read.
         """
         folder = Path(pretrained_model_name_or_path)
         if not folder.is_dir():
-            options: dict[str, Any] = {"force_download": force_download, "token": token, "cache_dir": cache_dir}
-            options |= {"local_files_only": local_files_only, "revision": revision, "allow_patterns": list(FILES)}
+            options: dict[str, Any] = {
+                "force_download": force_download,
+                "token": token,
+                "cache_dir": cache_dir,
+            }
+            options |= {
+                "local_files_only": local_files_only,
+                "revision": revision,
+                "allow_patterns": list(FILES),
+            }
             folder = _fetch(str(pretrained_model_name_or_path), options)
         keep_freed_memory()
         return build_generator_as(cls, read_weights_folder(folder))
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Called by `save_pretrained`: weights, settings and cameras."""
-        write_weights_folder(save_directory, Weights(self.config, None, None, self.state_dict(), self.cameras, "ours"))
+        write_weights_folder(
+            save_directory,
+            Weights(self.config, None, None, self.state_dict(), self.cameras, "ours"),
+        )
 
 
 def _fetch(name: str, options: dict[str, Any]) -> Path:
@@ -80,7 +98,11 @@ def _fetch(name: str, options: dict[str, Any]) -> Path:
     try:
         return Path(snapshot_download(name, **options))
     except HFValidationError as error:
-        raise UserError(f"{name} is neither a folder here nor a name of the form user/model") from error
+        raise UserError(
+            f"{name} is neither a folder here nor a name of the form user/model"
+        ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"cannot fetch {name} from the Hub: {reason}; check the name and the connection") from error
+        raise UserError(
+            f"cannot fetch {name} from the Hub: {reason}; check the name and the connection"
+        ) from error

@@ -1,4 +1,6 @@
-"""Between the metrics, which know no training, and the models and data of this program: used by calc_metrics.py and by training."""
+"""Between the metrics, which know no training, and the models and data of this program: used by
+calc_metrics.py and by training.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +33,15 @@ from metrics.weights import file_hash
 from open_eg3d import __version__
 from open_eg3d.command_line import open_generator
 from torch_utils.memory import drop_kept_memory
-from training.config import Config
-from training.dataset import ImageDataset
-from training.depth_maps import has_depth_map, read_depth_maps
+from training.checkpoints.weights_folder import FILES as WEIGHTS_FILES
+from training.config.settings import Config
+from training.data.dataset import ImageDataset
+from training.data.depth_maps import has_depth_map, read_depth_maps
+from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
-from training.scene import CameraSummary, cameras_of
-from training.weights_folder import FILES as WEIGHTS_FILES
 
 if TYPE_CHECKING:
-    from training.loop import SnapshotState
+    from training.run.loop import SnapshotState
 
 SNAPSHOT_NAME = re.compile(r"network-snapshot-(\d+)")
 LARGEST_BATCH = 16  # pictures at once beside a training, and no more than it handles itself
@@ -50,9 +52,11 @@ class SamplingOptions:
     """How fakes are made.
 
     Attributes:
-        cameras: drawn from the poses of the data, of the checkpoint, or from ranges; none = of the data where they have them.
+        cameras: drawn from the poses of the data, of the checkpoint, or from ranges; none = of the
+            data where they have them.
         yaw, pitch: those ranges in degrees; none = the data's.
-        conditioning: camera that latents are conditioned on: each one's own, or the data's mean pose.
+        conditioning: camera that latents are conditioned on: each one's own, or the data's mean
+            pose.
         trunc, trunc_cutoff, nrr: truncation, and neural rendering resolution (none = the model's).
         seed: of fake 0. precision: of convolutions.
     """
@@ -68,7 +72,7 @@ class SamplingOptions:
     precision: Literal["fp32", "bf16"] = "fp32"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Real pictures
 
 
@@ -94,7 +98,7 @@ def real_images(dataset: ImageDataset) -> RealImages:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Fakes
 
 
@@ -103,27 +107,45 @@ def draw_from_poses(poses: Tensor, random: np.random.RandomState) -> Tensor:
     return poses[random.randint(len(poses))]
 
 
-def draw_from_ranges(summary: CameraSummary, yaw: tuple[float, float], pitch: tuple[float, float], random: np.random.RandomState) -> Tensor:
+def draw_from_ranges(
+    summary: CameraSummary,
+    yaw: tuple[float, float],
+    pitch: tuple[float, float],
+    random: np.random.RandomState,
+) -> Tensor:
     """Label (25,) on the orbit, yaw and pitch (radians) uniform in their ranges."""
     return summary.label(random.uniform(*yaw), random.uniform(*pitch))
 
 
-def choose_cameras(options: SamplingOptions, summary: CameraSummary, labels: Tensor | None) -> tuple[CameraDraw, str]:
-    """How the fakes' cameras are drawn, and that in words. `labels` (M, 25) are those of the data, where there are data."""
+def choose_cameras(
+    options: SamplingOptions, summary: CameraSummary, labels: Tensor | None
+) -> tuple[CameraDraw, str]:
+    """How the fakes' cameras are drawn, and that in words. `labels` (M, 25) are those of the data,
+    where there are data.
+    """
     kind = options.cameras or ("checkpoint" if labels is None else "data")
     if kind == "data" and labels is not None:
         return functools.partial(draw_from_poses, labels), f"{len(labels)} poses of the data"
     if kind == "checkpoint" and len(summary.poses):
-        return functools.partial(draw_from_poses, summary.poses), f"{len(summary.poses)} poses in the checkpoint"
-    yaw, pitch = ((math.radians(pair[0]), math.radians(pair[1])) if pair else None for pair in (options.yaw, options.pitch))
+        return (
+            functools.partial(draw_from_poses, summary.poses),
+            f"{len(summary.poses)} poses in the checkpoint",
+        )
+    yaw, pitch = (
+        (math.radians(pair[0]), math.radians(pair[1])) if pair else None
+        for pair in (options.yaw, options.pitch)
+    )
     yaw, pitch = yaw or summary.yaw_range, pitch or summary.pitch_range
     text = " and ".join(
-        f"{name} uniform in {math.degrees(pair[0]):.4g}..{math.degrees(pair[1]):.4g}" for name, pair in (("yaw", yaw), ("pitch", pitch))
+        f"{name} uniform in {math.degrees(pair[0]):.4g}..{math.degrees(pair[1]):.4g}"
+        for name, pair in (("yaw", yaw), ("pitch", pitch))
     )
     return functools.partial(draw_from_ranges, summary, yaw, pitch), f"{text} degrees"
 
 
-def make_sampler(generator: Generator, labels: Tensor | None, options: SamplingOptions, device: torch.device) -> GeneratorSampler:
+def make_sampler(
+    generator: Generator, labels: Tensor | None, options: SamplingOptions, device: torch.device
+) -> GeneratorSampler:
     """A generator on `device` as a sampling function."""
     summary = cameras_of(generator)
     draw, text = choose_cameras(options, summary, labels)
@@ -139,14 +161,20 @@ def make_sampler(generator: Generator, labels: Tensor | None, options: SamplingO
         has_random_noise=generator.config.superresolution.noise_mode == "random",
         details={
             "cameras": text,
-            "conditioning": f"{options.conditioning} camera" if generator.config.generator.pose_conditioning else "none",
+            "conditioning": (
+                f"{options.conditioning} camera"
+                if generator.config.generator.pose_conditioning
+                else "none"
+            ),
             "resolution": generator.config.resolution,
             "precision": options.precision,
         },
     )
 
 
-def open_sampler(network: str, dataset: ImageDataset | None, options: SamplingOptions, device: torch.device) -> GeneratorSampler:
+def open_sampler(
+    network: str, dataset: ImageDataset | None, options: SamplingOptions, device: torch.device
+) -> GeneratorSampler:
     """The generator of a file or address as a sampling function.
 
     Raises:
@@ -156,7 +184,10 @@ def open_sampler(network: str, dataset: ImageDataset | None, options: SamplingOp
     generator = open_generator(path, device, options.precision)
     if dataset is not None and dataset.resolution != generator.config.resolution:
         sizes = f"{dataset.resolution} pixels, {network} makes {generator.config.resolution}"
-        raise UserError(f"data {dataset.path} has pictures of {sizes}; resize the data, or take the network made for it")
+        raise UserError(
+            f"data {dataset.path} has pictures of {sizes}; resize the data, or take the network"
+            " made for it"
+        )
     labels = dataset.labels if dataset is not None and dataset.has_labels else None
     if dataset is not None and labels is None:
         check_unlabelled(dataset, generator, options)
@@ -173,12 +204,17 @@ def check_unlabelled(dataset: ImageDataset, generator: Generator, options: Sampl
     """
     missing = f"data {dataset.path} has no dataset.json with camera labels"
     if generator.config.generator.pose_conditioning:
-        raise UserError(f"{missing}, and the network is conditioned on cameras, which must be those of the data; label the pictures")
+        raise UserError(
+            f"{missing}, and the network is conditioned on cameras, which must be those of the"
+            " data; label the pictures"
+        )
     if options.cameras == "data":
-        raise UserError(f"{missing} for --cameras data; label the pictures, or choose --cameras checkpoint")
+        raise UserError(
+            f"{missing} for --cameras data; label the pictures, or choose --cameras checkpoint"
+        )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Results
 
 
@@ -188,7 +224,9 @@ def snapshot_kimg(network: str) -> float | None:
     return float(match[1]) if match else None
 
 
-def keep_results(folder: Path, results: Sequence[MetricResult], network: str, kimg: float | None) -> None:
+def keep_results(
+    folder: Path, results: Sequence[MetricResult], network: str, kimg: float | None
+) -> None:
     """Append results to metric-<name>.jsonl in `folder`.
 
     Raises:
@@ -200,9 +238,11 @@ def keep_results(folder: Path, results: Sequence[MetricResult], network: str, ki
 
 @dataclass(frozen=True)
 class SnapshotMetrics:
-    """Measures each snapshot of a training, as calc_metrics.py would with the training's data. All processes call it together.
+    """Measures each snapshot of a training, as calc_metrics.py would with the training's data. All
+    processes call it together.
 
-    Metrics that fail cost a line in the log, not the training. Random numbers and the networks in training are left alone.
+    Metrics that fail cost a line in the log, not the training. Random numbers and the networks in
+    training are left alone.
     """
 
     names: tuple[str, ...]
@@ -213,7 +253,9 @@ class SnapshotMetrics:
         if state.checkpoint is None:
             return
         device = state.trainer.device
-        options = dataclasses.replace(self.options, device=device, batch=self._batch(state), is_cancelled=state.is_stopping)
+        options = dataclasses.replace(
+            self.options, device=device, batch=self._batch(state), is_cancelled=state.is_stopping
+        )
         try:
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 results = options.team.together(functools.partial(self._measure, state, options))
@@ -222,9 +264,14 @@ class SnapshotMetrics:
         except Cancelled:
             state.log(f"Metrics of {state.checkpoint.name} were not finished before the stop")
         except OtherProcessFailed as error:
-            state.log(f"warning: no metrics of {state.checkpoint.name}: {error}; the training goes on")
+            state.log(
+                f"warning: no metrics of {state.checkpoint.name}: {error}; the training goes on"
+            )
         except Exception as error:
-            line = f"warning: no metrics of {state.checkpoint.name}: {describe_error(error)}; the training goes on"
+            line = (
+                f"warning: no metrics of {state.checkpoint.name}: {describe_error(error)}; the"
+                " training goes on"
+            )
             if options.team.rank == 0:
                 state.log(line)
             else:
@@ -238,7 +285,9 @@ class SnapshotMetrics:
 
     def _measure(self, state: SnapshotState, options: MetricOptions) -> list[MetricResult]:
         options.team.agree(True)  # from here on the first process has written the snapshot
-        sampler = open_sampler(str(state.checkpoint), state.dataset, SamplingOptions(), options.device)
+        sampler = open_sampler(
+            str(state.checkpoint), state.dataset, SamplingOptions(), options.device
+        )
         return evaluate(self.names, sampler, real_images(state.dataset), options)
 
     def _report(self, state: SnapshotState, results: list[MetricResult]) -> None:
@@ -250,7 +299,8 @@ class SnapshotMetrics:
 
 
 def metrics_of_run(config: Config, open_pose: Callable[[str], PoseEstimator]) -> SnapshotMetrics:
-    """What measures the snapshots of a run; all that it needs is looked at now, long before the first snapshot.
+    """What measures the snapshots of a run; all that it needs is looked at now, long before the
+    first snapshot.
 
     Raises:
         UserError: if a metric's data or networks are missing or wrong.

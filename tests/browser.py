@@ -1,4 +1,5 @@
-"""Headless Chromium for tests of pages: found on the machine (`make browser` installs it), driven through its debugging pipe.
+"""Headless Chromium for tests of pages: found on the machine (`make browser` installs it), driven
+through its debugging pipe.
 
     with open_browser() as browser:
         page = browser.open(Path("report.html"))
@@ -32,7 +33,8 @@ MAC_PATH = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
 PACKAGE = "chromium"
 FLAGS = (
     "--headless=new",
-    "--no-sandbox",  # it opens our own pages only, often as root in a container, where there is no other way
+    # it opens our own pages only, often as root in a container, where there is no other way
+    "--no-sandbox",
     "--no-first-run",
     "--remote-debugging-pipe",
     "--hide-scrollbars",
@@ -55,7 +57,7 @@ class BrowserError(Exception):
     """The browser is missing, ended, does not answer, or a script in the page failed."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The program
 
 
@@ -69,7 +71,9 @@ def find_browser() -> str:
     for name in (named,) if named else (*NAMES, str(MAC_PATH)):
         if path := shutil.which(name):
             return path
-    raise BrowserError("no Chromium found; install it with `make browser`, or name one in OPEN_EG3D_BROWSER")
+    raise BrowserError(
+        "no Chromium found; install it with `make browser`, or name one in OPEN_EG3D_BROWSER"
+    )
 
 
 def install_browser() -> None:
@@ -78,11 +82,19 @@ def install_browser() -> None:
         find_browser()
         return
     if not shutil.which("apt-get"):
-        raise BrowserError("this machine has no apt-get; install Chromium or Chrome by hand, or name one in OPEN_EG3D_BROWSER")
+        raise BrowserError(
+            "this machine has no apt-get; install Chromium or Chrome by hand, or name one in"
+            " OPEN_EG3D_BROWSER"
+        )
     start = [] if os.geteuid() == 0 else ["sudo", "-n"]
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for arguments in (["update"], ["install", "--yes", "--no-install-recommends", PACKAGE]):
-        subprocess.run([*start, "apt-get", "-qq", *arguments], check=True, env=environment, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*start, "apt-get", "-qq", *arguments],
+            check=True,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+        )
     find_browser()
 
 
@@ -116,21 +128,27 @@ class Browser:
             (os.POSIX_SPAWN_DUP2, answers, ANSWER_PIPE),
         ]
         arguments = [program, *FLAGS, f"--user-data-dir={profile}/profile", *flags, "about:blank"]
-        self._pid = os.posix_spawn(program, arguments, os.environ, file_actions=actions, setpgroup=0)
+        self._pid = os.posix_spawn(
+            program, arguments, os.environ, file_actions=actions, setpgroup=0
+        )
         os.close(commands)
         os.close(answers)
         self._received = b""
         self._number = 0
         self._pages: dict[str, Page] = {}
 
-    def open(self, address: str | os.PathLike[str], width: int = 1280, height: int = 900, init: str = "") -> Page:
+    def open(
+        self, address: str | os.PathLike[str], width: int = 1280, height: int = 900, init: str = ""
+    ) -> Page:
         """A new page that shows `address` (a URL or a file) in a window of that size, loaded.
 
         Args:
             init: JavaScript to run before any of the page's own.
         """
         target = self.send("Target.createTarget", {"url": "about:blank"})["targetId"]
-        session = self.send("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
+        session = self.send("Target.attachToTarget", {"targetId": target, "flatten": True})[
+            "sessionId"
+        ]
         page = self._pages[session] = Page(self, session)
         for domain in ("Page", "Runtime", "Network", "Log"):
             page.send(f"{domain}.enable")
@@ -140,11 +158,19 @@ class Browser:
         page.go(address)
         return page
 
-    def send(self, method: str, parameters: dict[str, Any] | None = None, session: str | None = None, seconds: float = SECONDS) -> Any:
+    def send(
+        self,
+        method: str,
+        parameters: dict[str, Any] | None = None,
+        session: str | None = None,
+        seconds: float = SECONDS,
+    ) -> Any:
         """Give a command of the DevTools protocol and return its result."""
         self._number += 1
         number = self._number
-        message = {"id": number, "method": method, "params": parameters or {}} | ({"sessionId": session} if session else {})
+        message = {"id": number, "method": method, "params": parameters or {}} | (
+            {"sessionId": session} if session else {}
+        )
         try:
             os.write(self._out, json.dumps(message).encode() + b"\0")
         except BrokenPipeError as error:
@@ -199,7 +225,7 @@ def _high(descriptor: int) -> int:
     return copy
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A page
 
 
@@ -219,7 +245,9 @@ class Page:
         self.requests: list[str] = []
         self._loads = 0
 
-    def send(self, method: str, parameters: dict[str, Any] | None = None, seconds: float = SECONDS) -> Any:
+    def send(
+        self, method: str, parameters: dict[str, Any] | None = None, seconds: float = SECONDS
+    ) -> Any:
         """A command of the DevTools protocol for this page."""
         return self.browser.send(method, parameters, self.session, seconds)
 
@@ -230,19 +258,29 @@ class Page:
         elif method == "Runtime.exceptionThrown":
             self.errors.append(_exception_text(parameters["exceptionDetails"]))
         elif method == "Runtime.consoleAPICalled":
-            text = " ".join(str(value.get("value", value.get("description"))) for value in parameters["args"])
+            text = " ".join(
+                str(value.get("value", value.get("description"))) for value in parameters["args"]
+            )
             self.console.append(text)
             if parameters["type"] in ("error", "assert"):
                 self.errors.append(text)
         elif method == "Log.entryAdded" and parameters["entry"]["level"] == "error":
-            self.errors.append(f"{parameters['entry']['text']} {parameters['entry'].get('url', '')}")
-        elif method == "Network.requestWillBeSent" and not parameters["request"]["url"].startswith(("data:", "blob:")):
+            self.errors.append(
+                f"{parameters['entry']['text']} {parameters['entry'].get('url', '')}"
+            )
+        elif method == "Network.requestWillBeSent" and not parameters["request"]["url"].startswith(
+            ("data:", "blob:")
+        ):
             self.requests.append(parameters["request"]["url"])
 
     def go(self, address: str | os.PathLike[str], seconds: float = SECONDS) -> None:
         """Show another address (a URL or a file) and wait until it has loaded."""
         text = os.fspath(address)
-        url = text if "://" in text or text.startswith(("data:", "about:")) else Path(text).resolve().as_uri()
+        url = (
+            text
+            if "://" in text or text.startswith(("data:", "about:"))
+            else Path(text).resolve().as_uri()
+        )
         loads, end = self._loads, time.monotonic() + seconds
         failure = self.send("Page.navigate", {"url": url}, seconds).get("errorText")
         if failure:
@@ -261,7 +299,12 @@ class Page:
         Raises:
             BrowserError: if it throws.
         """
-        options = {"expression": script, "returnByValue": True, "awaitPromise": True, "userGesture": True}
+        options = {
+            "expression": script,
+            "returnByValue": True,
+            "awaitPromise": True,
+            "userGesture": True,
+        }
         answer = self.send("Runtime.evaluate", options, seconds)
         if "exceptionDetails" in answer:
             raise BrowserError(_exception_text(answer["exceptionDetails"]))
@@ -282,13 +325,20 @@ class Page:
         if whole:
             size = self.send("Page.getLayoutMetrics")["cssContentSize"]
             options["clip"] = {**size, "scale": 1}
-        Path(path).write_bytes(base64.b64decode(self.send("Page.captureScreenshot", options)["data"]))
+        Path(path).write_bytes(
+            base64.b64decode(self.send("Page.captureScreenshot", options)["data"])
+        )
         return Path(path)
 
     def mouse(self, kind: str, x: float, y: float, button: str = "left", **more: Any) -> None:
-        """A mouse event at CSS pixels of the window: mousePressed, mouseReleased, mouseMoved, or mouseWheel with deltaX and deltaY."""
+        """A mouse event at CSS pixels of the window: mousePressed, mouseReleased, mouseMoved, or
+        mouseWheel with deltaX and deltaY.
+        """
         held = {"buttons": 1} if kind == "mouseMoved" and button == "left" else {}
-        self.send("Input.dispatchMouseEvent", {"type": kind, "x": x, "y": y, "button": button, "clickCount": 1, **held, **more})
+        self.send(
+            "Input.dispatchMouseEvent",
+            {"type": kind, "x": x, "y": y, "button": button, "clickCount": 1, **held, **more},
+        )
 
     def click(self, selector: str) -> None:
         """Click the middle of the first element of a CSS selector."""
@@ -303,7 +353,11 @@ class Page:
         self.mouse("mousePressed", *start)
         for step in range(1, steps + 1):
             share = step / steps
-            self.mouse("mouseMoved", start[0] + (end[0] - start[0]) * share, start[1] + (end[1] - start[1]) * share)
+            self.mouse(
+                "mouseMoved",
+                start[0] + (end[0] - start[0]) * share,
+                start[1] + (end[1] - start[1]) * share,
+            )
         self.mouse("mouseReleased", *end)
 
     def type(self, text: str) -> None:
@@ -313,10 +367,21 @@ class Page:
     def press(self, key: str) -> None:
         """Press and release a key by its DOM name: Enter, ArrowLeft, a, ..."""
         letter = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
-        codes = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        codes = {
+            "Enter": 13,
+            "Tab": 9,
+            "Escape": 27,
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+        }
         event = {"key": key, "windowsVirtualKeyCode": codes.get(key, ord(key[0].upper())), **letter}
         self.send("Input.dispatchKeyEvent", {"type": "keyDown", **event})
-        self.send("Input.dispatchKeyEvent", {"type": "keyUp", **{name: value for name, value in event.items() if name != "text"}})
+        self.send(
+            "Input.dispatchKeyEvent",
+            {"type": "keyUp", **{name: value for name, value in event.items() if name != "text"}},
+        )
 
 
 def _exception_text(details: dict[str, Any]) -> str:

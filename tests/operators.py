@@ -15,7 +15,9 @@ PATHS = ("reference", "cpp")
 
 @contextlib.contextmanager
 def on_path(name: str) -> Iterator[str]:
-    """Run on the path of that name. Compiled operators are left out only where there is nothing to compile them with."""
+    """Run on the path of that name. Compiled operators are left out only where there is nothing to
+    compile them with.
+    """
     missing = missing_toolchain() if name == "cpp" else None
     if missing:
         pytest.skip(missing)

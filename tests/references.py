@@ -1,4 +1,6 @@
-"""Slow, obvious float64 statements of what networks and renderer compute, for tests to compare with: loops, NumPy only."""
+"""Slow, obvious float64 statements of what networks and renderer compute, for tests to compare
+with: loops, NumPy only.
+"""
 
 from __future__ import annotations
 
@@ -40,17 +42,25 @@ def correlate(x: Array, weight: Array, stride: int = 1, padding: int = 0) -> Arr
 
 
 def transposed(x: Array, weight: Array, stride: int) -> Array:
-    """Transposed convolution without padding: every pixel of (N, I, H, W) stamps the weight (O, I, h, w) into the result."""
+    """Transposed convolution without padding: every pixel of (N, I, H, W) stamps the weight (O, I,
+    h, w) into the result.
+    """
     h, w = weight.shape[2:]
-    result = np.zeros((len(x), len(weight), (x.shape[2] - 1) * stride + h, (x.shape[3] - 1) * stride + w))
+    result = np.zeros(
+        (len(x), len(weight), (x.shape[2] - 1) * stride + h, (x.shape[3] - 1) * stride + w)
+    )
     for i in range(x.shape[2]):
         for j in range(x.shape[3]):
-            result[:, :, i * stride : i * stride + h, j * stride : j * stride + w] += np.einsum("ni,oihw->nohw", x[:, :, i, j], weight)
+            result[:, :, i * stride : i * stride + h, j * stride : j * stride + w] += np.einsum(
+                "ni,oihw->nohw", x[:, :, i, j], weight
+            )
     return result
 
 
 def filter_image(x: Array, kernel: Array) -> Array:
-    """Convolve (kernel turned by 180 degrees) every channel with (h, w), only where the kernel fits."""
+    """Convolve (kernel turned by 180 degrees) every channel with (h, w), only where the kernel
+    fits.
+    """
     channels = x.shape[1]
     weight = np.zeros((channels, channels, *kernel.shape))
     weight[range(channels), range(channels)] = kernel[::-1, ::-1]
@@ -77,7 +87,9 @@ def unit_moment(x: Array) -> Array:
     return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-8)
 
 
-def modulated(x: Array, weight: Array, styles: Array, demodulate: bool = True, up: int = 1) -> Array:
+def modulated(
+    x: Array, weight: Array, styles: Array, demodulate: bool = True, up: int = 1
+) -> Array:
     """Modulated convolution with a weight of its own for each sample."""
     results = []
     for sample, style in zip(x, styles, strict=True):
@@ -93,7 +105,9 @@ def modulated(x: Array, weight: Array, styles: Array, demodulate: bool = True, u
 
 
 def resize_matrix(size_in: int, size_out: int, antialias: bool) -> Array:
-    """(size_out, size_in) weights of a bilinear resize between pixel centres; triangle widened by the factor it shrinks by."""
+    """(size_out, size_in) weights of a bilinear resize between pixel centres; triangle widened by
+    the factor it shrinks by.
+    """
     scale = size_in / size_out
     reach = max(scale, 1.0) if antialias else 1.0
     matrix = np.zeros((size_out, size_in))
@@ -114,7 +128,9 @@ def resize(x: Array, size: int, antialias: bool = True) -> Array:
 
 
 def bilinear(plane: Array, x: float, y: float) -> Array:
-    """Value (C,) of a plane (C, H, W) that spans [-1, 1]^2 from edge to edge, x along the width; zero outside."""
+    """Value (C,) of a plane (C, H, W) that spans [-1, 1]^2 from edge to edge, x along the width;
+    zero outside.
+    """
     height, width = plane.shape[1:]
     column, row = (x + 1) / 2 * width - 0.5, (y + 1) / 2 * height - 0.5
     total = np.zeros(len(plane))
@@ -156,7 +172,9 @@ def invert_cdf(edges: Array, weights: Array, u: float) -> float:
         cdf.append(cdf[-1] + p)
     above = next((i for i, value in enumerate(cdf) if value > u), len(cdf) - 1)
     width = cdf[above] - cdf[above - 1]
-    return edges[above - 1] + (u - cdf[above - 1]) / (1.0 if width < 1e-5 else width) * (edges[above] - edges[above - 1])
+    return edges[above - 1] + (u - cdf[above - 1]) / (1.0 if width < 1e-5 else width) * (
+        edges[above] - edges[above - 1]
+    )
 
 
 def importance_depths(depths: Array, weights: Array, count: int, placement: str) -> Array:

@@ -1,4 +1,6 @@
-"""Writes pickles in the released snapshot layout, for tests: the same structure with any sizes, and any source text inside."""
+"""Writes pickles in the released snapshot layout, for tests: the same structure with any sizes, and
+any source text inside.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,23 @@ HOOKS = (
 FILTER = torch.tensor([1.0, 3.0, 3.0, 1.0]).outer(torch.tensor([1.0, 3.0, 3.0, 1.0])) / 64
 Shapes = dict[str, tuple[int, ...]]
 RELEASED_AXES = torch.tensor(
-    [[[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 0, 1], [0, 1, 0]], [[0, 0, 1], [1, 0, 0], [0, 1, 0]]], dtype=torch.float32
+    [
+        [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+        [[1, 0, 0], [0, 0, 1], [0, 1, 0]],
+        [[0, 0, 1], [1, 0, 0], [0, 1, 0]],
+    ],
+    dtype=torch.float32,
 )
 CORRECTED_AXES = torch.tensor(
-    [[[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[1, 0, 0], [0, 0, 1], [0, 1, 0]], [[0, 0, 1], [0, 1, 0], [1, 0, 0]]], dtype=torch.float32
+    [
+        [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+        [[1, 0, 0], [0, 0, 1], [0, 1, 0]],
+        [[0, 0, 1], [0, 1, 0], [1, 0, 0]],
+    ],
+    dtype=torch.float32,
 )
-# Class name -> output size, input size, output channels of both blocks, whether the first block doubles.
+# Class name -> output size, input size, output channels of both blocks, whether the first block
+# doubles.
 SUPERRESOLUTIONS = {
     "SuperresolutionHybrid8XDC": (512, 128, (256, 128), True),
     "SuperresolutionHybrid8X": (512, 128, (128, 64), True),
@@ -52,7 +65,7 @@ def rule_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.as_tensor(np.asarray(value, dtype=np.float32))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Pickles with chosen names
 
 
@@ -69,7 +82,9 @@ class Ref:
 
 @dataclass(eq=False)
 class Call:
-    """Pickled as the call `target(*args)`, by REDUCE, or by NEWOBJ with a state as plain classes are."""
+    """Pickled as the call `target(*args)`, by REDUCE, or by NEWOBJ with a state as plain classes
+    are.
+    """
 
     target: Any  # a Ref, or what a hostile file would call
     args: tuple[Any, ...] = ()
@@ -77,15 +92,24 @@ class Call:
     new: bool = False
 
 
-_PythonPickler: Any = vars(pickle)["_Pickler"]  # the pickler in Python, whose way of writing a type can be replaced
+# the pickler in Python, whose way of writing a type can be replaced
+_PythonPickler: Any = vars(pickle)["_Pickler"]
 
 
 class LayoutPickler(_PythonPickler):
-    """Pickler for `Ref` and `Call`; can tag tensors as CUDA's and spell numpy's module as older versions did."""
+    """Pickler for `Ref` and `Call`; can tag tensors as CUDA's and spell numpy's module as older
+    versions did.
+    """
 
     dispatch: ClassVar[dict[type, Any]] = dict(_PythonPickler.dispatch)
 
-    def __init__(self, file: Any, protocol: int = 4, location: str = "cpu", numpy_module: str = "numpy._core.multiarray") -> None:
+    def __init__(
+        self,
+        file: Any,
+        protocol: int = 4,
+        location: str = "cpu",
+        numpy_module: str = "numpy._core.multiarray",
+    ) -> None:
         super().__init__(file, protocol)
         self.location = location
         self.numpy_module = numpy_module
@@ -129,13 +153,15 @@ class LayoutPickler(_PythonPickler):
     dispatch[types.BuiltinFunctionType] = save_function
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Modules
 
 
 @dataclass
 class Layout:
-    """What a written snapshot looks like. Sizes are small so that tests are fast; super-resolution channels follow from its class."""
+    """What a written snapshot looks like. Sizes are small so that tests are fast; super-resolution
+    channels follow from its class.
+    """
 
     superresolution: str = "SuperresolutionHybrid2X"
     z_dim: int = 16
@@ -157,7 +183,8 @@ class Layout:
     disc_c_noise: float = 0
     neural_rendering_resolution: int = 64
     plane_axes: Tensor | None = field(default_factory=RELEASED_AXES.clone)
-    rendering: dict[str, Any] = field(default_factory=dict)  # changes to rendering_kwargs; None removes an entry
+    # changes to rendering_kwargs; None removes an entry
+    rendering: dict[str, Any] = field(default_factory=dict)
     module_src: str = ""
     frozen: bool = False  # parameters as buffers
     label_std: bool = False
@@ -189,10 +216,14 @@ class Layout:
             "avg_camera_radius": 2.7,
             "avg_camera_pivot": [0, 0, 0.2],
         }
-        values = {key: value for key, value in {**values, **self.rendering}.items() if value is not None}
+        values = {
+            key: value for key, value in {**values, **self.rendering}.items() if value is not None
+        }
         if not self.easy_dict:
             return values
-        return Call(Ref("collections", "OrderedDict"), ([[key, value] for key, value in values.items()],))
+        return Call(
+            Ref("collections", "OrderedDict"), ([[key, value] for key, value in values.items()],)
+        )
 
 
 class Builder:
@@ -201,11 +232,24 @@ class Builder:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
 
-    def state(self, name: str, parameters: Shapes, buffers: dict[str, Any], modules: dict[str, Any], attributes: dict[str, Any]) -> Any:
-        """A module's state; parameters are given by shape and filled by the rule, buffers by shape or value."""
+    def state(
+        self,
+        name: str,
+        parameters: Shapes,
+        buffers: dict[str, Any],
+        modules: dict[str, Any],
+        attributes: dict[str, Any],
+    ) -> Any:
+        """A module's state; parameters are given by shape and filled by the rule, buffers by shape
+        or value.
+        """
 
         def fill(key: str, value: Any) -> Tensor:
-            return value if isinstance(value, Tensor) else rule_tensor(f"{name}.{key}".lstrip("."), value)
+            return (
+                value
+                if isinstance(value, Tensor)
+                else rule_tensor(f"{name}.{key}".lstrip("."), value)
+            )
 
         tensors = {key: fill(key, shape) for key, shape in parameters.items()}
         held = {key: fill(key, value) for key, value in buffers.items()}
@@ -213,7 +257,10 @@ class Builder:
             tensors, held = {}, {**tensors, **held}
         return {
             "training": False,
-            "_parameters": {key: torch.nn.Parameter(value, requires_grad=False) for key, value in tensors.items()},
+            "_parameters": {
+                key: torch.nn.Parameter(value, requires_grad=False)
+                for key, value in tensors.items()
+            },
             "_buffers": held,
             "_non_persistent_buffers_set": set(),
             **{hook: OrderedDict() for hook in HOOKS},
@@ -232,14 +279,28 @@ class Builder:
         **attributes: Any,
     ) -> Call:
         """A module that carries its source."""
-        state = self.state(name, parameters or {}, buffers or {}, modules or {}, {"_init_args": (), "_init_kwargs": {}, **attributes})
-        meta = {"type": "class", "version": 6, "module_src": self.layout.module_src, "class_name": class_name, "state": state}
+        state = self.state(
+            name,
+            parameters or {},
+            buffers or {},
+            modules or {},
+            {"_init_args": (), "_init_kwargs": {}, **attributes},
+        )
+        meta = {
+            "type": "class",
+            "version": 6,
+            "module_src": self.layout.module_src,
+            "class_name": class_name,
+            "state": state,
+        }
         return Call(Ref("torch_utils.persistence", "_reconstruct_persistent_obj"), (meta,))
 
     def plain(self, path: str, modules: dict[str, Any] | None = None, **attributes: Any) -> Call:
         """A module of an ordinary class."""
         module, _, name = path.rpartition(".")
-        return Call(Ref(module, name), (), self.state("", {}, {}, modules or {}, attributes), new=True)
+        return Call(
+            Ref(module, name), (), self.state("", {}, {}, modules or {}, attributes), new=True
+        )
 
     def linear(self, name: str, inputs: int, outputs: int, lr: float = 1) -> Call:
         return self.persistent(
@@ -256,15 +317,31 @@ class Builder:
     def mapping(self, name: str, z_dim: int, width: int, layers: int, w_avg: bool) -> Call:
         modules = {"embed": self.linear(f"{name}.embed", 25, width)}
         for index in range(layers):
-            modules[f"fc{index}"] = self.linear(f"{name}.fc{index}", z_dim + width if index == 0 else width, width, 0.01)
-        return self.persistent("MappingNetwork", name, {}, {"w_avg": (width,)} if w_avg else {}, modules, num_layers=layers, w_dim=width)
+            modules[f"fc{index}"] = self.linear(
+                f"{name}.fc{index}", z_dim + width if index == 0 else width, width, 0.01
+            )
+        return self.persistent(
+            "MappingNetwork",
+            name,
+            {},
+            {"w_avg": (width,)} if w_avg else {},
+            modules,
+            num_layers=layers,
+            w_dim=width,
+        )
 
-    def synthesis_layer(self, name: str, inputs: int, outputs: int, size: int, clamp: float | None) -> Call:
+    def synthesis_layer(
+        self, name: str, inputs: int, outputs: int, size: int, clamp: float | None
+    ) -> Call:
         noise = self.layout.use_noise
         return self.persistent(
             "SynthesisLayer",
             name,
-            {"weight": (outputs, inputs, 3, 3), **({"noise_strength": ()} if noise else {}), "bias": (outputs,)},
+            {
+                "weight": (outputs, inputs, 3, 3),
+                **({"noise_strength": ()} if noise else {}),
+                "bias": (outputs,),
+            },
             {"resample_filter": FILTER, **({"noise_const": (size, size)} if noise else {})},
             {"affine": self.linear(f"{name}.affine", self.layout.w_dim, inputs)},
             use_noise=noise,
@@ -284,38 +361,75 @@ class Builder:
             weight_gain=1 / np.sqrt(inputs),
         )
 
-    def synthesis_block(self, name: str, inputs: int, outputs: int, size: int, colors: int, clamp: float | None) -> Call:
-        modules = {"conv0": self.synthesis_layer(f"{name}.conv0", inputs, outputs, size, clamp)} if inputs else {}
+    def synthesis_block(
+        self, name: str, inputs: int, outputs: int, size: int, colors: int, clamp: float | None
+    ) -> Call:
+        modules = (
+            {"conv0": self.synthesis_layer(f"{name}.conv0", inputs, outputs, size, clamp)}
+            if inputs
+            else {}
+        )
         modules["conv1"] = self.synthesis_layer(f"{name}.conv1", outputs, outputs, size, clamp)
         modules["torgb"] = self.torgb(f"{name}.torgb", outputs, colors, clamp)
         parameters: Shapes = {} if inputs else {"const": (outputs, size, size)}
         buffers = {"resample_filter": FILTER}
-        return self.persistent("SynthesisBlock", name, parameters, buffers, modules, architecture="skip", resolution=size)
+        return self.persistent(
+            "SynthesisBlock",
+            name,
+            parameters,
+            buffers,
+            modules,
+            architecture="skip",
+            resolution=size,
+        )
 
     def synthesis(self, name: str) -> Call:
         layout = self.layout
         sizes = [4 << step for step in range(int(math.log2(layout.plane_resolution)) - 1)]
         widths = [min(layout.channel_base // size, layout.channel_max) for size in sizes]
         modules = {
-            f"b{size}": self.synthesis_block(f"{name}.b{size}", inputs, outputs, size, 3 * layout.plane_channels, layout.backbone_clamp)
+            f"b{size}": self.synthesis_block(
+                f"{name}.b{size}",
+                inputs,
+                outputs,
+                size,
+                3 * layout.plane_channels,
+                layout.backbone_clamp,
+            )
             for size, inputs, outputs in zip(sizes, [0, *widths], widths, strict=False)
         }
         kwargs = {"channel_base": layout.channel_base, "channel_max": layout.channel_max}
-        return self.persistent("SynthesisNetwork", name, {}, {}, modules, img_resolution=layout.plane_resolution, _init_kwargs=kwargs)
+        return self.persistent(
+            "SynthesisNetwork",
+            name,
+            {},
+            {},
+            modules,
+            img_resolution=layout.plane_resolution,
+            _init_kwargs=kwargs,
+        )
 
     def superresolution(self) -> Call:
         layout, name = self.layout, "superresolution"
         resolution, input_size, (first, second), doubles = SUPERRESOLUTIONS[layout.superresolution]
         clamp = layout.superresolution_clamp
         modules = {
-            "block0": self.synthesis_block(f"{name}.block0", layout.plane_channels, first, input_size * (1 + doubles), 3, clamp),
+            "block0": self.synthesis_block(
+                f"{name}.block0", layout.plane_channels, first, input_size * (1 + doubles), 3, clamp
+            ),
             "block1": self.synthesis_block(f"{name}.block1", first, second, resolution, 3, clamp),
         }
-        buffers = {} if layout.superresolution == "SuperresolutionHybrid8XDC" else {"resample_filter": FILTER}
+        buffers = (
+            {}
+            if layout.superresolution == "SuperresolutionHybrid8XDC"
+            else {"resample_filter": FILTER}
+        )
         extra: dict[str, Any] = {}
         if layout.superresolution != "SuperresolutionHybridDeepfp32":
             extra["sr_antialias"] = layout.rendering.get("sr_antialias", True)
-        return self.persistent(layout.superresolution, name, {}, buffers, modules, input_resolution=input_size, **extra)
+        return self.persistent(
+            layout.superresolution, name, {}, buffers, modules, input_resolution=input_size, **extra
+        )
 
     def decoder(self) -> Call:
         layout = self.layout
@@ -324,22 +438,34 @@ class Builder:
             "1": self.plain("torch.nn.modules.activation.Softplus", beta=1.0, threshold=20.0),
             "2": self.linear("decoder.net.2", layout.decoder_hidden, 1 + layout.plane_channels),
         }
-        return self.plain("training.triplane.OSGDecoder", {"net": self.plain("torch.nn.modules.container.Sequential", net)}, hidden_dim=64)
+        return self.plain(
+            "training.triplane.OSGDecoder",
+            {"net": self.plain("torch.nn.modules.container.Sequential", net)},
+            hidden_dim=64,
+        )
 
     def renderer(self) -> Call:
         axes = {} if self.layout.plane_axes is None else {"plane_axes": self.layout.plane_axes}
         marcher = self.plain("training.volumetric_rendering.ray_marcher.MipRayMarcher2")
-        return self.plain("training.volumetric_rendering.renderer.ImportanceRenderer", {"ray_marcher": marcher}, **axes)
+        return self.plain(
+            "training.volumetric_rendering.renderer.ImportanceRenderer",
+            {"ray_marcher": marcher},
+            **axes,
+        )
 
     def generator(self) -> Call:
         layout = self.layout
         backbone = {
             "synthesis": self.synthesis("backbone.synthesis"),
-            "mapping": self.mapping("backbone.mapping", layout.z_dim, layout.w_dim, layout.mapping_layers, w_avg=True),
+            "mapping": self.mapping(
+                "backbone.mapping", layout.z_dim, layout.w_dim, layout.mapping_layers, w_avg=True
+            ),
         }
         modules = {
             "renderer": self.renderer(),
-            "ray_sampler": self.plain("training.volumetric_rendering.ray_sampler.RaySampler", ray_directions=None),
+            "ray_sampler": self.plain(
+                "training.volumetric_rendering.ray_sampler.RaySampler", ray_directions=None
+            ),
             "backbone": self.persistent("Generator", "backbone", {}, {}, backbone, num_ws=14),
             "superresolution": self.superresolution(),
             "decoder": self.decoder(),
@@ -366,18 +492,38 @@ class Builder:
             parameters["bias"] = (outputs,)
         attributes = {} if bias else {"bias": None}
         clamp = self.layout.discriminator_clamp if bias else None
-        return self.persistent("Conv2dLayer", name, parameters, {"resample_filter": FILTER}, {}, conv_clamp=clamp, **attributes)
+        return self.persistent(
+            "Conv2dLayer",
+            name,
+            parameters,
+            {"resample_filter": FILTER},
+            {},
+            conv_clamp=clamp,
+            **attributes,
+        )
 
     def discriminator_block(self, name: str, inputs: int, outputs: int, first: bool) -> Call:
         modules = {"fromrgb": self.conv(f"{name}.fromrgb", 6, inputs, 1)} if first else {}
         modules["conv0"] = self.conv(f"{name}.conv0", inputs, inputs, 3)
         modules["conv1"] = self.conv(f"{name}.conv1", inputs, outputs, 3)
         modules["skip"] = self.conv(f"{name}.skip", inputs, outputs, 1, bias=False)
-        return self.persistent("DiscriminatorBlock", name, {}, {"resample_filter": FILTER}, modules, architecture="resnet")
+        return self.persistent(
+            "DiscriminatorBlock",
+            name,
+            {},
+            {"resample_filter": FILTER},
+            modules,
+            architecture="resnet",
+        )
 
     def epilogue(self, width: int) -> Call:
         modules = {
-            "mbstd": self.persistent("MinibatchStdLayer", "b4.mbstd", group_size=self.layout.mbstd_group_size, num_channels=1),
+            "mbstd": self.persistent(
+                "MinibatchStdLayer",
+                "b4.mbstd",
+                group_size=self.layout.mbstd_group_size,
+                num_channels=1,
+            ),
             "conv": self.conv("b4.conv", width + 1, width, 3),
             "fc": self.linear("b4.fc", width * 16, width),
             "out": self.linear("b4.out", width, width),
@@ -386,16 +532,29 @@ class Builder:
 
     def discriminator(self) -> Call:
         layout = self.layout
-        kwargs = {"channel_base": layout.discriminator_channel_base, "channel_max": layout.discriminator_channel_max}
+        kwargs = {
+            "channel_base": layout.discriminator_channel_base,
+            "channel_max": layout.discriminator_channel_max,
+        }
 
         def width(size: int) -> int:
             return min(kwargs["channel_base"] // size, kwargs["channel_max"])
 
         sizes = [layout.resolution >> step for step in range(int(math.log2(layout.resolution)) - 2)]
-        modules = {f"b{s}": self.discriminator_block(f"b{s}", width(s), width(s // 2), s == layout.resolution) for s in sizes}
-        modules["mapping"] = self.mapping("mapping", 0, width(4), layout.discriminator_mapping_layers, w_avg=False)
+        modules = {
+            f"b{s}": self.discriminator_block(
+                f"b{s}", width(s), width(s // 2), s == layout.resolution
+            )
+            for s in sizes
+        }
+        modules["mapping"] = self.mapping(
+            "mapping", 0, width(4), layout.discriminator_mapping_layers, w_avg=False
+        )
         modules["b4"] = self.epilogue(width(4))
-        buffers: dict[str, Any] = {"resample_filter": FILTER, **({"dataset_label_std": (25,)} if layout.label_std else {})}
+        buffers: dict[str, Any] = {
+            "resample_filter": FILTER,
+            **({"dataset_label_std": (25,)} if layout.label_std else {}),
+        }
         return self.persistent(
             "DualDiscriminator",
             "",
@@ -411,7 +570,11 @@ class Builder:
 
     def snapshot(self) -> dict[str, Any]:
         """The whole file's content."""
-        data: Any = {"class_name": "training.dataset.ImageFolderDataset", "path": "faces.zip", "use_labels": True}
+        data: Any = {
+            "class_name": "training.data.dataset.ImageFolderDataset",
+            "path": "faces.zip",
+            "use_labels": True,
+        }
         if self.layout.easy_dict:
             data = Call(Ref("dnnlib.util", "EasyDict"), (), {}, new=True)
         return {

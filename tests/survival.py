@@ -1,4 +1,6 @@
-"""Runs that are killed, cut off and starved: how tests start them, wait for them and compare what they end with."""
+"""Runs that are killed, cut off and starved: how tests start them, wait for them and compare what
+they end with.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ import psutil
 from tests.tiny import ROOT, TINY_OPTIONS, environment, only_run, state_in
 
 BATCH = 8
-# Every state is saved and looked at, so that kills meet checkpoints and pictures too. ADA's state must survive as well.
+# Every state is saved and looked at, so that kills meet checkpoints and pictures too. ADA's state
+# must survive as well.
 OPTIONS = (
     *TINY_OPTIONS,
     "--batch",
@@ -40,16 +43,35 @@ def kimg(steps: int) -> str:
 
 
 def begin(command: Sequence[str | Path], log: Path, **extra: str) -> subprocess.Popen[bytes]:
-    """Start a command of this Python as the leader of a new session; what it says is appended to `log`."""
+    """Start a command of this Python as the leader of a new session; what it says is appended to
+    `log`.
+    """
     with open(log, "ab") as file:
         return subprocess.Popen(
-            [sys.executable, *map(str, command)], cwd=ROOT, env=environment(**extra), stdout=file, stderr=file, start_new_session=True
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            env=environment(**extra),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
 
 
 def training(outdir: Path, data: Path, steps: int, *more: str) -> list[str | Path]:
     """Arguments of Python for a run that goes on wherever the last one ended."""
-    return ["train.py", "--resume", "latest", "--data", data, "--outdir", outdir, *OPTIONS, "--kimg", kimg(steps), *more]
+    return [
+        "train.py",
+        "--resume",
+        "latest",
+        "--data",
+        data,
+        "--outdir",
+        outdir,
+        *OPTIONS,
+        "--kimg",
+        kimg(steps),
+        *more,
+    ]
 
 
 def torchrun(*options: str) -> list[str | Path]:
@@ -72,7 +94,9 @@ def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
             command = " ".join(child.cmdline())
-            is_training = ("train.py" in command and "torch.distributed.run" not in command) or "spawn_main" in command
+            is_training = (
+                "train.py" in command and "torch.distributed.run" not in command
+            ) or "spawn_main" in command
             if is_training and child.status() != psutil.STATUS_ZOMBIE:
                 found.append(child)
         except psutil.NoSuchProcess:
@@ -83,7 +107,10 @@ def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 def end_all(process: subprocess.Popen[bytes]) -> None:
     """Kill a launcher and all that it started, if they still live."""
     try:
-        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        family = [
+            psutil.Process(process.pid),
+            *psutil.Process(process.pid).children(recursive=True),
+        ]
     except psutil.NoSuchProcess:
         family = []
     for member in family:

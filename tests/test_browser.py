@@ -54,14 +54,19 @@ def test_hands_on_the_page(browser: Browser, page_file: Path):
     assert page.run("document.querySelector('#field').value") == "äbc"
     page.click("#more")
     assert page.wait_until("document.title == 'Clicked'") is True
-    page.run("window.moves = []; addEventListener('mousemove', e => moves.push([e.clientX, e.buttons]))")
+    page.run(
+        "window.moves = []; addEventListener('mousemove', e => moves.push([e.clientX, e.buttons]))"
+    )
     page.drag((10, 10), (90, 10), steps=4)
     assert page.run("moves") == [[30, 1], [50, 1], [70, 1], [90, 1]]
 
 
 def test_what_goes_wrong_in_a_page_is_told(browser: Browser, tmp_path: Path):
     path = tmp_path / "bad.html"
-    path.write_text("<script>console.error('first'); setTimeout(() => { throw new Error('second') })</script><img src='absent.png'>")
+    path.write_text(
+        "<script>console.error('first'); setTimeout(() => { throw new Error('second')"
+        " })</script><img src='absent.png'>"
+    )
     page = browser.open(path)
     page.run("new Promise(done => setTimeout(done, 50))")
     text = " ".join(page.errors)
@@ -85,9 +90,14 @@ def test_pages_of_a_server_and_webgl(browser: Browser, page_file: Path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(page_file.parent)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        page = browser.open(f"http://127.0.0.1:{server.server_port}/page.html", init="window.early = 7")
+        page = browser.open(
+            f"http://127.0.0.1:{server.server_port}/page.html", init="window.early = 7"
+        )
         assert page.run("early") == 7
-        script = "(() => { const g = document.createElement('canvas').getContext('webgl2'); return g && g.getParameter(g.VERSION) })()"
+        script = (
+            "(() => { const g = document.createElement('canvas').getContext('webgl2'); return g &&"
+            " g.getParameter(g.VERSION) })()"
+        )
         assert "WebGL 2.0" in page.run(script)
     finally:
         server.shutdown()

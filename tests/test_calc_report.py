@@ -14,14 +14,23 @@ from PIL import Image
 import calc_metrics
 from tests.browser import Browser, Page, open_browser
 from tests.tiny import Ended, call, finish, orbit_labels, start, tiny_config, write_dataset
-from training.checkpoint import Checkpoint, save_checkpoint
+from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from training.data.scene import CameraSummary
 from training.networks.generator import Generator
-from training.scene import CameraSummary
 
 pytestmark = pytest.mark.waits
 
 SIZE, REALS, FAKES = 32, 30, 20
-METRICS = ("--metrics", "fid12_full,relief2", "--detector", "lite0", "--report-fakes", str(FAKES), "--device", "cpu")
+METRICS = (
+    "--metrics",
+    "fid12_full,relief2",
+    "--detector",
+    "lite0",
+    "--report-fakes",
+    str(FAKES),
+    "--device",
+    "cpu",
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +49,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     torch.manual_seed(3)
     cameras = CameraSummary.from_labels(orbit_labels(20))
     state = Generator(config.model).state_dict()
-    save_checkpoint(path / "network-snapshot-000012.pkl", Checkpoint(config=config, G_ema=state, cameras=cameras.to_dict()))
+    save_checkpoint(
+        path / "network-snapshot-000012.pkl",
+        Checkpoint(config=config, G_ema=state, cameras=cameras.to_dict()),
+    )
     write_dataset(path / "blots.zip", REALS, SIZE)
-    lines = [{"kimg": k, "Loss/G": 2 - k / 20, "Loss/D": 1.0, "Depth/spread": 0.1} for k in range(4, 13, 4)]
+    lines = [
+        {"kimg": k, "Loss/G": 2 - k / 20, "Loss/D": 1.0, "Depth/spread": 0.1}
+        for k in range(4, 13, 4)
+    ]
     (path / "stats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPEN_EG3D_CACHE", str(path / "cache"))
-        patch.setenv("OPEN_EG3D_OPS", "reference")  # compiled operators would be built anew in a fresh cache
+        # compiled operators would be built anew in a fresh cache
+        patch.setenv("OPEN_EG3D_OPS", "reference")
         yield path
 
 
 @pytest.fixture(scope="module")
 def page(folder: Path, browser: Browser) -> Page:
     """The page of the whole command, opened without a network."""
-    arguments = ("--network", folder / "network-snapshot-000012.pkl", "--data", folder / "blots.zip", "--mirror", *METRICS)
+    arguments = (
+        "--network",
+        folder / "network-snapshot-000012.pkl",
+        "--data",
+        folder / "blots.zip",
+        "--mirror",
+        *METRICS,
+    )
     finish(start("calc_metrics.py", *arguments, "--report", folder / "report.html")).assert_done()
     return browser.open(folder / "report.html", 1100)
 
@@ -65,12 +88,26 @@ def report(*arguments: str | Path) -> Ended:
 def test_all_is_shown_and_nothing_is_loaded(page: Page, folder: Path, tmp_path: Path):
     assert page.errors == []
     assert page.requests == [(folder / "report.html").as_uri()]
-    state = page.run("[...document.images].map(i => [i.complete, i.naturalWidth, i.getBoundingClientRect().width, i.alt])")
-    assert all(complete and natural > 0 and shown > 0 and alt for complete, natural, shown, alt in state)
+    state = page.run(
+        "[...document.images].map(i => [i.complete, i.naturalWidth,"
+        " i.getBoundingClientRect().width, i.alt])"
+    )
+    assert all(
+        complete and natural > 0 and shown > 0 and alt for complete, natural, shown, alt in state
+    )
     assert len(state) == 2 + 3 + 16 + 6 * 5
     text = page.run("document.body.innerText")
-    (line,) = (json.loads(text) for text in (folder / "metric-fid12_full_lite0.jsonl").read_text().splitlines())
-    wanted = [f"{line['results']['fid12_full_lite0']:.5g}", "Numbers", "Curves", "Samples", "Views and depth"]
+    (line,) = (
+        json.loads(text)
+        for text in (folder / "metric-fid12_full_lite0.jsonl").read_text().splitlines()
+    )
+    wanted = [
+        f"{line['results']['fid12_full_lite0']:.5g}",
+        "Numbers",
+        "Curves",
+        "Samples",
+        "Views and depth",
+    ]
     wanted += ["Most and least realistic"]
     wanted += [
         "Nearest training pictures",
@@ -80,7 +117,14 @@ def test_all_is_shown_and_nothing_is_loaded(page: Page, folder: Path, tmp_path: 
         "truncation psi",
         line["protocol"]["data_hash"],
     ]
-    wanted += ["Losses", "Spread of depth", "blots.zip", "seed 0", "all 60 real pictures", "times as far"]
+    wanted += [
+        "Losses",
+        "Spread of depth",
+        "blots.zip",
+        "seed 0",
+        "all 60 real pictures",
+        "times as far",
+    ]
     assert [words for words in wanted if words not in text] == []
     assert page.run("document.title") == "Figures of network-snapshot-000012.pkl"
     with Image.open(page.screenshot(tmp_path / "page.png")) as shot:
@@ -109,7 +153,17 @@ def test_pictures_are_those_of_the_seeds(page: Page, folder: Path):
 def test_without_data_the_page_says_what_is_missing(folder: Path, browser: Browser, tmp_path: Path):
     network = folder / "network-snapshot-000012.pkl"
     path = tmp_path / "new" / "report.html"
-    call(calc_metrics.main, "--network", network, "--metrics", "relief2", "--outdir", tmp_path, "--report", path).assert_done()
+    call(
+        calc_metrics.main,
+        "--network",
+        network,
+        "--metrics",
+        "relief2",
+        "--outdir",
+        tmp_path,
+        "--report",
+        path,
+    ).assert_done()
     shown = browser.open(path)
     assert shown.errors == []
     text = shown.run("document.body.innerText")
@@ -118,8 +172,26 @@ def test_without_data_the_page_says_what_is_missing(folder: Path, browser: Brows
 
 
 def test_processes_write_the_same_page(folder: Path, tmp_path: Path, page: Page):
-    arguments = ("--network", folder / "network-snapshot-000012.pkl", "--data", folder / "blots.zip", "--mirror", *METRICS)
-    finish(start("calc_metrics.py", *arguments, "--procs", "2", "--outdir", tmp_path, "--report", tmp_path / "report.html")).assert_done()
+    arguments = (
+        "--network",
+        folder / "network-snapshot-000012.pkl",
+        "--data",
+        folder / "blots.zip",
+        "--mirror",
+        *METRICS,
+    )
+    finish(
+        start(
+            "calc_metrics.py",
+            *arguments,
+            "--procs",
+            "2",
+            "--outdir",
+            tmp_path,
+            "--report",
+            tmp_path / "report.html",
+        )
+    ).assert_done()
     shown = page.browser.open(tmp_path / "report.html")
     script = "[...document.images].map(i => i.alt + i.src)"
     first, second = page.run(script), shown.run(script)
@@ -128,9 +200,20 @@ def test_processes_write_the_same_page(folder: Path, tmp_path: Path, page: Page)
 
 def test_wrong_places(folder: Path, tmp_path: Path):
     (tmp_path / "text").write_text("hello")
-    network = ("--network", folder / "network-snapshot-000012.pkl", "--data", folder / "blots.zip", "--outdir", tmp_path / "out")
+    network = (
+        "--network",
+        folder / "network-snapshot-000012.pkl",
+        "--data",
+        folder / "blots.zip",
+        "--outdir",
+        tmp_path / "out",
+    )
     report(*network, "--report", tmp_path / "text" / "report.html").assert_refused(1, "text")
     report(*network, "--report", tmp_path).assert_refused(2, "--report")
-    report(*network, "--report", tmp_path / "a.html", "--report-fakes", "0").assert_refused(2, "--report-fakes")
-    report(*network, "--report", tmp_path / "a.html", "--seed", str(2**32 - 16)).assert_refused(2, "--seed")
+    report(*network, "--report", tmp_path / "a.html", "--report-fakes", "0").assert_refused(
+        2, "--report-fakes"
+    )
+    report(*network, "--report", tmp_path / "a.html", "--seed", str(2**32 - 16)).assert_refused(
+        2, "--seed"
+    )
     assert not list(tmp_path.rglob("*.html"))

@@ -1,4 +1,6 @@
-"""The contract of the command lines: their names, options and defaults. A change here breaks other people's scripts."""
+"""The contract of the command lines: their names, options and defaults. A change here breaks other
+people's scripts.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ GEN_VIDEOS = """
 --camera --device --formats --fps --frames --grid --help --interpolate --network --nrr --outdir --pitch --pitch-swing --precision
 --ray-samples --seeds --show --size --trunc --trunc-cutoff --yaw-swing
 """
-HEADS = "--background --count --depth --dest --help --overwrite --resolution --seed --views-per-identity --workers"
+HEADS = (
+    "--background --count --depth --dest --help --overwrite --resolution --seed"
+    " --views-per-identity --workers"
+)
 COMMANDS = [
     (train.main, (), TRAIN),
     (gen_samples.main, (), GEN_SAMPLES),
@@ -36,7 +41,9 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize(("command", "path", "expected"), COMMANDS, ids=["train", "gen_samples", "gen_videos", "heads"])
+@pytest.mark.parametrize(
+    ("command", "path", "expected"), COMMANDS, ids=["train", "gen_samples", "gen_videos", "heads"]
+)
 def test_option_names(command: click.Command, path: tuple[str, ...], expected: str) -> None:
     ended = call(command, *path, "--help").assert_done()
     names = re.findall(r"(?<![\w-])--[a-z][a-z-]*", options_of(ended.out))
@@ -46,7 +53,11 @@ def test_option_names(command: click.Command, path: tuple[str, ...], expected: s
 def options_of(help_text: str) -> str:
     """The left column of the list of options."""
     _, _, listed = help_text.partition("Options:")
-    return "\n".join(re.split(r"\s{2,}", line.strip())[0] for line in listed.splitlines() if re.match(r"  -", line))
+    return "\n".join(
+        re.split(r"\s{2,}", line.strip())[0]
+        for line in listed.splitlines()
+        if re.match(r"  -", line)
+    )
 
 
 CHOICES = {
@@ -65,16 +76,24 @@ def test_choices_of_train(name: str) -> None:
 
 
 def test_defaults_of_train() -> None:
-    defaults = {param.name: param.default for param in train.main.params if isinstance(param, click.Option)}
+    defaults = {
+        param.name: param.default for param in train.main.params if isinstance(param, click.Option)
+    }
     assert str(defaults["outdir"]) == "training-runs"
     assert defaults["metrics"] == "none"
     assert defaults["device"] == "auto"
     given = {"outdir", "metrics", "device", "dry_run", "overrides"}
-    assert {name for name, value in defaults.items() if value not in (None, False, ()) and not is_unset(value)} <= given
+    assert {
+        name
+        for name, value in defaults.items()
+        if value not in (None, False, ()) and not is_unset(value)
+    } <= given
 
 
 def is_unset(value: object) -> bool:
-    """Whether click says that an option has no default (older and newer versions do so in different ways)."""
+    """Whether click says that an option has no default (older and newer versions do so in different
+    ways).
+    """
     return value is None or "UNSET" in repr(value)
 
 
@@ -90,7 +109,9 @@ def test_shapes_of_gen_samples() -> None:
     assert set(option.type.choices) == {"none", "ply", "obj", "glb", "mrc"}
 
 
-@pytest.mark.parametrize("script", ["train.py", "gen_samples.py", "gen_videos.py", "dataset_tool.py"])
+@pytest.mark.parametrize(
+    "script", ["train.py", "gen_samples.py", "gen_videos.py", "dataset_tool.py"]
+)
 def test_help_of_every_script(script: str) -> None:
     ended = finish(start(script, "--help")).assert_done()
     assert ended.out.startswith("Usage: ")

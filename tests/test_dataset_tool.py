@@ -1,4 +1,6 @@
-"""dataset_tool.py as people run it: what it prints, its exit status, and what it leaves behind when it is stopped."""
+"""dataset_tool.py as people run it: what it prints, its exit status, and what it leaves behind when
+it is stopped.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ import dataset_tool
 from tests.data_tools import scenes
 from tests.data_tools.scenes import OPENGL, Scene, orbit
 from tests.tiny import ROOT, Ended, call, environment, finish, start
-from training.dataset import ImageDataset
+from training.data.dataset import ImageDataset
 
 LENS = np.array([[96.0, 0, 32], [0, 96, 32], [0, 0, 1]])
 
@@ -38,12 +40,16 @@ def good_set(folder: Path, cam2world: Any = None) -> Path:
 
 
 OPTIONS = {
-    "convert": """--angles --background --camera-axes --crop --dest --focal --format --help --intrinsics --no-crop --no-recentre --overwrite
-        --pivot --poses --radius --recentre --resolution --seed --skip-bad --source --up --workers""",
+    "convert": (
+        """--angles --background --camera-axes --crop --dest --focal --format --help --intrinsics --no-crop --no-recentre --overwrite
+        --pivot --poses --radius --recentre --resolution --seed --skip-bad --source --up --workers"""
+    ),
     "mirror": "--dest --help --overwrite --source --workers",
     "rebalance": "--bins --dest --factor --help --overwrite --source",
-    "faces": """--background --dest --estimator --help --keep-roll --min-size --overwrite --pick --resolution --setup --skip-bad --source
-        --workers""",
+    "faces": (
+        """--background --dest --estimator --help --keep-roll --min-size --overwrite --pick --resolution --setup --skip-bad --source
+        --workers"""
+    ),
     "check": "--cfg --help --json --pictures --source --strict --workers",
 }
 
@@ -51,7 +57,12 @@ OPTIONS = {
 @pytest.mark.parametrize("command", OPTIONS)
 def test_option_names(command: str):
     listed = tool(command, "--help").assert_done().out.partition("Options:")[2]
-    names = {name for line in listed.splitlines() if re.match(r"  -", line) for name in re.findall(r"--[a-z-]+", line[:45])}
+    names = {
+        name
+        for line in listed.splitlines()
+        if re.match(r"  -", line)
+        for name in re.findall(r"--[a-z-]+", line[:45])
+    }
     assert names == set(OPTIONS[command].split())
 
 
@@ -60,23 +71,66 @@ def test_from_a_nerf_scene_to_a_checked_data_set(tmp_path: Path):
     source = scenes.write_transforms(Scene(orbit(40, up="z")), tmp_path / "scene")
     data, mirrored = tmp_path / "data.zip", tmp_path / "mirrored.zip"
     done = finish(
-        start("dataset_tool.py", "convert", "--source", source, "--dest", data, "--resolution", "32", "--workers", "2")
+        start(
+            "dataset_tool.py",
+            "convert",
+            "--source",
+            source,
+            "--dest",
+            data,
+            "--resolution",
+            "32",
+            "--workers",
+            "2",
+        )
     ).assert_done()
     assert "wrote 40 images of 32 pixels" in done.out
     assert any("z was up" in line for line in done.lines)
-    finish(start("dataset_tool.py", "mirror", "--source", data, "--dest", mirrored, "--workers", "1")).assert_done()
+    finish(
+        start("dataset_tool.py", "mirror", "--source", data, "--dest", mirrored, "--workers", "1")
+    ).assert_done()
     assert len(ImageDataset(mirrored)) == 80
-    checked = finish(start("dataset_tool.py", "check", "--source", mirrored, "--strict", "--pictures", tmp_path / "pictures")).assert_done()
+    checked = finish(
+        start(
+            "dataset_tool.py",
+            "check",
+            "--source",
+            mirrored,
+            "--strict",
+            "--pictures",
+            tmp_path / "pictures",
+        )
+    ).assert_done()
     assert "no problems found" in checked.out
-    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["cameras.png", "contact.png"]
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
+        "cameras.png",
+        "contact.png",
+    ]
 
 
 def test_rebalance(tmp_path: Path):
-    """Five views from one side and one from the other: with two bins and no limit, five and five."""
+    """Five views from one side and one from the other: with two bins and no limit, five and
+    five.
+    """
     up = np.array([0.0, 1, 0])
-    cameras = np.stack([scenes.look_at(2.0 * np.array([np.sin(a), 0.1, np.cos(a)]), np.zeros(3), up) for a in (0, 0.1, 0.2, 0.3, 0.4, -1)])
+    cameras = np.stack(
+        [
+            scenes.look_at(2.0 * np.array([np.sin(a), 0.1, np.cos(a)]), np.zeros(3), up)
+            for a in (0, 0.1, 0.2, 0.3, 0.4, -1)
+        ]
+    )
     source = good_set(tmp_path / "in", cameras)
-    done = tool("rebalance", "--source", source, "--dest", tmp_path / "o.zip", "--bins", "2", "--factor", "9").assert_done()
+    done = tool(
+        "rebalance",
+        "--source",
+        source,
+        "--dest",
+        tmp_path / "o.zip",
+        "--bins",
+        "2",
+        "--factor",
+        "9",
+    ).assert_done()
     assert done.out.startswith("wrote 10 images, 4 of them repeated")
     assert len(ImageDataset(tmp_path / "o.zip")) == 10
 
@@ -103,7 +157,11 @@ WRONG_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "name"), WRONG_OPTIONS, ids=lambda value: "-".join(value) if isinstance(value, tuple) else "")
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    WRONG_OPTIONS,
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
 def test_wrong_option_values(arguments: tuple[str, ...], name: str, tmp_path: Path):
     dest = () if arguments[0] == "check" else ("--dest", str(tmp_path / "o.zip"))
     tool(*arguments, "--source", tmp_path, *dest).assert_refused(2, name)
@@ -112,13 +170,25 @@ def test_wrong_option_values(arguments: tuple[str, ...], name: str, tmp_path: Pa
 
 @pytest.mark.parametrize("resolution", ["0", "48", "65536"])
 def test_wrong_size_of_heads(resolution: str, tmp_path: Path):
-    tool("heads", "--dest", tmp_path / "o.zip", "--count", "2", "--resolution", resolution).assert_refused(2, "--resolution")
+    tool(
+        "heads", "--dest", tmp_path / "o.zip", "--count", "2", "--resolution", resolution
+    ).assert_refused(2, "--resolution")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_negative_axes_are_values_not_options(tmp_path: Path):
     source = scenes.write_transforms(Scene(orbit(6, up="-z")), tmp_path / "in")
-    done = tool("convert", "--source", source, "--dest", tmp_path / "o.zip", "--up", "-z", "--resolution", "32").assert_done()
+    done = tool(
+        "convert",
+        "--source",
+        source,
+        "--dest",
+        tmp_path / "o.zip",
+        "--up",
+        "-z",
+        "--resolution",
+        "32",
+    ).assert_done()
     assert any("-z was up" in line for line in done.lines)
 
 
@@ -130,20 +200,26 @@ def test_wrong_files_are_one_line(tmp_path: Path):
         dest = () if command == "check" else ("--dest", tmp_path / "o.zip")
         tool(command, "--source", tmp_path / "none", *dest).assert_refused(1, "does not exist")
         tool(command, "--source", tmp_path / "a.zip", *dest).assert_refused(1, "nor a whole ZIP")
-    tool("convert", "--source", tmp_path / "pictures", "--dest", tmp_path / "o.zip").assert_refused(1, "docs/own-data.md")
+    tool("convert", "--source", tmp_path / "pictures", "--dest", tmp_path / "o.zip").assert_refused(
+        1, "docs/own-data.md"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "pictures"]
 
 
 def test_pictures_left_out_are_listed(tmp_path: Path):
     source = good_set(tmp_path / "in")
     (source / "pics" / "p3.png").write_bytes(b"")
-    tool("convert", "--source", source, "--dest", tmp_path / "o.zip").assert_refused(1, "p3.png is an empty file")
-    done = tool("convert", "--source", source, "--dest", tmp_path / "o.zip", "--skip-bad").assert_done()
+    tool("convert", "--source", source, "--dest", tmp_path / "o.zip").assert_refused(
+        1, "p3.png is an empty file"
+    )
+    done = tool(
+        "convert", "--source", source, "--dest", tmp_path / "o.zip", "--skip-bad"
+    ).assert_done()
     assert "wrote 7 images" in done.out
     assert [line for line in done.lines if line.startswith("left out: ") and "p3.png" in line]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # check
 
 
@@ -164,7 +240,12 @@ def test_check_says_good_and_bad_by_its_status(tmp_path: Path):
 def test_check_for_machines(tmp_path: Path):
     source = good_set(tmp_path / "set")
     report = json.loads(tool("check", "--source", source, "--json").assert_done().out)
-    assert (report["ok"], report["errors"], report["warnings"], report["summary"]["pictures"]) == (True, [], [], 8)
+    assert (report["ok"], report["errors"], report["warnings"], report["summary"]["pictures"]) == (
+        True,
+        [],
+        [],
+        8,
+    )
     (source / "dataset.json").unlink()
     ended = tool("check", "--source", source, "--json")
     assert ended.status == 1
@@ -180,9 +261,16 @@ def test_the_mend_that_is_printed_can_be_run(tmp_path: Path):
     z_up = np.eye(4)
     z_up[:3, :3] = [[1, 0, 0], [0, 0, -1], [0, 1, 0]]
     lens = LENS / [[64], [64], [1]]
-    labels = [[f"pics/p{i}.png", scenes.label_of(np.linalg.inv(z_up @ m @ OPENGL), lens)] for i, m in enumerate(cameras)]
+    labels = [
+        [f"pics/p{i}.png", scenes.label_of(np.linalg.inv(z_up @ m @ OPENGL), lens)]
+        for i, m in enumerate(cameras)
+    ]
     (source / "dataset.json").write_text(json.dumps({"labels": labels}))
-    (line,) = [line for line in tool("check", "--source", source).out.splitlines() if line.startswith("mend: python dataset_tool.py ")]
+    (line,) = [
+        line
+        for line in tool("check", "--source", source).out.splitlines()
+        if line.startswith("mend: python dataset_tool.py ")
+    ]
     arguments = line.removeprefix("mend: python dataset_tool.py ").split()
     arguments[arguments.index("mended.zip")] = str(tmp_path / "mended.zip")
     tool(*arguments).assert_done()
@@ -195,18 +283,22 @@ def test_names_that_are_not_utf8(tmp_path: Path):
     source = good_set(tmp_path / "set")
     (source / os.fsdecode(b"p\xff.png")).write_bytes((source / "pics" / "p0.png").read_bytes())
     for option in ((), ("--json",)):
-        ended = finish(start("dataset_tool.py", "check", "--source", source, *option, PYTHONIOENCODING="ascii"))
+        ended = finish(
+            start("dataset_tool.py", "check", "--source", source, *option, PYTHONIOENCODING="ascii")
+        )
         assert "Traceback" not in ended.err
         assert ended.status == 1
         assert "udcff.png" in ended.out
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Ended early
 
 
 def large_source(folder: Path, count: int = 400) -> Path:
-    """Pictures that take long enough to convert for somebody to change their mind; links, so that they are there at once."""
+    """Pictures that take long enough to convert for somebody to change their mind; links, so that
+    they are there at once.
+    """
     source = good_set(folder)
     (source / "dataset.json").unlink()
     big = folder / "big.png"
@@ -236,7 +328,10 @@ def test_stopped_in_the_middle_nothing_is_left(kind: signal.Signals, name: str, 
         start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 1 << 20 and time.monotonic() < deadline:
+    while (
+        sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 1 << 20
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.05)
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
@@ -256,7 +351,15 @@ def test_full_disk_is_one_line(name: str, tmp_path: Path):
     """A limit on the size of files stands for the full disk; both fail in the middle of a write."""
     source = large_source(tmp_path / "in", 6)
     (tmp_path / "out").mkdir()
-    command = [sys.executable, str(ROOT / "dataset_tool.py"), "convert", "--source", str(source), "--dest", str(tmp_path / "out" / name)]
+    command = [
+        sys.executable,
+        str(ROOT / "dataset_tool.py"),
+        "convert",
+        "--source",
+        str(source),
+        "--dest",
+        str(tmp_path / "out" / name),
+    ]
     process = subprocess.Popen(
         [*command, "--workers", "1", "--resolution", "512"],
         env=environment(),
@@ -272,4 +375,6 @@ def test_full_disk_is_one_line(name: str, tmp_path: Path):
 def test_folder_that_cannot_be_written(tmp_path: Path):
     (tmp_path / "file").touch()
     source = good_set(tmp_path / "in")
-    tool("convert", "--source", source, "--dest", tmp_path / "file" / "o.zip").assert_refused(1, "file")
+    tool("convert", "--source", source, "--dest", tmp_path / "file" / "o.zip").assert_refused(
+        1, "file"
+    )

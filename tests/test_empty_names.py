@@ -1,4 +1,6 @@
-"""A file's name that is empty, as of a shell variable that is not set, is never taken for an option that was not given."""
+"""A file's name that is empty, as of a shell variable that is not set, is never taken for an option
+that was not given.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from tests.tiny import call, write_dataset
 def test_train(option: str, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data.zip")
     given = ("--data", data) if option != "--data" else ()
-    call(train.main, *given, option, "", "--gpus", "0", "--outdir", tmp_path / "runs", "-n").assert_refused(2, option, "empty")
+    call(
+        train.main, *given, option, "", "--gpus", "0", "--outdir", tmp_path / "runs", "-n"
+    ).assert_refused(2, option, "empty")
     assert [path.name for path in tmp_path.iterdir()] == ["data.zip"]
 
 
@@ -34,7 +38,12 @@ def test_train(option: str, tmp_path: Path) -> None:
     ],
     ids=["gen_samples", "gen_videos", "export", "calc_metrics"],
 )
-def test_networks(command: click.Command, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks(
+    command: click.Command,
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     call(command, "--network", "", *arguments).assert_refused(1, "empty")
 
@@ -44,10 +53,14 @@ def test_sources(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Not the folder in which the command runs, which may well hold a data set."""
     monkeypatch.chdir(tmp_path)
     dest = () if command == "check" else ("--dest", "o.zip")
-    call(dataset_tool.main, command, "--source", "", *dest).assert_refused(1, "name of a file is empty")
+    call(dataset_tool.main, command, "--source", "", *dest).assert_refused(
+        1, "name of a file is empty"
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_data_of_calc_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    call(calc_metrics.main, "--network", "model.pkl", "--data", "", "--metrics", "relief4").assert_refused(1, "empty")
+    call(
+        calc_metrics.main, "--network", "model.pkl", "--data", "", "--metrics", "relief4"
+    ).assert_refused(1, "empty")

@@ -14,16 +14,31 @@ import gen_samples
 import train
 from open_eg3d import load_discriminator, load_generator
 from tests.released_layout import Layout, write_snapshot
-from tests.tiny import TINY_OPTIONS, call, differing, finish, kimg, orbit_labels, start, tiny_config, write_dataset
-from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.trainer import Trainer
+from tests.tiny import (
+    TINY_OPTIONS,
+    call,
+    differing,
+    finish,
+    kimg,
+    orbit_labels,
+    start,
+    tiny_config,
+    write_dataset,
+)
+from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.gan.trainer import Trainer
 
 
 @pytest.fixture
 def network(tmp_path: Path) -> Path:
-    trainer = Trainer(tiny_config("data.path=/some/where/heads.zip"), orbit_labels(8), torch.device("cpu"))
+    trainer = Trainer(
+        tiny_config("data.path=/some/where/heads.zip"), orbit_labels(8), torch.device("cpu")
+    )
     state = trainer.state_dict()
-    save_checkpoint(tmp_path / "run.pkl", Checkpoint(trainer.config, **state, cameras={"radius": 2.7, "pivot": (0.0, 0.0, 0.0)}))
+    save_checkpoint(
+        tmp_path / "run.pkl",
+        Checkpoint(trainer.config, **state, cameras={"radius": 2.7, "pivot": (0.0, 0.0, 0.0)}),
+    )
     return tmp_path / "run.pkl"
 
 
@@ -44,53 +59,99 @@ def test_what_cannot_be_exported_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hello")
     bare = tmp_path / "bare.pkl"
     save_checkpoint(bare, Checkpoint(tiny_config()))
-    for source, words in ((tmp_path / "text", "text"), (tmp_path / "none.pkl", "none.pkl"), (bare, "G_ema")):
-        call(export.main, "--network", str(source), "--dest", str(tmp_path / "out.pkl")).assert_refused(1, words)
+    for source, words in (
+        (tmp_path / "text", "text"),
+        (tmp_path / "none.pkl", "none.pkl"),
+        (bare, "G_ema"),
+    ):
+        call(
+            export.main, "--network", str(source), "--dest", str(tmp_path / "out.pkl")
+        ).assert_refused(1, words)
         assert not (tmp_path / "out.pkl").exists()
 
 
 def test_nothing_is_overwritten_unasked(network: Path, tmp_path: Path) -> None:
     dest = tmp_path / "other.pkl"
     dest.write_bytes(b"mine")
-    call(export.main, "--network", str(network), "--dest", str(dest)).assert_refused(1, "exists already")
+    call(export.main, "--network", str(network), "--dest", str(dest)).assert_refused(
+        1, "exists already"
+    )
     assert dest.read_bytes() == b"mine"
-    call(export.main, "--network", str(network), "--dest", str(network), "--overwrite").assert_refused(1, "exists already")
+    call(
+        export.main, "--network", str(network), "--dest", str(network), "--overwrite"
+    ).assert_refused(1, "exists already")
     call(export.main, "--network", str(network), "--dest", str(dest), "--overwrite").assert_done()
     with pytest.raises(Exception, match="discriminator"):
         load_discriminator(dest)
 
 
 def test_every_command_line_takes_a_folder(network: Path, tmp_path: Path) -> None:
-    """From checkpoint to folder, from folder to checkpoint, and into the programs that load networks."""
+    """From checkpoint to folder, from folder to checkpoint, and into the programs that load
+    networks.
+    """
     folder, back = tmp_path / "folder", tmp_path / "back.pkl"
     ended = finish(start("export.py", "--network", network, "--dest", folder)).assert_done()
     assert str(folder / "model.safetensors") in ended.out
     call(export.main, "--network", folder, "--dest", back).assert_done()
     pictures = []
     for path in (network, folder, back):
-        assert differing(dict(load_generator(network).state_dict()), dict(load_generator(path).state_dict())) == []
+        assert (
+            differing(
+                dict(load_generator(network).state_dict()), dict(load_generator(path).state_dict())
+            )
+            == []
+        )
         options = ("--seeds", "3", "--views", "0", "--outdir", tmp_path / "pictures")
         call(gen_samples.main, "--network", path, *options).assert_done()
         pictures.append((tmp_path / "pictures" / "seed0003.png").read_bytes())
     assert pictures[0] == pictures[1] == pictures[2]
     data = write_dataset(tmp_path / "data.zip")
-    call(train.main, "--data", data, *TINY_OPTIONS, "--kimg", kimg(1), "--init-from", folder, "--dry-run").assert_done()
-    ended = call(calc_metrics.main, "--network", folder, "--metrics", "consistency2", "--json").assert_done()
+    call(
+        train.main,
+        "--data",
+        data,
+        *TINY_OPTIONS,
+        "--kimg",
+        kimg(1),
+        "--init-from",
+        folder,
+        "--dry-run",
+    ).assert_done()
+    ended = call(
+        calc_metrics.main, "--network", folder, "--metrics", "consistency2", "--json"
+    ).assert_done()
     assert re.search(r'"network_sha256": "[0-9a-f]{64}"', ended.out)
 
 
 def test_formats_follow_the_name_or_the_option(tmp_path: Path) -> None:
     (tmp_path / "run.1").mkdir()
-    names = {"a.pkl": "checkpoint", "a.pt": "checkpoint", "a": "safetensors", "run.1": "safetensors", "a.onnx": "onnx", "A.ONNX": "onnx"}
+    names = {
+        "a.pkl": "checkpoint",
+        "a.pt": "checkpoint",
+        "a": "safetensors",
+        "run.1": "safetensors",
+        "a.onnx": "onnx",
+        "A.ONNX": "onnx",
+    }
     for name, chosen in names.items():
         assert export.choose_format(tmp_path / name, None) == chosen
     assert export.choose_format(tmp_path / "a.pkl", "onnx") == "onnx"
-    assert [path.name for path in export.targets_onnx(Path("x/heads.onnx"))] == ["heads.planes.onnx", "heads.image.onnx"]
-    assert export.targets_onnx(Path("x/heads")) == [Path("x/heads/planes.onnx"), Path("x/heads/image.onnx")]
+    assert [path.name for path in export.targets_onnx(Path("x/heads.onnx"))] == [
+        "heads.planes.onnx",
+        "heads.image.onnx",
+    ]
+    assert export.targets_onnx(Path("x/heads")) == [
+        Path("x/heads/planes.onnx"),
+        Path("x/heads/image.onnx"),
+    ]
 
 
 def test_released_snapshots_export_too(tmp_path: Path) -> None:
-    layout = Layout(plane_channels=4, neural_rendering_resolution=16, rendering={"depth_resolution": 6, "depth_resolution_importance": 6})
+    layout = Layout(
+        plane_channels=4,
+        neural_rendering_resolution=16,
+        rendering={"depth_resolution": 6, "depth_resolution_importance": 6},
+    )
     source = write_snapshot(tmp_path / "released.pkl", layout)
     expected = load_generator(source)
     for name in ("ours.pkl", "folder"):
@@ -102,12 +163,26 @@ def test_released_snapshots_export_too(tmp_path: Path) -> None:
 
 def test_folders_and_files_are_not_mixed_up(network: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"mine")
-    call(export.main, "--network", str(network), "--dest", str(tmp_path / "file")).assert_refused(1, "is a file")
-    refused = call(export.main, "--network", str(network), "--dest", str(tmp_path), "--format", "checkpoint")
+    call(export.main, "--network", str(network), "--dest", str(tmp_path / "file")).assert_refused(
+        1, "is a file"
+    )
+    refused = call(
+        export.main, "--network", str(network), "--dest", str(tmp_path), "--format", "checkpoint"
+    )
     refused.assert_refused(1, "is a folder")
     call(export.main, "--network", str(network), "--dest", str(tmp_path / "folder")).assert_done()
-    call(export.main, "--network", str(network), "--dest", str(tmp_path / "folder")).assert_refused(1, "config.json exists already")
-    call(export.main, "--network", str(network), "--dest", str(tmp_path / "folder"), "--overwrite").assert_done()
-    onto_itself = ("--network", str(tmp_path / "folder"), "--dest", str(tmp_path / "folder"), "--overwrite")
+    call(export.main, "--network", str(network), "--dest", str(tmp_path / "folder")).assert_refused(
+        1, "config.json exists already"
+    )
+    call(
+        export.main, "--network", str(network), "--dest", str(tmp_path / "folder"), "--overwrite"
+    ).assert_done()
+    onto_itself = (
+        "--network",
+        str(tmp_path / "folder"),
+        "--dest",
+        str(tmp_path / "folder"),
+        "--overwrite",
+    )
     call(export.main, *onto_itself).assert_refused(1, "other than the source")
     assert (tmp_path / "file").read_bytes() == b"mine"

@@ -15,9 +15,9 @@ import open_eg3d
 from dnnlib.console import UserError
 from tests.released_layout import Layout, write_snapshot
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
-from training.checkpoint import Checkpoint, save_checkpoint
-from training.config import Config
-from training.interop import Weights, read_released_snapshot
+from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from training.checkpoints.released.interop import Weights, read_released_snapshot
+from training.config.settings import Config
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,23 +30,37 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_ours(path: Path, weights: Weights) -> Path:
-    checkpoint = Checkpoint(Config(model=weights.config), G=weights.G, D=weights.D, G_ema=weights.G_ema, cameras=weights.cameras)
+    checkpoint = Checkpoint(
+        Config(model=weights.config),
+        G=weights.G,
+        D=weights.D,
+        G_ema=weights.G_ema,
+        cameras=weights.cameras,
+    )
     save_checkpoint(path, checkpoint)
     return path
 
 
 def test_names_are_the_documented_ones() -> None:
     assert set(open_eg3d.__all__) == {"load_generator", "load_discriminator", "__version__"}
-    assert open_eg3d.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert (
+        open_eg3d.__version__
+        == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    )
 
 
 def test_documented_use(released: Path) -> None:
     G, D = open_eg3d.load_generator(released), open_eg3d.load_discriminator(str(released))
     for module in (G, D):
         assert not module.training
-        assert all(not parameter.requires_grad and parameter.device.type == "cpu" for parameter in module.parameters())
+        assert all(
+            not parameter.requires_grad and parameter.device.type == "cpu"
+            for parameter in module.parameters()
+        )
     z = torch.randn(2, 16)
-    c = pack_label(orbit_pose(torch.tensor([0.2, -0.3]), 0.1, 2.7, (0, 0, 0.2)), pinhole_intrinsics(4.2647))
+    c = pack_label(
+        orbit_pose(torch.tensor([0.2, -0.3]), 0.1, 2.7, (0, 0, 0.2)), pinhole_intrinsics(4.2647)
+    )
     ws = G.mapping(z, c, truncation_psi=1, truncation_cutoff=None)
     planes = G.planes(ws, noise_mode="const")
     assert planes.shape == (2, 3, 4, 16, 16)
@@ -65,7 +79,9 @@ def test_documented_use(released: Path) -> None:
 def test_methods_are_differentiable(released: Path) -> None:
     G, D = open_eg3d.load_generator(released), open_eg3d.load_discriminator(released)
     z = torch.randn(1, 16, requires_grad=True)
-    c = pack_label(orbit_pose(0.2, 0.1, 2.7, (0, 0, 0.2)), pinhole_intrinsics(4.2647))[None].requires_grad_()
+    c = pack_label(orbit_pose(0.2, 0.1, 2.7, (0, 0, 0.2)), pinhole_intrinsics(4.2647))[
+        None
+    ].requires_grad_()
     out = G.synthesis(G.mapping(z, c), c)
     for gradient in torch.autograd.grad(D(out.image, out.image_raw, c).sum(), [z, c]):
         assert gradient.isfinite().all()
@@ -88,7 +104,11 @@ def test_ours_and_released_give_the_same_networks(released: Path, tmp_path: Path
         assert first.config == second.config
         state = second.state_dict()
         assert all(torch.equal(value, state[name]) for name, value in first.state_dict().items())
-    assert open_eg3d.load_generator(ours).cameras == {"radius": 2.7, "pivot": [0.0, 0.0, 0.2], "focal": 4.2647}
+    assert open_eg3d.load_generator(ours).cameras == {
+        "radius": 2.7,
+        "pivot": [0.0, 0.0, 0.2],
+        "focal": 4.2647,
+    }
 
 
 def test_the_average_is_preferred(released: Path, tmp_path: Path) -> None:
@@ -119,13 +139,23 @@ def test_bad_files(tmp_path: Path) -> None:
 
 
 def test_nothing_runs_when_loaded_in_a_fresh_process(tmp_path: Path) -> None:
-    """Source text in the file would leave a mark; the process has no warnings and one line to say."""
+    """Source text in the file would leave a mark; the process has no warnings and one line to
+    say.
+    """
     marker = tmp_path / "executed"
     source = f"open({str(marker)!r}, 'w').close()"
     path = write_snapshot(tmp_path / "s.pkl", Layout(plane_channels=4, module_src=source))
-    code = f"import open_eg3d; open_eg3d.load_generator({str(path)!r}); open_eg3d.load_discriminator({str(path)!r})"
-    command, environment = [sys.executable, "-W", "error", "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    code = (
+        f"import open_eg3d; open_eg3d.load_generator({str(path)!r});"
+        f" open_eg3d.load_discriminator({str(path)!r})"
+    )
+    command, environment = (
+        [sys.executable, "-W", "error", "-c", code],
+        {**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert "licence" in result.stderr

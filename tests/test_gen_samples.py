@@ -21,20 +21,20 @@ from PIL import Image
 
 import gen_samples
 from dnnlib.options import Seeds
-from media.strips import to_uint8
+from media.pictures.grids import to_uint8
 from open_eg3d import load_generator
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
-from training.checkpoint import Checkpoint, save_checkpoint
-from training.config import Config
+from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from training.config.settings import Config
+from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
-from training.scene import CameraSummary, cameras_of
 
 COMMAND = Path(gen_samples.__file__)
 SIZE = 32
 LEVEL = 15.0  # the densities of the tiny model reach from about 6 to 28
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Options
 
 
@@ -50,7 +50,9 @@ def test_seeds_of_the_documentation():
     assert parse("4294967295") == [2**32 - 1]
 
 
-seed_ranges = st.tuples(st.integers(0, 10**6), st.integers(0, 50)).map(lambda pair: (pair[0], pair[0] + pair[1]))
+seed_ranges = st.tuples(st.integers(0, 10**6), st.integers(0, 50)).map(
+    lambda pair: (pair[0], pair[0] + pair[1])
+)
 
 
 @given(st.lists(seed_ranges, min_size=1, max_size=8))
@@ -72,14 +74,18 @@ def test_any_text_is_seeds_or_a_bad_parameter(text: str):
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 
-@pytest.mark.parametrize("text", ["5-1", "x", "", "1,", "-3", "1-2-3", "1.5", "4294967296", "0-99999999", "٣"])
+@pytest.mark.parametrize(
+    "text", ["5-1", "x", "", "1,", "-3", "1-2-3", "1.5", "4294967296", "0-99999999", "٣"]
+)
 def test_wrong_seeds_are_refused(text: str):
     with pytest.raises(click.BadParameter):
         parse(text)
 
 
 def test_the_latent_of_a_seed_is_numpys():
-    np.testing.assert_array_equal(gen_samples.seed_latent(7, 5), np.random.RandomState(7).randn(1, 5).astype(np.float32))
+    np.testing.assert_array_equal(
+        gen_samples.seed_latent(7, 5), np.random.RandomState(7).randn(1, 5).astype(np.float32)
+    )
 
 
 def test_cameras_without_a_summary_look_at_the_box():
@@ -92,7 +98,7 @@ def test_cameras_without_a_summary_look_at_the_box():
     assert cameras.radius / cameras.intrinsics[0] == pytest.approx(1.6 / 1.2)  # visible width
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The command
 
 
@@ -103,22 +109,40 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = config.model
     model.resolution = SIZE
     model.generator.z_dim = model.generator.w_dim = 16
-    model.generator.channel_base, model.generator.plane_resolution, model.generator.plane_channels = 512, 32, 8
+    (
+        model.generator.channel_base,
+        model.generator.plane_resolution,
+        model.generator.plane_channels,
+    ) = 512, 32, 8
     model.superresolution.channels = (8, 8)
-    model.rendering.resolution, model.rendering.depth_resolution, model.rendering.depth_resolution_importance = 16, 8, 8
+    (
+        model.rendering.resolution,
+        model.rendering.depth_resolution,
+        model.rendering.depth_resolution_importance,
+    ) = 16, 8, 8
     model.rendering.density_gain = 40.0
     torch.manual_seed(0)
     generator = Generator(model)
     yaw, pitch = torch.linspace(-0.6, 0.6, 9), torch.linspace(-0.1, 0.3, 9)
-    cameras = CameraSummary.from_labels(pack_label(orbit_pose(yaw, pitch, 2.7), pinhole_intrinsics(3.0)))
+    cameras = CameraSummary.from_labels(
+        pack_label(orbit_pose(yaw, pitch, 2.7), pinhole_intrinsics(3.0))
+    )
     path = tmp_path_factory.mktemp("network") / "ckpt.pkl"
-    save_checkpoint(path, Checkpoint(config=config, G_ema=generator.state_dict(), cameras=cameras.to_dict()))
+    save_checkpoint(
+        path, Checkpoint(config=config, G_ema=generator.state_dict(), cameras=cameras.to_dict())
+    )
     return path
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run(
+        [sys.executable, COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+    )
 
 
 def names(folder: Path) -> list[str]:
@@ -126,10 +150,24 @@ def names(folder: Path) -> list[str]:
 
 
 def test_pictures_are_the_generators_and_the_same_twice(network: Path, tmp_path: Path):
-    first, second = (run("--network", network, "--seeds", "3,0-1", "--views", "-30,0,30", "--outdir", tmp_path / name) for name in "ab")
+    first, second = (
+        run(
+            "--network",
+            network,
+            "--seeds",
+            "3,0-1",
+            "--views",
+            "-30,0,30",
+            "--outdir",
+            tmp_path / name,
+        )
+        for name in "ab"
+    )
     assert first.returncode == second.returncode == 0, first.stderr
     assert names(tmp_path / "a") == ["seed0000.png", "seed0001.png", "seed0003.png"]
-    assert first.stdout.splitlines() == [str(tmp_path / "a" / f"seed{seed:04d}.png") for seed in (3, 0, 1)]
+    assert first.stdout.splitlines() == [
+        str(tmp_path / "a" / f"seed{seed:04d}.png") for seed in (3, 0, 1)
+    ]
     for name in names(tmp_path / "a"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -145,7 +183,18 @@ def test_pictures_are_the_generators_and_the_same_twice(network: Path, tmp_path:
 
 
 def test_rows_pitch_and_truncation(network: Path, tmp_path: Path):
-    options = ["--network", network, "--seeds", "0-1", "--views", "10", "--pitch", "-5", "--nrr", "8"]
+    options = [
+        "--network",
+        network,
+        "--seeds",
+        "0-1",
+        "--views",
+        "10",
+        "--pitch",
+        "-5",
+        "--nrr",
+        "8",
+    ]
     done = run(*options, "--trunc", "0", "--rows", "image,raw,depth", "--outdir", tmp_path)
     assert done.returncode == 0, done.stderr
     pictures = [np.asarray(Image.open(tmp_path / name)) for name in names(tmp_path)]
@@ -157,7 +206,17 @@ def test_rows_pitch_and_truncation(network: Path, tmp_path: Path):
 
 
 def test_shapes_are_written_in_the_world_of_the_model(network: Path, tmp_path: Path):
-    options = ["--network", network, "--seeds", "0", "--no-images", "--shape-res", "24", "--outdir", tmp_path]
+    options = [
+        "--network",
+        network,
+        "--seeds",
+        "0",
+        "--no-images",
+        "--shape-res",
+        "24",
+        "--outdir",
+        tmp_path,
+    ]
     for kind in ("glb", "mrc"):
         done = run(*options, "--shapes", kind, "--shape-level", LEVEL)
         assert done.returncode == 0, done.stderr
@@ -170,7 +229,9 @@ def test_shapes_are_written_in_the_world_of_the_model(network: Path, tmp_path: P
     with torch.no_grad():
         cameras = CameraSummary.from_dict(generator.cameras or {})
         ws = generator.mapping(gen_samples.seed_latent(0, 16), cameras.frontal_label()[None])
-        at_vertices, _ = generator.sample(torch.tensor(mesh.vertices[None], dtype=torch.float32), ws)
+        at_vertices, _ = generator.sample(
+            torch.tensor(mesh.vertices[None], dtype=torch.float32), ws
+        )
         centre, _ = generator.sample(torch.full((1, 1, 3), 0.5 / 24), ws)
     assert density[12, 12, 12] == pytest.approx(float(centre), rel=1e-3, abs=1e-3)
     on_cut = np.abs(mesh.vertices).max(axis=1) > 0.44  # or on the border of the cameras' view
@@ -191,10 +252,16 @@ def test_shapes_are_written_in_the_world_of_the_model(network: Path, tmp_path: P
         (["--no-images"], 2, "--shapes"),
         (["--shapes", "stl"], 2, "--shapes"),
         (["--shapes", "ply", "--texture", "64"], 2, "--texture"),
-        (["--no-images", "--shapes", "ply", "--shape-res", "16", "--shape-level", "1e9"], 1, "--shape-level"),
+        (
+            ["--no-images", "--shapes", "ply", "--shape-res", "16", "--shape-level", "1e9"],
+            1,
+            "--shape-level",
+        ),
     ],
 )
-def test_wrong_values_are_one_line(network: Path, tmp_path: Path, arguments: list[str], status: int, words: str):
+def test_wrong_values_are_one_line(
+    network: Path, tmp_path: Path, arguments: list[str], status: int, words: str
+):
     done = run("--network", network, "--outdir", tmp_path / "out", *arguments)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == status, done.stderr
@@ -223,9 +290,22 @@ def test_missing_options_and_wrong_files_are_one_line(network: Path, tmp_path: P
 
 @pytest.mark.waits
 def test_interruption_leaves_whole_files_only(network: Path, tmp_path: Path):
-    command = [sys.executable, COMMAND, "--network", network, "--seeds", "0-99999", "--shapes", "ply", "--shape-res", "16"]
+    command = [
+        sys.executable,
+        COMMAND,
+        "--network",
+        network,
+        "--seeds",
+        "0-99999",
+        "--shapes",
+        "ply",
+        "--shape-res",
+        "16",
+    ]
     command += ["--shape-level", LEVEL, "--outdir", tmp_path]
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while len(list(tmp_path.glob("*.ply"))) < 3:
         assert process.poll() is None, process.communicate()[1]

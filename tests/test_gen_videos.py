@@ -13,15 +13,15 @@ import pytest
 import torch
 
 import gen_videos
-from media.strips import seed_latent, to_uint8
+from media.pictures.grids import seed_latent, to_uint8
 from open_eg3d import load_generator
-from tests.media.test_videos import read_gif, read_mp4
+from tests.media.videos.test_videos import read_gif, read_mp4
 from tests.released_layout import Layout, write_snapshot
 from tests.tiny import Ended, call, finish, start, tiny_config
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
-from training.checkpoint import Checkpoint, save_checkpoint
+from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
-from training.scene import CameraSummary, cameras_of
 
 SIZE = 32
 
@@ -32,7 +32,12 @@ def write_network(path: Path, yaws: float = 0.6) -> Path:
     torch.manual_seed(0)
     poses = orbit_pose(torch.linspace(-yaws, yaws, 41), torch.linspace(-0.1, 0.3, 41), 2.7)
     cameras = CameraSummary.from_labels(pack_label(poses, pinhole_intrinsics(3.0)))
-    save_checkpoint(path, Checkpoint(config=config, G_ema=Generator(config.model).state_dict(), cameras=cameras.to_dict()))
+    save_checkpoint(
+        path,
+        Checkpoint(
+            config=config, G_ema=Generator(config.model).state_dict(), cameras=cameras.to_dict()
+        ),
+    )
     return path
 
 
@@ -50,9 +55,16 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_video_a_seed_in_both_formats(network: Path, tmp_path: Path) -> None:
-    done = run(network, tmp_path, "--seeds", "3,1", "--frames", "6", "--fps", "10", "--formats", "mp4,gif").assert_done()
+    done = run(
+        network, tmp_path, "--seeds", "3,1", "--frames", "6", "--fps", "10", "--formats", "mp4,gif"
+    ).assert_done()
     assert names(tmp_path) == ["seed0001.gif", "seed0001.mp4", "seed0003.gif", "seed0003.mp4"]
-    assert [Path(line).name for line in done.out.splitlines()] == ["seed0003.mp4", "seed0003.gif", "seed0001.mp4", "seed0001.gif"]
+    assert [Path(line).name for line in done.out.splitlines()] == [
+        "seed0003.mp4",
+        "seed0003.gif",
+        "seed0001.mp4",
+        "seed0001.gif",
+    ]
     frames, about = read_mp4(tmp_path / "seed0003.mp4")
     assert len(frames) == 6
     assert about["fps"] == 10
@@ -97,13 +109,28 @@ def test_still_camera(network: Path, tmp_path: Path) -> None:
 
 
 def test_interpolation_in_a_grid_with_panels(network: Path, tmp_path: Path) -> None:
-    options = ["--seeds", "0-5", "--interpolate", "--grid", "3x1", "--show", "image,raw,depth,normals", "--size", "16", "--frames", "7"]
+    options = [
+        "--seeds",
+        "0-5",
+        "--interpolate",
+        "--grid",
+        "3x1",
+        "--show",
+        "image,raw,depth,normals",
+        "--size",
+        "16",
+        "--frames",
+        "7",
+    ]
     run(network, tmp_path, *options, "--formats", "gif").assert_done()
     assert names(tmp_path) == ["interpolation.gif"]
     frames, _ = read_gif(tmp_path / "interpolation.gif")
     assert frames[0].shape == (16, 3 * 4 * 16, 3)
     np.testing.assert_array_equal(frames[0], frames[-1])
-    cells = [np.concatenate([frame[:, cell * 64 : cell * 64 + 16] for cell in range(3)], axis=1) for frame in (frames[0], frames[3])]
+    cells = [
+        np.concatenate([frame[:, cell * 64 : cell * 64 + 16] for cell in range(3)], axis=1)
+        for frame in (frames[0], frames[3])
+    ]
     assert np.abs(cells[0].astype(int) - cells[1]).mean() > 1
 
 
@@ -113,25 +140,66 @@ def test_a_format_named_twice_is_written_once(network: Path, tmp_path: Path) -> 
 
 
 def test_grid_of_identities(network: Path, tmp_path: Path) -> None:
-    run(network, tmp_path, "--seeds", "0-3", "--grid", "2x2", "--frames", "2", "--camera", "still", "--formats", "gif").assert_done()
+    run(
+        network,
+        tmp_path,
+        "--seeds",
+        "0-3",
+        "--grid",
+        "2x2",
+        "--frames",
+        "2",
+        "--camera",
+        "still",
+        "--formats",
+        "gif",
+    ).assert_done()
     (tmp_path / "grid.gif").rename(tmp_path / "all.gif")
-    run(network, tmp_path, "--seeds", "2", "--frames", "1", "--camera", "still", "--formats", "gif").assert_done()
-    grid, alone = (read_gif(tmp_path / name)[0][0].astype(int) for name in ("all.gif", "seed0002.gif"))
+    run(
+        network, tmp_path, "--seeds", "2", "--frames", "1", "--camera", "still", "--formats", "gif"
+    ).assert_done()
+    grid, alone = (
+        read_gif(tmp_path / name)[0][0].astype(int) for name in ("all.gif", "seed0002.gif")
+    )
     assert np.abs(grid[SIZE:, :SIZE] - alone).mean() < 3
 
 
 def test_poses_from_a_file(network: Path, tmp_path: Path) -> None:
     (tmp_path / "poses.json").write_text(json.dumps([{"yaw": yaw} for yaw in (0, 10, 20)]))
-    run(network, tmp_path / "out", "--seeds", "0", "--camera", str(tmp_path / "poses.json")).assert_done()
+    run(
+        network, tmp_path / "out", "--seeds", "0", "--camera", str(tmp_path / "poses.json")
+    ).assert_done()
     assert len(read_mp4(tmp_path / "out" / "seed0000.mp4")[0]) == 3
-    refused = run(network, tmp_path / "out", "--seeds", "0", "--camera", str(tmp_path / "poses.json"), "--frames", "4")
+    refused = run(
+        network,
+        tmp_path / "out",
+        "--seeds",
+        "0",
+        "--camera",
+        str(tmp_path / "poses.json"),
+        "--frames",
+        "4",
+    )
     refused.assert_refused(2, "--frames")
 
 
 def test_more_samples_a_ray_come_nearer_to_the_truth(network: Path, tmp_path: Path) -> None:
     pictures = {}
     for factor in ("1", "4", "32"):
-        options = ["--seeds", "0", "--frames", "1", "--camera", "still", "--show", "raw", "--formats", "gif", "--ray-samples", factor]
+        options = [
+            "--seeds",
+            "0",
+            "--frames",
+            "1",
+            "--camera",
+            "still",
+            "--show",
+            "raw",
+            "--formats",
+            "gif",
+            "--ray-samples",
+            factor,
+        ]
         run(network, tmp_path / factor, *options).assert_done()
         pictures[factor] = read_gif(tmp_path / factor / "seed0000.gif")[0][0].astype(float)
     errors = [np.abs(pictures[factor] - pictures["32"]).mean() for factor in ("1", "4")]
@@ -139,24 +207,54 @@ def test_more_samples_a_ray_come_nearer_to_the_truth(network: Path, tmp_path: Pa
 
 
 def test_the_camera_is_the_checkpoints(tmp_path: Path) -> None:
-    """A model of things seen from all around is looked at from all around, one of faces from the front."""
+    """A model of things seen from all around is looked at from all around, one of faces from the
+    front.
+    """
     for name, yaws in (("faces", 0.6), ("cars", math.pi)):
         generator = load_generator(write_network(tmp_path / f"{name}.pkl", yaws))
-        options = call(gen_videos.main, "--network", tmp_path / f"{name}.pkl", "--seeds", "0", "--frames", "9", "--outdir", tmp_path / name)
+        options = call(
+            gen_videos.main,
+            "--network",
+            tmp_path / f"{name}.pkl",
+            "--seeds",
+            "0",
+            "--frames",
+            "9",
+            "--outdir",
+            tmp_path / name,
+        )
         options.assert_done()
         frames, _ = read_mp4(tmp_path / name / "seed0000.mp4")
         cameras = cameras_of(generator)
         with torch.no_grad():
             ws = generator.mapping(seed_latent(0, generator.z_dim), cameras.frontal_label()[None])
-            behind = to_uint8(generator.synthesis(ws, cameras.label(cameras.yaw + math.pi, cameras.pitch)[None]).image)[0]
+            behind = to_uint8(
+                generator.synthesis(
+                    ws, cameras.label(cameras.yaw + math.pi, cameras.pitch)[None]
+                ).image
+            )[0]
         error = np.abs(frames[4].astype(int) - behind).mean()
         assert error < 6 if name == "cars" else error > 8
 
 
 def test_released_snapshots_of_larger_size(tmp_path: Path) -> None:
     rendering = {"depth_resolution": 6, "depth_resolution_importance": 6}
-    path = write_snapshot(tmp_path / "released.pkl", Layout(plane_channels=4, neural_rendering_resolution=16, rendering=rendering))
-    run(path, tmp_path / "out", "--seeds", "0-1", "--frames", "3", "--show", "image,raw,depth,normals", "--grid", "1x2").assert_done()
+    path = write_snapshot(
+        tmp_path / "released.pkl",
+        Layout(plane_channels=4, neural_rendering_resolution=16, rendering=rendering),
+    )
+    run(
+        path,
+        tmp_path / "out",
+        "--seeds",
+        "0-1",
+        "--frames",
+        "3",
+        "--show",
+        "image,raw,depth,normals",
+        "--grid",
+        "1x2",
+    ).assert_done()
     frames, _ = read_mp4(tmp_path / "out" / "grid.mp4")
     assert len(frames) == 3
     assert frames[0].shape == (256, 4 * 128, 3)
@@ -179,11 +277,17 @@ def test_released_snapshots_of_larger_size(tmp_path: Path) -> None:
         (["--ray-samples", "nan"], 2, "--ray-samples"),
         (["--fps", "nan"], 2, "--fps"),
         (["--trunc", "1e300"], 2, "--trunc"),
-        (["--camera", "http://127.0.0.1:9/poses.json"], 1, "cannot download http://127.0.0.1:9/poses.json"),
+        (
+            ["--camera", "http://127.0.0.1:9/poses.json"],
+            1,
+            "cannot download http://127.0.0.1:9/poses.json",
+        ),
         (["--camera", "spiral"], 1, "spiral"),
     ],
 )
-def test_wrong_values_are_one_line(network: Path, tmp_path: Path, arguments: list[str], status: int, words: str) -> None:
+def test_wrong_values_are_one_line(
+    network: Path, tmp_path: Path, arguments: list[str], status: int, words: str
+) -> None:
     run(network, tmp_path / "out", *arguments).assert_refused(status, words)
     assert not list(tmp_path.iterdir()) or not names(tmp_path / "out")
 
@@ -197,7 +301,18 @@ def test_wrong_networks_and_places_are_one_line(network: Path, tmp_path: Path) -
 
 @pytest.mark.waits
 def test_ctrl_c_leaves_a_file_that_plays(network: Path, tmp_path: Path) -> None:
-    options: list[str | Path] = ["--network", network, "--seeds", "0", "--frames", "100000", "--outdir", tmp_path, "--formats", "mp4,gif"]
+    options: list[str | Path] = [
+        "--network",
+        network,
+        "--seeds",
+        "0",
+        "--frames",
+        "100000",
+        "--outdir",
+        tmp_path,
+        "--formats",
+        "mp4,gif",
+    ]
     process = start("gen_videos.py", *options, "--size", "128")
     deadline = time.monotonic() + 120
     while not any(path.stat().st_size for path in tmp_path.glob(".*.mp4.*")):

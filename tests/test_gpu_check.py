@@ -1,4 +1,6 @@
-"""python -m benchmarks.gpu_check: each part passes, fails or says why it was skipped, and the report tells all of it."""
+"""python -m benchmarks.gpu_check: each part passes, fails or says why it was skipped, and the
+report tells all of it.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,12 @@ def dry_report(dest: Path, *parts: str) -> dict[str, dict[str, Any]]:
 @without_gpu
 def test_a_dry_run_exercises_what_needs_no_gpu(tmp_path: Path) -> None:
     parts = dry_report(tmp_path / "report.json", "tests", "operators", "frame")
-    assert parts["tests"] | {"seconds": 0} == {"status": "skipped", "seconds": 0, "reason": "there is no CUDA device", "figures": {}}
+    assert parts["tests"] | {"seconds": 0} == {
+        "status": "skipped",
+        "seconds": 0,
+        "reason": "there is no CUDA device",
+        "figures": {},
+    }
     assert {parts[name]["status"] for name in ("operators", "frame")} == {"passed"}
     assert parts["operators"]["figures"]["filtered_lrelu"]["cpp both"] > 0
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 import demo
-from media.strips import seed_latent
+from media.pictures.grids import seed_latent
 from metrics.consistency import view_consistency
 from metrics.processes import Team
 from metrics.sampling import GeneratorSampler
 from open_eg3d import load_generator
+from training.data.scene import cameras_of
 from training.networks.generator import Generator, GeneratorOutput
-from training.scene import cameras_of
 
 SEEDS = range(6)
 YAWS = (-40.0, 0.0, 40.0)  # degrees
@@ -34,7 +34,9 @@ def heads(generator: Generator, yaw: float) -> GeneratorOutput:
     cameras = cameras_of(generator)
     z = torch.cat([seed_latent(seed, generator.z_dim) for seed in SEEDS])
     ws = generator.mapping(z, cameras.frontal_label().expand(len(z), -1))
-    return generator.synthesis(ws, cameras.label(math.radians(yaw), cameras.pitch).expand(len(z), -1))
+    return generator.synthesis(
+        ws, cameras.label(math.radians(yaw), cameras.pitch).expand(len(z), -1)
+    )
 
 
 def psnr(first: Tensor, second: Tensor) -> float:
@@ -54,7 +56,9 @@ def test_it_is_small_and_of_the_heads() -> None:
 
 
 @pytest.mark.parametrize("yaw", YAWS)
-def test_bf16_shows_the_same(generator: Generator, yaw: float, request: pytest.FixtureRequest) -> None:
+def test_bf16_shows_the_same(
+    generator: Generator, yaw: float, request: pytest.FixtureRequest
+) -> None:
     exact = heads(generator, yaw)
     request.getfixturevalue("low_precision")
     rounded = heads(generator, yaw)
@@ -63,7 +67,9 @@ def test_bf16_shows_the_same(generator: Generator, yaw: float, request: pytest.F
 
 
 @pytest.mark.parametrize("yaw", YAWS)
-def test_heads_fill_their_part_of_the_picture_and_have_relief(generator: Generator, yaw: float) -> None:
+def test_heads_fill_their_part_of_the_picture_and_have_relief(
+    generator: Generator, yaw: float
+) -> None:
     shown = heads(generator, yaw)
     coverage = shown.weights_sum.mean(dim=(1, 2, 3))
     assert ((coverage > 0.25) & (coverage < 0.75)).all()
@@ -83,7 +89,9 @@ def test_people_differ(generator: Generator) -> None:
 def test_a_head_stays_the_same_as_it_turns(generator: Generator) -> None:
     cameras = cameras_of(generator)
     poses = cameras.poses
-    sampler = GeneratorSampler(generator, lambda random: poses[random.randint(len(poses))], torch.device("cpu"))
+    sampler = GeneratorSampler(
+        generator, lambda random: poses[random.randint(len(poses))], torch.device("cpu")
+    )
     values = view_consistency(sampler, 16, 8, Team())
     assert values["psnr_raw"] > 26
     assert values["share"] > 0.7

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import pytest
 
 from tests.survival import begin, end_all, final_state, torchrun, training, wait_for, workers
 from tests.tiny import differing, write_dataset
-from training.checkpoint import load_checkpoint
-from training.run_folder import STATS_FILE
+from training.checkpoints.checkpoint import load_checkpoint
+from training.run.folder import STATS_FILE
 
 METRIC = "relief8"
 
@@ -37,29 +38,52 @@ def lines(outdir: Path) -> int:
     return sum(len(path.read_text().splitlines()) for path in outdir.glob(f"*/{STATS_FILE}"))
 
 
+def has_gone_on(outdir: Path, before: int, process: subprocess.Popen[bytes]) -> bool:
+    return lines(outdir) != before and len(workers(process)) == 2
+
+
+def has_restarted(log: Path, restarts: int) -> bool:
+    return log.read_text().count("Going on from") == restarts
+
+
 def is_writing(outdir: Path) -> bool:
     return any(outdir.glob("*/.network-snapshot-*.tmp"))
 
 
 def is_looking(outdir: Path, since: float) -> bool:
     """Whether pictures of a snapshot are being made: one is there that is new, the last is not."""
-    newest = [max((path.stat().st_mtime for path in outdir.glob(f"*/{kind}-*.png")), default=0.0) for kind in ("fakes", "yaw")]
+    newest = [
+        max((path.stat().st_mtime for path in outdir.glob(f"*/{kind}-*.png")), default=0.0)
+        for kind in ("fakes", "yaw")
+    ]
     return newest[0] > since and newest[1] < newest[0]
 
 
 def is_measuring(outdir: Path, since: float) -> bool:
     """Whether a snapshot is being measured: its pictures are there, its figures are not."""
     newest = [
-        max((path.stat().st_mtime for path in outdir.glob(f"*/{kind}")), default=0.0) for kind in ("yaw-*.png", f"metric-{METRIC}.jsonl")
+        max((path.stat().st_mtime for path in outdir.glob(f"*/{kind}")), default=0.0)
+        for kind in ("yaw-*.png", f"metric-{METRIC}.jsonl")
     ]
     return newest[0] > since and newest[1] < newest[0]
 
 
-def live_and_die(outdir: Path, data: Path, steps: int, log: Path, moment: random.Random, *more: str) -> str:
+def live_and_die(
+    outdir: Path, data: Path, steps: int, log: Path, moment: random.Random, *more: str
+) -> str:
     """One life of a run, ended by SIGKILL at some moment; returns how far it came."""
     start, before = time.time(), lines(outdir)
     process = begin(training(outdir, data, steps, *more), log)
-    kind = moment.choice(["start", "any", "any", "writing", "looking", *(["measuring"] * 2 if "--metrics" in more else [])])
+    kind = moment.choice(
+        [
+            "start",
+            "any",
+            "any",
+            "writing",
+            "looking",
+            *(["measuring"] * 2 if "--metrics" in more else []),
+        ]
+    )
     if kind == "start":
         time.sleep(moment.uniform(0, 6))
     else:
@@ -74,7 +98,8 @@ def live_and_die(outdir: Path, data: Path, steps: int, log: Path, moment: random
         time.sleep(moment.uniform(0, 1.5) if kind == "any" else 0)
     if process.poll() is not None:
         return "done" if process.returncode == 0 else f"failed: {log.read_text()}"
-    os.kill(process.pid, signal.SIGKILL)  # of several processes the parent, of which the others are to hear
+    # of several processes the parent, of which the others are to hear
+    os.kill(process.pid, signal.SIGKILL)
     process.wait()
     return kind
 
@@ -97,8 +122,19 @@ def test_a_run_that_is_killed_goes_on(tmp_path: Path, data: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kills", "processes"), [(14, 1), (6, 2)])
-def test_a_run_that_is_killed_at_many_moments_goes_on(tmp_path: Path, data: Path, kills: int, processes: int) -> None:
-    check_kills(tmp_path, data, kills, 120 if processes == 1 else 60, "--procs", str(processes), "--metrics", METRIC)
+def test_a_run_that_is_killed_at_many_moments_goes_on(
+    tmp_path: Path, data: Path, kills: int, processes: int
+) -> None:
+    check_kills(
+        tmp_path,
+        data,
+        kills,
+        120 if processes == 1 else 60,
+        "--procs",
+        str(processes),
+        "--metrics",
+        METRIC,
+    )
 
 
 def test_a_killed_process_ends_the_others_with_a_reason(tmp_path: Path, data: Path) -> None:
@@ -111,7 +147,10 @@ def test_a_killed_process_ends_the_others_with_a_reason(tmp_path: Path, data: Pa
         end_all(process)
     said = (tmp_path / "log").read_text()
     assert process.returncode == 1
-    assert "error: a process died: process 1 terminated with signal SIGKILL; go on with --resume latest" in said
+    assert (
+        "error: a process died: process 1 terminated with signal SIGKILL; go on with --resume"
+        " latest" in said
+    )
     assert "Traceback" not in said
 
 
@@ -123,10 +162,10 @@ def test_torchrun_starts_a_job_again_from_its_last_checkpoint(tmp_path: Path, da
     try:
         for restarts in (1, 2):
             before = lines(outdir)
-            wait_for(lambda before=before: lines(outdir) != before and len(workers(process)) == 2, "steps")  # type: ignore[misc]
+            wait_for(partial(has_gone_on, outdir, before, process), "steps")
             time.sleep(1)
             workers(process)[-restarts].kill()
-            wait_for(lambda count=restarts: log.read_text().count("Going on from") == count, "a restart", 60)  # type: ignore[misc]
+            wait_for(partial(has_restarted, log, restarts), "a restart", 60)
         assert process.wait(timeout=300) == 0, log.read_text()
     finally:
         end_all(process)
@@ -136,7 +175,10 @@ def test_torchrun_starts_a_job_again_from_its_last_checkpoint(tmp_path: Path, da
 @pytest.mark.slow
 def test_torchrun_passes_sigterm_on(tmp_path: Path, data: Path) -> None:
     outdir, log = tmp_path / "runs", tmp_path / "log"
-    process = begin([*torchrun("--standalone", "--nproc-per-node", "2", "--"), *training(outdir, data, 1000)], log)
+    process = begin(
+        [*torchrun("--standalone", "--nproc-per-node", "2", "--"), *training(outdir, data, 1000)],
+        log,
+    )
     try:
         wait_for(lambda: lines(outdir) > 0, "a step")
         started = workers(process)
@@ -164,7 +206,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_for_a_while_costs_nothing(small_disk: Path, tmp_path: Path, data: Path) -> None:
+def test_a_disk_that_is_full_for_a_while_costs_nothing(
+    small_disk: Path, tmp_path: Path, data: Path
+) -> None:
     outdir, log, steps, filler = small_disk / "runs", tmp_path / "log", 60, small_disk / "filler"
     process = begin(training(outdir, data, steps), log)
     try:

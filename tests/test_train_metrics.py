@@ -1,4 +1,6 @@
-"""train.py --metrics: the figures of calc_metrics.py at every snapshot, and a training that does not notice."""
+"""train.py --metrics: the figures of calc_metrics.py at every snapshot, and a training that does
+not notice.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,26 @@ from metrics.processes import Cancelled, OtherProcessFailed, Team
 from open_eg3d import measuring
 from open_eg3d.measuring import SnapshotMetrics
 from tests.metrics.networks import inception_weights
-from tests.tiny import TINY_OPTIONS, Ended, call, differing, finish, kimg, only_run, start, state_in, tiny_config, write_dataset
-from torch_utils.processes import run_processes
-from training.checkpoint import load_checkpoint
-from training.loop import RunOptions, run_training
+from tests.tiny import (
+    TINY_OPTIONS,
+    Ended,
+    call,
+    differing,
+    finish,
+    kimg,
+    only_run,
+    start,
+    state_in,
+    tiny_config,
+    write_dataset,
+)
+from torch_utils.distributed.processes import run_processes
+from training.checkpoints.checkpoint import load_checkpoint
+from training.run.loop import RunOptions, run_training
 
 NAMES = "fid8_full_lite0,kid8_lite0,relief3"
-DENSE = ("--set", "rendering.density_gain=30", "--seed", "3")  # these random weights show a surface to measure
+# these random weights show a surface to measure
+DENSE = ("--set", "rendering.density_gain=30", "--seed", "3")
 METRICS = ("--metrics", NAMES)
 CPU = torch.device("cpu")
 
@@ -37,7 +52,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPEN_EG3D_CACHE", str(folder))
         patch.setenv("TORCH_HOME", str(folder / "hub"))
-        patch.setenv("OPEN_EG3D_OPS", "reference")  # compiled operators would be built anew in a fresh cache
+        # compiled operators would be built anew in a fresh cache
+        patch.setenv("OPEN_EG3D_OPS", "reference")
         yield folder
 
 
@@ -56,7 +72,7 @@ def lines_in(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The same figures, and the same training
 
 
@@ -68,13 +84,28 @@ def plain(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
     return state_in(only_run(outdir))
 
 
-def test_training_ends_bit_for_bit_the_same_and_figures_are_those_of_calc_metrics(data: Path, plain: dict[str, Any], tmp_path: Path):
+def test_training_ends_bit_for_bit_the_same_and_figures_are_those_of_calc_metrics(
+    data: Path, plain: dict[str, Any], tmp_path: Path
+):
     trained(data, tmp_path, *METRICS).assert_done()
     run_dir = only_run(tmp_path)
     assert differing(plain, state_in(run_dir)) == []
     snapshots = sorted(run_dir.glob("network-snapshot-*.pkl"))
     last = snapshots[-1]
-    arguments = ("--network", last, "--data", data, "--mirror", "--metrics", NAMES, "--batch", "4", "--device", "cpu", "--json")
+    arguments = (
+        "--network",
+        last,
+        "--data",
+        data,
+        "--mirror",
+        "--metrics",
+        NAMES,
+        "--batch",
+        "4",
+        "--device",
+        "cpu",
+        "--json",
+    )
     by_hand = call(calc_metrics.main, *arguments, "--outdir", tmp_path / "out").assert_done()
     events = EventAccumulator(str(run_dir))
     events.Reload()
@@ -89,17 +120,41 @@ def test_training_ends_bit_for_bit_the_same_and_figures_are_those_of_calc_metric
             assert [scalar.step for scalar in events.Scalars(f"Metrics/{name}")] == [8, 12]
             assert events.Scalars(f"Metrics/{name}")[-1].value == pytest.approx(value, rel=1e-6)
             assert f"{name} {value:.6g}" in log
-    assert json.loads(by_hand.out.splitlines()[0])["protocol"]["reals"] == 30  # with the mirror images that it trains with
+    # with the mirror images that it trains with
+    assert json.loads(by_hand.out.splitlines()[0])["protocol"]["reals"] == 30
 
 
 def test_several_processes_measure_together(data: Path, tmp_path: Path):
-    arguments: tuple[str | Path, ...] = ("--data", data, "--outdir", tmp_path, *TINY_OPTIONS, *DENSE, "--kimg", kimg(2), "--procs", "2")
+    arguments: tuple[str | Path, ...] = (
+        "--data",
+        data,
+        "--outdir",
+        tmp_path,
+        *TINY_OPTIONS,
+        *DENSE,
+        "--kimg",
+        kimg(2),
+        "--procs",
+        "2",
+    )
     finish(start("train.py", *arguments, *METRICS)).assert_done()
     finish(start("train.py", *arguments)).assert_done()
     first, second = sorted(tmp_path.iterdir())
     assert differing(state_in(first), state_in(second)) == []
     last = sorted(first.glob("network-snapshot-*.pkl"))[-1]
-    calc: tuple[str | Path, ...] = ("--network", last, "--data", data, "--metrics", NAMES, "--batch", "2", "--device", "cpu", "--json")
+    calc: tuple[str | Path, ...] = (
+        "--network",
+        last,
+        "--data",
+        data,
+        "--metrics",
+        NAMES,
+        "--batch",
+        "2",
+        "--device",
+        "cpu",
+        "--json",
+    )
     ended = call(calc_metrics.main, *calc, "--outdir", tmp_path / "out").assert_done()
     for expected in map(json.loads, ended.out.splitlines()):
         (line,) = lines_in(first / f"metric-{expected['metric']}.jsonl")
@@ -110,25 +165,36 @@ def test_several_processes_measure_together(data: Path, tmp_path: Path):
 
 def test_the_published_network_is_the_default(data: Path, tmp_path: Path):
     torch.save(inception_weights(), tmp_path / "inception.pth")
-    ended = trained(data, tmp_path / "runs", "--metrics", "is10", "--detector-weights", tmp_path / "inception.pth", steps=1)
+    ended = trained(
+        data,
+        tmp_path / "runs",
+        "--metrics",
+        "is10",
+        "--detector-weights",
+        tmp_path / "inception.pth",
+        steps=1,
+    )
     ended.assert_done()
     (line,) = lines_in(only_run(tmp_path / "runs") / "metric-is10.jsonl")
     assert line["protocol"]["detector"] == "inception"
     assert line["results"]["is10"] >= 1
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Going on
 
 
-def test_a_run_goes_on_with_its_metrics_and_forgets_what_is_measured_again(data: Path, tmp_path: Path):
+def test_a_run_goes_on_with_its_metrics_and_forgets_what_is_measured_again(
+    data: Path, tmp_path: Path
+):
     trained(data, tmp_path, "--metrics", "relief2", steps=4).assert_done()
     run_dir = only_run(tmp_path)
     path = run_dir / "metric-relief2.jsonl"
     whole = lines_in(path)
     assert [line["kimg"] for line in whole] == [0.008, 0.016]
     with path.open("a") as file:
-        file.write('{"metric": "relief2", "results": {"relief2_relief": 1}}\n')  # of no known moment: stays
+        # of no known moment: stays
+        file.write('{"metric": "relief2", "results": {"relief2_relief": 1}}\n')
     earlier = tmp_path / "earlier"
     trained(data, earlier, "--metrics", "relief2", steps=2).assert_done()
     snapshot = next(only_run(earlier).glob("network-snapshot-*.pkl"))
@@ -137,12 +203,17 @@ def test_a_run_goes_on_with_its_metrics_and_forgets_what_is_measured_again(data:
     lines = lines_in(path)
     assert [line.get("kimg") for line in lines] == [0.008, None, 0.016]
     assert lines[-1]["results"] == whole[-1]["results"]
-    call(train.main, "--resume", run_dir, "--gpus", "0", "--kimg", kimg(6), "--metrics", "none").assert_done()
+    call(
+        train.main, "--resume", run_dir, "--gpus", "0", "--kimg", kimg(6), "--metrics", "none"
+    ).assert_done()
     assert lines_in(path) == lines
-    assert load_checkpoint(sorted(run_dir.glob("network-snapshot-*.pkl"))[-1]).config.snapshot.metrics == ()
+    assert (
+        load_checkpoint(sorted(run_dir.glob("network-snapshot-*.pkl"))[-1]).config.snapshot.metrics
+        == ()
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What goes wrong
 
 
@@ -156,14 +227,23 @@ def test_a_run_goes_on_with_its_metrics_and_forgets_what_is_measured_again(data:
         (("--metrics", "fid31_lite0"), 1, ("fid31_lite0 needs 31 real pictures", "30", "_full")),
         (("--metrics", "depth4"), 1, ("no depth maps",)),
         (("--metrics", "identity4"), 1, ("--identity-model",)),
-        (("--metrics", "is20"), 1, ("--detector-weights FILE", "weights-inception-2015-12-05-6726825d.pth")),
+        (
+            ("--metrics", "is20"),
+            1,
+            ("--detector-weights FILE", "weights-inception-2015-12-05-6726825d.pth"),
+        ),
         (("--metrics", "is20", "--detector-weights", "absent.pth"), 1, ("absent.pth",)),
         (("--metrics", "ppl2_wend"), 1, ("--lpips-weights FILE",)),
         (("--metrics", "pose4", "--pose-model", "absent.onnx"), 1, ("absent.onnx",)),
     ],
 )
 def test_what_cannot_be_measured_is_told_before_the_training(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], status: int, words: tuple[str, ...]
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    status: int,
+    words: tuple[str, ...],
 ):
     def offline(*_: object, **__: object) -> None:
         raise OSError("no network here")
@@ -174,20 +254,29 @@ def test_what_cannot_be_measured_is_told_before_the_training(
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 
-def test_a_metric_that_fails_costs_a_line_not_the_training(data: Path, tmp_path: Path, plain: dict[str, Any], monkeypatch: Any):
+def test_a_metric_that_fails_costs_a_line_not_the_training(
+    data: Path, tmp_path: Path, plain: dict[str, Any], monkeypatch: Any
+):
     calls = []
 
     def broken(*_: object) -> Any:
         calls.append(1)
         torch.rand(3)  # and leaves the random numbers elsewhere
-        raise UserError("the features are not finite") if len(calls) == 1 else torch.OutOfMemoryError("no room")
+        raise (
+            UserError("the features are not finite")
+            if len(calls) == 1
+            else torch.OutOfMemoryError("no room")
+        )
 
     monkeypatch.setattr(measuring, "evaluate", broken)
     ended = trained(data, tmp_path, "--metrics", "relief2").assert_done()
     assert len(calls) == 2
     run_dir = only_run(tmp_path)
     log = (run_dir / "log.txt").read_text()
-    for words in ("no metrics of network-snapshot-000000.pkl: the features are not finite", "OutOfMemoryError: no room"):
+    for words in (
+        "no metrics of network-snapshot-000000.pkl: the features are not finite",
+        "OutOfMemoryError: no room",
+    ):
         assert words in log
         assert words in ended.out + ended.err
     assert differing(plain, state_in(run_dir)) == []
@@ -210,12 +299,14 @@ def test_a_stop_does_not_wait_for_metrics(data: Path, tmp_path: Path):
     assert not list(tmp_path.glob("metric-*"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Processes of which one fails
 
 
 def attempts(_: torch.device, folder: Path) -> None:
-    """Work in which some process fails at one point or another; all must come out of it, and can then work together again."""
+    """Work in which some process fails at one point or another; all must come out of it, and can
+    then work together again.
+    """
     team = Team.of_group(CPU)
     outcomes: list[float | str] = []
 
@@ -248,7 +339,9 @@ def test_no_process_waits_for_one_that_failed(tmp_path: Path):
         2: [9.0, "other", "other", "own", "own"],
     }
     for rank, outcomes in expected.items():
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [outcome for outcome in outcomes for _ in range(4)]
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [
+            outcome for outcome in outcomes for _ in range(4)
+        ]
 
 
 def test_work_alone_fails_as_it_is_and_stops_when_told():

@@ -1,4 +1,6 @@
-"""Training on two hosts, which are network namespaces joined by a cable that is cut. Needs root, as making namespaces does."""
+"""Training on two hosts, which are network namespaces joined by a cable that is cut. Needs root, as
+making namespaces does.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,14 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.survival import BATCH, begin, end_all, final_state, torchrun, training, wait_for, workers
 from tests.tiny import ROOT, differing, environment, write_dataset
-from training.run_folder import STATS_FILE
+from training.run.folder import STATS_FILE
 
 MINUTE = 60.0
 STEPS = 300
@@ -40,12 +43,28 @@ def ip(*arguments: str) -> None:
 def hosts() -> Iterator[tuple[Host, Host]]:
     if os.geteuid():
         pytest.skip("network namespaces need root")
-    both = tuple(Host(f"eg3d-{os.getpid()}{end}", f"eg3d{os.getpid() % 10000}{end}", f"10.77.0.{end}") for end in (1, 2))
+    both = tuple(
+        Host(f"eg3d-{os.getpid()}{end}", f"eg3d{os.getpid() % 10000}{end}", f"10.77.0.{end}")
+        for end in (1, 2)
+    )
     first, second = both
     try:
         for host in both:
             ip("netns", "add", host.name)
-        ip("link", "add", first.cable, "netns", first.name, "type", "veth", "peer", "name", second.cable, "netns", second.name)
+        ip(
+            "link",
+            "add",
+            first.cable,
+            "netns",
+            first.name,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            second.cable,
+            "netns",
+            second.name,
+        )
         for host in both:
             ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", host.cable)
             ip("-n", host.name, "link", "set", "lo", "up")
@@ -59,11 +78,32 @@ def hosts() -> Iterator[tuple[Host, Host]]:
 
 def job(host: Host, first: Host, data: Path, outdir: Path) -> str:
     """What a batch system runs on each host: torchrun, again until it ends well."""
-    options = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "10", "--local-addr", host.address]
-    # Names of hosts mean nothing between namespaces, so that torchrun must be told who keeps the rendezvous.
-    options += ["--rdzv-backend", "c10d", "--rdzv-id", "job", "--rdzv-endpoint", f"{first.address}:29400"]
+    options = [
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--max-restarts",
+        "10",
+        "--local-addr",
+        host.address,
+    ]
+    # Names of hosts mean nothing between namespaces, so that torchrun must be told who keeps the
+    # rendezvous.
+    options += [
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-id",
+        "job",
+        "--rdzv-endpoint",
+        f"{first.address}:29400",
+    ]
     options += ["--rdzv-conf", f"is_host={int(host == first)}", "--"]
-    return f"until {shlex.join(map(str, [sys.executable, *torchrun(*options), *training(outdir, data, STEPS, *TICKS)]))}; do sleep 2; done"
+    return (
+        "until"
+        f" {shlex.join(map(str, [sys.executable, *torchrun(*options), *training(outdir, data, STEPS, *TICKS)]))};"
+        " do sleep 2; done"
+    )
 
 
 def start(host: Host, first: Host, data: Path, outdir: Path, log: Path) -> subprocess.Popen[bytes]:
@@ -87,6 +127,10 @@ def wait_for_steps(outdir: Path) -> None:
     wait_for(lambda: steps(outdir) != before and steps(outdir).count("\n") > 0, "steps", 4 * MINUTE)
 
 
+def has_lost_contact_again(log: Path, before: int) -> bool:
+    return log.read_text().count("lost contact") > before
+
+
 @pytest.mark.slow
 def test_two_hosts_lose_a_process_and_their_cable(hosts: tuple[Host, Host], tmp_path: Path) -> None:
     data, outdir = write_dataset(tmp_path / "blots.zip"), tmp_path / "runs"
@@ -108,14 +152,23 @@ def test_two_hosts_lose_a_process_and_their_cable(hosts: tuple[Host, Host], tmp_
         wait_for(lambda: "Going on from" in logs[0].read_text(), "a restart", 2 * MINUTE)
         wait_for_steps(outdir)
 
-        # A long cut: both hosts' processes end with a reason within a minute, and begin again when the cable is back.
+        # A long cut: both hosts' processes end with a reason within a minute, and begin again when
+        # the cable is back.
         training_processes = [worker for process in started for worker in workers(process)]
         said = [log.read_text().count("lost contact") for log in logs]
         ip("-n", second.name, "link", "set", second.cable, "down")
-        seconds = wait_for(lambda: not any(worker.is_running() and worker.status() != "zombie" for worker in training_processes), "the end")
+        seconds = wait_for(
+            lambda: (
+                not any(
+                    worker.is_running() and worker.status() != "zombie"
+                    for worker in training_processes
+                )
+            ),
+            "the end",
+        )
         assert seconds < MINUTE
         for log, count in zip(logs, said, strict=True):
-            wait_for(lambda log=log, count=count: log.read_text().count("lost contact") > count, "a reason")  # type: ignore[misc]
+            wait_for(partial(has_lost_contact_again, log, count), "a reason")
         ip("-n", second.name, "link", "set", second.cable, "up")
         wait_for_steps(outdir)
         for process in started:
@@ -123,7 +176,9 @@ def test_two_hosts_lose_a_process_and_their_cable(hosts: tuple[Host, Host], tmp_
     finally:
         for process in started:
             end_all(process)
-    whole = begin(training(tmp_path / "whole", data, STEPS, *TICKS, "--procs", "2"), tmp_path / "whole.log")
+    whole = begin(
+        training(tmp_path / "whole", data, STEPS, *TICKS, "--procs", "2"), tmp_path / "whole.log"
+    )
     assert whole.wait(timeout=5 * MINUTE) == 0
     assert final_state(outdir)["progress"]["images"] == STEPS * BATCH
     assert not differing(final_state(outdir), final_state(tmp_path / "whole"))

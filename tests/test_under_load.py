@@ -21,5 +21,9 @@ def test_fails_the_second_time():
 def test_runs_that_fail_are_counted(tmp_path: Path) -> None:
     (tmp_path / "test_moody.py").write_text(TEST)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    assert failing_runs(3, ["-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)]) == [2]
-    assert [child for child in psutil.Process().children() if "getppid" in " ".join(child.cmdline())] == []
+    assert failing_runs(
+        3, ["-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)]
+    ) == [2]
+    assert [
+        child for child in psutil.Process().children() if "getppid" in " ".join(child.cmdline())
+    ] == []

@@ -1,4 +1,6 @@
-"""Training runs small enough for tests: data sets, networks of a few channels, and ways to call the command line."""
+"""Training runs small enough for tests: data sets, networks of a few channels, and ways to call the
+command line.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,14 @@ from torch import Tensor
 
 from dnnlib.console import run_cli
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
-from training.checkpoint import load_checkpoint
-from training.config import Config, set_option
+from training.checkpoints.checkpoint import load_checkpoint
+from training.config.settings import Config, set_option
 
 ROOT = Path(__file__).parents[1]
 RESOLUTION, BATCH = 32, 4
 
-# Both networks together train a step in about 0.1 s. Noise is on, so that generators have buffers worth copying.
+# Both networks together train a step in about 0.1 s. Noise is on, so that generators have buffers
+# worth copying.
 SETTINGS = (
     "generator.z_dim=8",
     "generator.w_dim=8",
@@ -49,7 +52,18 @@ SETTINGS = (
     "training.density_reg_points=50",
     "training.blur_sigma=2",
 )
-_PLAIN_OPTIONS = ["--gpus", "0", "--cfg", "shapenet", "--batch", "4", "--tick", "0.004", "--precision", "fp32"]
+_PLAIN_OPTIONS = [
+    "--gpus",
+    "0",
+    "--cfg",
+    "shapenet",
+    "--batch",
+    "4",
+    "--tick",
+    "0.004",
+    "--precision",
+    "fp32",
+]
 TINY_OPTIONS = (*_PLAIN_OPTIONS, *(text for setting in SETTINGS for text in ("--set", setting)))
 
 
@@ -61,7 +75,9 @@ def kimg(steps: int) -> str:
 def orbit_labels(count: int, seed: int = 0) -> Tensor:
     """Camera labels (count, 25) around the front of an object at the origin."""
     random = np.random.RandomState(seed)
-    poses = [orbit_pose(random.uniform(-0.5, 0.5), random.uniform(-0.2, 0.2), 2.0) for _ in range(count)]
+    poses = [
+        orbit_pose(random.uniform(-0.5, 0.5), random.uniform(-0.2, 0.2), 2.0) for _ in range(count)
+    ]
     return torch.stack([pack_label(pose.float(), pinhole_intrinsics(2.5)) for pose in poses])
 
 
@@ -69,18 +85,38 @@ def pictures(count: int, resolution: int = RESOLUTION, seed: int = 0) -> np.ndar
     """Smooth random colours (count, resolution, resolution, 3), uint8."""
     random = np.random.RandomState(seed)
     blots = random.randint(0, 256, (count, 4, 4, 3)).astype(np.uint8)
-    return np.stack([np.asarray(Image.fromarray(blot).resize((resolution, resolution), Image.Resampling.BILINEAR)) for blot in blots])
+    return np.stack(
+        [
+            np.asarray(
+                Image.fromarray(blot).resize((resolution, resolution), Image.Resampling.BILINEAR)
+            )
+            for blot in blots
+        ]
+    )
 
 
 def write_dataset(
-    path: Path, count: int = 16, resolution: int = RESOLUTION, labels: Any = None, files: dict[str, bytes] | None = None
+    path: Path,
+    count: int = 16,
+    resolution: int = RESOLUTION,
+    labels: Any = None,
+    files: dict[str, bytes] | None = None,
 ) -> Path:
-    """Write a ZIP of pictures and labels; `files` replaces or adds members, `labels` the content of dataset.json."""
-    members = {f"00000/img{i:08d}.png": encode(picture) for i, picture in enumerate(pictures(count, resolution))}
+    """Write a ZIP of pictures and labels; `files` replaces or adds members, `labels` the content of
+    dataset.json.
+    """
+    members = {
+        f"00000/img{i:08d}.png": encode(picture)
+        for i, picture in enumerate(pictures(count, resolution))
+    }
     if labels is None:
         labels = [[name, c.tolist()] for name, c in zip(members, orbit_labels(count), strict=True)]
     with zipfile.ZipFile(path, "w") as archive:
-        for name, content in {**members, "dataset.json": json.dumps({"labels": labels}).encode(), **(files or {})}.items():
+        for name, content in {
+            **members,
+            "dataset.json": json.dumps({"labels": labels}).encode(),
+            **(files or {}),
+        }.items():
             archive.writestr(name, content)
     return path
 
@@ -102,7 +138,7 @@ def tiny_config(*assignments: str) -> Config:
     return config
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The command line
 
 
@@ -117,12 +153,18 @@ class Ended:
 
     def __post_init__(self) -> None:
         parts = self.err.replace("\r", "\n").split("\n")
-        self.lines = [part for part in parts if part.strip() and "/s]" not in part and "?img" not in part]
+        self.lines = [
+            part for part in parts if part.strip() and "/s]" not in part and "?img" not in part
+        ]
 
     def assert_refused(self, status: int, *words: str) -> None:
-        """One line on stderr that begins with `error:` and has all `words`, and that exit status."""
+        """One line on stderr that begins with `error:` and has all `words`, and that exit
+        status.
+        """
         assert "Traceback" not in self.err + self.out, self.err
-        assert self.lines[-1:] == [line for line in self.lines if line.startswith("error: ")], self.err
+        assert self.lines[-1:] == [line for line in self.lines if line.startswith("error: ")], (
+            self.err
+        )
         assert len(self.lines) == 1, self.err
         missing = [word for word in words if word not in self.lines[0]]
         assert not missing, f"{missing} not in {self.lines[0]}"
@@ -153,10 +195,19 @@ def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **extra}
 
 
-def start(script: str, *arguments: str | Path, cwd: Path | None = None, **extra: str) -> subprocess.Popen[str]:
+def start(
+    script: str, *arguments: str | Path, cwd: Path | None = None, **extra: str
+) -> subprocess.Popen[str]:
     """Start one of the command lines as a process of its own."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    return subprocess.Popen(command, cwd=cwd, env=environment(**extra), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment(**extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 300) -> Ended:
@@ -168,7 +219,7 @@ def finish(process: subprocess.Popen[str], timeout: float = 300) -> Ended:
     return Ended(process.returncode, out, err)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Checkpoints
 
 

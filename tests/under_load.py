@@ -1,6 +1,9 @@
-"""Runs tests again and again beside busy programs, one for every core: python -m tests.under_load COUNT [pytest's arguments].
+"""Runs tests again and again beside busy programs, one for every core.
 
-A test that waits for another process or for a page, and asks too early or gives up too soon, fails in some of these runs.
+    python -m tests.under_load COUNT [pytest's arguments]
+
+A test that waits for another process or for a page, and asks too early or gives up too soon, fails
+in some of these runs.
 """
 
 from __future__ import annotations
@@ -32,7 +35,11 @@ def failing_runs(count: int, arguments: Sequence[str]) -> list[int]:
     """Numbers, from 1, of the runs of pytest in which a test failed."""
     command = [sys.executable, "-m", "pytest", *arguments]
     with busy_programs(os.cpu_count() or 1):
-        return [number for number in range(1, count + 1) if subprocess.run(command, check=False).returncode != pytest.ExitCode.OK]
+        return [
+            number
+            for number in range(1, count + 1)
+            if subprocess.run(command, check=False).returncode != pytest.ExitCode.OK
+        ]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,13 @@ class RawPage:
 
     def __init__(self, address: str, **options: Any) -> None:
         protocol = Subprotocol(f"viser-v{viser.__version__}")
-        self.socket = connect(address.replace("http", "ws"), subprotocols=[protocol], max_size=None, compression=None, **options)
+        self.socket = connect(
+            address.replace("http", "ws"),
+            subprotocols=[protocol],
+            max_size=None,
+            compression=None,
+            **options,
+        )
         self.controls: dict[str, dict[str, Any]] = {}  # by label, the newest
         self.status = ""
         self.pictures: list[np.ndarray] = []
@@ -56,7 +62,11 @@ class RawPage:
             self.status = message["updates"]["_markdown"]
         elif kind == "BackgroundImageMessage" and message["rgb_data"] is not None:
             self.formats.append(message["format"])
-            self.pictures.append(np.asarray(Image.open(io.BytesIO(_data(message["rgb_data"], buffers))).convert("RGB")))
+            self.pictures.append(
+                np.asarray(
+                    Image.open(io.BytesIO(_data(message["rgb_data"], buffers))).convert("RGB")
+                )
+            )
         elif kind == "FileTransferStartDownload":
             self._names[message["transfer_uuid"]] = (message["filename"], message["size_bytes"])
             self.files[message["filename"]] = b""
@@ -70,10 +80,29 @@ class RawPage:
         """One message."""
         self.socket.send(msgspec.msgpack.encode({"type": kind, **fields}))
 
-    def look(self, position: Any = (0.0, 0.0, 2.7), look_at: Any = (0.0, 0.0, 0.0), width: Any = 400, height: Any = 400) -> None:
+    def look(
+        self,
+        position: Any = (0.0, 0.0, 2.7),
+        look_at: Any = (0.0, 0.0, 0.0),
+        width: Any = 400,
+        height: Any = 400,
+    ) -> None:
         """Tell where the camera is. The first time lets the page in."""
-        camera = {"wxyz": (1.0, 0.0, 0.0, 0.0), "fov": 1.0, "near": 0.01, "far": 1000.0, "up_direction": (0.0, 1.0, 0.0)}
-        self.send("ViewerCameraMessage", position=position, look_at=look_at, image_width=width, image_height=height, **camera)
+        camera = {
+            "wxyz": (1.0, 0.0, 0.0, 0.0),
+            "fov": 1.0,
+            "near": 0.01,
+            "far": 1000.0,
+            "up_direction": (0.0, 1.0, 0.0),
+        }
+        self.send(
+            "ViewerCameraMessage",
+            position=position,
+            look_at=look_at,
+            image_width=width,
+            image_height=height,
+            **camera,
+        )
 
     def set(self, label: str, value: Any) -> None:
         """Move a control."""
@@ -95,7 +124,9 @@ class RawPage:
         """The full picture that follows an action."""
         count = len(self.pictures)
         after()
-        self.wait_for(lambda: "png" in self.formats[count:] and len(self.pictures) == len(self.formats))
+        self.wait_for(
+            lambda: "png" in self.formats[count:] and len(self.pictures) == len(self.formats)
+        )
         return self.pictures[count + self.formats[count:].index("png")]
 
     def enter(self) -> np.ndarray:
@@ -112,7 +143,9 @@ class RawPage:
 
 def _messages(frame: bytes) -> list[tuple[dict[str, Any], list[bytes]]]:
     packed = int.from_bytes(frame[8:16], "little")
-    content = msgspec.msgpack.decode(zstandard.ZstdDecompressor().decompress(frame[16 : 16 + packed]))
+    content = msgspec.msgpack.decode(
+        zstandard.ZstdDecompressor().decompress(frame[16 : 16 + packed])
+    )
     buffers, start = [], 16 + packed
     for length in content["binaryBufferLengths"]:
         start += -start % 8

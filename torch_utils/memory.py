@@ -11,10 +11,12 @@ _limit: int | None = None  # bytes; None = PyTorch's allocator is as it was
 
 
 def keep_freed_memory(limit: int = KEPT_BYTES) -> bool:
-    """Keep up to `limit` bytes of freed CPU buffers for later tensors; True where the compiled operators, which do it, are there.
+    """Keep up to `limit` bytes of freed CPU buffers for later tensors; True where the compiled
+    operators, which do it, are there.
 
-    Training and rendering ask for the same buffers again and again. The C library returns large ones to the system each time, and
-    writing a fresh one then costs a page fault for every 4 KB: several times the price of the writing. Results do not depend on it.
+    Training and rendering ask for the same buffers again and again. The C library returns large
+    ones to the system each time, and writing a fresh one then costs a page fault for every 4 KB:
+    several times the price of the writing. Results do not depend on it.
     """
     global _limit
     if not library.load():

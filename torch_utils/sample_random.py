@@ -1,9 +1,10 @@
 """Random numbers that belong to samples: each sample of a batch may draw from a stream of its own.
 
-A batch that is divided among processes and micro-batches is to give what the undivided one gives. What a sample draws must then depend
-on its place in the whole batch and not on who handles it, nor on which samples lie beside it. Code that draws for samples calls `rand`,
-`randn` and `randint` here; inside `samples_draw_from` they take each sample's numbers from its own stream, elsewhere from torch's global
-generator, as the functions of torch do.
+A batch that is divided among processes and micro-batches is to give what the undivided one gives.
+What a sample draws must then depend on its place in the whole batch and not on who handles it, nor
+on which samples lie beside it. Code that draws for samples calls `rand`, `randn` and `randint`
+here; inside `samples_draw_from` they take each sample's numbers from its own stream, elsewhere from
+torch's global generator, as the functions of torch do.
 """
 
 from __future__ import annotations
@@ -21,27 +22,43 @@ class SampleStreams:
     """One stream of random numbers for each of some samples."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        """Start the streams at `seeds`, one for each sample; each kind of device has streams of its own."""
+        """Start the streams at `seeds`, one for each sample; each kind of device has streams of its
+        own.
+        """
         self.seeds = list(seeds)
         self._generators: dict[torch.device, list[torch.Generator]] = {}
 
     def generators(self, device: torch.device) -> list[torch.Generator]:
         """The samples' generators for numbers on `device`."""
         if device not in self._generators:
-            self._generators[device] = [torch.Generator(device).manual_seed(seed) for seed in self.seeds]
+            self._generators[device] = [
+                torch.Generator(device).manual_seed(seed) for seed in self.seeds
+            ]
         return self._generators[device]
 
-    def draw(self, kind: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """`kind(*shape)` whose row i is drawn by sample i % n of the n samples: several rows a sample stand one batch after the other.
+    def draw(
+        self,
+        kind: Callable[..., Tensor],
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Tensor:
+        """`kind(*shape)` whose row i is drawn by sample i % n of the n samples: several rows a
+        sample stand one batch after the other.
 
         Raises:
             ValueError: if the rows do not divide among the samples.
         """
         rows, rest = divmod(shape[0], len(self.seeds))
         if rest:
-            raise ValueError(f"{shape[0]} rows do not divide among the streams of {len(self.seeds)} samples")
+            raise ValueError(
+                f"{shape[0]} rows do not divide among the streams of {len(self.seeds)} samples"
+            )
         size = (rows, *shape[1:])
-        drawn = [kind(size, generator=generator, dtype=dtype, device=device) for generator in self.generators(device)]
+        drawn = [
+            kind(size, generator=generator, dtype=dtype, device=device)
+            for generator in self.generators(device)
+        ]
         return torch.stack(drawn, dim=1).flatten(0, 1)
 
 
@@ -56,12 +73,16 @@ def samples_draw_from(streams: SampleStreams) -> Iterator[None]:
         _current = before
 
 
-def rand(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+def rand(
+    *shape: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Tensor:
     """Numbers in [0, 1) of `shape` (N, ...) for N samples."""
     return _draw("rand", list(shape), dtype, torch.device(device))
 
 
-def randn(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
+def randn(
+    *shape: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Tensor:
     """Standard normal numbers of `shape` (N, ...) for N samples."""
     return _draw("randn", list(shape), dtype, torch.device(device))
 
@@ -84,9 +105,15 @@ def _draw_now(kind: str, shape: Sequence[int], dtype: torch.dtype, device: torch
     return _current.draw(function, shape, dtype, device)
 
 
-@torch.library.custom_op("open_eg3d_random::draw", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def _draw_when_run(kind: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The same as an operator that torch.compile leaves alone: it would else draw from a generator of its own."""
+@torch.library.custom_op(
+    "open_eg3d_random::draw", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
+def _draw_when_run(
+    kind: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The same as an operator that torch.compile leaves alone: it would else draw from a generator
+    of its own.
+    """
     return _draw_now(kind, shape, dtype, device)
 
 

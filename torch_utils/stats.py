@@ -1,4 +1,6 @@
-"""Running statistics by name: count, mean and standard deviation since the last reset, over all processes."""
+"""Running statistics by name: count, mean and standard deviation since the last reset, over all
+processes.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_utils.distributed import sum_over_processes
+from torch_utils.distributed.collectives import sum_over_processes
 
 
 class Statistics:
     """Collects numbers without keeping them. Every process must report the same names."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        """Sum up on `device`, so that reporting need not wait for a GPU (MPS has no float64; its numbers go to the CPU)."""
+        """Sum up on `device`, so that reporting need not wait for a GPU (MPS has no float64; its
+        numbers go to the CPU).
+        """
         self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
         self._moments: dict[str, Tensor] = {}
 
@@ -34,7 +38,11 @@ class Statistics:
         result = {}
         for name, (count, total, squares) in zip(names, table.tolist(), strict=True):
             mean = total / count if count else float("nan")
-            result[name] = {"count": count, "mean": mean, "std": max(squares / count - mean**2, 0) ** 0.5 if count else float("nan")}
+            result[name] = {
+                "count": count,
+                "mean": mean,
+                "std": max(squares / count - mean**2, 0) ** 0.5 if count else float("nan"),
+            }
         return result
 
     def state_dict(self) -> dict[str, Any]:

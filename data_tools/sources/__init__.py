@@ -1,1 +1,3 @@
-"""Readers of other people's formats: each turns a folder or ZIP into pictures with cameras (one module per format)."""
+"""Readers of other people's formats: each turns a folder or ZIP into pictures with cameras (one
+module per format).
+"""

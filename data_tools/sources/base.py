@@ -1,4 +1,6 @@
-"""What every reader hands over: pictures with poses in the source's own world and lenses in the source's own units."""
+"""What every reader hands over: pictures with poses in the source's own world and lenses in the
+source's own units.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,9 @@ Unit = Literal["normalised", "pixels"]
 AngleUnit = Literal["degrees", "radians"]
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-LARGEST_NUMBER = 1e30  # as in training/labels.py, which needs torch
-ROUNDING = 0.02  # a rotation this far from orthonormal was written with few digits; farther, it is none
+LARGEST_NUMBER = 1e30  # as in training/data/labels.py, which needs torch
+# a rotation this far from orthonormal was written with few digits; farther, it is none
+ROUNDING = 0.02
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
@@ -57,7 +60,9 @@ class Lens:
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture: its file, camera-to-world matrix (4, 4) with OpenCV axes in the source's world, and lens."""
+    """One picture: its file, camera-to-world matrix (4, 4) with OpenCV axes in the source's world,
+    and lens.
+    """
 
     name: str
     cam2world: Array
@@ -69,9 +74,11 @@ class Source:
     """Pictures with cameras.
 
     Attributes:
-        kind: the format. up: the world's upward axis ("x" .. "-z"), "nearest" = the axis the cameras agree with, "cameras" =
-            whatever direction they agree on. arbitrary: whether place and scale of the world mean nothing.
-        upright: whether the cameras belong to pictures that are turned as their EXIF data say; None = whichever fits the lens.
+        kind: the format. up: the world's upward axis ("x" .. "-z"), "nearest" = the axis the
+            cameras agree with, "cameras" = whatever direction they agree on. arbitrary: whether
+            place and scale of the world mean nothing.
+        upright: whether the cameras belong to pictures that are turned as their EXIF data say; None
+            = whichever fits the lens.
         notes: one line each on what was left out or not used.
     """
 
@@ -89,8 +96,10 @@ class ReadOptions:
     """What a reader cannot know. None = the format's own convention.
 
     Attributes:
-        camera_axes, poses, intrinsics: how numbers in dataset.json, transforms.json or pose files are meant.
-        angles: unit of a CSV's yaw and pitch (degrees). radius, focal, pivot: for columns that a CSV lacks.
+        camera_axes, poses, intrinsics: how numbers in dataset.json, transforms.json or pose files
+            are meant.
+        angles: unit of a CSV's yaw and pitch (degrees). radius, focal, pivot: for columns that a
+            CSV lacks.
     """
 
     camera_axes: CameraAxes | None = None
@@ -106,17 +115,23 @@ Reader = Callable[[SourceFiles, ReadOptions], Source]
 
 
 def pose(matrix: Array, options: ReadOptions, where: str, *, axes: CameraAxes) -> Array:
-    """Camera-to-world matrix (4, 4) with OpenCV axes from a source's matrix (3, 4) or (4, 4), its rotation freed of rounding errors.
+    """Camera-to-world matrix (4, 4) with OpenCV axes from a source's matrix (3, 4) or (4, 4), its
+    rotation freed of rounding errors.
 
     Raises:
         UserError: naming `where`, if it is no rigid motion.
     """
     if not (np.abs(matrix) < LARGEST_NUMBER).all():
-        raise UserError(f"{where} has NaN or infinite numbers in its pose; estimate its camera again or leave the picture out")
+        raise UserError(
+            f"{where} has NaN or infinite numbers in its pose; estimate its camera again or leave"
+            " the picture out"
+        )
     full: Array = np.eye(4)
     full[: len(matrix)] = matrix
     if np.abs(full[3] - (0, 0, 0, 1)).max() > ROUNDING:
-        raise UserError(f"{where}: the last row of its pose is not 0 0 0 1; write the matrix row by row")
+        raise UserError(
+            f"{where}: the last row of its pose is not 0 0 0 1; write the matrix row by row"
+        )
     full[3] = 0, 0, 0, 1
     full[:3, :3] = _rotation(full[:3, :3], where)
     if options.poses == "world2cam":
@@ -129,9 +144,15 @@ def _rotation(matrix: Array, where: str) -> Array:
     """The rotation nearest to `matrix` (3, 3)."""
     left, scales, right = np.linalg.svd(matrix)
     if np.abs(scales - 1).max() > ROUNDING:
-        raise UserError(f"{where}: the rotation of its pose is not orthonormal; take scale and shear out of the matrix")
+        raise UserError(
+            f"{where}: the rotation of its pose is not orthonormal; take scale and shear out of the"
+            " matrix"
+        )
     if np.linalg.det(matrix) < 0:
-        raise UserError(f"{where}: the rotation of its pose has determinant -1; the axes are left-handed, negate one of them")
+        raise UserError(
+            f"{where}: the rotation of its pose has determinant -1; the axes are left-handed,"
+            " negate one of them"
+        )
     return matrix if np.abs(matrix @ matrix.T - np.eye(3)).max() < 1e-6 else left @ right
 
 
@@ -142,7 +163,11 @@ def number(value: object, where: str) -> float:
         UserError: naming `where`.
     """
     try:
-        result = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+        result = (
+            float(value)
+            if isinstance(value, (int, float, str)) and not isinstance(value, bool)
+            else math.nan
+        )
     except (ValueError, OverflowError):
         result = math.nan
     if not abs(result) < LARGEST_NUMBER:
@@ -152,4 +177,8 @@ def number(value: object, where: str) -> float:
 
 def number_grid(text: str, where: str) -> list[list[float]]:
     """Numbers of a text file, line by line, empty lines left out."""
-    return [[number(word, where) for word in line.replace(",", " ").split()] for line in text.splitlines() if line.strip()]
+    return [
+        [number(word, where) for word in line.replace(",", " ").split()]
+        for line in text.splitlines()
+        if line.strip()
+    ]

@@ -21,13 +21,16 @@ PINHOLES = {"SIMPLE_PINHOLE", "PINHOLE"}
 DISTORTED = {"SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV"}
 VISIBLE_DISTORTION = 1e-3
 COUNT = struct.Struct("<Q")
-POSE_BYTES, POINT_BYTES = 64, 24  # of an image in images.bin: id, quaternion, translation, camera; each of its 2D points
+# of an image in images.bin: id, quaternion, translation, camera; each of its 2D points
+POSE_BYTES, POINT_BYTES = 64, 24
 CAMERA_BYTES = 48  # at least, of a camera in cameras.bin: id, model, size, three numbers
 SUFFIXES = (".txt", ".bin")
 
 
 def find(files: SourceFiles) -> list[str]:
-    """Models as the path of their images.bin or images.txt; where both are there, the binary one."""
+    """Models as the path of their images.bin or images.txt; where both are there, the binary
+    one.
+    """
     found = {}
     for suffix in SUFFIXES:
         for name in files.names:
@@ -38,40 +41,70 @@ def find(files: SourceFiles) -> list[str]:
 
 
 def read(files: SourceFiles, _: ReadOptions) -> Source:
-    """Registered pictures of the largest model, sorted by name. Their world has no scale and no upward axis of its own.
+    """Registered pictures of the largest model, sorted by name. Their world has no scale and no
+    upward axis of its own.
 
     Raises:
-        UserError: if pycolmap is missing, a file is damaged, a lens is no pinhole, or the pictures cannot be found.
+        UserError: if pycolmap is missing, a file is damaged, a lens is no pinhole, or the pictures
+            cannot be found.
     """
     models = {name: _load(files, name) for name in find(files)}
     name, model = max(models.items(), key=lambda item: item[1].num_reg_images())
     try:
-        images = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
+        images = sorted(
+            (image for image in model.images.values() if image.has_pose),
+            key=lambda image: image.name,
+        )
     except UnicodeDecodeError as error:
-        raise UserError(f"{files.where(name)} names a picture that is not UTF-8; rename the picture and run COLMAP again") from error
+        raise UserError(
+            f"{files.where(name)} names a picture that is not UTF-8; rename the picture and run"
+            " COLMAP again"
+        ) from error
     if not images:
         raise UserError(f"{files.where(name)} holds no registered pictures")
     prefix = _picture_folder(files, images[0].name, name)
-    frames = [_frame(files, image, model.cameras[image.camera_id], prefix, name) for image in images]
-    notes = [f"{shown(other)} is a smaller model of its own and was left out" for other in models if other != name]
+    frames = [
+        _frame(files, image, model.cameras[image.camera_id], prefix, name) for image in images
+    ]
+    notes = [
+        f"{shown(other)} is a smaller model of its own and was left out"
+        for other in models
+        if other != name
+    ]
     if any(_is_distorted(camera) for camera in model.cameras.values()):
-        notes.append("lens distortion was ignored; run `colmap image_undistorter` first where lines look bent")
+        notes.append(
+            "lens distortion was ignored; run `colmap image_undistorter` first where lines look"
+            " bent"
+        )
     return Source("colmap", files, frames, up="cameras", arbitrary=True, notes=notes)
 
 
 def _load(files: SourceFiles, name: str) -> Any:
-    """The reconstruction from cameras and images alone: rigs and frames of newer models repeat them, points may be gigabytes."""
+    """The reconstruction from cameras and images alone: rigs and frames of newer models repeat
+    them, points may be gigabytes.
+    """
     try:
         import pycolmap
     except ImportError as error:
-        raise UserError("COLMAP models are read by the package pycolmap; run: pip install 'open-eg3d[colmap]'") from error
+        raise UserError(
+            "COLMAP models are read by the package pycolmap; run: pip install 'open-eg3d[colmap]'"
+        ) from error
     folder, suffix = posixpath.dirname(name), posixpath.splitext(name)[1]
     images, cameras = files.read(name), files.read(posixpath.join(folder, f"cameras{suffix}"))
     binary = suffix == ".bin"
-    if binary and not (_is_whole(images) and len(cameras) >= COUNT.size + CAMERA_BYTES * _count(cameras)):
-        raise UserError(f"{files.where(name)}: the COLMAP model is damaged (a file ends too early); export it again")
+    if binary and not (
+        _is_whole(images) and len(cameras) >= COUNT.size + CAMERA_BYTES * _count(cameras)
+    ):
+        raise UserError(
+            f"{files.where(name)}: the COLMAP model is damaged (a file ends too early); export it"
+            " again"
+        )
     with tempfile.TemporaryDirectory() as scratch:
-        parts = {"images": images, "cameras": cameras, "points3D": bytes(COUNT.size) if binary else b""}
+        parts = {
+            "images": images,
+            "cameras": cameras,
+            "points3D": bytes(COUNT.size) if binary else b"",
+        }
         for part, data in parts.items():
             (Path(scratch) / (part + suffix)).write_bytes(data)
         pycolmap.logging.minloglevel = pycolmap.logging.Level.FATAL.value
@@ -79,10 +112,17 @@ def _load(files: SourceFiles, name: str) -> Any:
             model = pycolmap.Reconstruction(scratch)
         except (ValueError, LookupError, RuntimeError, MemoryError) as error:
             reason = str(error).replace(scratch, "").split("Check failed: ")[-1][:120]
-            raise UserError(f"{files.where(name)}: the COLMAP model is damaged ({reason}); export it again") from error
+            raise UserError(
+                f"{files.where(name)}: the COLMAP model is damaged ({reason}); export it again"
+            ) from error
     # The library takes what happens to be in memory for numbers that are cut off.
-    if binary and len(cameras) != COUNT.size + sum(24 + 8 * len(camera.params) for camera in model.cameras.values()):
-        raise UserError(f"{files.where(name)}: the COLMAP model is damaged (cameras.bin has the wrong length); export it again")
+    if binary and len(cameras) != COUNT.size + sum(
+        24 + 8 * len(camera.params) for camera in model.cameras.values()
+    ):
+        raise UserError(
+            f"{files.where(name)}: the COLMAP model is damaged (cameras.bin has the wrong length);"
+            " export it again"
+        )
     return model
 
 
@@ -92,13 +132,17 @@ def _count(data: bytes) -> int:
 
 
 def _is_whole(data: bytes) -> bool:
-    """Whether the counts in images.bin fit its length; the library believes counts and works on them for minutes."""
+    """Whether the counts in images.bin fit its length; the library believes counts and works on
+    them for minutes.
+    """
     place = COUNT.size
     for _ in range(_count(data)):
         end_of_name = data.find(b"\0", place + POSE_BYTES)
         if end_of_name < 0 or end_of_name + 1 + COUNT.size > len(data):
             return False
-        place = end_of_name + 1 + COUNT.size + POINT_BYTES * COUNT.unpack_from(data, end_of_name + 1)[0]
+        place = (
+            end_of_name + 1 + COUNT.size + POINT_BYTES * COUNT.unpack_from(data, end_of_name + 1)[0]
+        )
         if place > len(data):
             return False
     return True
@@ -114,7 +158,8 @@ def _picture_folder(files: SourceFiles, picture: str, model: str) -> str:
             if posixpath.join(folder, child, picture) in files:
                 return posixpath.join(folder, child)
     raise UserError(
-        f"{files.where(model)} names {shown(picture)}, which is not there; put the pictures into images/ beside the model's folder"
+        f"{files.where(model)} names {shown(picture)}, which is not there; put the pictures into"
+        " images/ beside the model's folder"
     )
 
 
@@ -124,12 +169,25 @@ def _frame(files: SourceFiles, image: Any, camera: Any, prefix: str, model: str)
     if name not in files:
         raise UserError(f"{where} is not there; add the picture or remove it from the model")
     if camera.model_name not in PINHOLES | DISTORTED:
-        raise UserError(f"{where}: camera model {camera.model_name} is no pinhole; run `colmap image_undistorter` first")
+        raise UserError(
+            f"{where}: camera model {camera.model_name} is no pinhole; run `colmap"
+            " image_undistorter` first"
+        )
     matrix = camera.calibration_matrix()
-    lens = Lens(matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2], size=(camera.width, camera.height))
-    return Frame(name, pose(image.cam_from_world().matrix(), ReadOptions(poses="world2cam"), where, axes="opencv"), lens)
+    lens = Lens(
+        matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2], size=(camera.width, camera.height)
+    )
+    return Frame(
+        name,
+        pose(image.cam_from_world().matrix(), ReadOptions(poses="world2cam"), where, axes="opencv"),
+        lens,
+    )
 
 
 def _is_distorted(camera: Any) -> bool:
     places = {*camera.focal_length_idxs(), *camera.principal_point_idxs()}
-    return any(abs(value) > VISIBLE_DISTORTION for index, value in enumerate(camera.params) if index not in places)
+    return any(
+        abs(value) > VISIBLE_DISTORTION
+        for index, value in enumerate(camera.params)
+        if index not in places
+    )

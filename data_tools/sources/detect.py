@@ -10,12 +10,15 @@ from data_tools.sources import colmap, labels, srn, table, transforms
 from data_tools.sources.base import PICTURE_SUFFIXES, ReadOptions, Source
 from dnnlib.console import UserError
 from dnnlib.files import local_file
-from training.data_files import LABEL_FILE
+from training.data.files import LABEL_FILE
 
 Format = Literal["auto", "labels", "transforms", "colmap", "srn", "csv"]
 FORMATS: tuple[str, ...] = get_args(Format)
 UNREADABLE = (".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".mp4", ".mov")
-LOOKED_FOR = "dataset.json, transforms.json, a COLMAP model (cameras and images, .bin or .txt), rgb/ with pose/, or a CSV"
+LOOKED_FOR = (
+    "dataset.json, transforms.json, a COLMAP model (cameras and images, .bin or .txt), rgb/ with"
+    " pose/, or a CSV"
+)
 
 
 def read_source(path: str | Path, kind: str = "auto", options: ReadOptions | None = None) -> Source:
@@ -36,7 +39,10 @@ def read_source(path: str | Path, kind: str = "auto", options: ReadOptions | Non
     if kind == "auto" and not found:
         raise UserError(f"{path} holds no cameras: looked for {LOOKED_FOR}{_hint(files)}")
     if kind != "auto" and kind not in found:
-        raise UserError(f"{path} does not look like --format {kind}" + (f", but like {found[0]}" if found else ""))
+        raise UserError(
+            f"{path} does not look like --format {kind}"
+            + (f", but like {found[0]}" if found else "")
+        )
     kind = found[0] if kind == "auto" else kind
     _check_options(kind, options)
     source = _READERS[kind](files, options)
@@ -47,29 +53,47 @@ def read_source(path: str | Path, kind: str = "auto", options: ReadOptions | Non
 
 def _read_list(path: Path, kind: str, options: ReadOptions) -> Source:
     """A source named by its list, read from the list's folder."""
-    own = "csv" if path.suffix.lower() == ".csv" else "labels" if path.name == LABEL_FILE else "transforms"
+    own = (
+        "csv"
+        if path.suffix.lower() == ".csv"
+        else "labels"
+        if path.name == LABEL_FILE
+        else "transforms"
+    )
     if kind not in ("auto", own):
         raise UserError(f"{path} is no --format {kind}")
     _check_options(own, options)
     files = SourceFiles(path.absolute().parent)
     if own == "csv":
         return table.read(files, options, path.name)
-    return labels.read(files, options) if own == "labels" else transforms.read(files, options, [path.name])
+    return (
+        labels.read(files, options)
+        if own == "labels"
+        else transforms.read(files, options, [path.name])
+    )
 
 
 def _check_options(kind: str, options: ReadOptions) -> None:
     """Refuse options that would have no effect; radius and pivot also serve to recentre."""
     for name in ("camera_axes", "poses", "intrinsics", "angles", "focal"):
         if getattr(options, name) is not None and name not in _OPTIONS[kind]:
-            raise UserError(f"--{name.replace('_', '-')} has no effect on a source of --format {kind}; leave it out")
+            raise UserError(
+                f"--{name.replace('_', '-')} has no effect on a source of --format {kind}; leave"
+                " it out"
+            )
 
 
 def _hint(files: SourceFiles) -> str:
     suffixes = [Path(name).suffix.lower() for name in files.names]
     if unreadable := [suffix for suffix in suffixes if suffix in UNREADABLE]:
-        return f"; {len(unreadable)} {unreadable[0]} files cannot be read: export them as JPEG or PNG"
+        return (
+            f"; {len(unreadable)} {unreadable[0]} files cannot be read: export them as JPEG or PNG"
+        )
     if count := sum(suffix in PICTURE_SUFFIXES for suffix in suffixes):
-        return f"; {count} pictures alone are not enough: docs/own-data.md shows how to get cameras for them"
+        return (
+            f"; {count} pictures alone are not enough: docs/own-data.md shows how to get cameras"
+            " for them"
+        )
     return ""
 
 
@@ -81,5 +105,17 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "srn": _MATRICES,
     "csv": ("angles", "focal"),
 }
-_FINDERS = {"labels": labels.find, "transforms": transforms.find, "colmap": colmap.find, "srn": srn.find, "csv": table.find}
-_READERS = {"labels": labels.read, "transforms": transforms.read, "colmap": colmap.read, "srn": srn.read, "csv": table.read}
+_FINDERS = {
+    "labels": labels.find,
+    "transforms": transforms.find,
+    "colmap": colmap.find,
+    "srn": srn.find,
+    "csv": table.find,
+}
+_READERS = {
+    "labels": labels.read,
+    "transforms": transforms.read,
+    "colmap": colmap.read,
+    "srn": srn.read,
+    "csv": table.read,
+}

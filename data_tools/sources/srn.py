@@ -1,7 +1,9 @@
-"""Folders of Scene Representation Networks (Sitzmann et al., NeurIPS 2019): rgb/, pose/ and intrinsics.txt for every object.
+"""Folders of Scene Representation Networks (Sitzmann et al., NeurIPS 2019): rgb/, pose/ and
+intrinsics.txt for every object.
 
-A pose file holds a camera-to-world matrix with OpenCV axes. intrinsics.txt holds `f cx cy 0` in pixels, and in its last line the
-height and width that these refer to. Some sets have a folder intrinsics/ with a 3x3 or 4x4 matrix for every picture instead.
+A pose file holds a camera-to-world matrix with OpenCV axes. intrinsics.txt holds `f cx cy 0` in
+pixels, and in its last line the height and width that these refer to. Some sets have a folder
+intrinsics/ with a 3x3 or 4x4 matrix for every picture instead.
 """
 
 from __future__ import annotations
@@ -11,14 +13,30 @@ import posixpath
 import numpy as np
 
 from data_tools.source_files import SourceFiles, shown
-from data_tools.sources.base import PICTURE_SUFFIXES, Frame, Lens, ReadOptions, Source, number_grid, pose
+from data_tools.sources.base import (
+    PICTURE_SUFFIXES,
+    Frame,
+    Lens,
+    ReadOptions,
+    Source,
+    number_grid,
+    pose,
+)
 from dnnlib.console import UserError
 
 
 def find(files: SourceFiles) -> list[str]:
     """Folders of objects, in order."""
-    with_pictures = {posixpath.dirname(name)[: -len("rgb")] for name in files.names if posixpath.dirname(name).split("/")[-1] == "rgb"}
-    with_poses = {posixpath.dirname(name)[: -len("pose")] for name in files.names if posixpath.dirname(name).split("/")[-1] == "pose"}
+    with_pictures = {
+        posixpath.dirname(name)[: -len("rgb")]
+        for name in files.names
+        if posixpath.dirname(name).split("/")[-1] == "rgb"
+    }
+    with_poses = {
+        posixpath.dirname(name)[: -len("pose")]
+        for name in files.names
+        if posixpath.dirname(name).split("/")[-1] == "pose"
+    }
     return sorted(with_pictures & with_poses)
 
 
@@ -34,18 +52,36 @@ def read(files: SourceFiles, options: ReadOptions) -> Source:
     for name in files.names:
         folder, _, picture = name.rpartition("rgb/")
         if folder in folders and "/" not in picture and picture.lower().endswith(PICTURE_SUFFIXES):
-            frames.append(_frame(files, folder, name, posixpath.splitext(picture)[0], lenses, options))
+            frames.append(
+                _frame(files, folder, name, posixpath.splitext(picture)[0], lenses, options)
+            )
     return Source("srn", files, frames, up="nearest")
 
 
-def _frame(files: SourceFiles, folder: str, name: str, stem: str, lenses: dict[str, Lens], options: ReadOptions) -> Frame:
+def _frame(
+    files: SourceFiles,
+    folder: str,
+    name: str,
+    stem: str,
+    lenses: dict[str, Lens],
+    options: ReadOptions,
+) -> Frame:
     pose_file = f"{folder}pose/{stem}.txt"
     if pose_file not in files:
-        raise UserError(f"{files.where(name)} has no pose: {shown(pose_file)} is missing; add it or remove the picture")
-    numbers = [value for line in number_grid(files.text(pose_file), files.where(pose_file)) for value in line]
+        raise UserError(
+            f"{files.where(name)} has no pose: {shown(pose_file)} is missing; add it or remove the"
+            " picture"
+        )
+    numbers = [
+        value
+        for line in number_grid(files.text(pose_file), files.where(pose_file))
+        for value in line
+    ]
     if len(numbers) not in (12, 16):
         raise UserError(f"{files.where(pose_file)} holds {len(numbers)} numbers instead of 16")
-    cam2world = pose(np.array(numbers).reshape(-1, 4), options, files.where(pose_file), axes="opencv")
+    cam2world = pose(
+        np.array(numbers).reshape(-1, 4), options, files.where(pose_file), axes="opencv"
+    )
     return Frame(name, cam2world, _lens(files, folder, stem, lenses))
 
 
@@ -53,9 +89,13 @@ def _lens(files: SourceFiles, folder: str, stem: str, lenses: dict[str, Lens]) -
     own, shared = f"{folder}intrinsics/{stem}.txt", f"{folder}intrinsics.txt"
     name = own if own in files else shared
     if name not in files:
-        raise UserError(f"{files.where(name)} is missing; it holds focal length and principal point")
+        raise UserError(
+            f"{files.where(name)} is missing; it holds focal length and principal point"
+        )
     if name not in lenses:
-        lenses[name] = _parse_lens(number_grid(files.text(name), files.where(name)), files.where(name))
+        lenses[name] = _parse_lens(
+            number_grid(files.text(name), files.where(name)), files.where(name)
+        )
     return lenses[name]
 
 

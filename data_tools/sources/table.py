@@ -1,4 +1,6 @@
-"""A CSV of pictures on an orbit: columns file, yaw, pitch, and where they vary radius, focal, pivot_x, pivot_y, pivot_z."""
+"""A CSV of pictures on an orbit: columns file, yaw, pitch, and where they vary radius, focal,
+pivot_x, pivot_y, pivot_z.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def find(files: SourceFiles) -> list[str]:
 def read(files: SourceFiles, options: ReadOptions, table: str | None = None) -> Source:
     """Pictures in the order of the table, its file names relative to its own folder.
 
-    A camera sits on the sphere around the origin and looks at the pivot. Focal lengths are in picture widths, pixels square.
+    A camera sits on the sphere around the origin and looks at the pivot. Focal lengths are in
+    picture widths, pixels square.
 
     Raises:
         UserError: for missing columns, values that are no numbers, missing pictures.
@@ -35,7 +38,10 @@ def read(files: SourceFiles, options: ReadOptions, table: str | None = None) -> 
     if len(tables) != 1:
         raise UserError(f"{files.path} holds {len(tables)} CSV files; name one of them as --source")
     rows = _rows(files, tables[0], options)
-    frames = [_frame(row, f"{files.where(tables[0])}: line {line}", files, tables[0], options) for line, row in rows]
+    frames = [
+        _frame(row, f"{files.where(tables[0])}: line {line}", files, tables[0], options)
+        for line, row in rows
+    ]
     if not frames:
         raise UserError(f"{files.where(tables[0])} lists no pictures")
     return Source("csv", files, frames)
@@ -50,27 +56,48 @@ def _rows(files: SourceFiles, table: str, options: ReadOptions) -> list[tuple[in
     try:
         lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:
-        raise UserError(f"{files.where(table)} is no CSV: line {reader.line_num}: {error}") from error
+        raise UserError(
+            f"{files.where(table)} is no CSV: line {reader.line_num}: {error}"
+        ) from error
     columns = [cell.strip().lower() for cell in lines[0][1]] if lines else []
     wanted = [*NEEDED, *(name for name in ("radius", "focal") if getattr(options, name) is None)]
     if missing := [name for name in wanted if name not in columns]:
         hint = f"; or give --{missing[0]}" if missing[0] in OPTIONAL else ""
-        raise UserError(f"{files.where(table)} has no column {missing[0]}; its first line must name {', '.join(wanted)}{hint}")
+        raise UserError(
+            f"{files.where(table)} has no column {missing[0]}; its first line must name"
+            f" {', '.join(wanted)}{hint}"
+        )
     if short := next((line for line, row in lines if len(row) < len(columns)), None):
-        raise UserError(f"{files.where(table)}: line {short} has fewer values than there are columns")
-    return [(line, dict(zip(columns, (cell.strip() for cell in row), strict=False))) for line, row in lines[1:]]
+        raise UserError(
+            f"{files.where(table)}: line {short} has fewer values than there are columns"
+        )
+    return [
+        (line, dict(zip(columns, (cell.strip() for cell in row), strict=False)))
+        for line, row in lines[1:]
+    ]
 
 
-def _frame(row: dict[str, str], where: str, files: SourceFiles, table: str, options: ReadOptions) -> Frame:
+def _frame(
+    row: dict[str, str], where: str, files: SourceFiles, table: str, options: ReadOptions
+) -> Frame:
     name = files.resolve(posixpath.dirname(table), row["file"], by=table)
     if not row["file"] or name not in files:
-        raise UserError(f"{where}: there is no picture {shown(row['file'])!r}; add it or remove the line")
+        raise UserError(
+            f"{where}: there is no picture {shown(row['file'])!r}; add it or remove the line"
+        )
 
     def value(column: str, default: float | None) -> float:
-        return number(row[column], f"{where}: {column}") if row.get(column) else number(default, f"{where}: {column}")
+        return (
+            number(row[column], f"{where}: {column}")
+            if row.get(column)
+            else number(default, f"{where}: {column}")
+        )
 
     unit = 1.0 if options.angles == "radians" else math.pi / 180
-    pivot = [value(f"pivot_{axis}", default) for axis, default in zip("xyz", options.pivot or (0, 0, 0), strict=True)]
+    pivot = [
+        value(f"pivot_{axis}", default)
+        for axis, default in zip("xyz", options.pivot or (0, 0, 0), strict=True)
+    ]
     radius, focal = value("radius", options.radius), value("focal", options.focal)
     if radius <= 0 or focal <= 0:
         raise UserError(f"{where}: radius and focal must be above 0, not {radius:g} and {focal:g}")

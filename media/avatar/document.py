@@ -13,7 +13,8 @@ from dnnlib.files import atomic_write
 from media.avatar.scene import Head
 
 PAGE = Path(__file__).parent / "page"
-SCRIPTS = ("planes.js", "camera.js", "renderer.js", "controls.js", "app.js")  # each uses only what stands before it
+# each uses only what stands before it
+SCRIPTS = ("planes.js", "camera.js", "renderer.js", "controls.js", "app.js")
 SHADERS = ("render.frag", "screen.vert")
 
 
@@ -35,9 +36,14 @@ def assemble(scene: dict[str, Any], heads: Sequence[Head]) -> str:
     parts = {
         "title": html.escape(str(scene["title"])),
         "style": _read("style.css"),
-        "shaders": "\n".join(_script(_read(name), kind="text/plain", name=name) for name in SHADERS),
+        "shaders": "\n".join(
+            _script(_read(name), kind="text/plain", name=name) for name in SHADERS
+        ),
         "scene": _script(_safe_json(values), kind="application/json", name="scene"),
-        "planes": "\n".join(_script(head.data, kind="text/plain", name=f"planes-{index}") for index, head in enumerate(heads)),
+        "planes": "\n".join(
+            _script(head.data, kind="text/plain", name=f"planes-{index}")
+            for index, head in enumerate(heads)
+        ),
         "scripts": "\n".join(_script(_read(name)) for name in SCRIPTS),
     }
     page = _read("index.html")
@@ -51,7 +57,9 @@ def _read(name: str) -> str:
 
 
 def _script(text: str, kind: str | None = None, name: str | None = None) -> str:
-    attributes = "".join(f' {key}="{value}"' for key, value in (("type", kind), ("id", name)) if value)
+    attributes = "".join(
+        f' {key}="{value}"' for key, value in (("type", kind), ("id", name)) if value
+    )
     return f"<script{attributes}>{text}</script>"
 
 

@@ -1,4 +1,6 @@
-"""Tri-planes in few bytes: 8 bits a value, neighbours predicted, deflated. `page/planes.js` is the inverse."""
+"""Tri-planes in few bytes: 8 bits a value, neighbours predicted, deflated. `page/planes.js` is the
+inverse.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ CHANNELS_A_TEXEL = 4  # a texture holds four channels, so their number is filled
 
 @dataclass(frozen=True)
 class QuantizedPlanes:
-    """Planes as whole numbers: value = (code - zero) * scale. Zero itself is a code, since that is what lies outside the planes."""
+    """Planes as whole numbers: value = (code - zero) * scale. Zero itself is a code, since that is
+    what lies outside the planes.
+    """
 
     codes: NDArray[np.uint8]  # (3, C, H, W), C a multiple of four
     scale: NDArray[np.float32]  # (3, C), one for each channel of each plane
@@ -24,14 +28,20 @@ class QuantizedPlanes:
 
     def values(self) -> Tensor:
         """The planes (1, 3, C, H, W), fp32, that the page renders."""
-        codes, zero = (torch.from_numpy(array.astype(np.float32)) for array in (self.codes, self.zero))
-        return ((codes - zero[..., None, None]) * torch.from_numpy(self.scale)[..., None, None])[None]
+        codes, zero = (
+            torch.from_numpy(array.astype(np.float32)) for array in (self.codes, self.zero)
+        )
+        return ((codes - zero[..., None, None]) * torch.from_numpy(self.scale)[..., None, None])[
+            None
+        ]
 
 
 def quantize(planes: Tensor) -> QuantizedPlanes:
-    """Planes (1, 3, C, H, W) to 8 bits, each channel of each plane over its own range; empty channels fill up to a multiple of four.
+    """Planes (1, 3, C, H, W) to 8 bits, each channel of each plane over its own range; empty
+    channels fill up to a multiple of four.
 
-    The error is at most half a step, 1/510 of the range, plus as much where zero moves to its nearest code.
+    The error is at most half a step, 1/510 of the range, plus as much where zero moves to its
+    nearest code.
     """
     values = planes.detach()[0].float().cpu()
     missing = -values.shape[1] % CHANNELS_A_TEXEL
@@ -42,11 +52,15 @@ def quantize(planes: Tensor) -> QuantizedPlanes:
     scale = scale.where(scale > 0, 1.0)
     zero = (-low / scale).round()
     codes = (values / scale[..., None, None] + zero[..., None, None]).round().clamp(0, LEVELS)
-    return QuantizedPlanes(codes.to(torch.uint8).numpy(), scale.numpy(), zero.to(torch.uint8).numpy())
+    return QuantizedPlanes(
+        codes.to(torch.uint8).numpy(), scale.numpy(), zero.to(torch.uint8).numpy()
+    )
 
 
 def pack(codes: NDArray[np.uint8]) -> bytes:
-    """Codes (..., H, W) as zlib data of what the prediction left + above - above left misses, modulo 256; zeros lie outside."""
+    """Codes (..., H, W) as zlib data of what the prediction left + above - above left misses,
+    modulo 256; zeros lie outside.
+    """
     rest = codes.copy()
     rest[..., 1:] -= codes[..., :-1]
     across = rest.copy()

@@ -1,4 +1,6 @@
-"""What the page has to know, as plain values for JSON: the heads, the decoder, how rays are rendered, the cameras."""
+"""What the page has to know, as plain values for JSON: the heads, the decoder, how rays are
+rendered, the cameras.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,23 @@ from torch import Tensor
 
 from dnnlib.console import UserError
 from media.avatar.planes import CHANNELS_A_TEXEL, QuantizedPlanes, pack, quantize
-from media.strips import OPAQUE, OUTLIERS, Pictures, camera_grid, to_uint8
+from media.pictures.grids import OPAQUE, OUTLIERS, Pictures, camera_grid, to_uint8
 from training.cameras import unpack_label
+from training.data.scene import CameraSummary
 from training.networks.generator import Generator
-from training.scene import CameraSummary
 
 UNIFORM_BYTES = 16384  # of a block of constants, what every WebGL 2 has
 DEPTH_VIEWS = (5, 3)  # yaws and pitches from which the range of depths is taken
-CAMERA_NUMBERS = ("radius", "pivot", "center", "intrinsics", "yaw_range", "pitch_range", "yaw", "pitch")
+CAMERA_NUMBERS = (
+    "radius",
+    "pivot",
+    "center",
+    "intrinsics",
+    "yaw_range",
+    "pitch_range",
+    "yaw",
+    "pitch",
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,9 @@ class Head:
 
 
 @torch.no_grad()
-def make_head(name: str, generator: Generator, planes: Tensor, ws: Tensor, cameras: CameraSummary) -> Head:
+def make_head(
+    name: str, generator: Generator, planes: Tensor, ws: Tensor, cameras: CameraSummary
+) -> Head:
     """A head from its planes (1, 3, C, H, W) and latents ws (1, num_ws, w_dim)."""
     quantized = quantize(planes)
     front = generator.render(planes, ws, cameras.frontal_label()[None].to(planes.device))
@@ -51,12 +64,16 @@ def scene_values(generator: Generator, cameras: CameraSummary, title: str) -> di
     """What all heads of a page share.
 
     Raises:
-        UserError: if the page could not render this model: a decoder of another kind, or too large a one.
+        UserError: if the page could not render this model: a decoder of another kind, or too large
+            a one.
     """
     options, rendering = generator.config.generator, generator.rendering
     return {
         "title": title,
-        "planes": {"resolution": options.plane_resolution, "channels": _padded(options.plane_channels)},
+        "planes": {
+            "resolution": options.plane_resolution,
+            "channels": _padded(options.plane_channels),
+        },
         "decoder": _decoder_values(generator),
         "rendering": {
             "resolution": rendering.resolution,
@@ -78,10 +95,12 @@ def _padded(channels: int) -> int:
 
 
 def _decoder_values(generator: Generator) -> dict[str, Any]:
-    """The decoder's constants in the order in which the shader reads them, as base64 of vectors of four fp32 numbers.
+    """The decoder's constants in the order in which the shader reads them, as base64 of vectors of
+    four fp32 numbers.
 
-    For each hidden unit: its weights over the channels, its weights towards (density, red, green, blue), its bias and three zeros.
-    At the end the biases of the four outputs. The density gain is multiplied in.
+    For each hidden unit: its weights over the channels, its weights towards (density, red, green,
+    blue), its bias and three zeros. At the end the biases of the four outputs. The density gain is
+    multiplied in.
     """
     weights = generator.decoder.two_layer_weights()
     if weights is None:
@@ -95,13 +114,16 @@ def _decoder_values(generator: Generator) -> dict[str, Any]:
     packed = torch.cat([units.flatten(), b1[:4] * gain]).float().numpy().astype("<f4").tobytes()
     if len(packed) > UNIFORM_BYTES:
         raise UserError(
-            f"the decoder takes {len(packed)} bytes, and a web page may count on {UNIFORM_BYTES}: {hidden} hidden units are too many"
+            f"the decoder takes {len(packed)} bytes, and a web page may count on {UNIFORM_BYTES}:"
+            f" {hidden} hidden units are too many"
         )
     return {"hidden": hidden, "data": base64.b64encode(packed).decode()}
 
 
 def _dequantization(quantized: QuantizedPlanes) -> dict[str, Any]:
-    """Per channel, for textures that hold code / 255 and for a mean over three planes: factors, what to add, and the code of zero."""
+    """Per channel, for textures that hold code / 255 and for a mean over three planes: factors,
+    what to add, and the code of zero.
+    """
     scale, zero = quantized.scale.astype(np.float64), quantized.zero.astype(np.float64)
     return {
         "scale": [_short(value) for value in (scale * (255 / 3)).flatten()],
@@ -115,8 +137,12 @@ def _short(value: float) -> float:
     return float(f"{value:.9g}")
 
 
-def _depth_range(generator: Generator, planes: Tensor, ws: Tensor, cameras: CameraSummary) -> list[float]:
-    """Nearest and farthest depth of what is opaque from all around, relative to the camera's distance to the pivot; world units."""
+def _depth_range(
+    generator: Generator, planes: Tensor, ws: Tensor, cameras: CameraSummary
+) -> list[float]:
+    """Nearest and farthest depth of what is opaque from all around, relative to the camera's
+    distance to the pivot; world units.
+    """
     depths = []
     for c in camera_grid(cameras, *DEPTH_VIEWS).to(planes.device).split(1):
         out = generator.render(planes, ws, c)

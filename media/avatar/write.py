@@ -10,19 +10,25 @@ import torch
 from dnnlib.console import progress
 from media.avatar.document import save_page
 from media.avatar.scene import make_head, scene_values
-from media.strips import seed_latent
+from media.pictures.grids import seed_latent
+from training.data.scene import cameras_of
 from training.networks.generator import Generator
-from training.scene import cameras_of
 
 
 @torch.no_grad()
 def write_avatars(
-    path: str | os.PathLike[str], generator: Generator, seeds: Sequence[int], truncation_psi: float = 1.0, title: str = "Heads"
+    path: str | os.PathLike[str],
+    generator: Generator,
+    seeds: Sequence[int],
+    truncation_psi: float = 1.0,
+    title: str = "Heads",
 ) -> int:
-    """Write one page with the heads of some seeds, which any browser with WebGL 2 renders by itself; returns its size in bytes.
+    """Write one page with the heads of some seeds, which any browser with WebGL 2 renders by
+    itself; returns its size in bytes.
 
-    The page shows the volume rendering (`image_raw`), not the super-resolution, at any resolution. Latents are conditioned on the
-    frontal pose and backbone noise is the constant one, as everywhere where seeds are shown.
+    The page shows the volume rendering (`image_raw`), not the super-resolution, at any resolution.
+    Latents are conditioned on the frontal pose and backbone noise is the constant one, as
+    everywhere where seeds are shown.
 
     Raises:
         UserError: if the page could not render this model, or the file cannot be written.
@@ -34,6 +40,8 @@ def write_avatars(
     heads = []
     with progress(seeds, "Heads", unit="head") as bar:
         for seed in bar:
-            ws = generator.mapping(seed_latent(seed, generator.z_dim).to(device), conditioning, truncation_psi)
+            ws = generator.mapping(
+                seed_latent(seed, generator.z_dim).to(device), conditioning, truncation_psi
+            )
             heads.append(make_head(f"seed {seed}", generator, generator.planes(ws), ws, cameras))
     return save_page(path, scene, heads)

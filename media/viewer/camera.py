@@ -1,4 +1,6 @@
-"""From the page's free camera to one on the data's orbit. What comes from a page is not to be trusted."""
+"""From the page's free camera to one on the data's orbit. What comes from a page is not to be
+trusted.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ REACH = 1.0  # how far the pivot may be moved, in box sides
 
 
 def orbit_of(position: Any, look_at: Any, painter: Painter) -> dict[str, Any] | None:
-    """`yaw`, `pitch`, `zoom` and `shift` of a `View` for a camera at `position` that looks at `look_at`; None for nonsense."""
+    """`yaw`, `pitch`, `zoom` and `shift` of a `View` for a camera at `position` that looks at
+    `look_at`; None for nonsense.
+    """
     eye, target = _vector(position), _vector(look_at)
     if eye is None or target is None:
         return None
@@ -35,11 +39,15 @@ def orbit_of(position: Any, look_at: Any, painter: Painter) -> dict[str, Any] | 
 
 def aspect_of(width: Any, height: Any) -> float:
     """Width of the window in heights, within what a window may be; 1 for nonsense."""
-    return bounded(bounded(width, 0, 1e5, 1) / max(bounded(height, 0, 1e5, 1), 1), *ASPECT_LIMITS, 1.0)
+    return bounded(
+        bounded(width, 0, 1e5, 1) / max(bounded(height, 0, 1e5, 1), 1), *ASPECT_LIMITS, 1.0
+    )
 
 
 def bounded(value: Any, low: float, high: float, otherwise: float) -> float:
-    """A number between two limits: what is beyond moves to the nearer one, what is no number becomes `otherwise`."""
+    """A number between two limits: what is beyond moves to the nearer one, what is no number
+    becomes `otherwise`.
+    """
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

@@ -16,7 +16,8 @@ KEPT_MODELS = 2  # visitors who look at others keep theirs as long as they look
 
 
 class CheckpointFolder:
-    """Names and generators of the checkpoints in a folder and in those below it. Safe to use from several threads.
+    """Names and generators of the checkpoints in a folder and in those below it. Safe to use from
+    several threads.
 
     Args:
         folder: None = nothing is opened.
@@ -30,10 +31,16 @@ class CheckpointFolder:
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """Paths relative to the folder, newest first; files that links bring in from elsewhere are left out."""
+        """Paths relative to the folder, newest first; files that links bring in from elsewhere are
+        left out.
+        """
         if self.folder is None:
             return []
-        found = [path for path in self.folder.rglob("*") if path.suffix in SUFFIXES and self._is_inside(path)]
+        found = [
+            path
+            for path in self.folder.rglob("*")
+            if path.suffix in SUFFIXES and self._is_inside(path)
+        ]
         found.sort(key=lambda path: (-path.stat().st_mtime, path.as_posix()))
         return [path.relative_to(self.folder).as_posix() for path in found[:MOST_LISTED]]
 

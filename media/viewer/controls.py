@@ -1,4 +1,6 @@
-"""One visitor's controls, and what they say. Values come from a page that may send anything: each is brought within its limits here."""
+"""One visitor's controls, and what they say. Values come from a page that may send anything: each
+is brought within its limits here.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ FOV_LIMITS = (2.0, 120.0)
 RESOLUTIONS = (16, 256)
 SAMPLES = (6, 96)
 VIDEO_FORMATS = ("mp4", "gif")
-MESH_FORMATS = {"GLB": ("glb", False), "GLB with texture": ("glb", True), "PLY": ("ply", False), "OBJ": ("obj", False)}
+MESH_FORMATS = {
+    "GLB": ("glb", False),
+    "GLB with texture": ("glb", True),
+    "PLY": ("ply", False),
+    "OBJ": ("obj", False),
+}
 MESH_RESOLUTIONS = ("64", "128", "192", "256")
 STEPS = {"Previous": -1, "Next": 1}
 
@@ -48,7 +55,9 @@ class Controls:
             self._add_head()
         with gui.add_folder("Two heads", expand_by_default=False):
             self.other_seed = self._watched(gui.add_slider("Second seed", 0, MOST_ON_SLIDER, 1, 1))
-            self.blend = self._watched(gui.add_slider("Blend", 0.0, 1.0, 0.01, 0.0, hint="0 the first seed, 1 the second"))
+            self.blend = self._watched(
+                gui.add_slider("Blend", 0.0, 1.0, 0.01, 0.0, hint="0 the first seed, 1 the second")
+            )
         with gui.add_folder("Mix styles", expand_by_default=False):
             self._add_mixing()
         with gui.add_folder("Picture"):
@@ -59,29 +68,42 @@ class Controls:
             self._add_saving()
         if checkpoints:
             with gui.add_folder("Checkpoint", expand_by_default=False):
-                self.checkpoint = gui.add_dropdown("File", tuple(checkpoints), initial_value=checkpoints[0])
+                self.checkpoint = gui.add_dropdown(
+                    "File", tuple(checkpoints), initial_value=checkpoints[0]
+                )
                 self.checkpoint.on_update(lambda _: choose(str(self.checkpoint.value)))
 
     def _watched(self, handle: Any) -> Any:
         handle.on_update(lambda _: self.changed())
         return handle
 
-    # ------------------------------------------------------------------------------------------------------- building
+    # ----------------------------------------------------------------------------------------------
+    # building
 
     def _add_head(self) -> None:
         layers = self.painter.generator.num_ws
         self.seed = self._watched(self.gui.add_slider("Seed", 0, MOST_ON_SLIDER, 1, 0))
         steps = self.gui.add_button_group("Go to", (*STEPS, "Random"))
         steps.on_click(lambda _: self._step(str(steps.value)))
-        self.psi = self._watched(self.gui.add_slider("Truncation", *PSI_LIMITS, 0.05, 1.0, hint="1 none, 0 the average head"))
-        self.cutoff = self._watched(self.gui.add_slider("Truncated layers", 0, layers, 1, layers, hint="so many, from the coarsest"))
+        self.psi = self._watched(
+            self.gui.add_slider(
+                "Truncation", *PSI_LIMITS, 0.05, 1.0, hint="1 none, 0 the average head"
+            )
+        )
+        self.cutoff = self._watched(
+            self.gui.add_slider(
+                "Truncated layers", 0, layers, 1, layers, hint="so many, from the coarsest"
+            )
+        )
 
     def _add_mixing(self) -> None:
         layers = self.painter.generator.num_ws
         self.mix = self._watched(self.gui.add_checkbox("Mix", False))
         self.style_seed = self._watched(self.gui.add_slider("Style seed", 0, MOST_ON_SLIDER, 1, 2))
         self.style_layers = self._watched(
-            self.gui.add_multi_slider("Its layers", 0, layers - 1, 1, (layers // 2, layers - 1), hint="0 the coarsest")
+            self.gui.add_multi_slider(
+                "Its layers", 0, layers - 1, 1, (layers // 2, layers - 1), hint="0 the coarsest"
+            )
         )
 
     def _add_picture(self) -> None:
@@ -89,33 +111,74 @@ class Controls:
         most, samples = max(RESOLUTIONS[1], painter.resolution), max(SAMPLES[1], painter.samples)
         self.kind = self._watched(self.gui.add_dropdown("View", KINDS, initial_value=KINDS[0]))
         self.resolution = self._watched(
-            self.gui.add_slider("Rendering pixels", min(RESOLUTIONS[0], painter.resolution), most, 1, painter.resolution)
+            self.gui.add_slider(
+                "Rendering pixels",
+                min(RESOLUTIONS[0], painter.resolution),
+                most,
+                1,
+                painter.resolution,
+            )
         )
         self.samples = self._watched(
-            self.gui.add_slider("Samples a ray", min(SAMPLES[0], painter.samples), samples, 1, painter.samples, hint="of the first pass")
+            self.gui.add_slider(
+                "Samples a ray",
+                min(SAMPLES[0], painter.samples),
+                samples,
+                1,
+                painter.samples,
+                hint="of the first pass",
+            )
         )
 
     def _add_camera(self) -> None:
         painter = self.painter
-        cameras, is_conditioned = painter.cameras, painter.generator.config.generator.pose_conditioning
+        cameras, is_conditioned = (
+            painter.cameras,
+            painter.generator.config.generator.pose_conditioning,
+        )
         fov = min(max(round(painter.field_of_view, 1), FOV_LIMITS[0]), FOV_LIMITS[1])
-        self.fov = self._watched(self.gui.add_slider("Field of view", *FOV_LIMITS, 0.1, fov, hint="degrees"))
+        self.fov = self._watched(
+            self.gui.add_slider("Field of view", *FOV_LIMITS, 0.1, fov, hint="degrees")
+        )
         self.front = self.gui.add_button("Front")
         self.front.on_click(lambda _: self.acts["front"]())
-        hint = "degrees; the pose that the mapping network is told" if is_conditioned else "this model was trained without it"
-        angles = (("Told yaw", math.degrees(cameras.yaw), 180.0), ("Told pitch", math.degrees(cameras.pitch), 85.0))
+        hint = (
+            "degrees; the pose that the mapping network is told"
+            if is_conditioned
+            else "this model was trained without it"
+        )
+        angles = (
+            ("Told yaw", math.degrees(cameras.yaw), 180.0),
+            ("Told pitch", math.degrees(cameras.pitch), 85.0),
+        )
         self.told = [
-            self._watched(self.gui.add_slider(name, -limit, limit, 0.5, round(2 * start) / 2, disabled=not is_conditioned, hint=hint))
+            self._watched(
+                self.gui.add_slider(
+                    name,
+                    -limit,
+                    limit,
+                    0.5,
+                    round(2 * start) / 2,
+                    disabled=not is_conditioned,
+                    hint=hint,
+                )
+            )
             for name, start, limit in angles
         ]
         self._told_at_first = tuple(handle.value for handle in self.told)
 
     def _add_saving(self) -> None:
         self.gui.add_button("Picture (PNG)").on_click(lambda _: self.acts["screenshot"]())
-        self.video_format = self.gui.add_dropdown("Video format", VIDEO_FORMATS, initial_value=VIDEO_FORMATS[0])
+        self.video_format = self.gui.add_dropdown(
+            "Video format", VIDEO_FORMATS, initial_value=VIDEO_FORMATS[0]
+        )
         self.gui.add_button("Turntable").on_click(lambda _: self.acts["turntable"]())
-        self.mesh_format = self.gui.add_dropdown("Mesh format", tuple(MESH_FORMATS), initial_value="GLB")
-        self.mesh_resolution = self.gui.add_dropdown("Mesh cells", MESH_RESOLUTIONS, initial_value="128")
+        self.mesh_format = self.gui.add_dropdown(
+            "Mesh format", tuple(MESH_FORMATS), initial_value="GLB"
+        )
+        self.mesh_resolution = self.gui.add_dropdown(
+            "Mesh cells", MESH_RESOLUTIONS, initial_value="128"
+        )
         self.gui.add_button("Mesh").on_click(lambda _: self.acts["mesh"]())
 
     def _step(self, name: str) -> None:
@@ -124,7 +187,8 @@ class Controls:
         self.seed.value = seed % (MOST_ON_SLIDER + 1)
         self.changed()
 
-    # ------------------------------------------------------------------------------------------------------- reading
+    # ----------------------------------------------------------------------------------------------
+    # reading
 
     def latents(self) -> Latents:
         """Who is to be seen."""
@@ -139,7 +203,9 @@ class Controls:
             blend=bounded(self.blend.value, 0, 1, 0),
             style_seed=self._seed(self.style_seed) if self.mix.value is True else None,
             style_layers=self._layers(),
-            conditioning=None if told == self._told_at_first else (math.radians(told[0]), math.radians(told[1])),
+            conditioning=None
+            if told == self._told_at_first
+            else (math.radians(told[0]), math.radians(told[1])),
         )
 
     def view(self) -> dict[str, Any]:
@@ -148,8 +214,17 @@ class Controls:
         kind = self.kind.value
         return {
             "kind": kind if kind in KINDS else KINDS[0],
-            "resolution": int(bounded(self.resolution.value, 4, max(RESOLUTIONS[1], painter.resolution), painter.resolution)),
-            "samples": int(bounded(self.samples.value, 4, max(SAMPLES[1], painter.samples), painter.samples)),
+            "resolution": int(
+                bounded(
+                    self.resolution.value,
+                    4,
+                    max(RESOLUTIONS[1], painter.resolution),
+                    painter.resolution,
+                )
+            ),
+            "samples": int(
+                bounded(self.samples.value, 4, max(SAMPLES[1], painter.samples), painter.samples)
+            ),
             "field_of_view": self._field_of_view(),
         }
 
@@ -162,7 +237,11 @@ class Controls:
         """Format, whether with a texture, and cells a side."""
         kind, is_textured = MESH_FORMATS.get(str(self.mesh_format.value), MESH_FORMATS["GLB"])
         cells = str(self.mesh_resolution.value)
-        return kind, is_textured, int(cells) if cells in MESH_RESOLUTIONS else int(MESH_RESOLUTIONS[0])
+        return (
+            kind,
+            is_textured,
+            int(cells) if cells in MESH_RESOLUTIONS else int(MESH_RESOLUTIONS[0]),
+        )
 
     def _field_of_view(self) -> float | None:
         """None while it is the data's, which the slider rounds."""

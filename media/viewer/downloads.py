@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from media.panels import resize
-from media.paths import is_all_around
-from media.shapes import extract_mesh, save_mesh
-from media.strips import Pictures, camera_grid
-from media.video_files import open_video
+from media.meshes.shapes import extract_mesh, save_mesh
+from media.pictures.grids import Pictures, camera_grid
+from media.pictures.panels import resize
+from media.videos.files import open_video
+from media.videos.paths import is_all_around
 from media.viewer.painter import Latents, Painter, View
 
 VIDEO_FRAMES, VIDEO_FPS = 96, 24.0
@@ -34,12 +34,22 @@ def png(picture: Pictures) -> bytes:
 
 
 def turntable(painter: Painter, latents: Latents, view: View, kind: str) -> bytes:
-    """An mp4 or gif that begins where it ends: once around where the data's cameras go around, else from side to side."""
+    """An mp4 or gif that begins where it ends: once around where the data's cameras go around, else
+    from side to side.
+    """
     low, high = painter.cameras.yaw_range
     phases = np.linspace(0, 2 * math.pi, VIDEO_FRAMES)
-    yaws = view.yaw + phases if is_all_around(painter.cameras) else painter.cameras.yaw + min(SWAY, (high - low) / 2) * np.sin(phases)
+    yaws = (
+        view.yaw + phases
+        if is_all_around(painter.cameras)
+        else painter.cameras.yaw + min(SWAY, (high - low) / 2) * np.sin(phases)
+    )
     views = [dataclasses.replace(view, yaw=float(yaw)) for yaw in yaws]
-    limits = painter.depth_limits(latents, views[:: VIDEO_FRAMES // PROBES]) if view.kind == "depth" else None
+    limits = (
+        painter.depth_limits(latents, views[:: VIDEO_FRAMES // PROBES])
+        if view.kind == "depth"
+        else None
+    )
 
     def write(path: Path) -> None:
         with open_video(path, VIDEO_FPS) as video:
@@ -50,7 +60,9 @@ def turntable(painter: Painter, latents: Latents, view: View, kind: str) -> byte
     return _bytes_of(kind, write)
 
 
-def mesh(painter: Painter, latents: Latents, kind: str, resolution: int, is_textured: bool) -> bytes:
+def mesh(
+    painter: Painter, latents: Latents, kind: str, resolution: int, is_textured: bool
+) -> bytes:
     """The head's surface in a file of that kind, with colours at its vertices or with a texture.
 
     Raises:
@@ -58,7 +70,9 @@ def mesh(painter: Painter, latents: Latents, kind: str, resolution: int, is_text
     """
     _, planes = painter.planes(latents)
     texture = TEXTURE if is_textured else None
-    shape = extract_mesh(painter.generator, planes, camera_grid(painter.cameras), resolution, texture=texture)
+    shape = extract_mesh(
+        painter.generator, planes, camera_grid(painter.cameras), resolution, texture=texture
+    )
     return _bytes_of(kind, lambda path: save_mesh(path, shape))
 
 

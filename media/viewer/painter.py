@@ -1,4 +1,6 @@
-"""What a visitor sees: latents from seeds, planes kept while only the camera moves, and one picture of them."""
+"""What a visitor sees: latents from seeds, planes kept while only the camera moves, and one picture
+of them.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from media.panels import PANELS, shade_normals, shared_limits, surface_normals
-from media.strips import Pictures, seed_latent, shade_depth, to_uint8
+from media.pictures.grids import Pictures, seed_latent, shade_depth, to_uint8
+from media.pictures.panels import PANELS, shade_normals, shared_limits, surface_normals
 from training.cameras import pack_label, unpack_label
+from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator, GeneratorOutput
-from training.scene import CameraSummary, cameras_of
 
 KINDS = PANELS
 
@@ -32,12 +34,14 @@ class Latents:
     blend: float = 0.0  # 0 = seed, 1 = other_seed
     style_seed: int | None = None  # None = no mixing
     style_layers: tuple[int, int] = (0, 0)  # first and last layer that get the style seed's latents
-    conditioning: tuple[float, float] | None = None  # yaw and pitch that the mapping network is told; None = the frontal pose
+    # yaw and pitch that the mapping network is told; None = the frontal pose
+    conditioning: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class View:
-    """From where and how. The camera is on the data's orbit; zooming changes its focal length, because near and far limits are
+    """From where and how. The camera is on the data's orbit; zooming changes its focal length,
+    because near and far limits are
     distances from the camera."""
 
     kind: str = "image"
@@ -47,18 +51,24 @@ class View:
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of camera and pivot, world units
     field_of_view: float | None = None  # degrees; None = the data's
     resolution: int | None = None  # of the neural rendering; None = the model's
-    samples: int | None = None  # a ray in the first pass, in the second in proportion; None = the model's
+    # a ray in the first pass, in the second in proportion; None = the model's
+    samples: int | None = None
 
 
 class Painter:
-    """Renders one visitor's pictures of a generator that others use at the same time: its parameters are shared, settings are not."""
+    """Renders one visitor's pictures of a generator that others use at the same time: its
+    parameters are shared, settings are not.
+    """
 
     def __init__(self, generator: Generator) -> None:
         self.generator = copy.copy(generator)
         self.generator.config = copy.deepcopy(generator.config)
         self.cameras: CameraSummary = cameras_of(generator)
         self.device = next(generator.parameters()).device
-        self._model_samples = (self.generator.rendering.depth_resolution, self.generator.rendering.depth_resolution_importance)
+        self._model_samples = (
+            self.generator.rendering.depth_resolution,
+            self.generator.rendering.depth_resolution_importance,
+        )
         self._known: tuple[Latents, Tensor, Tensor] | None = None
 
     @property
@@ -91,21 +101,35 @@ class Painter:
         if latents.style_seed is not None:
             first, last = latents.style_layers
             layers = torch.arange(ws.shape[1], device=ws.device)[None, :, None]
-            ws = torch.where((layers >= first) & (layers <= last), self._map(latents.style_seed, latents), ws)
+            ws = torch.where(
+                (layers >= first) & (layers <= last), self._map(latents.style_seed, latents), ws
+            )
         return ws
 
     def _map(self, seed: int, latents: Latents) -> Tensor:
-        pose = self.cameras.frontal_label() if latents.conditioning is None else self.cameras.label(*latents.conditioning)
+        pose = (
+            self.cameras.frontal_label()
+            if latents.conditioning is None
+            else self.cameras.label(*latents.conditioning)
+        )
         z = seed_latent(seed, self.generator.z_dim).to(self.device)
-        return self.generator.mapping(z, pose[None].to(self.device), latents.truncation_psi, latents.truncation_cutoff)
+        return self.generator.mapping(
+            z, pose[None].to(self.device), latents.truncation_psi, latents.truncation_cutoff
+        )
 
     @torch.no_grad()
     def planes(self, latents: Latents) -> tuple[Tensor, Tensor]:
-        """ws (1, num_ws, w_dim) and planes (1, 3, C, H, W), kept until other latents are asked for."""
+        """ws (1, num_ws, w_dim) and planes (1, 3, C, H, W), kept until other latents are asked
+        for.
+        """
         if self._known is None or self._known[0] != latents:
             ws = self.ws(latents)
             planes = self.generator.planes(ws)
-            fast = planes.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, planes.shape[:2])
+            fast = (
+                planes.flatten(0, 1)
+                .contiguous(memory_format=torch.channels_last)
+                .unflatten(0, planes.shape[:2])
+            )
             self._known = (latents, ws, fast)
         return self._known[1:]
 
@@ -115,20 +139,28 @@ class Painter:
         cam2world[:3, 3] += torch.tensor(view.shift)
         factor = view.zoom
         if view.field_of_view is not None:
-            factor *= 0.5 / math.tan(math.radians(view.field_of_view) / 2) / self.cameras.intrinsics[4]
+            factor *= (
+                0.5 / math.tan(math.radians(view.field_of_view) / 2) / self.cameras.intrinsics[4]
+            )
         intrinsics = intrinsics.clone()
         intrinsics[:2] *= factor
         intrinsics[:2, 2] += 0.5 - 0.5 * factor  # zooms around the picture's middle
         return pack_label(cam2world, intrinsics)
 
     @torch.no_grad()
-    def paint(self, latents: Latents, view: View, limits: tuple[float, float] | None = None) -> Pictures:
-        """The picture (n, n, 3). `limits` are the depths that are white and darkest; none = the view's own."""
+    def paint(
+        self, latents: Latents, view: View, limits: tuple[float, float] | None = None
+    ) -> Pictures:
+        """The picture (n, n, 3). `limits` are the depths that are white and darkest; none = the
+        view's own.
+        """
         c, out = self._render(latents, view)
         if view.kind == "depth":
             return shade_depth(out.image_depth, out.weights_sum, limits)[0]
         if view.kind == "normals":
-            return shade_normals(surface_normals(self.generator, self.planes(latents)[1], c, out), c, out.weights_sum)[0]
+            return shade_normals(
+                surface_normals(self.generator, self.planes(latents)[1], c, out), c, out.weights_sum
+            )[0]
         return to_uint8(out.image if view.kind == "image" else out.image_raw)[0]
 
     @torch.no_grad()
@@ -146,7 +178,9 @@ class Painter:
         coarse, fine = self._model_samples
         chosen = samples or coarse
         self.generator.config.rendering = dataclasses.replace(
-            self.generator.rendering, depth_resolution=chosen, depth_resolution_importance=round(fine * chosen / coarse)
+            self.generator.rendering,
+            depth_resolution=chosen,
+            depth_resolution_importance=round(fine * chosen / coarse),
         )
 
     def background(self, kind: str) -> tuple[int, int, int]:

@@ -31,13 +31,17 @@ class Viewer:
         name: What the generator is called in the page; one of the folder's names if it lies there.
     """
 
-    def __init__(self, generator: Generator, name: str, folder: CheckpointFolder, host: str, port: int) -> None:
+    def __init__(
+        self, generator: Generator, name: str, folder: CheckpointFolder, host: str, port: int
+    ) -> None:
         self.generator, self.name, self.folder, self.host = generator, name, folder, host
         self.visitors: dict[int, Visitor] = {}
         self._lock = threading.Lock()
         self.server = viser.ViserServer(host=host, port=port, label="open-eg3d", verbose=False)
         _forget_handlers(self.server._websock_server, keep=())
-        self.server.gui.configure_theme(dark_mode=True, show_logo=False, show_share_button=False, control_width="medium")
+        self.server.gui.configure_theme(
+            dark_mode=True, show_logo=False, show_share_button=False, control_width="medium"
+        )
         self.server.gui.main_panel.dock_right()
         self.server.scene.set_up_direction("+y")
         self.server.on_client_connect(self._welcome)
@@ -53,7 +57,11 @@ class Viewer:
         try:
             self._let_in(client)
         except Exception as error:  # nonsense in place of a first camera
-            print(f"warning: visitor {client.client_id} is turned away: {type(error).__name__}: {error}", file=sys.stderr)
+            print(
+                f"warning: visitor {client.client_id} is turned away: {type(error).__name__}:"
+                f" {error}",
+                file=sys.stderr,
+            )
             self._close(client)
 
     def _let_in(self, client: viser.ClientHandle) -> None:
@@ -65,8 +73,11 @@ class Viewer:
             if len(self.visitors) >= MOST_VISITORS:
                 client.gui.add_markdown("Too many visitors at the moment; come back later.")
                 return
-            self.visitors[client.client_id] = Visitor(client, self.folder, self.generator, self.name)
-        if client.client_id not in self.server.get_clients():  # it left while its controls were made
+            self.visitors[client.client_id] = Visitor(
+                client, self.folder, self.generator, self.name
+            )
+        # it left while its controls were made
+        if client.client_id not in self.server.get_clients():
             self._forget(client)
 
     def _forget(self, client: viser.ClientHandle) -> None:
@@ -79,7 +90,9 @@ class Viewer:
         return self.server._websock_server._live_connections.get(client.client_id)
 
     def _is_own_page(self, client: viser.ClientHandle) -> bool:
-        """Whether the page came from this server. Any page in the browser of somebody who runs a viewer could connect otherwise."""
+        """Whether the page came from this server. Any page in the browser of somebody who runs a
+        viewer could connect otherwise.
+        """
         connection = self._connection(client)
         if connection is None:
             return False
@@ -87,13 +100,19 @@ class Viewer:
         origin, host = headers.get("Origin"), headers.get("Host", "")
         if origin is None:
             return True  # a program, not a page
-        is_local_name = host.rsplit(":", 1)[0] in LOCAL_NAMES or self.host not in ("127.0.0.1", "::1", "localhost")
+        is_local_name = host.rsplit(":", 1)[0] in LOCAL_NAMES or self.host not in (
+            "127.0.0.1",
+            "::1",
+            "localhost",
+        )
         return is_local_name and origin.split("://", 1)[-1] == host
 
     def _close(self, client: viser.ClientHandle) -> None:
         connection = self._connection(client)
         if connection is not None:
-            asyncio.run_coroutine_threadsafe(connection.close(1008, "not this server's page"), connection.loop)
+            asyncio.run_coroutine_threadsafe(
+                connection.close(1008, "not this server's page"), connection.loop
+            )
 
     def close(self) -> None:
         """End the server and all visitors' threads."""
@@ -107,7 +126,8 @@ class Viewer:
 def _guard(client: viser.ClientHandle) -> None:
     """Of all that the library lets a page do, cameras and values of controls are left.
 
-    Else a page could have files collected in memory, and set what belongs to a control besides its value.
+    Else a page could have files collected in memory, and set what belongs to a control besides its
+    value.
     """
     connection, gui = client._websock_connection, client.gui
     _forget_handlers(connection, keep=(_messages.ViewerCameraMessage,))
@@ -120,7 +140,9 @@ def _guard(client: viser.ClientHandle) -> None:
 
 
 def _forget_handlers(connection: Any, keep: Sequence[type]) -> None:
-    """The server's own among them is one that would open a tunnel to the Internet for whoever asks."""
+    """The server's own among them is one that would open a tunnel to the Internet for whoever
+    asks.
+    """
     for kind in set(connection._incoming_handlers) - set(keep):
         connection.unregister_handler(kind)
 
@@ -138,21 +160,32 @@ def check_address(host: str, port: int) -> None:
             listener.bind(address)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot listen on {host}, port {port}: {reason}; choose another --port or --host") from error
+        raise UserError(
+            f"cannot listen on {host}, port {port}: {reason}; choose another --port or --host"
+        ) from error
 
 
 @contextmanager
-def run_viewer(generator: Generator, name: str, folder: CheckpointFolder, host: str = "127.0.0.1", port: int = 8080) -> Iterator[Viewer]:
+def run_viewer(
+    generator: Generator,
+    name: str,
+    folder: CheckpointFolder,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+) -> Iterator[Viewer]:
     """A viewer that serves until the block ends.
 
     Raises:
         UserError: if nothing can listen at that address.
     """
     check_address(host, port)
-    for library in ("websockets", "asyncio"):  # they print a traceback for every broken-off or nonsensical message
+    # they print a traceback for every broken-off or nonsensical message
+    for library in ("websockets", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL + 1)
-    warnings.filterwarnings("ignore", module="viser")  # they repeat what a page has sent, however long
-    warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")  # to a page that left a moment ago
+    # they repeat what a page has sent, however long
+    warnings.filterwarnings("ignore", module="viser")
+    # to a page that left a moment ago
+    warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")
     viewer = Viewer(generator, name, folder, host, port)
     try:
         yield viewer

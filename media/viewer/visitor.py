@@ -29,9 +29,13 @@ Request = tuple[Latents, View, float]  # who, from where, the window's aspect
 
 
 class Visitor:
-    """Serves one page until `leave`. Nothing in here is shared with other visitors but the networks' parameters."""
+    """Serves one page until `leave`. Nothing in here is shared with other visitors but the
+    networks' parameters.
+    """
 
-    def __init__(self, client: viser.ClientHandle, folder: CheckpointFolder, generator: Generator, name: str) -> None:
+    def __init__(
+        self, client: viser.ClientHandle, folder: CheckpointFolder, generator: Generator, name: str
+    ) -> None:
         self.client, self.folder = client, folder
         self.is_gone = False
         self._changed_at = time.monotonic()
@@ -41,7 +45,9 @@ class Visitor:
         self._told = 0.0
         self._show_model(generator, name)
         client.camera.on_update(lambda _: self.change())
-        self._thread = threading.Thread(target=self._work, name=f"visitor-{client.client_id}", daemon=True)
+        self._thread = threading.Thread(
+            target=self._work, name=f"visitor-{client.client_id}", daemon=True
+        )
         self._thread.start()
 
     def _show_model(self, generator: Generator, name: str) -> None:
@@ -50,17 +56,33 @@ class Visitor:
         self._seconds_a_pixel = 1e-5  # until something was drawn
         self._drawn: Request | None = None  # what is shown in full
         others = [other for other in self.folder.names() if other != name]
-        acts = {"front": self.look_from_front, "screenshot": self._save_picture, "turntable": self._save_turntable, "mesh": self._save_mesh}
+        acts = {
+            "front": self.look_from_front,
+            "screenshot": self._save_picture,
+            "turntable": self._save_turntable,
+            "mesh": self._save_mesh,
+        }
         with self.client.atomic():
             self.client.gui.reset()
-            self.controls = Controls(self.client.gui, self.painter, self.change, acts, [name, *others] if others else [], self._choose)
+            self.controls = Controls(
+                self.client.gui,
+                self.painter,
+                self.change,
+                acts,
+                [name, *others] if others else [],
+                self._choose,
+            )
         self.look_from_front()
 
     def look_from_front(self) -> None:
         """Put the page's camera where the data's frontal one is."""
         camera, painter = self.client.camera, self.painter
         pivot = painter.cameras.pivot
-        frontal = painter.label(View(yaw=painter.cameras.yaw, pitch=painter.cameras.pitch))[:16].view(4, 4)[:3, 3].tolist()
+        frontal = (
+            painter.label(View(yaw=painter.cameras.yaw, pitch=painter.cameras.pitch))[:16]
+            .view(4, 4)[:3, 3]
+            .tolist()
+        )
         with self.client.atomic():
             camera.min_orbit_distance, camera.max_orbit_distance = 1e-3, 1e6
             camera.up_direction = (0.0, 1.0, 0.0)
@@ -79,7 +101,8 @@ class Visitor:
         self.is_gone = True
         self._wake.set()
 
-    # ------------------------------------------------------------------------------------------------------- drawing
+    # ----------------------------------------------------------------------------------------------
+    # drawing
 
     def _work(self) -> None:
         while not self.is_gone:
@@ -88,12 +111,17 @@ class Visitor:
             except UserError as error:
                 self._say(str(error))
             except Exception as error:  # one visitor's trouble is not the others'
-                print(f"warning: visitor {self.client.client_id}: {type(error).__name__}: {error}", file=sys.stderr)
+                print(
+                    f"warning: visitor {self.client.client_id}: {type(error).__name__}: {error}",
+                    file=sys.stderr,
+                )
                 self._say("That did not work; see the program's output.")
                 self._wake.wait(1.0)
 
     def _serve(self) -> None:
-        """One picture: a quick one while something moves, the full one when nothing has moved for a moment."""
+        """One picture: a quick one while something moves, the full one when nothing has moved for a
+        moment.
+        """
         if self._wanted is not None:
             name, self._wanted = self._wanted, None
             self._say(f"Loading {name} …")
@@ -116,7 +144,11 @@ class Visitor:
         orbit = orbit_of(camera.position, camera.look_at, self.painter)
         if orbit is not None:
             self._orbit = orbit
-        return self.controls.latents(), View(**self.controls.view(), **self._orbit), aspect_of(camera.image_width, camera.image_height)
+        return (
+            self.controls.latents(),
+            View(**self.controls.view(), **self._orbit),
+            aspect_of(camera.image_width, camera.image_height),
+        )
 
     def _draw(self, is_full: bool) -> None:
         request = latents, view, aspect = self._request()
@@ -124,7 +156,9 @@ class Visitor:
         self.painter.planes(latents)  # not a part of the frame's time
         pixels = view.resolution
         if not is_full:
-            pixels = min(pixels, max(FEWEST_PIXELS, int((FRAME_SECONDS / self._seconds_a_pixel) ** 0.5)))
+            pixels = min(
+                pixels, max(FEWEST_PIXELS, int((FRAME_SECONDS / self._seconds_a_pixel) ** 0.5))
+            )
         started = time.monotonic()
         picture = self.painter.paint(latents, dataclasses.replace(view, resolution=pixels))
         seconds = time.monotonic() - started
@@ -132,17 +166,23 @@ class Visitor:
         if self.is_gone:
             return
         wide = letterbox(picture, aspect, self.painter.background(view.kind))
-        self.client.scene.set_background_image(wide, format="png" if is_full else "jpeg", jpeg_quality=85)
+        self.client.scene.set_background_image(
+            wide, format="png" if is_full else "jpeg", jpeg_quality=85
+        )
         self._drawn = request if is_full else None
         if is_full or time.monotonic() - self._told > STATUS_SECONDS:
             self._told = time.monotonic()
-            self._say(f"{pixels} pixels in {1000 * seconds:.0f} ms: {1 / max(seconds, 1e-6):.1f} frames a second")
+            self._say(
+                f"{pixels} pixels in {1000 * seconds:.0f} ms: {1 / max(seconds, 1e-6):.1f} frames a"
+                " second"
+            )
 
     def _say(self, text: str) -> None:
         if not self.is_gone:
             self.controls.status.content = f"**{_plain(self.name)}** · {_plain(text)}"
 
-    # ------------------------------------------------------------------------------------------------------- asked for
+    # ----------------------------------------------------------------------------------------------
+    # asked for
 
     def _choose(self, name: str) -> None:
         if name != self.name:
@@ -150,15 +190,22 @@ class Visitor:
             self.change()
 
     def _save_picture(self) -> None:
-        self._export("png", lambda painter, latents, view: downloads.png(painter.paint(latents, view)))
+        self._export(
+            "png", lambda painter, latents, view: downloads.png(painter.paint(latents, view))
+        )
 
     def _save_turntable(self) -> None:
         kind = self.controls.video()
-        self._export(kind, lambda painter, latents, view: downloads.turntable(painter, latents, view, kind))
+        self._export(
+            kind, lambda painter, latents, view: downloads.turntable(painter, latents, view, kind)
+        )
 
     def _save_mesh(self) -> None:
         kind, is_textured, cells = self.controls.mesh()
-        self._export(kind, lambda painter, latents, _: downloads.mesh(painter, latents, kind, cells, is_textured))
+        self._export(
+            kind,
+            lambda painter, latents, _: downloads.mesh(painter, latents, kind, cells, is_textured),
+        )
 
     def _export(self, suffix: str, make: Callable[[Painter, Latents, View], bytes]) -> None:
         """Make a file beside the pictures, with a painter of its own, and hand it over."""
@@ -170,7 +217,9 @@ class Visitor:
             self._say(f"Making the {suffix.upper()} …")
             data = make(Painter(self.painter.generator), latents, view)
             if not self.is_gone:
-                self.client.send_file_download(f"seed{latents.seed:04d}.{suffix}", data, save_immediately=True)
+                self.client.send_file_download(
+                    f"seed{latents.seed:04d}.{suffix}", data, save_immediately=True
+                )
                 self._say(f"{suffix.upper()} of {len(data) / 1e6:.1f} MB")
         except UserError as error:
             self._say(str(error))

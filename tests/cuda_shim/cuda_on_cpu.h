@@ -1,9 +1,12 @@
-// Runs CUDA kernels on the CPU, for tests: what torch_utils/ops/csrc/cuda/launch.h includes where the compiler is not nvcc.
+// Runs CUDA kernels on the CPU, for tests: what torch_utils/ops/csrc/cuda/launch.h includes where
+// the compiler is not nvcc.
 //
-// Blocks run one after another. The threads of a block are fibers that change places at barriers, which is fast; or, with
-// -DCUDA_ON_CPU_THREADS, real threads, two blocks at a time, so that ThreadSanitizer sees races inside a block and between blocks.
-// Each shared array is a heap block of its own, filled with NaN, so that AddressSanitizer sees its ends and tests see what was never
-// written. A barrier or shuffle that not all threads reach ends the program, also where a GPU would let it pass.
+// Blocks run one after another. The threads of a block are fibers that change places at barriers,
+// which is fast; or, with -DCUDA_ON_CPU_THREADS, real threads, two blocks at a time, so that
+// ThreadSanitizer sees races inside a block and between blocks. Each shared array is a heap block
+// of its own, filled with NaN, so that AddressSanitizer sees its ends and tests see what was never
+// written. A barrier or shuffle that not all threads reach ends the program, also where a GPU would
+// let it pass.
 #pragma once
 
 #include <math.h>
@@ -30,8 +33,10 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define OPEN_EG3D_SHARED(name, ...) auto& name = *::cuda_on_cpu::shared_array<std::type_identity_t<__VA_ARGS__>>(__LINE__)
-#define OPEN_EG3D_DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(::cuda_on_cpu::self().block->dynamic_shared())
+#define OPEN_EG3D_SHARED(name, ...) \
+  auto& name = *::cuda_on_cpu::shared_array<std::type_identity_t<__VA_ARGS__>>(__LINE__)
+#define OPEN_EG3D_DYNAMIC_SHARED(type, name) \
+  type* name = reinterpret_cast<type*>(::cuda_on_cpu::self().block->dynamic_shared())
 
 #define threadIdx (::cuda_on_cpu::self().thread_index)
 #define blockIdx (::cuda_on_cpu::self().block->index)
@@ -41,7 +46,8 @@
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
   constexpr dim3() = default;
-  constexpr dim3(int64_t x_, int64_t y_, int64_t z_) : x(static_cast<unsigned>(x_)), y(static_cast<unsigned>(y_)), z(static_cast<unsigned>(z_)) {}
+  constexpr dim3(int64_t x_, int64_t y_, int64_t z_)
+      : x(static_cast<unsigned>(x_)), y(static_cast<unsigned>(y_)), z(static_cast<unsigned>(z_)) {}
   constexpr int64_t count() const { return int64_t(x) * y * z; }
 };
 
@@ -58,7 +64,8 @@ constexpr size_t kMostSharedBytes = 227 << 10, kStaticSharedBytes = 48 << 10;
 // Memory of one block's shared arrays, by the line that declares them.
 class SharedMemory {
  public:
-  explicit SharedMemory(size_t dynamic_bytes) : dynamic_(allocate(dynamic_bytes)), dynamic_bytes_(dynamic_bytes) {}
+  explicit SharedMemory(size_t dynamic_bytes)
+      : dynamic_(allocate(dynamic_bytes)), dynamic_bytes_(dynamic_bytes) {}
 
   unsigned char* dynamic() { return dynamic_.get(); }
 
@@ -68,7 +75,8 @@ class SharedMemory {
     if (!place) {
       place = allocate(bytes);
       static_bytes_ += bytes;
-      if (static_bytes_ > kStaticSharedBytes || static_bytes_ + dynamic_bytes_ > kMostSharedBytes) fail("too much shared memory");
+      if (static_bytes_ > kStaticSharedBytes || static_bytes_ + dynamic_bytes_ > kMostSharedBytes)
+        fail("too much shared memory");
     }
     return place.get();
   }
@@ -117,7 +125,8 @@ struct Block {
 
   dim3 index, threads, grid;
   std::unique_ptr<SharedMemory> shared;
-  uint64_t exchange[2][kMostThreads] = {};  // what a shuffle's lanes show each other: in turn, so that the next one need not wait for readers
+  uint64_t exchange[2][kMostThreads] = {};  // what a shuffle's lanes show each other: in turn, so
+                                            // that the next one need not wait for readers
 };
 
 struct Thread {
@@ -145,7 +154,8 @@ Array* shared_array(int line) {
 
 template <class Pack, class T>
 Pack load_aligned(const T* from) {
-  if (reinterpret_cast<uintptr_t>(from) % sizeof(Pack) != 0) fail("a load of several numbers is not aligned");
+  if (reinterpret_cast<uintptr_t>(from) % sizeof(Pack) != 0)
+    fail("a load of several numbers is not aligned");
   Pack pack;
   std::memcpy(&pack, from, sizeof pack);
   return pack;
@@ -153,7 +163,8 @@ Pack load_aligned(const T* from) {
 
 template <class T, class Pack>
 void store_aligned(T* to, const Pack& pack) {
-  if (reinterpret_cast<uintptr_t>(to) % sizeof(Pack) != 0) fail("a store of several numbers is not aligned");
+  if (reinterpret_cast<uintptr_t>(to) % sizeof(Pack) != 0)
+    fail("a store of several numbers is not aligned");
   std::memcpy(to, &pack, sizeof pack);
 }
 
@@ -162,7 +173,8 @@ template <class T>
 const uint64_t* show(unsigned mask, T value) {
   static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>);
   Thread& me = self();
-  if (mask != 0xffffffffu || me.block->threads.count() % kWarp != 0) fail("a shuffle of part of a warp");
+  if (mask != 0xffffffffu || me.block->threads.count() % kWarp != 0)
+    fail("a shuffle of part of a warp");
   uint64_t* const shown = me.block->exchange[me.shuffles++ % 2];
   std::memcpy(&shown[me.number], &value, sizeof value);
   const int warp = me.number / kWarp;
@@ -213,20 +225,27 @@ inline unsigned __ballot_sync(unsigned mask, bool condition) {
   return votes;
 }
 
-inline bool __any_sync(unsigned mask, bool condition) { return __ballot_sync(mask, condition) != 0; }
-inline bool __all_sync(unsigned mask, bool condition) { return __ballot_sync(mask, condition) == 0xffffffffu; }
+inline bool __any_sync(unsigned mask, bool condition) {
+  return __ballot_sync(mask, condition) != 0;
+}
+inline bool __all_sync(unsigned mask, bool condition) {
+  return __ballot_sync(mask, condition) == 0xffffffffu;
+}
 
 template <class T>
 T atomicAdd(T* to, std::type_identity_t<T> value) {
   return std::atomic_ref<T>(*to).fetch_add(value, std::memory_order_relaxed);
 }
 
-inline unsigned atomicOr(unsigned* to, unsigned bits) { return std::atomic_ref(*to).fetch_or(bits, std::memory_order_relaxed); }
+inline unsigned atomicOr(unsigned* to, unsigned bits) {
+  return std::atomic_ref(*to).fetch_or(bits, std::memory_order_relaxed);
+}
 
 inline unsigned atomicMax(unsigned* to, unsigned value) {
   const std::atomic_ref target(*to);
   unsigned before = target.load(std::memory_order_relaxed);
-  while (before < value && !target.compare_exchange_weak(before, value, std::memory_order_relaxed)) {
+  while (before < value &&
+         !target.compare_exchange_weak(before, value, std::memory_order_relaxed)) {
   }
   return before;
 }

@@ -1,7 +1,7 @@
 // Threads of a block as fibers of one thread. Included by cuda_on_cpu.h.
 //
-// A fiber runs thread after thread until one of them waits; then that thread keeps the fiber, and another one goes on. So kernels
-// without barriers never change fibers.
+// A fiber runs thread after thread until one of them waits; then that thread keeps the fiber, and
+// another one goes on. So kernels without barriers never change fibers.
 #pragma once
 
 #include <ucontext.h>
@@ -89,7 +89,8 @@ class FiberBlock final : public Block {
     fiber->context.uc_stack.ss_size = kStack;
     fiber->context.uc_link = nullptr;
     const auto address = reinterpret_cast<uintptr_t>(fiber);
-    makecontext(&fiber->context, reinterpret_cast<void (*)()>(enter), 2, unsigned(address >> 32), unsigned(address));
+    makecontext(&fiber->context, reinterpret_cast<void (*)()>(enter), 2, unsigned(address >> 32),
+                unsigned(address));
   }
 
   static void enter(unsigned high, unsigned low) {
@@ -126,8 +127,12 @@ class FiberBlock final : public Block {
   }
 
 #if defined(__SANITIZE_ADDRESS__)
-  static void depart(void** fake_stack, const void* bottom, size_t size) { __sanitizer_start_switch_fiber(fake_stack, bottom, size); }
-  static void arrive(void* fake_stack, const void** bottom, size_t* size) { __sanitizer_finish_switch_fiber(fake_stack, bottom, size); }
+  static void depart(void** fake_stack, const void* bottom, size_t size) {
+    __sanitizer_start_switch_fiber(fake_stack, bottom, size);
+  }
+  static void arrive(void* fake_stack, const void** bottom, size_t* size) {
+    __sanitizer_finish_switch_fiber(fake_stack, bottom, size);
+  }
 #else
   static void depart(void**, const void*, size_t) {}
   static void arrive(void*, const void**, size_t*) {}
@@ -148,7 +153,8 @@ class FiberBlock final : public Block {
 };
 
 inline void run(dim3 grid, dim3 threads, size_t dynamic_bytes, const std::function<void()>& body) {
-  if (threads.count() > kMostThreads || threads.count() == 0) fail("a block of no or more than 1024 threads");
+  if (threads.count() > kMostThreads || threads.count() == 0)
+    fail("a block of no or more than 1024 threads");
   FiberBlock block(body);
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)

@@ -1,4 +1,5 @@
-// Element-wise parts of modulated convolutions beside plain loops in double precision. With "quick", a small case.
+// Element-wise parts of modulated convolutions beside plain loops in double precision. With
+// "quick", a small case.
 #include "cuda/modulation.h"
 
 #include <limits>
@@ -27,29 +28,44 @@ struct Suite {
   std::vector<W> scale, noise, bias;
   std::vector<T> x, grad;
 
-  Suite(const Case& c_, Dtype type_) : c(c_), type(type_), count(c.layout.samples * c.layout.pixels * c.layout.channels), rows(c.layout.samples) {
+  Suite(const Case& c_, Dtype type_)
+      : c(c_),
+        type(type_),
+        count(c.layout.samples * c.layout.pixels * c.layout.channels),
+        rows(c.layout.samples) {
     ++cases;
     const auto& l = c.layout;
     scale = testing::random_numbers<W>(l.samples * l.channels, 1);
     noise = testing::random_numbers<W>((c.is_noise_shared ? 1 : l.samples) * l.pixels, 2);
     bias = testing::random_numbers<W>(l.channels, 3);
-    x = testing::random_numbers<T>(count + c.offset, 4, 2), grad = testing::random_numbers<T>(count + c.offset, 5);
+    x = testing::random_numbers<T>(count + c.offset, 4, 2),
+    grad = testing::random_numbers<T>(count + c.offset, 5);
   }
 
   std::string title(const char* what) const {
-    return std::string(what) + ", " + std::to_string(c.layout.samples) + " x " + std::to_string(c.layout.pixels) + " x " +
-           std::to_string(c.layout.channels) + ", type " + std::to_string(int(type));
+    return std::string(what) + ", " + std::to_string(c.layout.samples) + " x " +
+           std::to_string(c.layout.pixels) + " x " + std::to_string(c.layout.channels) + ", type " +
+           std::to_string(int(type));
   }
 
   Modulation modulation() const {
-    return {c.layout, c.has_scale ? scale.data() : nullptr, c.has_noise ? noise.data() : nullptr, c.is_noise_shared,
-            c.has_bias ? bias.data() : nullptr, slope, gain, c.has_clamp, c.has_clamp ? clamp : 0};
+    return {c.layout,
+            c.has_scale ? scale.data() : nullptr,
+            c.has_noise ? noise.data() : nullptr,
+            c.is_noise_shared,
+            c.has_bias ? bias.data() : nullptr,
+            slope,
+            gain,
+            c.has_clamp,
+            c.has_clamp ? clamp : 0};
   }
 
   int64_t sample(int64_t i) const { return i / c.layout.channels / c.layout.pixels; }
   int64_t pixel(int64_t i) const { return i / c.layout.channels % c.layout.pixels; }
   int64_t channel(int64_t i) const { return i % c.layout.channels; }
-  double scale_at(int64_t i) const { return c.has_scale ? scale[sample(i) * c.layout.channels + channel(i)] : 1; }
+  double scale_at(int64_t i) const {
+    return c.has_scale ? scale[sample(i) * c.layout.channels + channel(i)] : 1;
+  }
   double x_at(int64_t i) const { return widen(x[i + c.offset]); }
 
   double bend_input(int64_t i) const {
@@ -66,18 +82,24 @@ struct Suite {
     std::vector<double> expected;
     for (int64_t i = 0; i < count; ++i) {
       const double value = bent(bend_input(i));
-      expected.push_back(c.has_clamp && !std::isnan(value) ? std::fmin(std::fmax(value, -clamp), clamp) : value);
+      expected.push_back(
+          c.has_clamp && !std::isnan(value) ? std::fmin(std::fmax(value, -clamp), clamp) : value);
     }
     modulated_lrelu(modulation(), x.data() + c.offset, y.data() + c.offset, type, Stream());
-    testing::compare(title("forward"), std::vector<T>(y.begin() + c.offset, y.end()), expected, testing::kRounding<T> * 8);
+    testing::compare(title("forward"), std::vector<T>(y.begin() + c.offset, y.end()), expected,
+                     testing::kRounding<T> * 8);
   }
 
   void scaling() {
     std::vector<T> y(count + c.offset);
     std::vector<double> expected;
-    for (int64_t i = 0; i < count; ++i) expected.push_back(x_at(i) * double(widen(narrow<T>(scale[sample(i) * c.layout.channels + channel(i)]))));
-    scale_channels(c.layout, x.data() + c.offset, scale.data(), y.data() + c.offset, type, Stream());
-    testing::compare(title("scale"), std::vector<T>(y.begin() + c.offset, y.end()), expected, testing::kRounding<T> * 4);
+    for (int64_t i = 0; i < count; ++i)
+      expected.push_back(
+          x_at(i) * double(widen(narrow<T>(scale[sample(i) * c.layout.channels + channel(i)]))));
+    scale_channels(c.layout, x.data() + c.offset, scale.data(), y.data() + c.offset, type,
+                   Stream());
+    testing::compare(title("scale"), std::vector<T>(y.begin() + c.offset, y.end()), expected,
+                     testing::kRounding<T> * 4);
   }
 
   // Numbers whose slope rounding decides are moved away.
@@ -88,7 +110,9 @@ struct Suite {
         if (std::abs(z) > 0.02 && std::abs(std::abs(bent(z)) - clamp) > 0.02) break;
         x[i + c.offset] = narrow<T>(static_cast<W>(x_at(i) + 0.125));
       }
-      if (std::abs(bend_input(i)) <= 0.02 || std::abs(std::abs(bent(bend_input(i))) - clamp) <= 0.02) grad[i + c.offset] = narrow<T>(W(0));
+      if (std::abs(bend_input(i)) <= 0.02 ||
+          std::abs(std::abs(bent(bend_input(i))) - clamp) <= 0.02)
+        grad[i + c.offset] = narrow<T>(W(0));
     }
   }
 
@@ -96,28 +120,42 @@ struct Suite {
     const auto& l = c.layout;
     const int64_t chunks = modulation_chunks(l);
     std::vector<T> result(count + c.offset);
-    std::vector<W> scale_sums(l.samples * chunks * l.channels), bias_sums(scale_sums.size()), grad_noise(l.samples * l.pixels);
-    std::vector<double> expected, of_scale(l.samples * l.channels), of_bias(l.channels), of_noise(l.samples * l.pixels);
+    std::vector<W> scale_sums(l.samples * chunks * l.channels), bias_sums(scale_sums.size()),
+        grad_noise(l.samples * l.pixels);
+    std::vector<double> expected, of_scale(l.samples * l.channels), of_bias(l.channels),
+        of_noise(l.samples * l.pixels);
     for (int64_t i = 0; i < count; ++i) {
-      const double z = bend_input(i), factor = is_scaling ? scale[sample(i) * l.channels + channel(i)] : scale_at(i);
-      const double slope_here = is_scaling ? 1 : c.has_clamp && std::abs(bent(z)) > clamp ? 0 : gain * (z > 0 ? 1 : slope);
+      const double z = bend_input(i),
+                   factor = is_scaling ? scale[sample(i) * l.channels + channel(i)] : scale_at(i);
+      const double slope_here = is_scaling ? 1
+                                : c.has_clamp && std::abs(bent(z)) > clamp
+                                    ? 0
+                                    : gain * (z > 0 ? 1 : slope);
       const double delta = double(widen(grad[i + c.offset])) * slope_here;
       expected.push_back(delta * factor);
       of_scale[sample(i) * l.channels + channel(i)] += delta * x_at(i);
       of_bias[channel(i)] += delta;
       of_noise[sample(i) * l.pixels + pixel(i)] += delta;
     }
-    ModulationGradients gradients{grad.data() + c.offset, x.data() + c.offset, result.data() + c.offset, scale_sums.data(), nullptr, nullptr};
+    ModulationGradients gradients{grad.data() + c.offset,
+                                  x.data() + c.offset,
+                                  result.data() + c.offset,
+                                  scale_sums.data(),
+                                  nullptr,
+                                  nullptr};
     if (is_scaling) {
       scale_channels_backward(l, scale.data(), gradients, type, Stream());
     } else {
-      gradients.bias_sums = bias_sums.data(), gradients.grad_noise = c.has_noise ? grad_noise.data() : nullptr;
+      gradients.bias_sums = bias_sums.data(),
+      gradients.grad_noise = c.has_noise ? grad_noise.data() : nullptr;
       modulated_lrelu_backward(modulation(), gradients, type, Stream());
     }
-    testing::compare(title("gradient"), std::vector<T>(result.begin() + c.offset, result.end()), expected, testing::kRounding<T> * 8);
+    testing::compare(title("gradient"), std::vector<T>(result.begin() + c.offset, result.end()),
+                     expected, testing::kRounding<T> * 8);
     std::vector<double> scale_totals(of_scale.size()), bias_totals(l.channels);
     for (size_t i = 0; i < scale_sums.size(); ++i) {
-      scale_totals[int64_t(i) / l.channels / std::max<int64_t>(chunks, 1) * l.channels + i % l.channels] += double(scale_sums[i]);
+      scale_totals[int64_t(i) / l.channels / std::max<int64_t>(chunks, 1) * l.channels +
+                   i % l.channels] += double(scale_sums[i]);
       bias_totals[i % l.channels] += double(bias_sums[i]);
     }
     testing::compare(title("gradient of the scale"), scale_totals, of_scale, 2e-5);
@@ -156,13 +194,17 @@ int main(int count, char**) {
   }
   run_all_types({{2, 35, 20}, true, true, false, true, true});
   run_all_types({{3, 9, 8}, false, false, false, false, false});
-  for (const int64_t channels : {1, 3, 31, 32, 33, 63, 64, 65, 132}) run<float>({{1, 12, channels}, true, true, true, true, true}, Dtype::kFloat);
-  for (const int64_t channels : {128, 136, 260}) run<half>({{2, 9, channels}, true, false, true, true, false}, Dtype::kHalf);
-  for (const int64_t pixels : {1, 127, 128, 129}) run<float>({{2, pixels, 5}, true, true, true, false, true}, Dtype::kFloat);
+  for (const int64_t channels : {1, 3, 31, 32, 33, 63, 64, 65, 132})
+    run<float>({{1, 12, channels}, true, true, true, true, true}, Dtype::kFloat);
+  for (const int64_t channels : {128, 136, 260})
+    run<half>({{2, 9, channels}, true, false, true, true, false}, Dtype::kHalf);
+  for (const int64_t pixels : {1, 127, 128, 129})
+    run<float>({{2, pixels, 5}, true, true, true, false, true}, Dtype::kFloat);
   run<bfloat16>({{1, 20, 128}, true, true, false, true, true, 1}, Dtype::kBfloat16);
   run<float>({{0, 4, 4}, true, true, false, true, true}, Dtype::kFloat);
   Suite<float> special({{1, 4, 8}, true, true, false, true, true}, Dtype::kFloat);
-  special.x[3] = std::numeric_limits<float>::quiet_NaN(), special.x[9] = std::numeric_limits<float>::infinity();
+  special.x[3] = std::numeric_limits<float>::quiet_NaN(),
+  special.x[9] = std::numeric_limits<float>::infinity();
   special.forward();
   return testing::finish(cases);
 }

@@ -1,4 +1,5 @@
-// Kernels with a mistake each, and the same without: does the shim, or the sanitizer it runs under, find it? The argument chooses.
+// Kernels with a mistake each, and the same without: does the shim, or the sanitizer it runs under,
+// find it? The argument chooses.
 #include <cstring>
 
 #include "testing.h"
@@ -9,7 +10,8 @@ using namespace open_eg3d::cuda;
 
 constexpr int kThreads = 64;
 
-// Reverses each block's numbers. With `skip_barrier`, threads read what others may not have written yet.
+// Reverses each block's numbers. With `skip_barrier`, threads read what others may not have written
+// yet.
 __global__ void reverse_kernel(const float* x, float* y, bool skip_barrier) {
   OPEN_EG3D_SHARED(tile, float[kThreads]);
   const int i = threadIdx.x;
@@ -71,7 +73,8 @@ void run(const std::string& mistake) {
   const Extent grid{kBlocks}, block{kThreads};
   launch(reverse_kernel, grid, block, 0, Stream(), x.data(), y.data(), mistake == "race");
   testing::compare("reverse", y, reversed, 0);
-  launch(twice_kernel, {kBlocks + 1}, block, 0, Stream(), x.data(), y.data(), mistake == "bounds" ? kCount + 1 : kCount);
+  launch(twice_kernel, {kBlocks + 1}, block, 0, Stream(), x.data(), y.data(),
+         mistake == "bounds" ? kCount + 1 : kCount);
   testing::compare("twice", y, doubled, 0);
   std::vector<float> total(1);
   launch(sum_kernel, grid, block, 0, Stream(), x.data(), total.data(), mistake != "blocks");
@@ -82,7 +85,8 @@ void run(const std::string& mistake) {
   testing::compare("end of shared memory", few, ones, 0);
   launch(uninitialized_kernel, {1}, block, 0, Stream(), few.data(), mistake != "uninitialized");
   testing::compare("uninitialized", few, ones, 0);
-  launch(aligned_kernel, {1}, {1}, 0, Stream(), x.data() + (mistake == "alignment" ? 1 : 0), y.data());
+  launch(aligned_kernel, {1}, {1}, 0, Stream(), x.data() + (mistake == "alignment" ? 1 : 0),
+         y.data());
 }
 
 }  // namespace

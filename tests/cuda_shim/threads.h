@@ -1,6 +1,7 @@
 // Threads of a block as threads of the system, for ThreadSanitizer. Included by cuda_on_cpu.h.
 //
-// Two teams of threads take blocks in turn; nothing but the kernel itself synchronises one team with the other.
+// Two teams of threads take blocks in turn; nothing but the kernel itself synchronises one team
+// with the other.
 #pragma once
 
 #include <condition_variable>
@@ -52,14 +53,16 @@ class Barrier {
 class ThreadBlock final : public Block {
  public:
   explicit ThreadBlock(int count) : barrier_(count), between_blocks_(count) {
-    for (int warp = 0; warp < count / kWarp; ++warp) warps_.push_back(std::make_unique<Barrier>(kWarp));
+    for (int warp = 0; warp < count / kWarp; ++warp)
+      warps_.push_back(std::make_unique<Barrier>(kWarp));
   }
 
   void wait_for_block() override { barrier_.wait(); }
   void wait_for_warp(int warp) override { warps_[warp]->wait(); }
 
   // What thread `number` does for one block of the grid.
-  void run(int number, dim3 index, dim3 threads, dim3 grid, size_t dynamic_bytes, const std::function<void()>& body) {
+  void run(int number, dim3 index, dim3 threads, dim3 grid, size_t dynamic_bytes,
+           const std::function<void()>& body) {
     if (number == 0) {
       begin(index, threads, grid, dynamic_bytes);
       barrier_.reset();

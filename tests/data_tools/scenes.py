@@ -1,4 +1,6 @@
-"""A scene of bright dots with known cameras, written in other people's formats by code of its own, and measured in the result."""
+"""A scene of bright dots with known cameras, written in other people's formats by code of its own,
+and measured in the result.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from PIL import Image
 
 Array = np.ndarray
 OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
-UP_AXES = {"x": (1, 0, 0), "y": (0, 1, 0), "z": (0, 0, 1), "-x": (-1, 0, 0), "-y": (0, -1, 0), "-z": (0, 0, -1)}
+UP_AXES = {
+    "x": (1, 0, 0),
+    "y": (0, 1, 0),
+    "z": (0, 0, 1),
+    "-x": (-1, 0, 0),
+    "-y": (0, -1, 0),
+    "-z": (0, 0, -1),
+}
 
 
 def look_at(position: Array, target: Array, up: Array) -> Array:
@@ -30,39 +39,63 @@ def look_at(position: Array, target: Array, up: Array) -> Array:
 
 
 def orbit(
-    count: int, *, yaw: float = 180, pitch: float = 20, radius: float = 2.7, target: Any = (0, 0, 0), up: str = "y", seed: int = 0
+    count: int,
+    *,
+    yaw: float = 180,
+    pitch: float = 20,
+    radius: float = 2.7,
+    target: Any = (0, 0, 0),
+    up: str = "y",
+    seed: int = 0,
 ) -> Array:
-    """Cameras (count, 4, 4) around `target`, within +-`yaw` and +-`pitch` degrees of the front: +z where y is up, -y where z is."""
+    """Cameras (count, 4, 4) around `target`, within +-`yaw` and +-`pitch` degrees of the front: +z
+    where y is up, -y where z is.
+    """
     random = np.random.RandomState(seed)
     a, b = np.radians(random.uniform(-1, 1, (2, count)) * [[yaw], [pitch]])
     axis = np.array(UP_AXES[up], dtype=float)
     fronts = {"y": np.array([0.0, 0, 1]), "z": np.array([0.0, -1, 0])}
     front = fronts.get(up, np.roll(np.abs(axis), 1))
     side = np.cross(axis, front)
-    directions = np.stack([np.cos(b) * np.cos(a), np.cos(b) * np.sin(a), np.sin(b)], axis=1) @ np.stack([front, side, axis])
-    return np.stack([look_at(np.array(target) + radius * d, np.array(target, dtype=float), axis) for d in directions])
+    directions = np.stack(
+        [np.cos(b) * np.cos(a), np.cos(b) * np.sin(a), np.sin(b)], axis=1
+    ) @ np.stack([front, side, axis])
+    return np.stack(
+        [
+            look_at(np.array(target) + radius * d, np.array(target, dtype=float), axis)
+            for d in directions
+        ]
+    )
 
 
 def project(points: Array, cam2world: Array, intrinsics: Array) -> Array:
     """Pinhole projection of points (P, 3), in the units of the intrinsics (P, 2)."""
-    in_camera = np.linalg.solve(cam2world, np.concatenate([points, np.ones((len(points), 1))], axis=1).T)[:3]
+    in_camera = np.linalg.solve(
+        cam2world, np.concatenate([points, np.ones((len(points), 1))], axis=1).T
+    )[:3]
     return ((intrinsics @ in_camera) / in_camera[2]).T[:, :2]
 
 
 @dataclass
 class Scene:
-    """Three dots near `target`, cameras with OpenCV axes in the source's world, one pixel-unit lens and picture size."""
+    """Three dots near `target`, cameras with OpenCV axes in the source's world, one pixel-unit lens
+    and picture size.
+    """
 
     cam2world: Array
     target: Array = field(default_factory=lambda: np.zeros(3))
-    intrinsics: Array = field(default_factory=lambda: np.array([[150.0, 0, 47.0], [0, 150.0, 41.0], [0, 0, 1]]))
+    intrinsics: Array = field(
+        default_factory=lambda: np.array([[150.0, 0, 47.0], [0, 150.0, 41.0], [0, 0, 1]])
+    )
     size: tuple[int, int] = (96, 80)
     spread: float = 0.25
 
     @property
     def points(self) -> Array:
         """World positions (3, 3) of the dots."""
-        return self.target + self.spread * np.array([(1, 0.2, -0.3), (-0.8, 0.9, 0.2), (0.1, -0.8, 0.7)])
+        return self.target + self.spread * np.array(
+            [(1, 0.2, -0.3), (-0.8, 0.9, 0.2), (0.1, -0.8, 0.7)]
+        )
 
     def picture(self, index: int) -> Image.Image:
         """A smooth round dot in each channel, where the formulas say."""
@@ -83,7 +116,9 @@ class Scene:
 
 
 def dots(picture: Array) -> Array:
-    """Centres of mass of the channels of a picture (H, W, 3), in picture widths and heights (3, 2)."""
+    """Centres of mass of the channels of a picture (H, W, 3), in picture widths and heights (3,
+    2).
+    """
     weight = picture / picture.sum((0, 1))
     height, width = picture.shape[:2]
     u, v = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
@@ -101,19 +136,28 @@ def similarity(source: Array, dest: Array) -> tuple[float, Array, Array]:
 
 
 def read_result(path: Path) -> list[tuple[str, Array, Array]]:
-    """Name, pixels and label of every picture of a data set, read with the standard library and Pillow only."""
+    """Name, pixels and label of every picture of a data set, read with the standard library and
+    Pillow only.
+    """
     if path.is_dir():
-        files = {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+        files = {
+            file.relative_to(path).as_posix(): file.read_bytes()
+            for file in path.rglob("*")
+            if file.is_file()
+        }
     else:
         with zipfile.ZipFile(path) as archive:
             assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
             files = {name: archive.read(name) for name in archive.namelist()}
     labels = json.loads(files.pop("dataset.json"))["labels"]
     assert sorted(files) == [name for name, _ in labels]
-    return [(name, np.asarray(Image.open(io.BytesIO(files[name])).convert("RGB")), np.array(label)) for name, label in labels]
+    return [
+        (name, np.asarray(Image.open(io.BytesIO(files[name])).convert("RGB")), np.array(label))
+        for name, label in labels
+    ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writers
 
 
@@ -139,17 +183,36 @@ def write_labels(scene: Scene, folder: Path) -> Path:
     """dataset.json."""
     names = [f"pics/p{index}.png" for index in range(len(scene))]
     write_pictures(scene, folder, names)
-    labels = [[name, label_of(matrix, normalised(scene))] for name, matrix in zip(names, scene.cam2world, strict=True)]
+    labels = [
+        [name, label_of(matrix, normalised(scene))]
+        for name, matrix in zip(names, scene.cam2world, strict=True)
+    ]
     (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
     return folder
 
 
-def write_transforms(scene: Scene, folder: Path, *, per_frame: bool = False, angle: bool = False, bare_names: bool = False) -> Path:
-    """transforms.json with OpenGL axes; lenses for all or for each frame; file names with or without their ending."""
+def write_transforms(
+    scene: Scene,
+    folder: Path,
+    *,
+    per_frame: bool = False,
+    angle: bool = False,
+    bare_names: bool = False,
+) -> Path:
+    """transforms.json with OpenGL axes; lenses for all or for each frame; file names with or
+    without their ending.
+    """
     names = [f"train/r_{index}.png" for index in range(len(scene))]
     write_pictures(scene, folder, names)
     (fx, _, cx), (_, fy, cy) = scene.intrinsics[:2].tolist()
-    lens: dict[str, Any] = {"fl_x": fx, "fl_y": fy, "cx": cx, "cy": cy, "w": scene.size[0], "h": scene.size[1]}
+    lens: dict[str, Any] = {
+        "fl_x": fx,
+        "fl_y": fy,
+        "cx": cx,
+        "cy": cy,
+        "w": scene.size[0],
+        "h": scene.size[1],
+    }
     if angle:
         lens = {"camera_angle_x": 2 * np.arctan(scene.size[0] / 2 / fx)}
     frames = [
@@ -160,7 +223,9 @@ def write_transforms(scene: Scene, folder: Path, *, per_frame: bool = False, ang
         }
         for name, matrix in zip(names, scene.cam2world, strict=True)
     ]
-    (folder / "transforms.json").write_text(json.dumps({**({} if per_frame else lens), "frames": frames}))
+    (folder / "transforms.json").write_text(
+        json.dumps({**({} if per_frame else lens), "frames": frames})
+    )
     return folder
 
 
@@ -182,18 +247,28 @@ def write_colmap(scene: Scene, folder: Path, *, binary: bool) -> Path:
     model.mkdir(parents=True)
     (fx, _, cx), (_, fy, cy) = scene.intrinsics[:2].tolist()
     world2cam = np.linalg.inv(scene.cam2world)
-    poses = [[*quaternion(matrix[:3, :3]).tolist(), *matrix[:3, 3].tolist()] for matrix in world2cam]
+    poses = [
+        [*quaternion(matrix[:3, :3]).tolist(), *matrix[:3, 3].tolist()] for matrix in world2cam
+    ]
     if binary:
         camera = struct.pack("<Q", 1) + struct.pack("<iiQQ4d", 1, 1, *scene.size, fx, fy, cx, cy)
         images = struct.pack("<Q", len(names))
         for index, (name, values) in enumerate(zip(names, poses, strict=True)):
-            images += struct.pack("<i7di", index + 1, *values, 1) + name.encode() + b"\0" + struct.pack("<Q", 0)
+            images += (
+                struct.pack("<i7di", index + 1, *values, 1)
+                + name.encode()
+                + b"\0"
+                + struct.pack("<Q", 0)
+            )
         (model / "cameras.bin").write_bytes(camera)
         (model / "images.bin").write_bytes(images)
         return folder
-    (model / "cameras.txt").write_text(f"# a comment\n1 PINHOLE {scene.size[0]} {scene.size[1]} {fx!r} {fy!r} {cx!r} {cy!r}\n")
+    (model / "cameras.txt").write_text(
+        f"# a comment\n1 PINHOLE {scene.size[0]} {scene.size[1]} {fx!r} {fy!r} {cx!r} {cy!r}\n"
+    )
     lines = [
-        f"{index + 1} {' '.join(map(repr, values))} 1 {name}\n\n" for index, (name, values) in enumerate(zip(names, poses, strict=True))
+        f"{index + 1} {' '.join(map(repr, values))} 1 {name}\n\n"
+        for index, (name, values) in enumerate(zip(names, poses, strict=True))
     ]
     (model / "images.txt").write_text("# a comment\n" + "".join(lines))
     return folder
@@ -207,8 +282,12 @@ def write_srn(scene: Scene, folder: Path) -> Path:
         for child in ("rgb", "pose"):
             (home / child).mkdir(parents=True, exist_ok=True)
         (home / "rgb" / f"{index:06d}.png").write_bytes(scene.png(index))
-        (home / "pose" / f"{index:06d}.txt").write_text(" ".join(map(repr, matrix.ravel().tolist())))
-        (home / "intrinsics.txt").write_text(f"{f} {cx} {cy} 0.\n0. 0. 0.\n1.\n{scene.size[1]} {scene.size[0]}\n")
+        (home / "pose" / f"{index:06d}.txt").write_text(
+            " ".join(map(repr, matrix.ravel().tolist()))
+        )
+        (home / "intrinsics.txt").write_text(
+            f"{f} {cx} {cy} 0.\n0. 0. 0.\n1.\n{scene.size[1]} {scene.size[0]}\n"
+        )
     return folder
 
 

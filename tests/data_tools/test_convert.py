@@ -1,4 +1,6 @@
-"""Conversion: dots in the pictures stay where the converted cameras see them; what is written, and that nothing else is left."""
+"""Conversion: dots in the pictures stay where the converted cameras see them; what is written, and
+that nothing else is left.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from data_tools.sources.base import ReadOptions
 from dnnlib.console import UserError
 from tests.data_tools import scenes
 from tests.data_tools.scenes import WRITERS, Scene, dots, orbit, project, read_result, similarity
-from training.dataset import ImageDataset
+from training.data.dataset import ImageDataset
 
 SUB_PIXEL = 0.1 / 64
 NON_SQUARE = np.array([[170.0, 0, 50.0], [0, 150.0, 37.0], [0, 0, 1]])
@@ -34,13 +36,17 @@ def run(source: Path, dest: Path, **settings: Any) -> list[tuple[str, np.ndarray
 
 
 def assert_dots_agree(scene: Scene, result: list[tuple[str, np.ndarray, np.ndarray]]) -> None:
-    """The dots' places in the pictures are those that the labels give for the dots, moved as the cameras were."""
+    """The dots' places in the pictures are those that the labels give for the dots, moved as the
+    cameras were.
+    """
     labels = np.stack([label for _, _, label in result])
     cam2world = labels[:, :16].reshape(-1, 4, 4)
     scale, rotation, shift = similarity(scene.cam2world[:, :3, 3], cam2world[:, :3, 3])
     moved = scale * scene.cam2world[:, :3, 3] @ rotation.T + shift
     np.testing.assert_allclose(cam2world[:, :3, 3], moved, atol=1e-6 * max(scale, 1))
-    np.testing.assert_allclose(cam2world[:, :3, :3], rotation @ scene.cam2world[:, :3, :3], atol=1e-6)
+    np.testing.assert_allclose(
+        cam2world[:, :3, :3], rotation @ scene.cam2world[:, :3, :3], atol=1e-6
+    )
     points = scale * scene.points @ rotation.T + shift
     for _, picture, label in result:
         expected = project(points, label[:16].reshape(4, 4), label[16:].reshape(3, 3))
@@ -62,10 +68,19 @@ def test_dots_stay_where_cameras_see_them(kind: str, crop: bool, tmp_path: Path)
 
 @pytest.mark.parametrize("size", [(64, 64), (200, 120), (90, 151)])
 def test_any_shape_of_picture(size: tuple[int, int], tmp_path: Path):
-    intrinsics = np.array([[1.5 * min(size), 3.0, 0.47 * size[0]], [0, 1.4 * min(size), 0.55 * size[1]], [0, 0, 1]])
+    intrinsics = np.array(
+        [[1.5 * min(size), 3.0, 0.47 * size[0]], [0, 1.4 * min(size), 0.55 * size[1]], [0, 0, 1]]
+    )
     scene = Scene(orbit(3, pitch=10), intrinsics=intrinsics, size=size)
     for crop in (True, False):
-        assert_dots_agree(scene, run(scenes.write_labels(scene, tmp_path / f"in{crop}"), tmp_path / f"out{crop}", crop=crop))
+        assert_dots_agree(
+            scene,
+            run(
+                scenes.write_labels(scene, tmp_path / f"in{crop}"),
+                tmp_path / f"out{crop}",
+                crop=crop,
+            ),
+        )
 
 
 def test_field_of_view_alone_means_a_centred_camera_with_square_pixels(tmp_path: Path):
@@ -73,15 +88,23 @@ def test_field_of_view_alone_means_a_centred_camera_with_square_pixels(tmp_path:
     source = scenes.write_transforms(scene, tmp_path / "in", angle=True, bare_names=True)
     result = run(source, tmp_path / "out.zip")
     assert_dots_agree(scene, result)
-    np.testing.assert_allclose(result[0][2][16:], [140 / 80, 0, 0.5, 0, 140 / 80, 0.5, 0, 0, 1], atol=1e-12)
+    np.testing.assert_allclose(
+        result[0][2][16:], [140 / 80, 0, 0.5, 0, 140 / 80, 0.5, 0, 0, 1], atol=1e-12
+    )
 
 
 def test_intrinsics_of_a_crop_in_closed_form(tmp_path: Path):
     """96x80: the middle 80 columns begin at 8; the size of the result plays no role."""
     scene = Scene(orbit(1), intrinsics=np.array([[150.0, 4, 47], [0, 160, 41], [0, 0, 1]]))
     for resolution in (32, 128):
-        label = run(scenes.write_labels(scene, tmp_path / f"i{resolution}"), tmp_path / f"o{resolution}", resolution=resolution)[0][2]
-        np.testing.assert_allclose(label[16:], [150 / 80, 4 / 80, 39 / 80, 0, 2, 41 / 80, 0, 0, 1], rtol=1e-12, atol=1e-15)
+        label = run(
+            scenes.write_labels(scene, tmp_path / f"i{resolution}"),
+            tmp_path / f"o{resolution}",
+            resolution=resolution,
+        )[0][2]
+        np.testing.assert_allclose(
+            label[16:], [150 / 80, 4 / 80, 39 / 80, 0, 2, 41 / 80, 0, 0, 1], rtol=1e-12, atol=1e-15
+        )
 
 
 def test_pictures_of_another_size_than_the_cameras_speak_of(tmp_path: Path):
@@ -95,7 +118,7 @@ def test_pictures_of_another_size_than_the_cameras_speak_of(tmp_path: Path):
     assert_dots_agree(scene, run(source, tmp_path / "out.zip"))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The world
 
 
@@ -116,7 +139,9 @@ def test_upward_axis_is_found_or_given(up: str, tmp_path: Path):
 def test_front_of_a_z_up_world_is_minus_y(tmp_path: Path):
     """As docs/cameras.md says: (x, y, z) -> (x, z, -y)."""
     scene = Scene(orbit(5, up="z", yaw=20))
-    result = run(scenes.write_transforms(scene, tmp_path / "in"), tmp_path / "out.zip", recentre=False)
+    result = run(
+        scenes.write_transforms(scene, tmp_path / "in"), tmp_path / "out.zip", recentre=False
+    )
     positions = np.stack([label[[3, 7, 11]] for _, _, label in result])
     x, y, z = scene.cam2world[:, :3, 3].T
     np.testing.assert_allclose(positions, np.stack([x, z, -y], axis=1), atol=1e-12)
@@ -128,7 +153,12 @@ def test_recentred_and_rescaled(kind: str, tmp_path: Path):
         pytest.importorskip("pycolmap")
     target = np.array([11.0, -7.0, 4.0])
     scene = Scene(orbit(9, up="-y", radius=31.0, target=target, yaw=30), target=target, spread=3.0)
-    result = run(WRITERS[kind](scene, tmp_path / "in"), tmp_path / "out.zip", radius=1.9, pivot=(0.0, 0.1, 0.2))
+    result = run(
+        WRITERS[kind](scene, tmp_path / "in"),
+        tmp_path / "out.zip",
+        radius=1.9,
+        pivot=(0.0, 0.1, 0.2),
+    )
     poses = np.stack([label[:16].reshape(4, 4) for _, _, label in result])
     offsets = np.array([0, 0.1, 0.2]) - poses[:, :3, 3]
     np.testing.assert_allclose(np.linalg.norm(offsets, axis=1), 1.9, atol=1e-6)
@@ -138,14 +168,18 @@ def test_recentred_and_rescaled(kind: str, tmp_path: Path):
 
 
 def test_world_of_any_direction_is_turned_as_the_cameras_stand(tmp_path: Path):
-    """COLMAP's worlds are turned by chance: afterwards cameras are level, and their mean direction is the front."""
+    """COLMAP's worlds are turned by chance: afterwards cameras are level, and their mean direction
+    is the front.
+    """
     pytest.importorskip("pycolmap")
     turn = np.linalg.qr(np.random.RandomState(3).randn(3, 3))[0]
     turn *= np.sign(np.linalg.det(turn))
     cameras = orbit(15, yaw=40)
     cameras[:, :3] = turn @ cameras[:, :3]
     scene = Scene(cameras)
-    scene.__class__ = type("Turned", (Scene,), {"points": property(lambda self: Scene(self.cam2world).points)})
+    scene.__class__ = type(
+        "Turned", (Scene,), {"points": property(lambda self: Scene(self.cam2world).points)}
+    )
     result = run(scenes.write_colmap(scene, tmp_path / "in", binary=False), tmp_path / "out.zip")
     poses = np.stack([label[:16].reshape(4, 4) for _, _, label in result])
     np.testing.assert_allclose(poses[:, 1, 0], 0, atol=1e-6)
@@ -162,7 +196,9 @@ def test_labels_are_carried_over_exactly(tmp_path: Path):
     entries = json.loads((source / "dataset.json").read_text())["labels"]
     assert [label.tolist() for _, _, label in result] == [label for _, label in entries]
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
-        assert [archive.read(name) for name, _, _ in result] == [scene.png(index) for index in range(4)]
+        assert [archive.read(name) for name, _, _ in result] == [
+            scene.png(index) for index in range(4)
+        ]
 
 
 def test_cameras_that_look_apart_cannot_be_recentred(tmp_path: Path):
@@ -171,20 +207,29 @@ def test_cameras_that_look_apart_cannot_be_recentred(tmp_path: Path):
         run(scenes.write_transforms(Scene(outward), tmp_path / "in"), tmp_path / "out.zip", up="y")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Tables
 
 
-@pytest.mark.parametrize(("delimiter", "angles"), [(",", "degrees"), (";", "radians"), ("\t", None)])
+@pytest.mark.parametrize(
+    ("delimiter", "angles"), [(",", "degrees"), (";", "radians"), ("\t", None)]
+)
 def test_table_of_orbit_poses(delimiter: str, angles: Any, tmp_path: Path):
     source = tmp_path / "in"
     cameras = orbit(1)
     scenes.write_pictures(Scene(cameras), source, ["a b.png"])
     unit = 1.0 if angles == "radians" else 180 / math.pi
-    rows = [["File", "yaw", "pitch", "radius", "focal", "pivot_z"], ["a b.png", str(0.5 * unit), str(-0.2 * unit), "3", "1.5", "0.2"]]
-    (source / "cameras.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(delimiter.join(row) for row in rows).encode() + b"\r\n")
+    rows = [
+        ["File", "yaw", "pitch", "radius", "focal", "pivot_z"],
+        ["a b.png", str(0.5 * unit), str(-0.2 * unit), "3", "1.5", "0.2"],
+    ]
+    (source / "cameras.csv").write_bytes(
+        b"\xef\xbb\xbf" + "\r\n".join(delimiter.join(row) for row in rows).encode() + b"\r\n"
+    )
     ((_, _, label),) = run(source, tmp_path / "out.zip", read=ReadOptions(angles=angles))
-    position = 3 * np.array([math.sin(0.5) * math.cos(0.2), -math.sin(0.2), math.cos(0.5) * math.cos(0.2)])
+    position = 3 * np.array(
+        [math.sin(0.5) * math.cos(0.2), -math.sin(0.2), math.cos(0.5) * math.cos(0.2)]
+    )
     expected = scenes.look_at(position, np.array([0, 0, 0.2]), np.array([0.0, 1, 0]))
     np.testing.assert_allclose(label[:16].reshape(4, 4), expected, atol=1e-12)
     # 96x80 is cut to 80x80: a focal length of 1.5 widths is 144 pixels.
@@ -196,12 +241,16 @@ def test_options_stand_in_for_columns(tmp_path: Path):
     scenes.write_pictures(Scene(orbit(2)), source, ["a.png", "b.png"])
     (source / "list.csv").write_text("file,yaw,pitch,focal\na.png,10,0,2\nb.png,-10,0,\n")
     options = ReadOptions(radius=2.0, focal=3.0, pivot=(0.0, 0.0, 0.1))
-    first, second = run(source / "list.csv", tmp_path / "out.zip", read=options, radius=2.0, pivot=(0.0, 0.0, 0.1))
+    first, second = run(
+        source / "list.csv", tmp_path / "out.zip", read=options, radius=2.0, pivot=(0.0, 0.0, 0.1)
+    )
     np.testing.assert_allclose([first[2][16], second[2][16]], [2 * 1.2, 3 * 1.2])
-    np.testing.assert_allclose([np.linalg.norm(label[[3, 7, 11]]) for _, _, label in (first, second)], 2.0)
+    np.testing.assert_allclose(
+        [np.linalg.norm(label[[3, 7, 11]]) for _, _, label in (first, second)], 2.0
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Files
 
 
@@ -218,7 +267,11 @@ def test_folder_holds_what_the_archive_holds(tmp_path: Path):
     run(source, tmp_path / "b")
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         packed = {name: archive.read(name) for name in archive.namelist()}
-    plain = {path.relative_to(tmp_path / "b").as_posix(): path.read_bytes() for path in (tmp_path / "b").rglob("*") if path.is_file()}
+    plain = {
+        path.relative_to(tmp_path / "b").as_posix(): path.read_bytes()
+        for path in (tmp_path / "b").rglob("*")
+        if path.is_file()
+    }
     assert plain == packed
 
 
@@ -238,11 +291,22 @@ def test_archives_and_deeper_folders_are_read_like_folders(kind: str, tmp_path: 
 
 def test_resolution_is_what_the_first_picture_fills(tmp_path: Path):
     scene = Scene(orbit(1))
-    assert convert(scenes.write_labels(scene, tmp_path / "in"), tmp_path / "o.zip", ConvertConfig(workers=1)).resolution == 64
+    assert (
+        convert(
+            scenes.write_labels(scene, tmp_path / "in"),
+            tmp_path / "o.zip",
+            ConvertConfig(workers=1),
+        ).resolution
+        == 64
+    )
 
 
 def test_enlarged_pictures_are_counted(tmp_path: Path):
-    summary = convert(scenes.write_labels(Scene(orbit(2)), tmp_path / "in"), tmp_path / "o", ConvertConfig(resolution=128, workers=1))
+    summary = convert(
+        scenes.write_labels(Scene(orbit(2)), tmp_path / "in"),
+        tmp_path / "o",
+        ConvertConfig(resolution=128, workers=1),
+    )
     assert any("2 pictures were smaller than 128" in note for note in summary.notes)
 
 
@@ -252,20 +316,29 @@ def test_bad_pictures_stop_or_are_left_out(tmp_path: Path):
     (source / "pics" / "p2.png").write_bytes(b"not a picture")
     with pytest.raises(UserError, match=r"p1\.png is an empty file"):
         run(source, tmp_path / "out.zip")
-    summary = convert(source, tmp_path / "out.zip", ConvertConfig(resolution=32, workers=1, skip_bad=True))
+    summary = convert(
+        source, tmp_path / "out.zip", ConvertConfig(resolution=32, workers=1, skip_bad=True)
+    )
     assert summary.count == 2
     assert [reason.partition("pics/")[2][:6] for reason in summary.skipped] == ["p1.png", "p2.png"]
-    assert [name for name, _, _ in read_result(tmp_path / "out.zip")] == ["00000/img00000000.png", "00000/img00000001.png"]
+    assert [name for name, _, _ in read_result(tmp_path / "out.zip")] == [
+        "00000/img00000000.png",
+        "00000/img00000001.png",
+    ]
     for index in (0, 3):
         (source / "pics" / f"p{index}.png").write_bytes(b"")
     with pytest.raises(UserError, match="no picture could be converted"):
-        convert(source, tmp_path / "none.zip", ConvertConfig(resolution=32, workers=1, skip_bad=True))
+        convert(
+            source, tmp_path / "none.zip", ConvertConfig(resolution=32, workers=1, skip_bad=True)
+        )
     assert not (tmp_path / "none.zip").exists()
 
 
 @pytest.mark.parametrize("name", ["x.zip", "x"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError])
-def test_interruption_leaves_nothing(name: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_interruption_leaves_nothing(
+    name: str, error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from data_tools import convert as module
 
     real = module.convert_picture
@@ -300,7 +373,9 @@ def test_existing_destination_is_kept_unless_told(tmp_path: Path):
 
 
 def test_overwriting_removes_nothing_but_a_data_set(tmp_path: Path):
-    """Neither a folder of other files, nor one that holds the source, nor what is no file at all."""
+    """Neither a folder of other files, nor one that holds the source, nor what is no file at
+    all.
+    """
     source = scenes.write_labels(Scene(orbit(1)), tmp_path / "project" / "in")
     project = tmp_path / "project"
     (project / "precious").touch()
@@ -318,7 +393,9 @@ def test_overwriting_removes_nothing_but_a_data_set(tmp_path: Path):
         with pytest.raises(UserError, match="device or a pipe"):
             convert(source, tmp_path / name, overwrite=True)
         assert (tmp_path / name).is_fifo()
-    assert all(path.exists() for path in (project / "precious", tmp_path / "other" / "precious", source))
+    assert all(
+        path.exists() for path in (project / "precious", tmp_path / "other" / "precious", source)
+    )
 
 
 def test_settings_that_contradict_each_other(tmp_path: Path):
@@ -332,8 +409,12 @@ def test_settings_that_contradict_each_other(tmp_path: Path):
 
 
 def test_file_formats(tmp_path: Path):
-    """The same picture in many file formats gives the same data set within the formats' own losses."""
-    scene = Scene(orbit(1), size=(64, 64), intrinsics=np.array([[120.0, 0, 32], [0, 120, 32], [0, 0, 1]]))
+    """The same picture in many file formats gives the same data set within the formats' own
+    losses.
+    """
+    scene = Scene(
+        orbit(1), size=(64, 64), intrinsics=np.array([[120.0, 0, 32], [0, 120, 32], [0, 0, 1]])
+    )
     picture = scene.picture(0)
     kinds: dict[str, dict[str, Any]] = {
         ".jpg": {"quality": 100, "subsampling": 0},
@@ -350,5 +431,7 @@ def test_file_formats(tmp_path: Path):
         (source / f"a{suffix}").write_bytes(file.getvalue())
         (source / "c.csv").write_text(f"file,yaw,pitch,radius,focal\na{suffix},0,0,2,2\n")
         ((name, pixels, _),) = run(source, tmp_path / f"out{suffix[1:]}")
-        assert np.abs(pixels.astype(int) - np.asarray(picture).astype(int)).max() <= (12 if suffix == ".jpg" else 0)
+        assert np.abs(pixels.astype(int) - np.asarray(picture).astype(int)).max() <= (
+            12 if suffix == ".jpg" else 0
+        )
         assert name.endswith(suffix if suffix in (".jpg", ".webp", ".png") else ".png")

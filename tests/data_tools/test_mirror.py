@@ -14,14 +14,16 @@ from data_tools.mirror import copied_order, mirror, rebalance
 from dnnlib.console import UserError
 from tests.data_tools import scenes
 from tests.data_tools.scenes import Scene, dots, orbit, project, read_result
-from training.dataset import ImageDataset
+from training.data.dataset import ImageDataset
 
 LENS = np.array([[96.0, 2, 30], [0, 92, 35], [0, 0, 1]])
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    return scenes.write_labels(Scene(orbit(5, yaw=40), intrinsics=LENS, size=(64, 64)), tmp_path / "in")
+    return scenes.write_labels(
+        Scene(orbit(5, yaw=40), intrinsics=LENS, size=(64, 64)), tmp_path / "in"
+    )
 
 
 @pytest.mark.parametrize("dest", ["out.zip", "out"])
@@ -48,7 +50,9 @@ def test_same_as_mirroring_while_training(source: Path, tmp_path: Path):
 def test_originals_are_copied_byte_for_byte(source: Path, tmp_path: Path):
     Image.open(source / "pics" / "p1.png").save(source / "pics" / "p1.jpg", quality=60)
     (source / "pics" / "p1.png").unlink()
-    (source / "dataset.json").write_text((source / "dataset.json").read_text().replace("p1.png", "p1.jpg"))
+    (source / "dataset.json").write_text(
+        (source / "dataset.json").read_text().replace("p1.png", "p1.jpg")
+    )
     mirror(source, tmp_path / "out.zip", workers=1)
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
         assert archive.read("00000/img00000001.jpg") == (source / "pics" / "p1.jpg").read_bytes()
@@ -69,11 +73,19 @@ def test_damaged_picture_leaves_nothing(source: Path, tmp_path: Path):
 
 
 def test_rare_yaws_are_repeated(tmp_path: Path):
-    """30 frontal views, 6 from the right and 1 from the left, in three bins: 30, 24 and 4 with a factor of 4."""
-    yaws = [0.01 * index for index in range(30)] + [1.0 + 0.01 * index for index in range(6)] + [-0.7]
+    """30 frontal views, 6 from the right and 1 from the left, in three bins: 30, 24 and 4 with a
+    factor of 4.
+    """
+    yaws = (
+        [0.01 * index for index in range(30)] + [1.0 + 0.01 * index for index in range(6)] + [-0.7]
+    )
     up = np.array([0.0, 1, 0])
-    cameras = np.stack([scenes.look_at(2.0 * np.array([np.sin(a), 0.1, np.cos(a)]), np.zeros(3), up) for a in yaws])
-    scene = Scene(cameras, size=(32, 32), intrinsics=np.array([[40.0, 0, 16], [0, 40, 16], [0, 0, 1]]))
+    cameras = np.stack(
+        [scenes.look_at(2.0 * np.array([np.sin(a), 0.1, np.cos(a)]), np.zeros(3), up) for a in yaws]
+    )
+    scene = Scene(
+        cameras, size=(32, 32), intrinsics=np.array([[40.0, 0, 16], [0, 40, 16], [0, 0, 1]])
+    )
     source = scenes.write_labels(scene, tmp_path / "in")
     done = rebalance(source, tmp_path / "out.zip", bins=3, factor=4)
     assert (done.before, done.after) == (37, 30 + 24 + 4)

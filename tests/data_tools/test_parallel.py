@@ -1,4 +1,6 @@
-"""Jobs on several processes: order, a bound on what is in flight, errors, and no process left behind."""
+"""Jobs on several processes: order, a bound on what is in flight, errors, and no process left
+behind.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Pictures of every kind become 8-bit RGB, turned and cut as their cameras say; damaged and hostile ones end in one line."""
+"""Pictures of every kind become 8-bit RGB, turned and cut as their cameras say; damaged and hostile
+ones end in one line.
+"""
 
 from __future__ import annotations
 
@@ -38,15 +40,25 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> np.ndarray:
-    return np.random.RandomState(seed).randint(0, 256, (height, width, channels)).astype(np.uint8).squeeze()
+    return (
+        np.random.RandomState(seed)
+        .randint(0, 256, (height, width, channels))
+        .astype(np.uint8)
+        .squeeze()
+    )
 
 
-def converted(tmp_path: Path, data: bytes, lens: Lens = WIDE, name: str = "a.png", **options: Any) -> Converted:
+def converted(
+    tmp_path: Path, data: bytes, lens: Lens = WIDE, name: str = "a.png", **options: Any
+) -> Converted:
     """The result of one picture; its error is raised."""
     folder = tmp_path / "in"
     folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(data)
-    result = convert_picture((SourceFiles(folder), PictureOptions(**{"resolution": 32, **options})), PictureJob(0, name, lens))
+    result = convert_picture(
+        (SourceFiles(folder), PictureOptions(**{"resolution": 32, **options})),
+        PictureJob(0, name, lens),
+    )
     if isinstance(result, UserError):
         raise result
     return result
@@ -68,7 +80,9 @@ def test_plain_picture_of_the_right_size_is_kept_byte_for_byte(tmp_path: Path):
 
 def test_crop_is_the_middle(tmp_path: Path):
     array = noise(61, 32)
-    np.testing.assert_array_equal(pixels(converted(tmp_path, encoded(Image.fromarray(array)))), array[:, 14:46])
+    np.testing.assert_array_equal(
+        pixels(converted(tmp_path, encoded(Image.fromarray(array)))), array[:, 14:46]
+    )
 
 
 def test_resize_is_antialiased(tmp_path: Path):
@@ -86,26 +100,43 @@ def test_resize_is_antialiased(tmp_path: Path):
 def test_intrinsics_of_a_crop_show_the_same_point_of_the_scene(lens: Any, size: Any, margins: Any):
     fx, fy, cx, cy, skew = lens
     width, height = size
-    box = (margins[0] * width, margins[1] * height, (1 - margins[0] - margins[2]) * width, (1 - margins[1] - margins[3]) * height)
+    box = (
+        margins[0] * width,
+        margins[1] * height,
+        (1 - margins[0] - margins[2]) * width,
+        (1 - margins[1] - margins[3]) * height,
+    )
     full = np.array([[fx, skew, cx], [0, fy, cy], [0, 0, 1]])
     point = np.array([0.3, -0.2, 1.7])
     u, v, w = full @ point
     in_pixels = np.array([u / w * width, v / w * height])
     u, v, w = crop_intrinsics(full, size, box) @ point
-    np.testing.assert_allclose(np.array([u / w * box[2] + box[0], v / w * box[3] + box[1]]), in_pixels, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        np.array([u / w * box[2] + box[0], v / w * box[3] + box[1]]),
+        in_pixels,
+        rtol=1e-9,
+        atol=1e-9,
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Kinds of pixels
 
 
 def test_grey_palette_and_one_bit(tmp_path: Path):
     grey = noise(32, 32, 1)
-    np.testing.assert_array_equal(pixels(converted(tmp_path, encoded(Image.fromarray(grey)))), np.repeat(grey[..., None], 3, 2))
+    np.testing.assert_array_equal(
+        pixels(converted(tmp_path, encoded(Image.fromarray(grey)))),
+        np.repeat(grey[..., None], 3, 2),
+    )
     palette = Image.fromarray(noise(32, 32)).quantize(16)
-    np.testing.assert_array_equal(pixels(converted(tmp_path, encoded(palette))), np.asarray(palette.convert("RGB")))
+    np.testing.assert_array_equal(
+        pixels(converted(tmp_path, encoded(palette))), np.asarray(palette.convert("RGB"))
+    )
     bits = Image.fromarray(grey > 100)
-    np.testing.assert_array_equal(pixels(converted(tmp_path, encoded(bits)))[..., 0], (grey > 100) * 255)
+    np.testing.assert_array_equal(
+        pixels(converted(tmp_path, encoded(bits)))[..., 0], (grey > 100) * 255
+    )
 
 
 def test_sixteen_bits(tmp_path: Path):
@@ -128,7 +159,9 @@ def test_floats_are_refused(tmp_path: Path):
 
 
 def test_colours_of_another_space_become_srgb(tmp_path: Path):
-    """XYZ stands for any other space; the expected values come from the colour engine's own transform."""
+    """XYZ stands for any other space; the expected values come from the colour engine's own
+    transform.
+    """
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
     image = Image.fromarray(noise(32, 32))
     same = pixels(converted(tmp_path, encoded(image, icc_profile=profile.tobytes())))
@@ -137,7 +170,7 @@ def test_colours_of_another_space_become_srgb(tmp_path: Path):
     np.testing.assert_array_equal(broken, np.asarray(image))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Transparency
 
 
@@ -145,15 +178,21 @@ def test_background_shows_through_in_proportion(tmp_path: Path):
     array = noise(32, 32, 4)
     result = pixels(converted(tmp_path, encoded(Image.fromarray(array)), background=(10, 200, 90)))
     alpha = array[..., 3:] / 255
-    assert np.abs(result - (array[..., :3] * alpha + np.array((10, 200, 90)) * (1 - alpha))).max() <= 1
+    assert (
+        np.abs(result - (array[..., :3] * alpha + np.array((10, 200, 90)) * (1 - alpha))).max() <= 1
+    )
 
 
 def test_edges_of_cut_out_objects_get_no_halo(tmp_path: Path):
-    """Red on transparent black, made smaller on white: a pixel is between red and white, never darker."""
+    """Red on transparent black, made smaller on white: a pixel is between red and white, never
+    darker.
+    """
     array = np.zeros((256, 256, 4), np.uint8)
     disc = np.hypot(*(np.indices((256, 256)) - 127.5)) < 90
     array[disc] = 255, 0, 0, 255
-    result = pixels(converted(tmp_path, encoded(Image.fromarray(array)), background=(255, 255, 255)))
+    result = pixels(
+        converted(tmp_path, encoded(Image.fromarray(array)), background=(255, 255, 255))
+    )
     assert result[..., 0].min() >= 253
 
 
@@ -162,12 +201,17 @@ def test_transparency_needs_a_background_only_where_there_is_some(tmp_path: Path
     with pytest.raises(UserError, match="--background"):
         converted(tmp_path, encoded(Image.fromarray(array)))
     array[..., 3] = 255
-    np.testing.assert_array_equal(pixels(converted(tmp_path, encoded(Image.fromarray(array)))), array[..., :3])
+    np.testing.assert_array_equal(
+        pixels(converted(tmp_path, encoded(Image.fromarray(array)))), array[..., :3]
+    )
 
 
 def test_palette_and_grey_with_transparency(tmp_path: Path):
     image = Image.fromarray(np.zeros((32, 32), np.uint8)).convert("P")
-    assert (pixels(converted(tmp_path, encoded(image, transparency=0), background=(1, 2, 3))) == (1, 2, 3)).all()
+    assert (
+        pixels(converted(tmp_path, encoded(image, transparency=0), background=(1, 2, 3)))
+        == (1, 2, 3)
+    ).all()
     grey = Image.merge("LA", [Image.new("L", (32, 32), 100), Image.new("L", (32, 32), 0)])
     assert (pixels(converted(tmp_path, encoded(grey), background=(1, 2, 3))) == (1, 2, 3)).all()
 
@@ -177,7 +221,10 @@ def test_random_backgrounds_differ_by_picture_and_repeat_by_seed(tmp_path: Path)
     files = SourceFiles(tmp_path)
 
     def colour(index: int, seed: int) -> tuple[int, ...]:
-        result = convert_picture((files, PictureOptions(32, background="random", seed=seed)), PictureJob(index, "t.png", WIDE))
+        result = convert_picture(
+            (files, PictureOptions(32, background="random", seed=seed)),
+            PictureJob(index, "t.png", WIDE),
+        )
         assert isinstance(result, Converted)
         (only,) = np.unique(pixels(result).reshape(-1, 3), axis=0)
         return tuple(only.tolist())
@@ -187,13 +234,15 @@ def test_random_backgrounds_differ_by_picture_and_repeat_by_seed(tmp_path: Path)
     assert colour(3, 1) == colours[7]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Orientation
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_phone_pictures_are_turned_upright(orientation: int, tmp_path: Path):
-    """Against the meaning of the tag: where row 0 and column 0 of the stored picture are seen (EXIF 2.3, 4.6.4)."""
+    """Against the meaning of the tag: where row 0 and column 0 of the stored picture are seen (EXIF
+    2.3, 4.6.4).
+    """
     shown = noise(40, 32)
     stored = {
         1: shown,
@@ -211,7 +260,9 @@ def test_phone_pictures_are_turned_upright(orientation: int, tmp_path: Path):
     np.testing.assert_array_equal(pixels(converted(tmp_path, data)), shown[:, 4:36])
 
 
-@pytest.mark.parametrize(("size", "turned"), [((40, 32), False), ((32, 40), True), ((320, 400), True), (None, True)])
+@pytest.mark.parametrize(
+    ("size", "turned"), [((40, 32), False), ((32, 40), True), ((320, 400), True), (None, True)]
+)
 def test_size_of_the_camera_tells_whether_exif_was_heeded(size: Any, turned: bool, tmp_path: Path):
     stored = noise(40, 32)
     exif = Image.Exif()
@@ -227,10 +278,13 @@ def test_data_sets_are_read_as_training_reads_them(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 3
     array = noise(32, 32)
-    np.testing.assert_array_equal(pixels(converted(tmp_path, encoded(Image.fromarray(array), exif=exif), upright=False)), array)
+    np.testing.assert_array_equal(
+        pixels(converted(tmp_path, encoded(Image.fromarray(array), exif=exif), upright=False)),
+        array,
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Bad files
 
 
@@ -238,10 +292,20 @@ def png_claiming(width: int, height: int) -> bytes:
     """A PNG whose header claims a size, with a few bytes of pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(1000)))
+        + chunk(b"IEND", b"")
+    )
 
 
 GOOD = encoded(Image.fromarray(noise(64, 64)))
@@ -250,15 +314,28 @@ BAD: dict[str, tuple[bytes, str]] = {
     "text": (b"hello", "is no PNG, JPEG"),
     "cut": (GOOD[: len(GOOD) // 2], "cannot be decoded"),
     "header only": (GOOD[:20], "cannot be read"),
-    "flipped bits": (GOOD[:200] + bytes(b ^ 255 for b in GOOD[200:260]) + GOOD[260:], "cannot be decoded"),
+    "flipped bits": (
+        GOOD[:200] + bytes(b ^ 255 for b in GOOD[200:260]) + GOOD[260:],
+        "cannot be decoded",
+    ),
     "bomb": (png_claiming(30_000, 30_000), "claims to be larger than"),
     "short pixels": (png_claiming(2000, 2000), "cannot be decoded"),
     "animated": (
-        encoded(Image.new("RGB", (32, 32)), "GIF", save_all=True, append_images=[Image.new("RGB", (32, 32), "red")]),
+        encoded(
+            Image.new("RGB", (32, 32)),
+            "GIF",
+            save_all=True,
+            append_images=[Image.new("RGB", (32, 32), "red")],
+        ),
         "animated",
     ),
     "animated WebP": (
-        encoded(Image.new("RGB", (32, 32)), "WEBP", save_all=True, append_images=[Image.new("RGB", (32, 32), "red")]),
+        encoded(
+            Image.new("RGB", (32, 32)),
+            "WEBP",
+            save_all=True,
+            append_images=[Image.new("RGB", (32, 32), "red")],
+        ),
         "animated",
     ),
 }

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_tools import source_files
-from data_tools.check import check_data
+from data_tools.check.check import check_data
 from data_tools.convert import ConvertConfig, convert
 from data_tools.source_files import SourceFiles, shown
 from data_tools.sources.base import ReadOptions
@@ -29,7 +29,7 @@ from dnnlib.archives import safe_name
 from dnnlib.console import UserError
 from tests.data_tools import scenes
 from tests.data_tools.scenes import Scene, orbit
-from training.dataset import ImageDataset
+from training.data.dataset import ImageDataset
 
 
 def refused(words: str, path: Path, **options: Any) -> None:
@@ -39,13 +39,17 @@ def refused(words: str, path: Path, **options: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Archives and folders
 
 
 def test_what_is_no_archive(tmp_path: Path):
     refused("does not exist", tmp_path / "none")
-    for name, content in {"empty.zip": b"", "text.zip": b"hello", "cut.zip": b"PK\x03\x04" + bytes(40)}.items():
+    for name, content in {
+        "empty.zip": b"",
+        "text.zip": b"hello",
+        "cut.zip": b"PK\x03\x04" + bytes(40),
+    }.items():
         (tmp_path / name).write_bytes(content)
         refused("nor a whole ZIP", tmp_path / name)
     (tmp_path / "folder").mkdir()
@@ -74,7 +78,9 @@ def test_damage_inside_an_archive_names_the_member(tmp_path: Path):
     refused("dataset.json cannot be read", path)
 
 
-@pytest.mark.parametrize("name", ["../a.png", "/etc/a.png", "a/../../b.png", "C:\\a.png", "..\\a.png"])
+@pytest.mark.parametrize(
+    "name", ["../a.png", "/etc/a.png", "a/../../b.png", "C:\\a.png", "..\\a.png"]
+)
 def test_members_that_climb_out_are_refused(name: str, tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(zipfile.ZipInfo(name), b"x")
@@ -89,7 +95,9 @@ def test_members_of_the_same_name(tmp_path: Path):
     refused(r"b\.png twice", tmp_path / "a.zip")
 
 
-def test_members_that_unpack_to_gigabytes_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_members_that_unpack_to_gigabytes_are_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("dataset.json", bytes(100 << 20))
     monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda *_: pytest.fail("was unpacked"))
@@ -141,11 +149,13 @@ def test_safe_names_stay_below(name: str):
         assert safe == safe_name(safe)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Lists of cameras
 
 
-def changed(write: Callable[[Scene, Path], Path], listing: str, folder: Path, change: Callable[[Any], None]) -> Path:
+def changed(
+    write: Callable[[Scene, Path], Path], listing: str, folder: Path, change: Callable[[Any], None]
+) -> Path:
     """A good source whose JSON list has been changed."""
     source = write(Scene(orbit(3)), folder)
     content = json.loads((source / listing).read_text())
@@ -155,7 +165,9 @@ def changed(write: Callable[[Scene, Path], Path], listing: str, folder: Path, ch
 
 
 def set_at(*path: Any) -> Callable[[Any], None]:
-    """Puts the last of `path` at the place that the others lead to; without a value (...) the place is removed."""
+    """Puts the last of `path` at the place that the others lead to; without a value (...) the place
+    is removed.
+    """
 
     def change(content: Any) -> None:
         *way, last, value = path
@@ -195,7 +207,10 @@ def test_left_handed_labels(tmp_path: Path):
         for index in (0, 4, 8):
             content["labels"][0][1][index] *= -1
 
-    refused("determinant -1", changed(scenes.write_labels, "dataset.json", tmp_path / "in", negate_right))
+    refused(
+        "determinant -1",
+        changed(scenes.write_labels, "dataset.json", tmp_path / "in", negate_right),
+    )
 
 
 TRANSFORM_DAMAGE = {
@@ -276,7 +291,9 @@ def test_srn_lens_of_each_picture(tmp_path: Path):
     (source / "object0" / "intrinsics").mkdir()
     matrix = np.eye(4)
     matrix[:2, :3] = [[99, 1, 30], [0, 88, 20]]
-    (source / "object0" / "intrinsics" / "000000.txt").write_text("\n".join(" ".join(map(str, row)) for row in matrix.tolist()))
+    (source / "object0" / "intrinsics" / "000000.txt").write_text(
+        "\n".join(" ".join(map(str, row)) for row in matrix.tolist())
+    )
     first, second = read_source(source).frames
     expected = np.array([[99 / 96, 1 / 96, 30 / 96], [0, 88 / 80, 20 / 80], [0, 0, 1]])
     np.testing.assert_allclose(first.lens.matrix(96, 80), expected)
@@ -315,7 +332,7 @@ def test_pictures_without_cameras_are_refused_with_advice(tmp_path: Path):
     refused(r"1 \.heic files cannot be read", tmp_path / "only")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # COLMAP
 
 
@@ -325,7 +342,9 @@ def test_largest_of_several_models_is_taken(tmp_path: Path):
     small = source / "sparse" / "1"
     small.mkdir()
     (small / "cameras.txt").write_text((source / "sparse/0/cameras.txt").read_text())
-    (small / "images.txt").write_text("\n".join((source / "sparse/0/images.txt").read_text().splitlines()[:3]) + "\n")
+    (small / "images.txt").write_text(
+        "\n".join((source / "sparse/0/images.txt").read_text().splitlines()[:3]) + "\n"
+    )
     opened = read_source(source)
     assert len(opened.frames) == 5
     assert any("sparse/1" in note for note in opened.notes)
@@ -336,13 +355,24 @@ def test_damaged_colmap_models(tmp_path: Path):
     source = scenes.write_colmap(Scene(orbit(3)), tmp_path / "in", binary=True)
     images = source / "sparse" / "0" / "images.bin"
     good = images.read_bytes()
-    for bad in (b"", good[:30], good[:-20], np.random.RandomState(0).bytes(2000), struct.pack("<Q", 1 << 60) + good[8:]):
+    for bad in (
+        b"",
+        good[:30],
+        good[:-20],
+        np.random.RandomState(0).bytes(2000),
+        struct.pack("<Q", 1 << 60) + good[8:],
+    ):
         images.write_bytes(bad)
         refused("damaged|no registered pictures", source)
     images.write_bytes(good)
     cameras = images.with_name("cameras.bin")
     good_cameras = cameras.read_bytes()
-    for bad in (b"", good_cameras[:-5], struct.pack("<Q", 1 << 60) + good_cameras[8:], struct.pack("<Q", 0)):
+    for bad in (
+        b"",
+        good_cameras[:-5],
+        struct.pack("<Q", 1 << 60) + good_cameras[8:],
+        struct.pack("<Q", 0),
+    ):
         cameras.write_bytes(bad)
         refused("damaged", source)
     cameras.write_bytes(good_cameras)
@@ -388,48 +418,100 @@ def test_missing_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_frames_say_what_they_should(tmp_path: Path):
-    """World-to-camera and OpenGL matrices in dataset.json, read with the options that `check` suggests."""
+    """World-to-camera and OpenGL matrices in dataset.json, read with the options that `check`
+    suggests.
+    """
     cameras = orbit(3)
-    ways: list[tuple[Any, Any]] = [("world2cam", "opengl"), ("world2cam", "opencv"), ("cam2world", "opengl")]
+    ways: list[tuple[Any, Any]] = [
+        ("world2cam", "opengl"),
+        ("world2cam", "opencv"),
+        ("cam2world", "opengl"),
+    ]
     for poses, axes in ways:
         stored = cameras @ scenes.OPENGL if axes == "opengl" else cameras
         stored = np.linalg.inv(stored) if poses == "world2cam" else stored
         scene = Scene(cameras)
         source = scenes.write_labels(scene, tmp_path / f"{poses}{axes}")
-        labels = [[f"pics/p{index}.png", scenes.label_of(matrix, scene.intrinsics)] for index, matrix in enumerate(stored)]
+        labels = [
+            [f"pics/p{index}.png", scenes.label_of(matrix, scene.intrinsics)]
+            for index, matrix in enumerate(stored)
+        ]
         (source / "dataset.json").write_text(json.dumps({"labels": labels}))
-        frames = read_source(source, options=ReadOptions(poses=poses, camera_axes=axes, intrinsics="pixels")).frames
+        frames = read_source(
+            source, options=ReadOptions(poses=poses, camera_axes=axes, intrinsics="pixels")
+        ).frames
         for frame, matrix in zip(frames, cameras, strict=True):
             np.testing.assert_allclose(frame.cam2world, matrix, atol=1e-12)
-            np.testing.assert_allclose(frame.lens.matrix(*scene.size), scenes.normalised(scene), atol=1e-12)
+            np.testing.assert_allclose(
+                frame.lens.matrix(*scene.size), scenes.normalised(scene), atol=1e-12
+            )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Anything at all
 
 
 ODD: st.SearchStrategy[Any] = st.sampled_from(
-    [None, True, "", "x", "../a", [], {}, [[]], -1, 0, 1e300, -1e300, float("nan"), float("inf"), 10**400, "\ud800", "a\0b"]
+    [
+        None,
+        True,
+        "",
+        "x",
+        "../a",
+        [],
+        {},
+        [[]],
+        -1,
+        0,
+        1e300,
+        -1e300,
+        float("nan"),
+        float("inf"),
+        10**400,
+        "\ud800",
+        "a\0b",
+    ]
 )
 
 
 def places_in(content: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Ways to every value in nested JSON."""
-    items = list(content.items()) if isinstance(content, dict) else list(enumerate(content)) if isinstance(content, list) else []
-    return [(*way, key) for key, _ in items] + [deeper for key, value in items for deeper in places_in(value, (*way, key))]
+    items = (
+        list(content.items())
+        if isinstance(content, dict)
+        else list(enumerate(content))
+        if isinstance(content, list)
+        else []
+    )
+    return [(*way, key) for key, _ in items] + [
+        deeper for key, value in items for deeper in places_in(value, (*way, key))
+    ]
 
 
-@pytest.mark.parametrize(("listing", "write"), [("dataset.json", scenes.write_labels), ("transforms.json", scenes.write_transforms)])
+@pytest.mark.parametrize(
+    ("listing", "write"),
+    [("dataset.json", scenes.write_labels), ("transforms.json", scenes.write_transforms)],
+)
 @given(data=st.data())
-def test_any_value_in_a_list_is_used_or_refused(listing: str, write: Any, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory):
+def test_any_value_in_a_list_is_used_or_refused(
+    listing: str, write: Any, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+):
     source = Path(tmp_path_factory.getbasetemp()) / f"odd-{listing}"
     if not source.exists():
-        write(Scene(orbit(4), intrinsics=np.array([[64.0, 0, 16], [0, 64, 16], [0, 0, 1]]), size=(32, 32)), source)
+        write(
+            Scene(
+                orbit(4),
+                intrinsics=np.array([[64.0, 0, 16], [0, 64, 16], [0, 0, 1]]),
+                size=(32, 32),
+            ),
+            source,
+        )
         (source / "kept").write_text((source / listing).read_text())
     content = json.loads((source / "kept").read_text())
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.sampled_from(places_in(content)), label="place")
-        set_at(*place, copy.deepcopy(data.draw(ODD, label="value")))(content)  # a later change may go inside the value
+        # a later change may go inside the value
+        set_at(*place, copy.deepcopy(data.draw(ODD, label="value")))(content)
     (source / listing).write_text(json.dumps(content))
     dest = source.with_suffix(".zip")
     with contextlib.suppress(UserError):
@@ -456,7 +538,9 @@ def opens(source: Path) -> bool:
 
 @pytest.mark.slow
 def test_a_hundred_thousand_files_in_one_folder(tmp_path: Path) -> None:
-    """Links to one picture: listed, opened as a data set, and read from, all without one call a file that searches the folder."""
+    """Links to one picture: listed, opened as a data set, and read from, all without one call a
+    file that searches the folder.
+    """
     folder = tmp_path / "many"
     folder.mkdir()
     label = scenes.label_of(orbit(1)[0], np.array([[2.0, 0, 0.5], [0, 2, 0.5], [0, 0, 1]]))

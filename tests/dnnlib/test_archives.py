@@ -15,7 +15,9 @@ from tests.hostile.datasets import NAME, plain_zip, swelling, with_link
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_content_comes_back(tmp_path: Path, method: int) -> None:
     content = bytes(range(256)) * 1000
-    with zipfile.ZipFile(plain_zip(tmp_path / "a.zip", {"a": content, "empty": b""}, method)) as archive:
+    with zipfile.ZipFile(
+        plain_zip(tmp_path / "a.zip", {"a": content, "empty": b""}, method)
+    ) as archive:
         assert read_member(archive, "a", len(content)) == content
         assert read_member(archive, "empty", 0) == b""
         with pytest.raises(ValueError, match="unpacks to"):
@@ -45,7 +47,10 @@ def test_no_more_than_the_stated_size_is_unpacked(tmp_path: Path) -> None:
 
 
 def test_few_bytes_that_unpack_to_many_are_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(swelling(tmp_path / "a.zip", NAME, 100)) as archive, pytest.raises(ValueError, match="unpacks to 100 MB"):
+    with (
+        zipfile.ZipFile(swelling(tmp_path / "a.zip", NAME, 100)) as archive,
+        pytest.raises(ValueError, match="unpacks to 100 MB"),
+    ):
         read_member(archive, NAME, 1 << 30)
 
 

@@ -54,7 +54,9 @@ def test_help_is_a_success() -> None:
         (("--end", "interrupt"), 130, ("interrupted",)),
     ],
 )
-def test_mistakes_are_one_line(arguments: tuple[str, ...], status: int, words: tuple[str, ...]) -> None:
+def test_mistakes_are_one_line(
+    arguments: tuple[str, ...], status: int, words: tuple[str, ...]
+) -> None:
     call(command, *arguments).assert_refused(status, *words)
 
 
@@ -86,7 +88,9 @@ def test_fail_writes_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "error: two lines and tabs\n")
 
 
-def test_run_cli_reads_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_cli_reads_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["program", "--count", "2"])
     with pytest.raises(SystemExit) as stop:
         run_cli(command)
@@ -94,7 +98,9 @@ def test_run_cli_reads_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys:
     assert capsys.readouterr().out == "count 2\n"
 
 
-def test_progress_passes_items_on_and_shows_speed_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_passes_items_on_and_shows_speed_and_time_left(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert list(progress(iter(range(4)), "Counting", total=4, unit="sheep")) == [0, 1, 2, 3]
     shown = capsys.readouterr()
     assert shown.out == ""

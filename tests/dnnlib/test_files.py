@@ -21,7 +21,7 @@ from tests.tiny import ROOT
 CONTENT = bytes(range(256)) * 20_000
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Writing
 
 
@@ -54,7 +54,9 @@ def test_what_is_no_file_stays(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
 
 
-@pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), KeyboardInterrupt(), UserError("a picture is damaged")])
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("a bug"), KeyboardInterrupt(), UserError("a picture is damaged")]
+)
 def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
@@ -71,7 +73,9 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path, error: BaseE
 
 
 @pytest.mark.parametrize("name", ["fsync", "replace"])
-def test_a_disk_that_fails_late_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_disk_that_fails_late_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
@@ -79,13 +83,18 @@ def test_a_disk_that_fails_late_leaves_the_old_file(tmp_path: Path, monkeypatch:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, name, full)
-    with pytest.raises(UserError, match=r"cannot write .*file: No space left on device"), files.atomic_write(path) as file:
+    with (
+        pytest.raises(UserError, match=r"cannot write .*file: No space left on device"),
+        files.atomic_write(path) as file,
+    ):
         file.write(CONTENT)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_content_is_synced_before_the_name_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_synced_before_the_name_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
 
     def noted(name: str) -> Any:
@@ -104,7 +113,8 @@ def test_content_is_synced_before_the_name_changes(tmp_path: Path, monkeypatch: 
     assert calls == ["fsync", "replace", "fsync"]  # the file, its name, the folder
 
 
-# The largest file a process may write is limited: the kernel then fails the write itself, as a full disk does.
+# The largest file a process may write is limited: the kernel then fails the write itself, as a full
+# disk does.
 LIMITED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -122,7 +132,9 @@ except UserError as error:
 def test_a_write_that_the_system_refuses_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    ended = subprocess.run([sys.executable, "-c", LIMITED, str(path)], cwd=ROOT, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(path)], cwd=ROOT, capture_output=True, text=True
+    )
     assert ended.returncode == 1
     assert ended.stderr.startswith(f"cannot write {path}: ")
     assert path.read_bytes() == b"old"
@@ -131,12 +143,18 @@ def test_a_write_that_the_system_refuses_leaves_the_old_file(tmp_path: Path) -> 
 
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match=r"cannot create folder"), files.atomic_write(tmp_path / "file" / "inside"):
+    with (
+        pytest.raises(UserError, match=r"cannot create folder"),
+        files.atomic_write(tmp_path / "file" / "inside"),
+    ):
         pass
     with pytest.raises(UserError, match=r"cannot create folder"):
         files.make_dir(tmp_path / "file")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"cannot write .*folder"), files.atomic_write(tmp_path / "folder"):
+    with (
+        pytest.raises(UserError, match=r"cannot write .*folder"),
+        files.atomic_write(tmp_path / "folder"),
+    ):
         pass
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
@@ -148,7 +166,7 @@ def test_scratch_folders_go_away(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "new") == []
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Downloads
 
 
@@ -227,7 +245,15 @@ def test_a_url_is_fetched_once(server: Server, tmp_path: Path, name: str) -> Non
 
 
 def test_different_urls_do_not_share_a_file(server: Server) -> None:
-    assert len({files.local_file(f"{server.url}/{name}") for name in ("whole.pkl", "whole.pkl?v=2", "a/whole.pkl")}) == 3
+    assert (
+        len(
+            {
+                files.local_file(f"{server.url}/{name}")
+                for name in ("whole.pkl", "whole.pkl?v=2", "a/whole.pkl")
+            }
+        )
+        == 3
+    )
 
 
 @pytest.mark.parametrize("kind", ["cut", "chunked-cut", "missing"])
@@ -240,7 +266,9 @@ def test_a_failed_download_leaves_nothing(server: Server, tmp_path: Path, kind: 
     assert cached(tmp_path) == []
 
 
-def test_a_server_that_hangs_up_is_told_apart_from_a_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_hangs_up_is_told_apart_from_a_full_disk(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def reset(*_: object, **__: object) -> None:
         raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
@@ -261,7 +289,9 @@ def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert cached(tmp_path) == []
 
 
-def test_a_download_that_does_not_fit_says_so(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_does_not_fit_says_so(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -271,7 +301,9 @@ def test_a_download_that_does_not_fit_says_so(server: Server, tmp_path: Path, mo
     assert cached(tmp_path) == []
 
 
-def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_where_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path))
     assert files.cache_dir() == tmp_path
     monkeypatch.setenv("OPEN_EG3D_CACHE", "")

@@ -1,4 +1,6 @@
-"""A command line's first seconds, while its libraries are imported: Ctrl-C, and how threads are to wait."""
+"""A command line's first seconds, while its libraries are imported: Ctrl-C, and how threads are to
+wait.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from tests.tiny import finish, start
 
 pytestmark = pytest.mark.waits
 
-SCRIPTS = ["train.py", "gen_samples.py", "gen_videos.py", "calc_metrics.py", "dataset_tool.py", "export.py", "viewer.py"]
+SCRIPTS = [
+    "train.py",
+    "gen_samples.py",
+    "gen_videos.py",
+    "calc_metrics.py",
+    "dataset_tool.py",
+    "export.py",
+    "viewer.py",
+]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -72,9 +82,13 @@ def test_a_parent_that_ignores_ctrl_c_is_obeyed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "spins"), [({}, startup.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)], ids=str
+    ("given", "spins"),
+    [({}, startup.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=str,
 )
-def test_threads_wait_as_the_environment_says(given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_wait_as_the_environment_says(
+    given: dict[str, str], spins: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in startup.OPENMP_WAITING:
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():

@@ -1,4 +1,6 @@
-"""The documentation is true: its code runs, its commands parse, its links, settings, tables and messages exist."""
+"""The documentation is true: its code runs, its commands parse, its links, settings, tables and
+messages exist.
+"""
 
 from __future__ import annotations
 
@@ -31,19 +33,26 @@ import gen_videos
 import torch_utils.ops.__main__ as operators
 import train
 import viewer
-from media.mesh_files import save_mesh
+from media.meshes.files import save_mesh
 from tests.released_layout import Layout, write_snapshot
-from training import inspect
 from training.cameras import FFHQ_FOCAL, orbit_pose, pack_label, pinhole_intrinsics
-from training.checkpoint import Checkpoint, save_checkpoint
-from training.config import Config, GeneratorConfig, ModelConfig, SuperResolutionConfig, config_sections, set_option
-from training.launch import Launch
+from training.checkpoints import show as inspect
+from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from training.config.presets import make_config
+from training.config.settings import (
+    Config,
+    GeneratorConfig,
+    ModelConfig,
+    SuperResolutionConfig,
+    config_sections,
+    set_option,
+)
+from training.data.scene import CameraSummary
+from training.gan.trainer import Trainer
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
-from training.presets import make_config
-from training.run_config import new_config
-from training.scene import CameraSummary
-from training.trainer import Trainer
+from training.run.launch import Launch
+from training.run.settings import new_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "THIRD_PARTY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -56,23 +65,38 @@ COMMAND_LINES: dict[str, click.Command] = {
     "export.py": export.main,
     "viewer.py": viewer.main,
     "-m torch_utils.ops": operators.main,
-    "-m training.inspect": inspect.main,
+    "-m training.checkpoints.show": inspect.main,
 }
 SOURCES = [ROOT / name for name in COMMAND_LINES if name.endswith(".py")]
 ROOMS = ("dnnlib", "torch_utils", "training", "metrics", "media", "data_tools")
 SOURCES += [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
-LAYERS = {"dnnlib": 0, "torch_utils": 1, "metrics": 2, "training": 2, "open_eg3d": 3, "data_tools": 3, "media": 3, "tests": 5}
+LAYERS = {
+    "dnnlib": 0,
+    "torch_utils": 1,
+    "metrics": 2,
+    "training": 2,
+    "open_eg3d": 3,
+    "data_tools": 3,
+    "media": 3,
+    "tests": 5,
+}
 TOP = 4  # the command lines
 PRESET_COLUMNS, SIZE_COLUMNS = {"ffhq", "afhq", "shapenet", "heads"}, {"published", "laptop"}
 
 
 def blocks(page: Path, language: str) -> list[str]:
     """Fenced code blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return re.findall(
+        rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
 
 
 def every_block(language: str) -> list[Any]:
-    return [pytest.param(code, id=f"{page.name}-{index}") for page in PAGES for index, code in enumerate(blocks(page, language))]
+    return [
+        pytest.param(code, id=f"{page.name}-{index}")
+        for page in PAGES
+        for index, code in enumerate(blocks(page, language))
+    ]
 
 
 def shell_commands() -> list[str]:
@@ -82,13 +106,22 @@ def shell_commands() -> list[str]:
 
 def prose(page: Path) -> str:
     """The page without its code blocks."""
-    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(
+        r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
 
 
 def small_model() -> ModelConfig:
     model = ModelConfig(resolution=32)
     model.generator = GeneratorConfig(
-        z_dim=4, w_dim=5, mapping_layers=1, plane_resolution=8, plane_channels=3, channel_base=32, channel_max=4, decoder_hidden=4
+        z_dim=4,
+        w_dim=5,
+        mapping_layers=1,
+        plane_resolution=8,
+        plane_channels=3,
+        channel_base=32,
+        channel_max=4,
+        decoder_hidden=4,
     )
     model.superresolution = SuperResolutionConfig(channels=(4, 4))
     model.rendering.resolution = 8
@@ -98,7 +131,9 @@ def small_model() -> ModelConfig:
 
 
 def labels_of_orbit(count: int) -> torch.Tensor:
-    return pack_label(orbit_pose(torch.linspace(-0.5, 0.5, count), 0.1, 2.7), pinhole_intrinsics(FFHQ_FOCAL))
+    return pack_label(
+        orbit_pose(torch.linspace(-0.5, 0.5, count), 0.1, 2.7), pinhole_intrinsics(FFHQ_FOCAL)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -110,14 +145,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     states = {"G": Generator(model), "G_ema": Generator(model), "D": Discriminator(model)}
     cameras = CameraSummary.from_labels(labels_of_orbit(8)).to_dict()
     weights: Any = {name: network.state_dict() for name, network in states.items()}
-    save_checkpoint(folder / "ckpt.pkl", Checkpoint(Config(model=model), cameras=cameras, **weights))
+    save_checkpoint(
+        folder / "ckpt.pkl", Checkpoint(Config(model=model), cameras=cameras, **weights)
+    )
     write_snapshot(folder / "released.pkl", Layout(plane_channels=4))
     ball = trimesh.creation.icosphere(2)
-    save_mesh(folder / "head.glb", trimesh.Trimesh(ball.vertices, ball.faces, vertex_colors=np.full((162, 4), 200, np.uint8)))
+    save_mesh(
+        folder / "head.glb",
+        trimesh.Trimesh(ball.vertices, ball.faces, vertex_colors=np.full((162, 4), 200, np.uint8)),
+    )
     return folder
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Code
 
 
@@ -168,16 +208,22 @@ def test_worked_example_agrees_with_trigonometry() -> None:
 def test_drawing_can_be_made_again(tmp_path: Path) -> None:
     target = tmp_path / "cameras.png"
     result = subprocess.run(
-        [sys.executable, ROOT / "docs" / "draw_cameras.py", target], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, ROOT / "docs" / "draw_cameras.py", target],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     with Image.open(target) as made, Image.open(ROOT / "docs" / "media" / "cameras.png") as kept:
         assert made.size == kept.size
-        difference = np.abs(np.asarray(made.convert("L"), dtype=float) - np.asarray(kept.convert("L"), dtype=float))
+        difference = np.abs(
+            np.asarray(made.convert("L"), dtype=float) - np.asarray(kept.convert("L"), dtype=float)
+        )
     assert difference.mean() < 5  # fonts differ a little between Pillow's versions
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Commands
 
 
@@ -209,12 +255,18 @@ class FakeData:
         self.resolution = resolution
 
 
-RECIPES = [line for line in shell_commands() if "--cfg" in line and "--gpus" in line and "--init-from" not in line]
+RECIPES = [
+    line
+    for line in shell_commands()
+    if "--cfg" in line and "--gpus" in line and "--init-from" not in line
+]
 
 
 @pytest.mark.parametrize("line", RECIPES)
 def test_recipes_give_settings_that_fit(line: str) -> None:
-    """As on a machine with the GPUs that the recipe names: the options go together and the batch divides."""
+    """As on a machine with the GPUs that the recipe names: the options go together and the batch
+    divides.
+    """
     _, options = parse(line)
     size = re.search(r"(\d+)\.zip", options["data"])
     assert size
@@ -228,15 +280,23 @@ def test_recipes_give_settings_that_fit(line: str) -> None:
 
 
 def test_make_targets_exist() -> None:
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(
+        re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    )
     named = {
-        name for page in PAGES for name in re.findall(r"(?:^|`)make ([\w-]+)(?=`| +#|$)", page.read_text(encoding="utf-8"), re.MULTILINE)
+        name
+        for page in PAGES
+        for name in re.findall(
+            r"(?:^|`)make ([\w-]+)(?=`| +#|$)", page.read_text(encoding="utf-8"), re.MULTILINE
+        )
     }
     assert {"demo", "test"} <= named <= targets
 
 
 def test_options_in_prose_exist() -> None:
-    known = {option for program in COMMAND_LINES.values() for option in option_names(program)} | {"--help"}
+    known = {option for program in COMMAND_LINES.values() for option in option_names(program)} | {
+        "--help"
+    }
     for page in PAGES:
         for option in re.findall(r"`(--[a-z-]+)", prose(page)):
             assert option in known, f"{page.name}: {option}"
@@ -250,12 +310,16 @@ def option_names(command: click.Command) -> Iterator[str]:
             yield from option_names(child)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Settings, statistics, messages, links
 
 
 def all_settings(config: Config) -> set[str]:
-    return {f"{name}.{field}" for name, section in config_sections(config).items() for field in vars(section)}
+    return {
+        f"{name}.{field}"
+        for name, section in config_sections(config).items()
+        for field in vars(section)
+    }
 
 
 def test_settings_exist() -> None:
@@ -279,7 +343,11 @@ def settings_tables() -> list[tuple[list[str], str, list[str]]]:
     """(columns, setting, values) of each row of the tables that give values of settings."""
     rows, columns = [], []
     for line in prose(ROOT / "docs" / "training.md").splitlines():
-        cells = [cell.strip().strip("`") for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        cells = (
+            [cell.strip().strip("`") for cell in line.strip("|").split("|")]
+            if line.startswith("|")
+            else []
+        )
         if cells and cells[0] == "Setting":
             columns = cells[1:]
         elif not cells:
@@ -295,7 +363,9 @@ def test_tables_of_settings_are_true() -> None:
     for columns, name, values in rows:
         for column, value in zip(columns, values, strict=True):
             preset: Any = column if column in PRESET_COLUMNS else "auto"
-            size: Any = column if column in SIZE_COLUMNS else "laptop" if column == "heads" else "published"
+            size: Any = (
+                column if column in SIZE_COLUMNS else "laptop" if column == "heads" else "published"
+            )
             config = make_config(preset, 64 if size == "laptop" else 512, size)
             wanted = copy.deepcopy(config)
             set_option(wanted, f"{name}={value}")
@@ -306,7 +376,12 @@ def test_table_of_statistics_is_complete() -> None:
     """Every statistic of a step is explained, and none that does not exist."""
     torch.manual_seed(0)
     config = Config(model=small_model())
-    config.training.batch, config.training.density_reg_points, config.training.nrr_initial, config.training.nrr_final = 2, 4, 8, 8
+    (
+        config.training.batch,
+        config.training.density_reg_points,
+        config.training.nrr_initial,
+        config.training.nrr_final,
+    ) = 2, 4, 8, 8
     trainer = Trainer(config, labels_of_orbit(4), torch.device("cpu"))
     trainer.step(torch.rand(2, 3, 32, 32) * 2 - 1, labels_of_orbit(2))
     reported = set(trainer.statistics.collect())
@@ -337,22 +412,28 @@ def test_links_resolve(page: Path) -> None:
         assert linked.exists(), f"{page.name}: {target}"
         if anchor:
             headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings], f"{page.name}: {target}"
+            assert anchor in [
+                re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings
+            ], f"{page.name}: {target}"
 
 
 def test_files_named_in_the_layout_exist() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Legend")[0]
-    existing = {path.name for path in ROOT.glob("*.py")} | {path.name for room in LAYERS for path in (ROOT / room).rglob("*.py")}
+    existing = {path.name for path in ROOT.glob("*.py")} | {
+        path.name for room in LAYERS for path in (ROOT / room).rglob("*.py")
+    }
     for name in re.findall(r"\b\w+\.py\b", page):
         assert name in existing, name
 
 
 def test_pages_name_no_place_of_one_machine() -> None:
     for page in PAGES:
-        assert not re.search(r"(?<![\w.])/(home|root|tmp|work|usr|mnt)/", page.read_text(encoding="utf-8")), page.name
+        assert not re.search(
+            r"(?<![\w.])/(home|root|tmp|work|usr|mnt)/", page.read_text(encoding="utf-8")
+        ), page.name
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Rooms
 
 
@@ -381,7 +462,10 @@ def imported_rooms(path: Path) -> Iterator[str]:
 def test_arrows_run_downward() -> None:
     """The import graph that architecture.md draws."""
     commands = [path for path in ROOT.glob("*.py") if path.name != "setup.py"]
-    paths = [*commands, *(path for room in LAYERS if room != "tests" for path in (ROOT / room).rglob("*.py"))]
+    paths = [
+        *commands,
+        *(path for room in LAYERS if room != "tests" for path in (ROOT / room).rglob("*.py")),
+    ]
     names = {path.stem for path in commands}
     for path in paths:
         own = path.relative_to(ROOT).parts[0]
@@ -390,12 +474,14 @@ def test_arrows_run_downward() -> None:
                 assert room_of(path) > TOP, f"{path.name} imports the command line {room}"
             elif room in LAYERS and room != own:
                 assert LAYERS[room] < room_of(path), f"{path.relative_to(ROOT)} imports {room}"
-    assert "torch" not in {room for path in (ROOT / "dnnlib").rglob("*.py") for room in imported_rooms(path)}
+    assert "torch" not in {
+        room for path in (ROOT / "dnnlib").rglob("*.py") for room in imported_rooms(path)
+    }
     for path in (ROOT / "training" / "rendering").glob("*.py"):
         assert "training.networks" not in path.read_text(encoding="utf-8")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Legal files
 
 
@@ -404,14 +490,23 @@ def test_legal_files_agree_with_the_project() -> None:
     licence = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in licence
     assert "END OF TERMS AND CONDITIONS" in licence
-    citation = pytest.importorskip("yaml").safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert (citation["title"], str(citation["version"]), citation["license"]) == (project["name"], project["version"], project["license"])
+    citation = pytest.importorskip("yaml").safe_load(
+        (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    )
+    assert (citation["title"], str(citation["version"]), citation["license"]) == (
+        project["name"],
+        project["version"],
+        project["license"],
+    )
     assert any("Geometry-aware 3D" in reference["title"] for reference in citation["references"])
 
 
 def test_every_dependency_is_listed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *(item for extra in project["optional-dependencies"].values() for item in extra)]
+    wanted = [
+        *project["dependencies"],
+        *(item for extra in project["optional-dependencies"].values() for item in extra),
+    ]
     page = (ROOT / "THIRD_PARTY.md").read_text(encoding="utf-8")
     for requirement in wanted:
         name = re.split(r"[<>=!~\[; ]", requirement)[0]

@@ -1,4 +1,6 @@
-"""The commands of the pages on videos, shapes and files run and write what the pages say; the pictures are the shipped model's."""
+"""The commands of the pages on videos, shapes and files run and write what the pages say; the
+pictures are the shipped model's.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ import gen_videos
 from tests.docs.test_docs import ROOT, blocks
 from tests.test_gen_videos import write_network
 from tests.tiny import call
-from training import inspect
+from training.checkpoints import show as inspect
 
 PAGES = ("videos.md", "shapes.md", "checkpoints.md")
 MEDIA = ROOT / "docs" / "media"
@@ -25,14 +27,23 @@ MEDIA = ROOT / "docs" / "media"
 COMMANDS: dict[str, tuple[click.Command, list[str]]] = {
     "gen_videos.py": (gen_videos.main, ["--frames", "3"]),
     "gen_samples.py": (gen_samples.main, ["--shape-res", "24"]),
-    "training.inspect": (inspect.main, []),
+    "training.checkpoints.show": (inspect.main, []),
 }
 WRITTEN = {"glb": {"glb"}, "obj": {"obj", "mtl", "png"}, "ply": {"ply"}, "mrc": {"mrc"}}
 
 
 def commands() -> list[str]:
-    lines = [line for page in PAGES for code in blocks(ROOT / "docs" / page, "sh") for line in code.splitlines()]
-    return [line for line in lines if line.startswith("python ") and any(name in line for name in COMMANDS)]
+    lines = [
+        line
+        for page in PAGES
+        for code in blocks(ROOT / "docs" / page, "sh")
+        for line in code.splitlines()
+    ]
+    return [
+        line
+        for line in lines
+        if line.startswith("python ") and any(name in line for name in COMMANDS)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +52,27 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_command_runs(line: str, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_runs(
+    line: str, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "ckpt.pkl").write_bytes(network.read_bytes())
     monkeypatch.chdir(tmp_path)
     words = [word for word in shlex.split(line, comments=True)[1:] if word != "-m"]
     command, smaller = COMMANDS[words[0]]
     texture = ["--texture", "64", "--seeds", "0"] if "--texture" in words else []
     call(command, *words[1:], *smaller, *texture).assert_done()
-    kinds = {path.suffix[1:] for path in (tmp_path / "out").iterdir()} if command is not inspect.main else set()
+    kinds = (
+        {path.suffix[1:] for path in (tmp_path / "out").iterdir()}
+        if command is not inspect.main
+        else set()
+    )
     if "--shapes" in words:
         textured = "--texture" in words
-        assert kinds == (WRITTEN[words[words.index("--shapes") + 1]] if textured else {words[words.index("--shapes") + 1]})
+        assert kinds == (
+            WRITTEN[words[words.index("--shapes") + 1]]
+            if textured
+            else {words[words.index("--shapes") + 1]}
+        )
     elif command is gen_videos.main:
         assert kinds == ({"mp4", "gif"} if "mp4,gif" in line else {"mp4"})
 
@@ -64,12 +85,21 @@ def test_there_are_commands_of_every_kind() -> None:
 def test_pages_show_the_poses_that_are_read(network: Path, tmp_path: Path) -> None:
     (code,) = blocks(ROOT / "docs" / "videos.md", "json")
     (tmp_path / "poses.json").write_text(code)
-    options: list[str | Path] = ["--network", network, "--outdir", tmp_path, "--seeds", "0", "--camera", tmp_path / "poses.json"]
+    options: list[str | Path] = [
+        "--network",
+        network,
+        "--outdir",
+        tmp_path,
+        "--seeds",
+        "0",
+        "--camera",
+        tmp_path / "poses.json",
+    ]
     call(gen_videos.main, *options).assert_done()
     assert (tmp_path / "seed0000.mp4").exists()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Pictures
 
 
@@ -97,7 +127,12 @@ def test_loops_are_short_and_closed(name: str) -> None:
 def difference(first: Path, second: Path) -> float:
     with Image.open(first) as one, Image.open(second) as other:
         assert one.size == other.size
-        return float(np.abs(np.asarray(one.convert("RGB"), dtype=float) - np.asarray(other.convert("RGB"), dtype=float)).mean())
+        return float(
+            np.abs(
+                np.asarray(one.convert("RGB"), dtype=float)
+                - np.asarray(other.convert("RGB"), dtype=float)
+            ).mean()
+        )
 
 
 def test_pictures_are_the_shipped_models(maker: ModuleType, tmp_path: Path) -> None:

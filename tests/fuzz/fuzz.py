@@ -1,6 +1,8 @@
-"""Fuzzes one reader with atheris: python -m tests.fuzz.fuzz READER SECONDS FOLDER. `make fuzz` does so for all.
+"""Fuzzes one reader with atheris: python -m tests.fuzz.fuzz READER SECONDS FOLDER. `make fuzz` does
+so for all.
 
-FOLDER/corpus/READER grows and is taken up again; a find is written to FOLDER/find-READER-*, and the exit status is not 0.
+FOLDER/corpus/READER grows and is taken up again; a find is written to FOLDER/find-READER-*, and the
+exit status is not 0.
 """
 
 from __future__ import annotations
@@ -11,7 +13,18 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["training", "data_tools", "dnnlib", "open_eg3d", "zipfile", "PIL", "pickletools", "json"]):
+with atheris.instrument_imports(
+    include=[
+        "training",
+        "data_tools",
+        "dnnlib",
+        "open_eg3d",
+        "zipfile",
+        "PIL",
+        "pickletools",
+        "json",
+    ]
+):
     from dnnlib.console import LONGEST_LINE, UserError, one_line
     from tests.fuzz.readers import Readers
 
@@ -37,8 +50,15 @@ def main() -> None:
                 if not 10 < len(one_line(str(error))) < LONGEST_LINE + 100:
                     raise RuntimeError("the message is no line") from error
 
-        options = [f"-max_total_time={seconds}", f"-timeout={SLOWEST_SECONDS}", f"-rss_limit_mb={MEMORY_MB}", f"-max_len={LONGEST_BYTES}"]
-        atheris.Setup([sys.argv[0], *options, f"-artifact_prefix={folder}/find-{name}-", str(corpus)], check)
+        options = [
+            f"-max_total_time={seconds}",
+            f"-timeout={SLOWEST_SECONDS}",
+            f"-rss_limit_mb={MEMORY_MB}",
+            f"-max_len={LONGEST_BYTES}",
+        ]
+        atheris.Setup(
+            [sys.argv[0], *options, f"-artifact_prefix={folder}/find-{name}-", str(corpus)], check
+        )
         atheris.Fuzz()
 
 

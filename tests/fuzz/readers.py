@@ -16,13 +16,21 @@ from tests.hostile.archives import good_checkpoint, good_folder, torch_archive
 from tests.hostile.datasets import NAME, labels_text, picture, plain_zip, png, transforms
 from tests.released_layout import Builder, Layout, write_pickle
 from tests.tiny import write_dataset
-from training.checkpoint import load_checkpoint, load_weights
-from training.dataset import ImageDataset
-from training.interop import convert_snapshot
-from training.unpickler import read_pickle
-from training.weights_folder import CONFIG_FILE, WEIGHTS_FILE, read_weights_folder
+from training.checkpoints.checkpoint import load_checkpoint, load_weights
+from training.checkpoints.released.interop import convert_snapshot
+from training.checkpoints.released.unpickler import read_pickle
+from training.checkpoints.weights_folder import CONFIG_FILE, WEIGHTS_FILE, read_weights_folder
+from training.data.dataset import ImageDataset
 
-SMALL = Layout(z_dim=2, w_dim=2, channel_base=16, channel_max=2, plane_resolution=8, plane_channels=2, decoder_hidden=2)
+SMALL = Layout(
+    z_dim=2,
+    w_dim=2,
+    channel_base=16,
+    channel_max=2,
+    plane_resolution=8,
+    plane_channels=2,
+    decoder_hidden=2,
+)
 
 
 class Readers:
@@ -103,13 +111,21 @@ class Readers:
 
     def seeds(self, name: str) -> list[bytes]:
         """Whole files of a kind."""
-        small = write_pickle(self.folder / "small.pkl", {"G_ema": Builder(SMALL).synthesis("s"), "n": [1.5, None, True, "x", (1, 2)]})
+        small = write_pickle(
+            self.folder / "small.pkl",
+            {"G_ema": Builder(SMALL).synthesis("s"), "n": [1.5, None, True, "x", (1, 2)]},
+        )
         archive = good_checkpoint(self.folder / "checkpoint.pkl").read_bytes()
         with zipfile.ZipFile(io.BytesIO(archive)) as content:
-            instructions = content.read(next(entry for entry in content.namelist() if entry.endswith("data.pkl")))
+            instructions = content.read(
+                next(entry for entry in content.namelist() if entry.endswith("data.pkl"))
+            )
         whole = good_folder(self.folder / "seeds")
         found = {
-            "snapshot": [small.read_bytes(), write_pickle(self.folder / "s.pkl", [1, {"a": {2}}], protocol=2).read_bytes()],
+            "snapshot": [
+                small.read_bytes(),
+                write_pickle(self.folder / "s.pkl", [1, {"a": {2}}], protocol=2).read_bytes(),
+            ],
             "checkpoint": [archive],
             "instructions": [instructions],
             "safetensors": [(whole / WEIGHTS_FILE).read_bytes()],

@@ -1,6 +1,7 @@
 """Operators on a GPU beside their references in fp64 on the CPU; `make gpu-check` runs these tests.
 
-Without a GPU they are skipped, but for `python -m tests.cuda_on_cpu tests/gpu`, where the same kernels run on the CPU.
+Without a GPU they are skipped, but for `python -m tests.cuda_on_cpu tests/gpu`, where the same
+kernels run on the CPU.
 """
 
 from __future__ import annotations
@@ -37,13 +38,25 @@ def on_device(tensor: Tensor) -> Tensor:
 
 # Name, shapes of the tensors that gradients are asked for, and the operator.
 OPERATORS: dict[str, tuple[tuple[tuple[int, ...], ...], Operator]] = {
-    "bias_act lrelu": (((2, 20, 9, 33), (20,)), lambda x, b: bias_act(x, b, act="lrelu", clamp=1.5)),
+    "bias_act lrelu": (
+        ((2, 20, 9, 33), (20,)),
+        lambda x, b: bias_act(x, b, act="lrelu", clamp=1.5),
+    ),
     "bias_act swish": (((2, 20, 9, 33), (20,)), lambda x, b: bias_act(x, b, act="swish")),
     "upfirdn2d blur": (((2, 20, 19, 33),), lambda x: upfirdn2d(x, BLUR, padding=2)),
-    "upfirdn2d up": (((2, 20, 19, 33),), lambda x: upfirdn2d(x, BLUR, up=2, padding=(2, 1, 2, 1), gain=4)),
+    "upfirdn2d up": (
+        ((2, 20, 19, 33),),
+        lambda x: upfirdn2d(x, BLUR, up=2, padding=(2, 1, 2, 1), gain=4),
+    ),
     "upfirdn2d down": (((2, 20, 19, 33),), lambda x: upfirdn2d(x, BLUR, down=2, padding=1)),
-    "upfirdn2d separable": (((2, 20, 19, 33),), lambda x: upfirdn2d(x, SYMMETRIC, up=(2, 3), down=2, padding=(5, -2, 4, 9))),
-    "filtered_lrelu": (((2, 20, 9, 17), (20,)), lambda x, b: filtered_lrelu(x, SYMMETRIC, BLUR, b, up=2, down=2, padding=5)),
+    "upfirdn2d separable": (
+        ((2, 20, 19, 33),),
+        lambda x: upfirdn2d(x, SYMMETRIC, up=(2, 3), down=2, padding=(5, -2, 4, 9)),
+    ),
+    "filtered_lrelu": (
+        ((2, 20, 9, 17), (20,)),
+        lambda x, b: filtered_lrelu(x, SYMMETRIC, BLUR, b, up=2, down=2, padding=5),
+    ),
     "modulated_lrelu": (((2, 20, 9, 33), (2, 20), (2, 1, 9, 33), (20,)), modulated_lrelu),
     "scale_channels": (((2, 20, 9, 33), (2, 20)), scale_channels),
 }
@@ -58,8 +71,16 @@ def results(function: Operator, inputs: list[Tensor]) -> list[Tensor]:
     """Output and gradients of all inputs, in fp64 on the CPU."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     output = function(*leaves)
-    weights = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).cos().view(output.shape).to(output)
-    return [value.detach().double().cpu() for value in (output, *torch.autograd.grad(output, leaves, weights))]
+    weights = (
+        torch.linspace(-1, 1, output.numel(), dtype=torch.float64)
+        .cos()
+        .view(output.shape)
+        .to(output)
+    )
+    return [
+        value.detach().double().cpu()
+        for value in (output, *torch.autograd.grad(output, leaves, weights))
+    ]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["NCHW", "channels-last"])
@@ -70,21 +91,35 @@ def test_outputs_and_gradients(name: str, dtype: torch.dtype, layout: torch.memo
     rounded = [tensor.to(dtype) for tensor in draw(shapes)]
     with library.path("reference"):
         expected = results(function, [tensor.double() for tensor in rounded])
-    inputs = [on_device(tensor).contiguous(memory_format=layout) if tensor.ndim == 4 else on_device(tensor) for tensor in rounded]
+    inputs = [
+        on_device(tensor).contiguous(memory_format=layout)
+        if tensor.ndim == 4
+        else on_device(tensor)
+        for tensor in rounded
+    ]
     assert library.use_kernels(inputs[0])
     for i, (result, value) in enumerate(zip(results(function, inputs), expected, strict=True)):
         differences = (result - value).abs() / value.abs().max()
-        # In half precision, rounding moves single numbers across the bend or the clamp, and their gradients with them.
+        # In half precision, rounding moves single numbers across the bend or the clamp, and their
+        # gradients with them.
         is_rounded = dtype in (torch.float16, torch.bfloat16) and i > 0
         assert differences.mean() < DTYPES[dtype]
         assert is_rounded or differences.max() < 10 * DTYPES[dtype]
 
 
-@pytest.mark.parametrize("name", ["bias_act swish", "upfirdn2d up", "filtered_lrelu", "modulated_lrelu", "scale_channels"])
+@pytest.mark.parametrize(
+    "name",
+    ["bias_act swish", "upfirdn2d up", "filtered_lrelu", "modulated_lrelu", "scale_channels"],
+)
 def test_second_derivatives(name: str) -> None:
     shapes, function = OPERATORS[name]
     small = tuple(
-        (1, 2, 4, 4) if len(shape) == 4 and shape[1] > 1 else (1, 1, 4, 4) if len(shape) == 4 else (*shape[:-1], 2) for shape in shapes
+        (1, 2, 4, 4)
+        if len(shape) == 4 and shape[1] > 1
+        else (1, 1, 4, 4)
+        if len(shape) == 4
+        else (*shape[:-1], 2)
+        for shape in shapes
     )
     small = tuple((1, 2) if len(shape) == 2 else shape for shape in small)
     inputs = tuple(on_device(tensor).requires_grad_() for tensor in draw(small))
@@ -94,11 +129,29 @@ def test_second_derivatives(name: str) -> None:
 
 def test_opcheck() -> None:
     x, bias = on_device(torch.randn(2, 3, 5, 6)), on_device(torch.randn(3))
-    torch.library.opcheck(torch.ops.open_eg3d.bias_act, (x.requires_grad_(), bias, 1, "lrelu", 0.2, 1.0, 256.0))
-    torch.library.opcheck(torch.ops.open_eg3d.upfirdn2d, (x, on_device(BLUR), [2, 2], [1, 1], [2, 1, 2, 1], False, 4.0))
+    torch.library.opcheck(
+        torch.ops.open_eg3d.bias_act, (x.requires_grad_(), bias, 1, "lrelu", 0.2, 1.0, 256.0)
+    )
+    torch.library.opcheck(
+        torch.ops.open_eg3d.upfirdn2d,
+        (x, on_device(BLUR), [2, 2], [1, 1], [2, 1, 2, 1], False, 4.0),
+    )
     torch.library.opcheck(
         torch.ops.open_eg3d.filtered_lrelu,
-        (x, on_device(SYMMETRIC), on_device(BLUR), bias, 2, 2, [5, 5, 5, 5], 1.4, 0.2, None, False, True),
+        (
+            x,
+            on_device(SYMMETRIC),
+            on_device(BLUR),
+            bias,
+            2,
+            2,
+            [5, 5, 5, 5],
+            1.4,
+            0.2,
+            None,
+            False,
+            True,
+        ),
     )
 
 
@@ -106,24 +159,44 @@ def rays() -> list[Tensor]:
     generator = torch.Generator().manual_seed(2)
     directions = torch.nn.functional.normalize(torch.randn(2, 70, 3, generator=generator), dim=-1)
     limits = (torch.full((2, 70, 1), 1.4), torch.full((2, 70, 1), 2.6))
-    offsets = (torch.rand(2, 70, 20, generator=generator), torch.rand(2, 70, 24, generator=generator))
+    offsets = (
+        torch.rand(2, 70, 20, generator=generator),
+        torch.rand(2, 70, 24, generator=generator),
+    )
     return [-2 * directions, directions, *limits, *offsets]
 
 
 def test_rendering_of_rays() -> None:
-    """Against a CPU kernel where there is a GPU; on the CPU, that it runs and its gradients are finite."""
+    """Against a CPU kernel where there is a GPU; on the CPU, that it runs and its gradients are
+    finite.
+    """
 
     def render(device: str) -> list[Tensor]:
         planes, decoder = random_scene()
         leaves = [tensor.to(device).requires_grad_() for tensor in (planes, *decoder)]
         origins, directions, near, far, coarse, fine = (tensor.to(device) for tensor in rays())
-        outputs = render_rays(leaves[0], DecoderWeights(*leaves[1:]), origins, directions, near, far, None, coarse, fine, box_warp=1.2)
-        gradients = torch.autograd.grad(torch.stack([o.square().mean() for o in outputs]).sum(), leaves)
+        outputs = render_rays(
+            leaves[0],
+            DecoderWeights(*leaves[1:]),
+            origins,
+            directions,
+            near,
+            far,
+            None,
+            coarse,
+            fine,
+            box_warp=1.2,
+        )
+        gradients = torch.autograd.grad(
+            torch.stack([o.square().mean() for o in outputs]).sum(), leaves
+        )
         return [value.detach().cpu() for value in (*outputs, *gradients)]
 
     for result, expected in zip(render(DEVICE), render("cpu"), strict=True):
         assert result.isfinite().all()
-        torch.testing.assert_close(result, expected, atol=1e-3 * float(expected.abs().max()), rtol=1e-3)
+        torch.testing.assert_close(
+            result, expected, atol=1e-3 * float(expected.abs().max()), rtol=1e-3
+        )
 
 
 def test_decoding_of_points() -> None:
@@ -131,7 +204,11 @@ def test_decoding_of_points() -> None:
     points = torch.rand(2, 300, 3, generator=torch.Generator().manual_seed(1)) * 1.4 - 0.7
     expected = decode_points(planes, decoder, points, box_warp=1.2)
     moved = DecoderWeights(*(tensor.to(DEVICE) for tensor in decoder))
-    for result, value in zip(decode_points(planes.to(DEVICE), moved, points.to(DEVICE), box_warp=1.2), expected, strict=True):
+    for result, value in zip(
+        decode_points(planes.to(DEVICE), moved, points.to(DEVICE), box_warp=1.2),
+        expected,
+        strict=True,
+    ):
         torch.testing.assert_close(result.cpu(), value, atol=1e-4, rtol=1e-4)
 
 
@@ -157,13 +234,17 @@ def test_tensors_of_another_device_than_the_current_one() -> None:
     result = upfirdn2d(bias_act(x, act="lrelu"), BLUR, padding=2)
     assert result.device == x.device
     with library.path("reference"):
-        torch.testing.assert_close(result.cpu(), upfirdn2d(bias_act(x.cpu(), act="lrelu"), BLUR, padding=2))
+        torch.testing.assert_close(
+            result.cpu(), upfirdn2d(bias_act(x.cpu(), act="lrelu"), BLUR, padding=2)
+        )
     with pytest.raises(RuntimeError, match=r"operands on two devices|same device"):
         torch.ops.open_eg3d.bias_act(x, torch.zeros(4, device="cuda:0"), 1, "lrelu", 0.2, 1.0, None)
 
 
 @needs_gpu
-@pytest.mark.skipif(HAS_GPU and torch.cuda.mem_get_info()[0] < 12 << 30, reason="needs 12 GB of free GPU memory")
+@pytest.mark.skipif(
+    HAS_GPU and torch.cuda.mem_get_info()[0] < 12 << 30, reason="needs 12 GB of free GPU memory"
+)
 def test_more_than_two_to_the_31_numbers() -> None:
     x = torch.full((3, 1 << 15, 1 << 15), -1.0, dtype=torch.float16, device="cuda").unsqueeze(0)
     bias = torch.tensor([0.0, 1.0, 3.0], device="cuda")

@@ -1,4 +1,6 @@
-"""Hostile checkpoints and folders of weights: torch archives and safetensors that lie about what is in them."""
+"""Hostile checkpoints and folders of weights: torch archives and safetensors that lie about what is
+in them.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,12 @@ import torch
 
 from tests.hostile.pickles import Executes, command, named, source, text
 from tests.tiny import orbit_labels, tiny_config
-from training.checkpoint import FORMAT_NAME, FORMAT_VERSION, Checkpoint, save_checkpoint
-from training.config import to_dict
-from training.interop import Weights
+from training.checkpoints.checkpoint import FORMAT_NAME, FORMAT_VERSION, Checkpoint, save_checkpoint
+from training.checkpoints.released.interop import Weights
+from training.checkpoints.weights_folder import CONFIG_FILE, WEIGHTS_FILE, write_weights_folder
+from training.config.settings import to_dict
+from training.data.scene import CameraSummary
 from training.networks.generator import Generator
-from training.scene import CameraSummary
-from training.weights_folder import CONFIG_FILE, WEIGHTS_FILE, write_weights_folder
 
 PREFIX = "archive/"
 
@@ -31,7 +33,9 @@ def good_checkpoint(path: Path) -> Path:
     torch.manual_seed(0)
     config = tiny_config()
     cameras = CameraSummary.from_labels(orbit_labels(4)).to_dict()
-    save_checkpoint(path, Checkpoint(config, G_ema=Generator(config.model).state_dict(), cameras=cameras))
+    save_checkpoint(
+        path, Checkpoint(config, G_ema=Generator(config.model).state_dict(), cameras=cameras)
+    )
     return path
 
 
@@ -39,11 +43,21 @@ def good_folder(path: Path) -> Path:
     """A whole folder of weights of a tiny generator."""
     torch.manual_seed(0)
     config = tiny_config().model
-    write_weights_folder(path, Weights(config, None, None, Generator(config).state_dict(), {"radius": 2.0, "pivot": [0, 0, 0]}, "ours"))
+    write_weights_folder(
+        path,
+        Weights(
+            config,
+            None,
+            None,
+            Generator(config).state_dict(),
+            {"radius": 2.0, "pivot": [0, 0, 0]},
+            "ours",
+        ),
+    )
     return path
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Torch archives
 
 
@@ -57,7 +71,9 @@ def archive_of(members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> b
 
 def torch_archive(instructions: bytes, **members: bytes) -> bytes:
     """A torch file whose pickle is `instructions`."""
-    return archive_of({"data.pkl": instructions, "version": b"3\n", "byteorder": b"little", **members})
+    return archive_of(
+        {"data.pkl": instructions, "version": b"3\n", "byteorder": b"little", **members}
+    )
 
 
 def members_of(path: Path) -> dict[str, bytes]:
@@ -67,7 +83,10 @@ def members_of(path: Path) -> dict[str, bytes]:
 
 def content_with(**sections: Any) -> bytes:
     """A checkpoint whose form is right apart from the sections that are given."""
-    content: dict[str, Any] = {"format": {"name": FORMAT_NAME, "version": FORMAT_VERSION}, "config": to_dict(tiny_config())}
+    content: dict[str, Any] = {
+        "format": {"name": FORMAT_NAME, "version": FORMAT_VERSION},
+        "config": to_dict(tiny_config()),
+    }
     content |= {name: {} for name in ("progress", "optimizers", "augment", "statistics", "rng")}
     content |= {"G": None, "D": None, "G_ema": None, "cameras": None, **sections}
     file = io.BytesIO()
@@ -98,14 +117,24 @@ def code_archives(canary: Path) -> dict[str, bytes]:
     saved, legacy = io.BytesIO(), io.BytesIO()
     torch.save(system, saved)
     torch.save({"G_ema": system}, legacy, _use_new_zipfile_serialization=False)
-    script = {"code/__torch__.py": b"import os\nos.system('x')\n", "constants.pkl": pickle.dumps((), 2), "data/0": bytes(16)}
+    script = {
+        "code/__torch__.py": b"import os\nos.system('x')\n",
+        "constants.pkl": pickle.dumps((), 2),
+        "data/0": bytes(16),
+    }
     return {
         "torch.save of a call": saved.getvalue(),
         "an older torch file with a call": legacy.getvalue(),
-        "eval in a torch file": torch_archive(b"\x80\x02" + named("builtins", "eval") + text(source(canary)) + b"\x85R."),
-        "compile in a torch file": torch_archive(b"\x80\x02" + named("torch.utils.cpp_extension", "load_inline") + text("x") + b"\x85R."),
+        "eval in a torch file": torch_archive(
+            b"\x80\x02" + named("builtins", "eval") + text(source(canary)) + b"\x85R."
+        ),
+        "compile in a torch file": torch_archive(
+            b"\x80\x02" + named("torch.utils.cpp_extension", "load_inline") + text("x") + b"\x85R."
+        ),
         "a scripted module": torch_archive(b"\x80\x02}.", **script),
-        "an allowed function with a state": torch_archive(b"\x80\x02" + named("torch._utils", "_rebuild_tensor_v2") + b"}b."),
+        "an allowed function with a state": torch_archive(
+            b"\x80\x02" + named("torch._utils", "_rebuild_tensor_v2") + b"}b."
+        ),
     }
 
 
@@ -116,19 +145,31 @@ def lying_archives(folder: Path) -> dict[str, bytes]:
     instructions = good["data.pkl"]
     first = archive_of({"data.pkl": instructions})
     central = whole.index(b"PK\x01\x02")
-    directory, end = whole[central : whole.index(b"PK\x05\x06")], whole[whole.index(b"PK\x05\x06") :]
+    directory, end = (
+        whole[central : whole.index(b"PK\x05\x06")],
+        whole[whole.index(b"PK\x05\x06") :],
+    )
     entry = directory[: directory.index(b"PK\x01\x02", 4)]
     huge = struct.pack("<II", len(instructions), 0xFFFFFFF0)
     many = 200_000
-    many_end = end[:8] + struct.pack("<HHII", many & 0xFFFF, many & 0xFFFF, many * len(entry), central) + b"\0\0"
+    many_end = (
+        end[:8]
+        + struct.pack("<HHII", many & 0xFFFF, many & 0xFFFF, many * len(entry), central)
+        + b"\0\0"
+    )
     return {
         "two pickles": archive_of({**good, "more/data.pkl": b"\x80\x02}."}),
         "two pickles but for case": archive_of({**good, "DATA.PKL": b"\x80\x02}."}),
         "records outside the folder": whole.replace(b"archive/version", b"../hive/version"),
         "packed records": archive_of({**good, "data/0": bytes(200 << 20)}, zipfile.ZIP_DEFLATED),
-        "a record of four gigabytes": whole.replace(struct.pack("<II", len(instructions), len(instructions)), huge),
+        "a record of four gigabytes": whole.replace(
+            struct.pack("<II", len(instructions), len(instructions)), huge
+        ),
         "two hundred thousand records": whole[:central] + entry * many + many_end,
-        "records on top of each other": whole[:central] + directory + entry.replace(b"data.pkl", b"data.pk1") * 50 + end,
+        "records on top of each other": whole[:central]
+        + directory
+        + entry.replace(b"data.pkl", b"data.pk1") * 50
+        + end,
         "a comment with another end": whole[:-2] + struct.pack("<H", len(end)) + end,
         "no records": first[:4] + first[first.index(b"PK\x05\x06") :],
         "only a pickle": first,
@@ -141,7 +182,9 @@ def excessive_archives() -> dict[str, bytes]:
     return {
         "doubling keys": torch_archive(b"\x80\x02})" + b"2\x86" * 200 + b"Ns."),
         "deep keys": torch_archive(b"\x80\x02})" + b"\x85" * 300_000 + b"Ns."),
-        "deep lists in a torch file": torch_archive(b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b"."),
+        "deep lists in a torch file": torch_archive(
+            b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b"."
+        ),
         "two million instructions": torch_archive(b"\x80\x02" + b"N0" * 1_100_000 + b"}."),
         "four gigabytes of text": torch_archive(b"\x80\x02X\xff\xff\xff\xff."),
         "a web of lists": content_with(progress={"web": web(1000, 15)}),
@@ -156,21 +199,33 @@ def excessive_archives() -> dict[str, bytes]:
         "a picture of 2^60 pixels": settings(generator={"plane_resolution": 2**60}),
         "a trillion samples": settings(rendering={"depth_resolution": 10**12}),
         "no number at all": settings(rendering={"box_warp": float("nan")}),
-        "ten megabytes of setting": content_with(config={"preset": "x" * 10_000_000, "nothing\x1b[2J" * 1000: 1}),
+        "ten megabytes of setting": content_with(
+            config={"preset": "x" * 10_000_000, "nothing\x1b[2J" * 1000: 1}
+        ),
         "a text for the terminal": content_with(config={"\x1b]0;title\x07\x1b[2J\nline": 1}),
-        "a trillion poses of one number": content_with(cameras={"poses": torch.zeros(1, 1).expand(10**12, 25)}),
+        "a trillion poses of one number": content_with(
+            cameras={"poses": torch.zeros(1, 1).expand(10**12, 25)}
+        ),
         "sparse numbers": content_with(G_ema={"w": torch.eye(3).to_sparse()}),
         "numbers nowhere": content_with(G_ema={"w": torch.empty(10**9, device="meta")}),
-        "complex numbers": content_with(G_ema={"backbone.mapping.w_avg": torch.zeros(8, dtype=torch.complex64)}),
-        "cameras that are none": content_with(G_ema=Generator(tiny_config().model).state_dict(), cameras={"radius": "far", "pivot": {}}),
-        "cameras of many words": content_with(
-            G_ema=Generator(tiny_config().model).state_dict(), cameras={f"word{index}": 0 for index in range(9999)}
+        "complex numbers": content_with(
+            G_ema={"backbone.mapping.w_avg": torch.zeros(8, dtype=torch.complex64)}
         ),
-        "weights of another network": content_with(G_ema={f"layer{index}": torch.zeros(1) for index in range(2000)}),
+        "cameras that are none": content_with(
+            G_ema=Generator(tiny_config().model).state_dict(),
+            cameras={"radius": "far", "pivot": {}},
+        ),
+        "cameras of many words": content_with(
+            G_ema=Generator(tiny_config().model).state_dict(),
+            cameras={f"word{index}": 0 for index in range(9999)},
+        ),
+        "weights of another network": content_with(
+            G_ema={f"layer{index}": torch.zeros(1) for index in range(2000)}
+        ),
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Folders of weights
 
 
@@ -196,7 +251,9 @@ def lying_safetensors() -> dict[str, bytes]:
         "not UTF-8": safetensors(b'{"\xff\xfe": 1}'),
         "data missing": safetensors({"w": entry([1000], 0, 4000)}, bytes(8)),
         "data left over": safetensors({"w": entry([1], 0, 4)}, bytes(4000)),
-        "tensors that overlap": safetensors({"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)),
+        "tensors that overlap": safetensors(
+            {"a": entry([2], 0, 8), "b": entry([2], 4, 12)}, bytes(12)
+        ),
         "a hole": safetensors({"a": entry([1], 0, 4), "b": entry([1], 8, 12)}, bytes(12)),
         "end before begin": safetensors({"w": entry([1], 4, 0)}, bytes(4)),
         "negative places": safetensors({"w": entry([1], -4, 0)}, bytes(4)),
@@ -205,7 +262,9 @@ def lying_safetensors() -> dict[str, bytes]:
         "negative shape": safetensors({"w": entry([-1], 0, 4)}, bytes(4)),
         "unknown numbers": safetensors({"w": entry([1], 0, 4, "X99")}, bytes(4)),
         "tiny numbers": safetensors({"w": entry([4], 0, 4, "F8_E4M3")}, bytes(4)),
-        "the same name twice": safetensors(b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},' * 2 + b'"x":1}', bytes(4)),
+        "the same name twice": safetensors(
+            b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},' * 2 + b'"x":1}', bytes(4)
+        ),
         "a million names": safetensors({f"w{index}": entry([0], 0, 0) for index in range(100_000)}),
         "a name for the terminal": safetensors({"\x1b[2J\n" * 100: entry([1], 0, 4)}, bytes(4)),
         "a pickle": pickle.dumps({"a": 1}),
@@ -217,12 +276,24 @@ def config_files() -> dict[str, bytes]:
     form = {"format": {"name": "open-eg3d weights", "version": 1}}
     return {
         "settings of deep JSON": b'{"format":' * 100_000,
-        "settings of deep lists": json.dumps({**form, "model": {}}).encode()[:-2] + b'"preset":' + b"[" * 900 + b"]" * 900 + b"}}",
-        "settings of five megabytes": json.dumps({**form, "model": {"x": "y" * 5_000_000}}).encode(),
-        "settings of 10000 digits": b'{"format":{"name":"open-eg3d weights","version":' + b"9" * 10_000 + b"}}",
+        "settings of deep lists": json.dumps({**form, "model": {}}).encode()[:-2]
+        + b'"preset":'
+        + b"[" * 900
+        + b"]" * 900
+        + b"}}",
+        "settings of five megabytes": json.dumps(
+            {**form, "model": {"x": "y" * 5_000_000}}
+        ).encode(),
+        "settings of 10000 digits": b'{"format":{"name":"open-eg3d weights","version":'
+        + b"9" * 10_000
+        + b"}}",
         "settings not UTF-8": b'{"format": "\xff"}',
-        "settings beyond numbers": json.dumps({**form, "model": {"rendering": {"box_warp": 1e308, "ray_start": float("inf")}}}).encode(),
-        "settings of another program": json.dumps({"architectures": ["x"], "auto_map": {"AutoModel": "evil.py"}}).encode(),
+        "settings beyond numbers": json.dumps(
+            {**form, "model": {"rendering": {"box_warp": 1e308, "ray_start": float("inf")}}}
+        ).encode(),
+        "settings of another program": json.dumps(
+            {"architectures": ["x"], "auto_map": {"AutoModel": "evil.py"}}
+        ).encode(),
     }
 
 
@@ -239,10 +310,18 @@ def folder_writers(root: Path) -> dict[str, Callable[[], Path]]:
         return write
 
     return {
-        "settings that never end": replaced("settings that never end", CONFIG_FILE, lambda path: path.symlink_to("/dev/zero")),
-        "weights that never end": replaced("weights that never end", WEIGHTS_FILE, lambda path: path.symlink_to("/dev/zero")),
+        "settings that never end": replaced(
+            "settings that never end", CONFIG_FILE, lambda path: path.symlink_to("/dev/zero")
+        ),
+        "weights that never end": replaced(
+            "weights that never end", WEIGHTS_FILE, lambda path: path.symlink_to("/dev/zero")
+        ),
         "weights that never begin": replaced("weights that never begin", WEIGHTS_FILE, os.mkfifo),
         "settings that never begin": replaced("settings that never begin", CONFIG_FILE, os.mkfifo),
-        "weights in a ring": replaced("weights in a ring", WEIGHTS_FILE, lambda path: path.symlink_to(path)),
-        "weights that are a folder": replaced("weights that are a folder", WEIGHTS_FILE, lambda path: path.mkdir()),
+        "weights in a ring": replaced(
+            "weights in a ring", WEIGHTS_FILE, lambda path: path.symlink_to(path)
+        ),
+        "weights that are a folder": replaced(
+            "weights that are a folder", WEIGHTS_FILE, lambda path: path.mkdir()
+        ),
     }

@@ -1,4 +1,6 @@
-"""Hostile data sets and sources: archives that climb and swell, pictures that claim, labels that nest."""
+"""Hostile data sets and sources: archives that climb and swell, pictures that claim, labels that
+nest.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ NAME = "00000/img00000000.png"
 
 
 def labels_text(name: str = NAME, numbers: Any = None) -> bytes:
-    return json.dumps({"labels": [[name, orbit_labels(1)[0].tolist() if numbers is None else numbers]]}).encode()
+    return json.dumps(
+        {"labels": [[name, orbit_labels(1)[0].tolist() if numbers is None else numbers]]}
+    ).encode()
 
 
 def picture() -> bytes:
@@ -36,7 +40,13 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def png(width: int, height: int, *chunks: bytes, mode: int = 2, rows: bytes = b"") -> bytes:
     """A PNG that claims a size; `rows` is packed by zlib."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, mode, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + b"".join(chunks)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 def zeros(count: int) -> bytes:
@@ -57,14 +67,22 @@ PNG_BOMBS: dict[str, Callable[[], bytes]] = {
     "a picture of 12000 pixels": lambda: png(12_000, 12_000),
     "rows that never come": lambda: png(32, 32, rows=b"\0"),
     "rows without end": lambda: png(32, 32, rows=bytes(20 << 20)),
-    "text of 100 MB": lambda: png(32, 32, chunk(b"zTXt", b"Comment\0\0" + zeros(100 << 20)), rows=bytes(97 * 32)),
-    "many texts": lambda: png(32, 32, *[chunk(b"zTXt", b"C\0\0" + zeros(1 << 20))] * 200, rows=bytes(97 * 32)),
-    "a colour profile of 100 MB": lambda: png(32, 32, chunk(b"iCCP", b"p\0\0" + zeros(100 << 20)), rows=bytes(97 * 32)),
+    "text of 100 MB": lambda: png(
+        32, 32, chunk(b"zTXt", b"Comment\0\0" + zeros(100 << 20)), rows=bytes(97 * 32)
+    ),
+    "many texts": lambda: png(
+        32, 32, *[chunk(b"zTXt", b"C\0\0" + zeros(1 << 20))] * 200, rows=bytes(97 * 32)
+    ),
+    "a colour profile of 100 MB": lambda: png(
+        32, 32, chunk(b"iCCP", b"p\0\0" + zeros(100 << 20)), rows=bytes(97 * 32)
+    ),
     "a chunk of four gigabytes": lambda: png(32, 32)[:33] + struct.pack(">I", 0xFFFFFFFF) + b"tEXt",
     "wrong checksums": lambda: png(32, 32)[:-20] + bytes(20),
     "a palette without colours": lambda: png(32, 32, mode=3, rows=bytes(33 * 32)),
     "PostScript": lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n(rm) run\n",
-    "a script as a picture": lambda: b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+    "a script as a picture": lambda: (
+        b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>"
+    ),
     "a text as a picture": lambda: b"/etc/passwd",
     "an empty picture": lambda: b"",
 }
@@ -76,11 +94,15 @@ LABEL_BOMBS: dict[str, Callable[[], bytes]] = {
     "labels of 17 MB and more": lambda: b'{"labels":[' + b" " * (40 << 20) + b"]}",
     "numbers that are infinite": lambda: labels_text(numbers=[float("inf")] * 25),
     "numbers that are none": lambda: labels_text(numbers=[float("nan")] * 25),
-    "numbers of 10000 digits": lambda: b'{"labels":[["' + NAME.encode() + b'",[' + b",".join([b"9" * 10_000] * 25) + b"]]]}",
+    "numbers of 10000 digits": lambda: (
+        b'{"labels":[["' + NAME.encode() + b'",[' + b",".join([b"9" * 10_000] * 25) + b"]]]}"
+    ),
     "numbers that are lists": lambda: labels_text(numbers=[[1]] * 25),
     "names outside": lambda: labels_text("../../../../etc/passwd"),
     "names for the terminal": lambda: labels_text("\x1b[2J\r\n\x07" * 1000),
-    "names that are half a letter": lambda: b'{"labels":[["\\ud800",' + json.dumps(orbit_labels(1)[0].tolist()).encode() + b"]]}",
+    "names that are half a letter": lambda: (
+        b'{"labels":[["\\ud800",' + json.dumps(orbit_labels(1)[0].tolist()).encode() + b"]]}"
+    ),
     "labels that are text": lambda: b'{"labels":"' + b"x" * 100_000 + b'"}',
     "labels not UTF-8": lambda: b'{"labels":"\xff\xfe\xfd"}',
     "no labels": lambda: b"[]",
@@ -88,7 +110,9 @@ LABEL_BOMBS: dict[str, Callable[[], bytes]] = {
 
 
 def plain_zip(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(path, "w", method, compresslevel=9 if method == zipfile.ZIP_DEFLATED else None) as archive:
+    with zipfile.ZipFile(
+        path, "w", method, compresslevel=9 if method == zipfile.ZIP_DEFLATED else None
+    ) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
     return path
@@ -105,7 +129,9 @@ def with_link(path: Path) -> Path:
 
 
 def swelling(path: Path, name: str, megabytes: int, stated: int | None = None) -> Path:
-    """A data set whose member `name` unpacks to zeros, and is said to have `stated` bytes in its header and in the list."""
+    """A data set whose member `name` unpacks to zeros, and is said to have `stated` bytes in its
+    header and in the list.
+    """
     packed = deflated_zeros(megabytes)
     members = {"dataset.json": labels_text(), NAME: picture(), name: packed}
     data = bytearray(plain_zip(path, members).read_bytes())
@@ -157,7 +183,12 @@ def data_archives() -> dict[str, Callable[[Path], Path]]:
     """Data sets; each call writes one to a path."""
     good = {"dataset.json": labels_text(), NAME: picture()}
     blanks = {**good, "dataset.json": b" " * (20 << 20)}
-    strange = [b"PK\x05\x06" + b"\xff" * 18, b"PK\x03\x04" + bytes(100), bytes(1000), b"PK\x06\x06" + b"\xff" * 80]
+    strange = [
+        b"PK\x05\x06" + b"\xff" * 18,
+        b"PK\x03\x04" + bytes(100),
+        bytes(1000),
+        b"PK\x06\x06" + b"\xff" * 80,
+    ]
     writers: dict[str, Callable[[Path], Path]] = {
         "labels that swell": lambda path: swelling(path, "dataset.json", 4000),
         "labels that swell by bzip2": lambda path: plain_zip(path, blanks, zipfile.ZIP_BZIP2),
@@ -170,14 +201,23 @@ def data_archives() -> dict[str, Callable[[Path], Path]]:
         "a link": with_link,
         "encrypted": encrypted,
         "pipe as a picture": lambda path: folder_with(path, os.mkfifo),
-        "zeros without end as a picture": lambda path: folder_with(path, lambda file: file.symlink_to("/dev/zero")),
-        "a link to itself as a picture": lambda path: folder_with(path, lambda file: file.symlink_to(file)),
-        "a secret as a picture": lambda path: folder_with(path, lambda file: file.symlink_to("/etc/passwd")),
+        "zeros without end as a picture": lambda path: folder_with(
+            path, lambda file: file.symlink_to("/dev/zero")
+        ),
+        "a link to itself as a picture": lambda path: folder_with(
+            path, lambda file: file.symlink_to(file)
+        ),
+        "a secret as a picture": lambda path: folder_with(
+            path, lambda file: file.symlink_to("/etc/passwd")
+        ),
         "folders in a ring": looping,
         "a pipe": a_pipe,
     }
     for index, content in enumerate(strange):
-        writers[f"no archive {index}"] = lambda path, content=content: (path.write_bytes(content), path)[1]  # type: ignore[misc]
+        writers[f"no archive {index}"] = lambda path, content=content: (
+            path.write_bytes(content),
+            path,
+        )[1]  # type: ignore[misc]
     for name, make in PNG_BOMBS.items():
         writers[name] = lambda path, make=make: plain_zip(path, {**good, NAME: make()})  # type: ignore[misc]
     for name, make in LABEL_BOMBS.items():
@@ -185,7 +225,7 @@ def data_archives() -> dict[str, Callable[[Path], Path]]:
     return writers
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Sources to convert
 
 
@@ -226,7 +266,10 @@ SOURCES: dict[str, Callable[[], dict[str, bytes]]] = {
 }  # fmt: skip
 # Whole pictures of 121 million pixels: allowed, and to stay within the limits.
 LARGE_SOURCES: dict[str, Callable[[], dict[str, bytes]]] = {
-    f"source: a large picture, {mode}": lambda mode=mode: {"transforms.json": transforms(), "a.png": large_picture(mode)}  # type: ignore[misc]
+    f"source: a large picture, {mode}": lambda mode=mode: {
+        "transforms.json": transforms(),
+        "a.png": large_picture(mode),
+    }  # type: ignore[misc]
     for mode in ("RGB", "RGBA", "I;16")
 }
 

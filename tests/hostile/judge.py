@@ -1,7 +1,9 @@
-"""Opens hostile files with the real loaders, each in a process of its own under limits: python -m tests.hostile.judge JOBS RESULTS.
+"""Opens hostile files with the real loaders, each in a process of its own under limits: python -m
+tests.hostile.judge JOBS RESULTS.
 
-JOBS is a JSON list of [loader, path]; RESULTS becomes a JSON list of what came of each. A process is forked per file, after
-everything is imported, so that a file takes milliseconds and what it does is measured apart from all others.
+JOBS is a JSON list of [loader, path]; RESULTS becomes a JSON list of what came of each. A process
+is forked per file, after everything is imported, so that a file takes milliseconds and what it does
+is measured apart from all others.
 """
 
 from __future__ import annotations
@@ -24,14 +26,24 @@ from data_tools.sources.detect import read_source
 from dnnlib.console import UserError, one_line
 from open_eg3d import load_generator
 from tests.hostile.archives import good_checkpoint, good_folder
-from training.checkpoint import load_checkpoint
-from training.dataset import ImageDataset
-from training.scene import cameras_of
+from training.checkpoints.checkpoint import load_checkpoint
+from training.data.dataset import ImageDataset
+from training.data.scene import cameras_of
 
 CPU_SECONDS = 10
 WALL_SECONDS = 60  # for a file that keeps its reader waiting
 MEMORY_BYTES = 2 << 30
-WATCHED = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect", "os.remove", "shutil.rmtree", "exec")
+WATCHED = (
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.Popen",
+    "socket.connect",
+    "os.remove",
+    "shutil.rmtree",
+    "exec",
+)
 OWN_CODE = (str(Path(__file__).parents[2]), os.path.dirname(os.__file__), "<string>", "<frozen")
 
 
@@ -57,7 +69,10 @@ def open_source(path: Path) -> None:
     """As `dataset_tool convert`, one picture after the other."""
     source = read_source(path)
     for index, frame in enumerate(source.frames):
-        result = convert_picture((source.files, PictureOptions(64, background=(255, 255, 255))), PictureJob(index, frame.name, frame.lens))
+        result = convert_picture(
+            (source.files, PictureOptions(64, background=(255, 255, 255))),
+            PictureJob(index, frame.name, frame.lens),
+        )
         if isinstance(result, UserError):
             raise result
 
@@ -71,7 +86,9 @@ LOADERS: dict[str, Callable[[Path], None]] = {
 
 
 def judge(loader: str, path: Path) -> dict[str, Any]:
-    """What comes of one file: outcome, message, what was run, processor seconds and bytes of memory."""
+    """What comes of one file: outcome, message, what was run, processor seconds and bytes of
+    memory.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -82,13 +99,23 @@ def judge(loader: str, path: Path) -> dict[str, Any]:
     with open(reader, "rb") as pipe:
         told = pipe.read()
     _, status, usage = os.wait4(child, 0)
-    report = json.loads(told) if told else {"outcome": f"killed by signal {os.waitstatus_to_exitcode(status)}", "message": "", "ran": []}
+    report = (
+        json.loads(told)
+        if told
+        else {
+            "outcome": f"killed by signal {os.waitstatus_to_exitcode(status)}",
+            "message": "",
+            "ran": [],
+        }
+    )
     return {**report, "seconds": usage.ru_utime + usage.ru_stime, "bytes": usage.ru_maxrss << 10}
 
 
 def _open(loader: str, path: Path) -> dict[str, Any]:
     ran: list[str] = []
-    sys.addaudithook(lambda event, arguments: ran.append(event) if _is_suspect(event, arguments) else None)
+    sys.addaudithook(
+        lambda event, arguments: ran.append(event) if _is_suspect(event, arguments) else None
+    )
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     signal.alarm(WALL_SECONDS)
     limit = _address_space() + MEMORY_BYTES
@@ -104,7 +131,9 @@ def _open(loader: str, path: Path) -> dict[str, Any]:
 
 
 def _is_suspect(event: str, arguments: tuple[Any, ...]) -> bool:
-    """Whether something is started, connected, deleted, or code run that stands in no file of ours or Python's."""
+    """Whether something is started, connected, deleted, or code run that stands in no file of ours
+    or Python's.
+    """
     if event != "exec":
         return event in WATCHED
     return not str(getattr(arguments[0], "co_filename", "")).startswith(OWN_CODE)
@@ -118,8 +147,12 @@ def _address_space() -> int:
 def main(jobs: Path, results: Path) -> None:
     """Judge all files of a list."""
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:  # what libraries import on first use is not the files' doing
-        for loader, path in (("checkpoint", good_checkpoint(Path(folder) / "a.pkl")), ("weights", good_folder(Path(folder) / "b"))):
+    # what libraries import on first use is not the files' doing
+    with tempfile.TemporaryDirectory() as folder:
+        for loader, path in (
+            ("checkpoint", good_checkpoint(Path(folder) / "a.pkl")),
+            ("weights", good_folder(Path(folder) / "b")),
+        ):
             LOADERS[loader](path)
     reports = [judge(loader, Path(path)) for loader, path in json.loads(jobs.read_text())]
     results.write_text(json.dumps(reports))

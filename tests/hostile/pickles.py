@@ -1,4 +1,6 @@
-"""Hostile snapshots: pickles that call, copy, nest and lie. Functions take the path of a file that must never appear."""
+"""Hostile snapshots: pickles that call, copy, nest and lie. Functions take the path of a file that
+must never appear.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ def source(canary: Path) -> str:
 def nested_torch_file(exploit: bytes) -> bytes:
     """Numbers of a tensor, the fourth of whose five pickles is the exploit."""
     values = torch.zeros(4)
-    _, (payload,) = torch.storage.TypedStorage(wrap_storage=values.untyped_storage(), dtype=values.dtype, _internal=True).__reduce__()
+    _, (payload,) = torch.storage.TypedStorage(
+        wrap_storage=values.untyped_storage(), dtype=values.dtype, _internal=True
+    ).__reduce__()
     start = payload.index(b"\x80\x02(X\x07")
     return payload[:start] + exploit + payload[start:]
 
@@ -163,7 +167,13 @@ def modules(layout: Layout, path: Path) -> dict[str, Callable[[], Any]]:
     """Snapshots in the right layout whose modules are not right; each call writes one to `path`."""
 
     def with_state(**state: Any) -> Callable[[], Any]:
-        meta = {"type": "class", "version": 6, "module_src": "", "class_name": "TriPlaneGenerator", "state": state}
+        meta = {
+            "type": "class",
+            "version": 6,
+            "module_src": "",
+            "class_name": "TriPlaneGenerator",
+            "state": state,
+        }
         module = Call(Ref("torch_utils.persistence", "_reconstruct_persistent_obj"), (meta,))
         return lambda: write_pickle(path, {"G_ema": module})
 
@@ -181,7 +191,9 @@ def modules(layout: Layout, path: Path) -> dict[str, Callable[[], Any]]:
         "evil names": with_state(_modules={"\x1b[2Ja\nb": endless}),
         "embedded source": lambda: write_snapshot(path, layout),
         "ordered": lambda: write_pickle(path, OrderedDict(G_ema=[1, 2])),
-        "a huge picture": lambda: write_snapshot(path, Layout(rendering={"depth_resolution": 10**9})),
+        "a huge picture": lambda: write_snapshot(
+            path, Layout(rendering={"depth_resolution": 10**9})
+        ),
         "endless rays": lambda: write_snapshot(path, Layout(rendering={"ray_end": float("inf")})),
         "a negative box": lambda: write_snapshot(path, Layout(rendering={"box_warp": -1.0})),
         "no number": lambda: write_snapshot(path, Layout(rendering={"box_warp": float("nan")})),

@@ -1,4 +1,6 @@
-"""None of these files is run, none takes more than 10 s or 2 GB, and each is answered with one line."""
+"""None of these files is run, none takes more than 10 s or 2 GB, and each is answered with one
+line.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,15 @@ from tests.hostile import archives, datasets, judge, pickles
 from tests.released_layout import Builder, Layout, write_pickle, write_snapshot
 from tests.tiny import ROOT, environment, finish, start
 
-SMALL = Layout(z_dim=2, w_dim=2, channel_base=16, channel_max=2, plane_resolution=8, plane_channels=2, decoder_hidden=2)
+SMALL = Layout(
+    z_dim=2,
+    w_dim=2,
+    channel_base=16,
+    channel_max=2,
+    plane_resolution=8,
+    plane_channels=2,
+    decoder_hidden=2,
+)
 FLIPS = 200
 
 
@@ -32,7 +42,9 @@ class Court:
         self.jobs: dict[str, tuple[str, Path]] = {}
         self.families: dict[str, list[str]] = {}
 
-    def add(self, family: str, loader: str, files: Mapping[str, bytes | Path | Callable[[], Path]]) -> None:
+    def add(
+        self, family: str, loader: str, files: Mapping[str, bytes | Path | Callable[[], Path]]
+    ) -> None:
         """Files by name: their bytes, where they are, or a function that writes one."""
         for name, content in files.items():
             path = self.folder / f"{len(self.jobs):04d}.pkl"
@@ -48,7 +60,15 @@ class Court:
         listed, results = self.folder / "jobs.json", self.folder / "results.json"
         listed.write_text(json.dumps([[loader, str(path)] for loader, path in self.jobs.values()]))
         command = [sys.executable, "-m", "tests.hostile.judge", str(listed), str(results)]
-        ended = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=500, check=False)
+        ended = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
         assert ended.returncode == 0, ended.stderr
         return dict(zip(self.jobs, json.loads(results.read_text()), strict=True))
 
@@ -97,14 +117,19 @@ def add_data(court: Court) -> None:
     for family, sources in (("source", datasets.SOURCES), ("large source", datasets.LARGE_SOURCES)):
         for name, make in sources.items():
             path = court.folder / f"source{len(court.jobs)}.zip"
-            court.add(family, "source", {name: datasets.plain_zip(path, make(), zipfile.ZIP_DEFLATED)})
+            court.add(
+                family, "source", {name: datasets.plain_zip(path, make(), zipfile.ZIP_DEFLATED)}
+            )
 
 
 def good_files(folder: Path) -> dict[str, tuple[str, Path]]:
     """A whole file of each kind, with its loader."""
     weights = archives.good_folder(folder / "good")
     return {
-        "snapshot": ("weights", write_pickle(folder / "snapshot.pkl", {"G_ema": Builder(SMALL).synthesis("s")})),
+        "snapshot": (
+            "weights",
+            write_pickle(folder / "snapshot.pkl", {"G_ema": Builder(SMALL).synthesis("s")}),
+        ),
         "checkpoint": ("checkpoint", archives.good_checkpoint(folder / "checkpoint.pkl")),
         "safetensors": ("weights", weights / "model.safetensors"),
         "config": ("weights", weights / "config.json"),
@@ -123,7 +148,11 @@ def add_damage(court: Court) -> None:
             place = (index * 2654435761 + 12345) % (8 * len(whole))
             flipped = bytearray(whole)
             flipped[place // 8] ^= 1 << place % 8
-            court.add(f"flipped {kind}", loader, {f"bit {place}": damaged(court, kind, path, bytes(flipped))})
+            court.add(
+                f"flipped {kind}",
+                loader,
+                {f"bit {place}": damaged(court, kind, path, bytes(flipped))},
+            )
 
 
 def damaged(court: Court, kind: str, path: Path, content: bytes) -> bytes | Path:
@@ -167,19 +196,31 @@ def test_nothing_is_run(court: Court, reports: dict[str, dict[str, Any]]) -> Non
 
 
 def test_none_crashes_or_hangs(reports: dict[str, dict[str, Any]]) -> None:
-    assert {name: report for name, report in reports.items() if report["outcome"] not in ("read", "refused")} == {}
+    assert {
+        name: report
+        for name, report in reports.items()
+        if report["outcome"] not in ("read", "refused")
+    } == {}
 
 
 def test_none_takes_much_time(reports: dict[str, dict[str, Any]]) -> None:
-    assert {name: report["seconds"] for name, report in reports.items() if report["seconds"] > judge.CPU_SECONDS} == {}
+    assert {
+        name: report["seconds"]
+        for name, report in reports.items()
+        if report["seconds"] > judge.CPU_SECONDS
+    } == {}
 
 
 def test_none_takes_much_memory(reports: dict[str, dict[str, Any]]) -> None:
-    assert {name: report["bytes"] >> 20 for name, report in reports.items() if report["bytes"] > judge.MEMORY_BYTES} == {}
+    assert {
+        name: report["bytes"] >> 20
+        for name, report in reports.items()
+        if report["bytes"] > judge.MEMORY_BYTES
+    } == {}
 
 
-# Bits that are no part of what the file says or change a number to another one; what is odd and does no harm; and weights that are
-# compared with a network only when one is built from them.
+# Bits that are no part of what the file says or change a number to another one; what is odd and
+# does no harm; and weights that are compared with a network only when one is built from them.
 HARMLESS = (
     "flipped", "large source", "modules: embedded source", "data: folders in a ring", "data: rows without end",
     "data: a palette without colours", "excessive archive, resumed: weights", "excessive archive, resumed: cameras",
@@ -190,15 +231,28 @@ def test_each_is_answered_with_one_line(reports: dict[str, dict[str, Any]]) -> N
     wrong = {
         name: report["message"]
         for name, report in reports.items()
-        if report["outcome"] == "refused" and not (report["message"].isprintable() and 10 < len(report["message"]) < LONGEST_LINE + 100)
+        if report["outcome"] == "refused"
+        and not (
+            report["message"].isprintable() and 10 < len(report["message"]) < LONGEST_LINE + 100
+        )
     }
     assert wrong == {}
-    assert [name for name, report in reports.items() if report["outcome"] == "read" and not name.startswith(HARMLESS)] == []
+    assert [
+        name
+        for name, report in reports.items()
+        if report["outcome"] == "read" and not name.startswith(HARMLESS)
+    ] == []
 
 
-def test_turned_bits_of_checkpoints_are_noticed(court: Court, reports: dict[str, dict[str, Any]]) -> None:
-    """What a turned bit does not change in the archive's own records changes nothing that is read."""
-    whole = torch.load(archives.good_checkpoint(court.folder / "again.pkl"), weights_only=True)["G_ema"]
+def test_turned_bits_of_checkpoints_are_noticed(
+    court: Court, reports: dict[str, dict[str, Any]]
+) -> None:
+    """What a turned bit does not change in the archive's own records changes nothing that is
+    read.
+    """
+    whole = torch.load(archives.good_checkpoint(court.folder / "again.pkl"), weights_only=True)[
+        "G_ema"
+    ]
     for name in court.families.get("flipped checkpoint", []):
         if reports[name]["outcome"] == "read":
             state = torch.load(court.jobs[name][1], weights_only=True)["G_ema"]
@@ -248,10 +302,22 @@ def test_the_judge_notices(tmp_path: Path) -> None:
 COMMANDS: list[tuple[str, str, tuple[Any, ...]]] = [
     ("gen_samples.py", "exploit: getattr chain", ("--network", ..., "--outdir", "out")),
     ("export.py", "code: torch.save of a call", ("--network", ..., "--dest", "out.pkl")),
-    ("calc_metrics.py", "excessive archive: doubling for ever", ("--network", ..., "--metrics", "speed")),
-    ("export.py", "excessive archive: a text for the terminal", ("--network", ..., "--dest", "out.onnx")),
+    (
+        "calc_metrics.py",
+        "excessive archive: doubling for ever",
+        ("--network", ..., "--metrics", "speed"),
+    ),
+    (
+        "export.py",
+        "excessive archive: a text for the terminal",
+        ("--network", ..., "--dest", "out.onnx"),
+    ),
     ("train.py", "data: labels said to be small", ("--data", ..., "--gpus", "0")),
-    ("dataset_tool.py", "data: a name above", ("convert", "--source", ..., "--dest", "out.zip", "--resolution", "64")),
+    (
+        "dataset_tool.py",
+        "data: a name above",
+        ("convert", "--source", ..., "--dest", "out.zip", "--resolution", "64"),
+    ),
 ]
 
 
@@ -269,6 +335,8 @@ def test_the_real_command_lines(tmp_path: Path) -> None:
 
 def test_a_snapshot_with_source_is_read_without_running_it(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-    path = write_snapshot(tmp_path / "s.pkl", Layout(module_src=f"open({str(canary)!r}, 'w')", plane_channels=4))
+    path = write_snapshot(
+        tmp_path / "s.pkl", Layout(module_src=f"open({str(canary)!r}, 'w')", plane_channels=4)
+    )
     assert judge.judge("weights", path)["outcome"] == "read"
     assert not canary.exists()

@@ -1,4 +1,6 @@
-"""Generators that are formulas, with the facade's interface: a round one, and two that only look right from one side."""
+"""Generators that are formulas, with the facade's interface: a round one, and two that only look
+right from one side.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +29,24 @@ class Rendered(NamedTuple):
 class Scene:
     """A textured sphere at the origin; the latents are the texture.
 
-    `shape`: sphere, card (a disc through the origin that turns with the camera) or fixed_card (one that stands still).
-    `texture`: world (sticks to the surface) or screen (sticks to the picture).
+    `shape`: sphere, card (a disc through the origin that turns with the camera) or fixed_card (one
+    that stands still). `texture`: world (sticks to the surface) or screen (sticks to the picture).
     """
 
     z_dim = 4
 
-    def __init__(self, shape: str = "sphere", texture: str = "world", size: int = 64, raw: int = 32) -> None:
+    def __init__(
+        self, shape: str = "sphere", texture: str = "world", size: int = 64, raw: int = 32
+    ) -> None:
         self.shape, self.texture, self.size, self.raw = shape, texture, size, raw
 
-    def mapping(self, z: Tensor, c: Tensor, truncation_psi: float = 1.0, truncation_cutoff: int | None = None) -> Tensor:
+    def mapping(
+        self,
+        z: Tensor,
+        c: Tensor,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+    ) -> Tensor:
         assert c.shape == (len(z), 25)
         assert truncation_cutoff is None
         return z[:, None] * truncation_psi
@@ -46,7 +56,12 @@ class Scene:
         return ws[:, :, :, None, None]
 
     def render(
-        self, planes: Tensor, ws: Tensor, c: Tensor, neural_rendering_resolution: int | None = None, deterministic: bool = True
+        self,
+        planes: Tensor,
+        ws: Tensor,
+        c: Tensor,
+        neural_rendering_resolution: int | None = None,
+        deterministic: bool = True,
     ) -> Rendered:
         assert deterministic
         assert len(ws) == len(c)
@@ -57,22 +72,39 @@ class Scene:
 
     def _picture(self, texture: Tensor, c: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
         c = c.double()
-        origins, directions = c[:, (3, 7, 11)][:, :, None, None].expand(-1, -1, size, size), pixel_rays(c, size)
+        origins, directions = (
+            c[:, (3, 7, 11)][:, :, None, None].expand(-1, -1, size, size),
+            pixel_rays(c, size),
+        )
         depth, hit = self._surface(c, origins, directions)
         points = origins + depth * directions
-        place = points if self.texture == "world" else torch.cat([project(points, c)[0] - 0.5, torch.zeros_like(depth)], 1)
+        place = (
+            points
+            if self.texture == "world"
+            else torch.cat([project(points, c)[0] - 0.5, torch.zeros_like(depth)], 1)
+        )
         colour = (place * 6 + texture[:, :3, None, None]).sin() * 0.5
         background = torch.tensor(BACKGROUND, dtype=torch.float64)[None, :, None, None] * 2 - 1
-        return torch.where(hit, colour, background).float(), torch.where(hit, depth, FAR).float(), hit.float()
+        return (
+            torch.where(hit, colour, background).float(),
+            torch.where(hit, depth, FAR).float(),
+            hit.float(),
+        )
 
     def _surface(self, c: Tensor, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         along = (origins * directions).sum(1, keepdim=True)
         if self.shape == "sphere":
             square = along.square() - origins.square().sum(1, keepdim=True) + RADIUS**2
             return -along - square.clamp(min=0).sqrt(), square > 0
-        normal = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).expand(len(c), 3) if self.shape == "fixed_card" else -c[:, [2, 6, 10]]
+        normal = (
+            torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).expand(len(c), 3)
+            if self.shape == "fixed_card"
+            else -c[:, [2, 6, 10]]
+        )
         normal = normal[:, :, None, None]
-        depth = -(origins * normal).sum(1, keepdim=True) / (directions * normal).sum(1, keepdim=True)
+        depth = -(origins * normal).sum(1, keepdim=True) / (directions * normal).sum(
+            1, keepdim=True
+        )
         return depth, (origins + depth * directions).norm(dim=1, keepdim=True) < RADIUS
 
 

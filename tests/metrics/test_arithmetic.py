@@ -1,4 +1,6 @@
-"""FID, KID, IS and precision/recall on given features: torch-fidelity's functions, closed forms, and sets against themselves."""
+"""FID, KID, IS and precision/recall on given features: torch-fidelity's functions, closed forms,
+and sets against themselves.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_fidelity.defaults import DEFAULTS
-from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_fid import (
+    KEY_METRIC_FID,
+    fid_features_to_statistics,
+    fid_statistics_to_metric,
+)
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
@@ -39,7 +45,7 @@ def moments_of(rows: torch.Tensor, batch: int = 50) -> Moments:
     return moments
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Moments and FID
 
 
@@ -47,7 +53,9 @@ def test_moments_are_numpys():
     rows = features(2500, 12, 0)
     mean, covariance = moments_of(rows, 64).statistics()
     np.testing.assert_allclose(mean, rows.double().numpy().mean(0), rtol=1e-13)
-    np.testing.assert_allclose(covariance, np.cov(rows.double().numpy(), rowvar=False), rtol=1e-11, atol=1e-14)
+    np.testing.assert_allclose(
+        covariance, np.cov(rows.double().numpy(), rowvar=False), rtol=1e-11, atol=1e-14
+    )
 
 
 @given(st.integers(1, 400), st.randoms(use_true_random=False), st.floats(-1e4, 1e4))
@@ -56,7 +64,10 @@ def test_moments_depend_neither_on_batches_nor_on_order(batch: int, random, offs
     rows = features(1200, 5, 1, offset)
     order = list(range(len(rows)))
     random.shuffle(order)
-    expected, found = moments_of(rows, 1200).statistics(), moments_of(rows[order], batch).statistics()
+    expected, found = (
+        moments_of(rows, 1200).statistics(),
+        moments_of(rows[order], batch).statistics(),
+    )
     for first, second in zip(expected, found, strict=True):
         torch.testing.assert_close(first, second, rtol=1e-10, atol=1e-10)
 
@@ -71,18 +82,32 @@ def test_moments_refuse_what_is_not_a_number():
 @pytest.mark.parametrize(("counts", "dimension"), [((700, 900), 64), ((400, 300), 256)])
 def test_fid_is_torch_fidelitys(counts: tuple[int, int], dimension: int):
     pair = [features(count, dimension, seed, 0.05 * seed) for seed, count in enumerate(counts)]
-    expected = fid_statistics_to_metric(*(fid_features_to_statistics(rows.double()) for rows in pair), verbose=False)[KEY_METRIC_FID]
+    expected = fid_statistics_to_metric(
+        *(fid_features_to_statistics(rows.double()) for rows in pair), verbose=False
+    )[KEY_METRIC_FID]
     found = frechet_distance(*moments_of(pair[0]).statistics(), *moments_of(pair[1]).statistics())
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-@given(st.lists(st.tuples(st.floats(-3, 3), st.floats(-3, 3), st.floats(0, 4), st.floats(0, 4)), min_size=1, max_size=6))
+@given(
+    st.lists(
+        st.tuples(st.floats(-3, 3), st.floats(-3, 3), st.floats(0, 4), st.floats(0, 4)),
+        min_size=1,
+        max_size=6,
+    )
+)
 @settings(max_examples=50)
 def test_fid_of_gaussians_with_common_axes(values: list[tuple[float, float, float, float]]):
-    """Independent coordinates: the squared 2-Wasserstein distance is the sum of (m1 - m2)^2 + (s1 - s2)^2, zero deviations included."""
+    """Independent coordinates: the squared 2-Wasserstein distance is the sum of (m1 - m2)^2 + (s1 -
+    s2)^2, zero deviations included.
+    """
     mean_1, mean_2, deviation_1, deviation_2 = torch.tensor(values, dtype=torch.float64).T
-    turn, _ = torch.linalg.qr(torch.from_numpy(np.random.RandomState(len(values)).randn(len(values), len(values))))
-    covariances = [turn @ torch.diag(deviation.square()) @ turn.T for deviation in (deviation_1, deviation_2)]
+    turn, _ = torch.linalg.qr(
+        torch.from_numpy(np.random.RandomState(len(values)).randn(len(values), len(values)))
+    )
+    covariances = [
+        turn @ torch.diag(deviation.square()) @ turn.T for deviation in (deviation_1, deviation_2)
+    ]
     expected = float((mean_1 - mean_2).square().sum() + (deviation_1 - deviation_2).square().sum())
     found = frechet_distance(turn @ mean_1, covariances[0], turn @ mean_2, covariances[1])
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
@@ -90,7 +115,10 @@ def test_fid_of_gaussians_with_common_axes(values: list[tuple[float, float, floa
 
 def test_fid_of_gaussians_without_common_axes():
     """tr (A B)^(1/2) of 2 x 2 matrices is sqrt(tr AB + 2 sqrt(det AB))."""
-    first, second = torch.tensor([[2.0, 0.7], [0.7, 1.0]]).double(), torch.tensor([[1.0, -0.4], [-0.4, 3.0]]).double()
+    first, second = (
+        torch.tensor([[2.0, 0.7], [0.7, 1.0]]).double(),
+        torch.tensor([[1.0, -0.4], [-0.4, 3.0]]).double(),
+    )
     product = first @ second
     root = math.sqrt(float(product.trace()) + 2 * math.sqrt(float(torch.linalg.det(product))))
     found = frechet_distance(torch.zeros(2), first, torch.tensor([1.0, 2.0]), second)
@@ -98,7 +126,8 @@ def test_fid_of_gaussians_without_common_axes():
 
 
 def test_fid_of_fewer_pictures_than_dimensions_against_the_features_themselves():
-    """With deviations X1, X2, tr (C1 C2)^(1/2) is the sum of the singular values of X1 X2^T over sqrt((n1 - 1)(n2 - 1)). Moments know
+    """With deviations X1, X2, tr (C1 C2)^(1/2) is the sum of the singular values of X1 X2^T over
+    sqrt((n1 - 1)(n2 - 1)). Moments know
     neither, and both covariances are singular."""
     first, second = features(40, 200, 0).double(), features(30, 200, 1).double()
     deviations = [rows - rows.mean(0) for rows in (first, second)]
@@ -113,10 +142,14 @@ def test_fid_of_fewer_pictures_than_dimensions_against_the_features_themselves()
 def test_fid_of_a_set_against_itself_is_nothing(count: int):
     rows = features(count, 64, 0)
     statistics = moments_of(rows).statistics()
-    assert 0 <= frechet_distance(*statistics, *moments_of(rows.flip(0), 7).statistics()) < 1e-9 * float(statistics[1].trace())
+    assert (
+        0
+        <= frechet_distance(*statistics, *moments_of(rows.flip(0), 7).statistics())
+        < 1e-9 * float(statistics[1].trace())
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # KID
 
 
@@ -130,8 +163,22 @@ def test_kid_is_torch_fidelitys():
 
 
 def test_kid_has_the_librarys_defaults():
-    names = ("kid_subsets", "kid_subset_size", "rng_seed", "kid_kernel", "kid_kernel_poly_degree", "kid_kernel_poly_coef0")
-    assert [DEFAULTS[name] for name in names] == [kid.SUBSETS, kid.SUBSET_SIZE, kid.SEED, "poly", 3, 1]
+    names = (
+        "kid_subsets",
+        "kid_subset_size",
+        "rng_seed",
+        "kid_kernel",
+        "kid_kernel_poly_degree",
+        "kid_kernel_poly_coef0",
+    )
+    assert [DEFAULTS[name] for name in names] == [
+        kid.SUBSETS,
+        kid.SUBSET_SIZE,
+        kid.SEED,
+        "poly",
+        3,
+        1,
+    ]
     assert DEFAULTS["kid_kernel_poly_gamma"] is None  # 1 / dimension
     assert (kid.subset_size(1100, 1200), kid.subset_size(1100, 70)) == (1000, 70)
     assert (DEFAULTS["isc_splits"], DEFAULTS["samples_shuffle"]) == (IS_SPLITS, True)
@@ -143,18 +190,29 @@ def test_squared_mmd_is_the_mean_over_pairs():
     def kernel(x, y):
         return float((x @ y / 3 + 1) ** 3)
 
-    within = sum(kernel(rows[i], rows[j]) for rows in (fakes, reals) for i in range(7) for j in range(7) if i != j) / 42
+    within = (
+        sum(
+            kernel(rows[i], rows[j])
+            for rows in (fakes, reals)
+            for i in range(7)
+            for j in range(7)
+            if i != j
+        )
+        / 42
+    )
     across = sum(kernel(x, y) for x in fakes for y in reals) / 49
     assert float(squared_mmd(fakes, reals)) == pytest.approx(within - 2 * across, rel=1e-9)
 
 
 def test_kid_of_one_distribution_is_about_nothing():
     same = kernel_distance(features(600, 16, 0), features(600, 16, 5), subsets=20, size=300)[0]
-    other = kernel_distance(features(600, 16, 0), features(600, 16, 5, 0.5), subsets=20, size=300)[0]
+    other = kernel_distance(features(600, 16, 0), features(600, 16, 5, 0.5), subsets=20, size=300)[
+        0
+    ]
     assert abs(same) < 0.02 * other
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Inception score
 
 
@@ -172,7 +230,7 @@ def test_inception_score_of_certain_classes_is_their_number():
     assert inception_score(torch.zeros(100, 7))[0] == pytest.approx(1)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Precision and recall
 
 
@@ -181,7 +239,9 @@ def test_precision_and_recall_are_torch_fidelitys(neighbours: int, monkeypatch: 
     monkeypatch.setattr(precision_recall_module, "ROWS", 64)
     monkeypatch.setattr(precision_recall_module, "COLUMNS", 100)
     fakes, reals = features(350, 6, 0, 0.3), features(420, 6, 1)
-    expected = prc_features_to_metric(fakes.double(), reals.double(), prc_neighborhood=neighbours, verbose=False)
+    expected = prc_features_to_metric(
+        fakes.double(), reals.double(), prc_neighborhood=neighbours, verbose=False
+    )
     precision, recall = precision_recall(fakes, reals, neighbours)
     assert 0.05 < precision < 0.95
     assert precision == pytest.approx(expected["precision"], rel=1e-6)
@@ -214,5 +274,8 @@ def test_distances_are_exact_for_equal_points():
     distances = squared_distances(rows, rows)
     assert (distances.diagonal() == 0).all()
     torch.testing.assert_close(
-        distances, torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square(), rtol=1e-9, atol=1e-9
+        distances,
+        torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square(),
+        rtol=1e-9,
+        atol=1e-9,
     )

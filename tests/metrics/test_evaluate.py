@@ -26,9 +26,9 @@ from metrics.reals import RealImages, cached_arrays
 from metrics.results import append_results, as_json
 from metrics.sampling import GeneratorSampler
 from tests.metrics.scenes import Linear, Scene, draw_camera, sampler_of, squared
-from torch_utils.processes import run_processes
+from torch_utils.distributed.processes import run_processes
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Real pictures and their cache
 
 
@@ -47,7 +47,13 @@ def test_cached_arrays_are_computed_once_a_key(tmp_path: Path, monkeypatch: pyte
         calls.append(1)
         return {"a": np.arange(5.0), "n": np.array(3)}
 
-    for key, expected in ({"data": "x"}, 1), ({"data": "x"}, 1), ({"data": "y"}, 2), ({"data": "x", "hash": "1"}, 3), ({"data": "x"}, 3):
+    for key, expected in (
+        ({"data": "x"}, 1),
+        ({"data": "x"}, 1),
+        ({"data": "y"}, 2),
+        ({"data": "x", "hash": "1"}, 3),
+        ({"data": "x"}, 3),
+    ):
         arrays = cached_arrays(key, ALONE, compute)
         assert arrays["a"].tolist() == [0, 1, 2, 3, 4]
         assert int(arrays["n"]) == 3
@@ -55,7 +61,9 @@ def test_cached_arrays_are_computed_once_a_key(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text", "other"])
-def test_a_damaged_entry_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str):
+def test_a_damaged_entry_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
+):
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path))
     values = np.random.RandomState(0).randn(300)
     cached_arrays({"data": "x"}, ALONE, lambda: {"a": values})
@@ -64,8 +72,18 @@ def test_a_damaged_entry_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monkey
     cached_arrays({"data": "y"}, ALONE, lambda: {"a": values + 1})
     (other,) = set((tmp_path / "metrics").iterdir()) - {entry}
     flipped = whole[:1000] + bytes([whole[1000] ^ 4]) + whole[1001:]
-    entry.write_bytes({"cut": whole[:-40], "flipped": flipped, "empty": b"", "text": b"hello", "other": other.read_bytes()}[damage])
-    np.testing.assert_array_equal(cached_arrays({"data": "x"}, ALONE, lambda: {"a": values})["a"], values)
+    entry.write_bytes(
+        {
+            "cut": whole[:-40],
+            "flipped": flipped,
+            "empty": b"",
+            "text": b"hello",
+            "other": other.read_bytes(),
+        }[damage]
+    )
+    np.testing.assert_array_equal(
+        cached_arrays({"data": "x"}, ALONE, lambda: {"a": values})["a"], values
+    )
     assert "damaged" in capsys.readouterr().err
     assert entry.read_bytes() == whole
 
@@ -80,7 +98,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(
     assert files.cache_dir().is_file()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Several processes
 
 
@@ -88,7 +106,10 @@ def shared_work(_: torch.device, folder: Path) -> None:
     """What each process of a group finds, from its share of the work."""
     team = Team.of_group(torch.device("cpu"))
     random = np.random.RandomState(0)
-    rows, others = torch.from_numpy(random.randn(700, 6)), torch.from_numpy(random.randn(600, 6) * 1.1)
+    rows, others = (
+        torch.from_numpy(random.randn(700, 6)),
+        torch.from_numpy(random.randn(600, 6) * 1.1),
+    )
     moments = Moments(6)
     for start, count in team.batches(len(rows), 16):
         moments.add(rows[start : start + count] + 1000)
@@ -107,7 +128,11 @@ def shared_work(_: torch.device, folder: Path) -> None:
 def flattened(value: Any) -> list[float]:
     if isinstance(value, dict):
         value = list(value.values())
-    return [number for part in value for number in flattened(part)] if isinstance(value, list) else [value]
+    return (
+        [number for part in value for number in flattened(part)]
+        if isinstance(value, list)
+        else [value]
+    )
 
 
 def test_processes_find_together_what_one_finds_alone(tmp_path: Path):
@@ -119,7 +144,7 @@ def test_processes_find_together_what_one_finds_alone(tmp_path: Path):
         assert values == pytest.approx(results["1-0.json"], rel=1e-10)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # evaluate
 
 
@@ -169,10 +194,20 @@ def test_evaluate_end_to_end_and_from_the_cache(tmp_path: Path, monkeypatch: pyt
     true = detector(reals.read(np.arange(60)))[0].double().numpy()
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
-    expected = fid_statistics_to_metric(*(fid_features_to_statistics(torch.from_numpy(rows)) for rows in (fakes, true)), verbose=False)
-    assert results[1].values["fid40_full_lite0"] == pytest.approx(expected["frechet_inception_distance"], rel=1e-6)
+    expected = fid_statistics_to_metric(
+        *(fid_features_to_statistics(torch.from_numpy(rows)) for rows in (fakes, true)),
+        verbose=False,
+    )
+    assert results[1].values["fid40_full_lite0"] == pytest.approx(
+        expected["frechet_inception_distance"], rel=1e-6
+    )
     protocol = results[0].protocol
-    assert (protocol["fakes"], protocol["reals"], protocol["data_pictures"], protocol["data_hash"]) == (30, 30, 60, "scene")
+    assert (
+        protocol["fakes"],
+        protocol["reals"],
+        protocol["data_pictures"],
+        protocol["data_hash"],
+    ) == (30, 30, 60, "scene")
     assert (protocol["subset_size"], protocol["detector"]) == (30, "lite0")
 
 
@@ -218,7 +253,9 @@ def test_results_are_whole_lines_of_json(tmp_path: Path):
     results = evaluate(["relief2"], sampler, None, MetricOptions())
     for _ in range(2):
         append_results(tmp_path, results, network="x.pkl")
-    lines = [json.loads(line) for line in (tmp_path / "metric-relief2.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "metric-relief2.jsonl").read_text().splitlines()
+    ]
     assert len(lines) == 2
     assert lines[0]["results"] == results[0].values
     assert lines[0]["network"] == "x.pkl"

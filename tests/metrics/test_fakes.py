@@ -17,7 +17,7 @@ from metrics.sampling import NEAR_ANGLE, to_pixels
 from tests.metrics.scenes import ORBIT, Linear, Scene, sampler_of, squared
 from training.cameras import orbit_angles, unpack_label
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The sampling function
 
 
@@ -43,13 +43,18 @@ def test_cameras_follow_their_distribution_and_not_the_latents():
     yaw, pitch, radius = orbit_angles(unpack_label(c)[0])
     assert torch.allclose(radius, torch.tensor(ORBIT))
     assert float(yaw.std()) == pytest.approx(np.radians(60) / 12**0.5, rel=0.1)
-    assert abs(float(torch.corrcoef(torch.stack([yaw, sampler.latents(0, 400)[:, 0]]))[0, 1])) < 0.15
+    assert (
+        abs(float(torch.corrcoef(torch.stack([yaw, sampler.latents(0, 400)[:, 0]]))[0, 1])) < 0.15
+    )
     assert abs(float(torch.corrcoef(torch.stack([yaw, pitch]))[0, 1])) < 0.15
 
 
 def test_second_cameras_are_others_and_near():
     sampler = sampler_of(Scene())
-    angles = [view_angle(a, b) for a, b in zip(sampler.cameras(0, 50), sampler.second_cameras(0, 50), strict=True)]
+    angles = [
+        view_angle(a, b)
+        for a, b in zip(sampler.cameras(0, 50), sampler.second_cameras(0, 50), strict=True)
+    ]
     assert min(angles) > 0
     assert max(angles) <= NEAR_ANGLE
 
@@ -82,7 +87,9 @@ def test_noise_while_rendering_belongs_to_the_fake_and_leaves_other_randomness_a
     together = sampler(0, 3)
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(sampler(1, 2), together[1:])
-    assert view_consistency(sampler, 3, 1, ALONE) == pytest.approx(view_consistency(sampler, 3, 3, ALONE))
+    assert view_consistency(sampler, 3, 1, ALONE) == pytest.approx(
+        view_consistency(sampler, 3, 3, ALONE)
+    )
 
 
 def test_pixels_are_rounded_and_clamped():
@@ -90,16 +97,23 @@ def test_pixels_are_rounded_and_clamped():
     assert to_pixels(values).tolist() == [0, 0, 128, 255, 255, 0, 100]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Path length
 
 
 def test_path_length_of_a_linear_generator():
-    """Each step changes the picture by EPSILON times the distance of both latents, so the length is that distance squared."""
+    """Each step changes the picture by EPSILON times the distance of both latents, so the length is
+    that distance squared.
+    """
     sampler = sampler_of(Linear())
-    first, second = sampler.latents(0, 40).double()[:, 0], sampler.second_latents(0, 40).double()[:, 0]
+    first, second = (
+        sampler.latents(0, 40).double()[:, 0],
+        sampler.second_latents(0, 40).double()[:, 0],
+    )
     expected = (second - first).square()
-    torch.testing.assert_close(path_lengths(sampler, squared, 0, 40).double(), expected, rtol=0.02, atol=1e-4)
+    torch.testing.assert_close(
+        path_lengths(sampler, squared, 0, 40).double(), expected, rtol=0.02, atol=1e-4
+    )
     found = [path_length(sampler, squared, 40, batch, ALONE) for batch in (7, 40)]
     assert found[0] == pytest.approx(found[1], rel=1e-9)
     assert found[0] == pytest.approx(float(expected.mean()), rel=0.02)

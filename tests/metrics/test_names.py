@@ -26,7 +26,9 @@ from metrics.names import VALID_FORMS, parse_metric, parse_metrics
         ("speed", "speed", 1, False, 3, None),
     ],
 )
-def test_published_names(name: str, kind: str, count: int, is_full: bool, neighbours: int, detector: str | None):
+def test_published_names(
+    name: str, kind: str, count: int, is_full: bool, neighbours: int, detector: str | None
+):
     metric = parse_metric(name)
     assert (metric.name, metric.kind, metric.count, metric.is_full) == (name, kind, count, is_full)
     assert (metric.neighbours, metric.detector) == (neighbours, detector)
@@ -40,7 +42,10 @@ def test_any_number_of_pictures(count: int, in_thousands: bool, is_full: bool, k
 
 
 def test_figures_of_another_network_carry_its_name():
-    assert [metric.name for metric in parse_metrics(["fid2k", "pr2k3_full", "ppl2_wend", "is20"], "lite0")] == [
+    assert [
+        metric.name
+        for metric in parse_metrics(["fid2k", "pr2k3_full", "ppl2_wend", "is20"], "lite0")
+    ] == [
         "fid2k_lite0",
         "pr2k3_full_lite0",
         "ppl2_wend",
@@ -51,7 +56,21 @@ def test_figures_of_another_network_carry_its_name():
 
 
 @pytest.mark.parametrize(
-    "name", ["fid", "fid0", "fid1", "fid-5", "fid2K", "fid2k_x", "pr50k", "is5k_full", "is9", "fvd2k", "", "fid99999k"]
+    "name",
+    [
+        "fid",
+        "fid0",
+        "fid1",
+        "fid-5",
+        "fid2K",
+        "fid2k_x",
+        "pr50k",
+        "is5k_full",
+        "is9",
+        "fvd2k",
+        "",
+        "fid99999k",
+    ],
 )
 def test_anything_else_is_refused(name: str):
     with pytest.raises(ValueError, match=r"fid|is|pr") as caught:

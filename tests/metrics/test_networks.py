@@ -1,4 +1,6 @@
-"""Feature networks: those of torch-fidelity with random weights beside ours, and files that hold something else."""
+"""Feature networks: those of torch-fidelity with random weights beside ours, and files that hold
+something else.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,12 @@ CPU = torch.device("cpu")
 
 
 def pictures(count: int, size: int, seed: int = 0) -> torch.Tensor:
-    return torch.from_numpy(np.random.RandomState(seed).randint(0, 256, (count, 3, size, size)).astype(np.uint8))
+    return torch.from_numpy(
+        np.random.RandomState(seed).randint(0, 256, (count, 3, size, size)).astype(np.uint8)
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Inception and EfficientNet
 
 
@@ -35,7 +39,9 @@ def test_inception_is_the_librarys(tmp_path: Path, capsys: pytest.CaptureFixture
 
     path = tmp_path / "weights.pth"
     torch.save(inception_weights(), path)
-    library = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path))
+    library = FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
+    )
     detector = load_detector("inception", path, CPU)
     images = pictures(2, 64)
     for found, expected in zip(detector(images), library(images), strict=True):
@@ -45,12 +51,16 @@ def test_inception_is_the_librarys(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_lite0_knows_a_cup_of_coffee_and_a_cat():
-    """ImageNet classes 967 espresso and 281, 282, 285 house cats: the weights, the resize and the scaling fit together."""
+    """ImageNet classes 967 espresso and 281, 282, 285 house cats: the weights, the resize and the
+    scaling fit together.
+    """
     from skimage import data
 
     detector = load_detector("lite0", None, CPU)
     for photo, classes in ((data.coffee(), {967}), (data.chelsea(), {281, 282, 285})):
-        square = torch.from_numpy(photo[:, (photo.shape[1] - photo.shape[0]) // 2 :][:, : photo.shape[0]].copy()).permute(2, 0, 1)
+        square = torch.from_numpy(
+            photo[:, (photo.shape[1] - photo.shape[0]) // 2 :][:, : photo.shape[0]].copy()
+        ).permute(2, 0, 1)
         features, logits = detector(square[None])
         assert features.shape == (1, detector.dimension)
         assert int(logits.argmax()) in classes
@@ -69,7 +79,12 @@ class _Trap:
 @pytest.mark.parametrize("network", ["inception", "lite0"])
 def test_files_that_are_not_weights(tmp_path: Path, network: Any):
     trap = tmp_path / "executed"
-    contents = {"text": b"not weights", "empty": b"", "trap": pickle.dumps(_Trap(trap)), "cut": b"PK\x03\x04 and nothing more"}
+    contents = {
+        "text": b"not weights",
+        "empty": b"",
+        "trap": pickle.dumps(_Trap(trap)),
+        "cut": b"PK\x03\x04 and nothing more",
+    }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     torch.save({"a": _Trap(trap)}, tmp_path / "torch trap")
@@ -83,7 +98,9 @@ def test_files_that_are_not_weights(tmp_path: Path, network: Any):
     assert not trap.exists()
 
 
-def test_without_weights_a_line_says_what_to_put_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_without_weights_a_line_says_what_to_put_where(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     def offline(name: str) -> Path:
         raise UserError(f"cannot download {name}: no network")
 
@@ -96,7 +113,9 @@ def test_without_weights_a_line_says_what_to_put_where(monkeypatch: pytest.Monke
         load_lpips([], CPU)
 
 
-def test_a_published_file_is_checked_against_the_hash_in_its_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_published_file_is_checked_against_the_hash_in_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     torch.save({"a": torch.zeros(1)}, tmp_path / "file")
     digest = file_hash(tmp_path / "file")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
@@ -111,7 +130,7 @@ def test_a_published_file_is_checked_against_the_hash_in_its_name(monkeypatch: p
     assert read_weights(kept, "--o")["a"].shape == (1,)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # LPIPS
 
 
@@ -124,10 +143,17 @@ def reference() -> Any:
 def lpips_files(reference: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """The same weights as one file, and as the two that are published."""
     folder, state = tmp_path_factory.mktemp("lpips"), reference.state_dict()
-    convolutions = {f"features.{name.split('.', 2)[2]}": value for name, value in state.items() if name.startswith("net.")}
+    convolutions = {
+        f"features.{name.split('.', 2)[2]}": value
+        for name, value in state.items()
+        if name.startswith("net.")
+    }
     torch.save(state, folder / "both.pth")
     torch.save({**convolutions, "classifier.0.weight": torch.zeros(3)}, folder / "vgg.pth")
-    torch.save({name: value for name, value in state.items() if name.startswith("lin")}, folder / "linear.pth")
+    torch.save(
+        {name: value for name, value in state.items() if name.startswith("lin")},
+        folder / "linear.pth",
+    )
     return {"one": [folder / "both.pth"], "two": [folder / "vgg.pth", folder / "linear.pth"]}
 
 
@@ -148,7 +174,7 @@ def test_half_of_the_lpips_weights_is_not_enough(lpips_files: dict[str, list[Pat
             load_lpips([path], CPU)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # ONNX
 
 
@@ -158,9 +184,16 @@ def test_an_onnx_network_sees_pictures_at_its_size(tmp_path: Path, batch: int | 
     model = OnnxModel(write_onnx(tmp_path / "net.onnx", matrix, batch=batch), "--identity-model")
     colours = torch.rand(6, 3, 1, 1) * 2 - 1
     expected = colours.expand(-1, -1, 4, 4).flatten(1).double() @ torch.from_numpy(matrix)
-    torch.testing.assert_close(model(colours.expand(-1, -1, 32, 32)), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model(colours.expand(-1, -1, 32, 32)), expected, rtol=1e-4, atol=1e-4
+    )
     images = torch.rand(2, 3, 4, 4) * 3 - 1.5
-    torch.testing.assert_close(model(images), images.clamp(-1, 1).flatten(1).double() @ torch.from_numpy(matrix), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        model(images),
+        images.clamp(-1, 1).flatten(1).double() @ torch.from_numpy(matrix),
+        rtol=1e-4,
+        atol=1e-4,
+    )
 
 
 def test_onnx_files_that_will_not_do(tmp_path: Path):

@@ -1,4 +1,6 @@
-"""Nearest real pictures: against plain loops, and told apart: copies, strangers and pictures of the same kind."""
+"""Nearest real pictures: against plain loops, and told apart: copies, strangers and pictures of the
+same kind.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,12 @@ from metrics.reals import RealImages
 from tests.metrics.test_evaluate import mean_colour_detector
 
 
-@pytest.mark.parametrize(("rows", "columns", "count"), [(1024, 8192, 4), (3, 5, 4), (7, 1, 1), (2, 30, 30)])
-def test_nearest_is_a_plain_search(monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, count: int):
+@pytest.mark.parametrize(
+    ("rows", "columns", "count"), [(1024, 8192, 4), (3, 5, 4), (7, 1, 1), (2, 30, 30)]
+)
+def test_nearest_is_a_plain_search(
+    monkeypatch: pytest.MonkeyPatch, rows: int, columns: int, count: int
+):
     monkeypatch.setattr(realism, "ROWS", rows)
     monkeypatch.setattr(realism, "COLUMNS", columns)
     random = np.random.RandomState(0)
@@ -54,7 +60,9 @@ def test_copies_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     reals = RealImages(200, 8, "colours", lambda indices: own[torch.from_numpy(indices)])
     options = MetricOptions(batch=16, detector="lite0")
     places = np.random.RandomState(5).permutation(200)[:30]
-    copies = compare_with_reals(Pictures(own[torch.from_numpy(places)]), reals, options, "lite0", 30, None)
+    copies = compare_with_reals(
+        Pictures(own[torch.from_numpy(places)]), reals, options, "lite0", 30, None
+    )
     assert copies.indices[:, 0].tolist() == places.tolist()
     assert copies.ratio == 0
     assert (copies.reals, copies.data_pictures) == (200, 200)

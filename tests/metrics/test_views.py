@@ -35,7 +35,7 @@ def cameras(count: int, seed: int = 0) -> Tensor:
     return torch.stack([draw_camera(random) for _ in range(count)]).double()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Geometry
 
 
@@ -69,17 +69,26 @@ def test_points_behind_a_camera_have_negative_distance():
     assert float(project(behind[:, :, None, None], c)[1]) == pytest.approx(-2)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # View consistency and relief
 
 
 @pytest.fixture(scope="module")
 def measured() -> dict[tuple[str, str], dict[str, float]]:
-    kinds = [("sphere", "world"), ("sphere", "screen"), ("card", "world"), ("card", "screen"), ("fixed_card", "world")]
+    kinds = [
+        ("sphere", "world"),
+        ("sphere", "screen"),
+        ("card", "world"),
+        ("card", "screen"),
+        ("fixed_card", "world"),
+    ]
     result = {}
     for kind in kinds:
         sampler = sampler_of(Scene(*kind))
-        result[kind] = {**view_consistency(sampler, COUNT, BATCH, ALONE), **relief(sampler, COUNT, BATCH, ALONE)}
+        result[kind] = {
+            **view_consistency(sampler, COUNT, BATCH, ALONE),
+            **relief(sampler, COUNT, BATCH, ALONE),
+        }
     return result
 
 
@@ -95,11 +104,14 @@ def test_a_round_generator_is_consistent(measured: dict[tuple[str, str], dict[st
 def test_a_texture_bound_to_the_screen_is_not(measured: dict[tuple[str, str], dict[str, float]]):
     for name in ("psnr_raw", "psnr_image"):
         assert measured["sphere", "screen"][name] < measured["sphere", "world"][name] - 20
-    assert measured["sphere", "screen"]["share"] == measured["sphere", "world"]["share"]  # its shape is right
+    # its shape is right
+    assert measured["sphere", "screen"]["share"] == measured["sphere", "world"]["share"]
 
 
 @pytest.mark.parametrize("texture", ["world", "screen"])
-def test_a_card_that_faces_the_camera_contradicts_itself(measured: dict[tuple[str, str], dict[str, float]], texture: str):
+def test_a_card_that_faces_the_camera_contradicts_itself(
+    measured: dict[tuple[str, str], dict[str, float]], texture: str
+):
     assert measured["card", texture]["share"] < 0.6
 
 
@@ -107,12 +119,18 @@ def test_cards_have_no_relief(measured: dict[tuple[str, str], dict[str, float]])
     assert measured["sphere", "world"]["relief"] == pytest.approx(0.43, abs=0.04)
     for kind in (("card", "world"), ("card", "screen"), ("fixed_card", "world")):
         assert measured[kind]["relief"] < 0.01
-    assert measured["card", "world"]["depth_spread"] < 0.01 * measured["sphere", "world"]["depth_spread"]
-    assert measured["fixed_card", "world"]["share"] > 0.99  # which alone would not have shown that it is flat
+    assert (
+        measured["card", "world"]["depth_spread"]
+        < 0.01 * measured["sphere", "world"]["depth_spread"]
+    )
+    # which alone would not have shown that it is flat
+    assert measured["fixed_card", "world"]["share"] > 0.99
 
 
 def test_relief_of_a_hemisphere():
-    """Points even over the disc that a far camera sees: the variance of sqrt(R^2 - r^2) is R^2 / 18, across the view it is R^2 / 4."""
+    """Points even over the disc that a far camera sees: the variance of sqrt(R^2 - r^2) is R^2 /
+    18, across the view it is R^2 / 4.
+    """
     side = torch.linspace(-1, 1, 401, dtype=torch.float64)
     x, y = (axis.flatten() for axis in torch.meshgrid(side, side, indexing="ij"))
     inside = x * x + y * y < 1
@@ -123,9 +141,15 @@ def test_relief_of_a_hemisphere():
 
 def test_hidden_surface_is_neither_confirmed_nor_contradicted():
     """Seen from the other side, a surface is hidden; seen through a hole, it is contradicted."""
-    front, back = (pack_label(orbit_pose(yaw, 0.0, ORBIT), pinhole_intrinsics(FOCAL))[None].double() for yaw in (0.0, math.pi))
+    front, back = (
+        pack_label(orbit_pose(yaw, 0.0, ORBIT), pinhole_intrinsics(FOCAL))[None].double()
+        for yaw in (0.0, math.pi)
+    )
     scene = Scene()
-    views = [make_view(scene.render(torch.zeros(1, 1, 4, 1, 1), torch.zeros(1, 1, 4), c), c) for c in (front, back)]
+    views = [
+        make_view(scene.render(torch.zeros(1, 1, 4, 1, 1), torch.zeros(1, 1, 4), c), c)
+        for c in (front, back)
+    ]
     _, confirmed, contradicted = correspondence(views[0], views[1], 32)
     assert confirmed.sum() == contradicted.sum() == 0
     views[1].solid[:], views[1].depth[:] = False, 5.0
@@ -138,7 +162,11 @@ def test_a_model_without_coverage_is_taken_as_solid():
     class Bare(Scene):
         def render(self, *arguments: Any, **options: Any) -> Any:
             rendered = super().render(*arguments, **options)
-            return type("Bare", (), {name: getattr(rendered, name) for name in ("image", "image_raw", "image_depth")})()
+            return type(
+                "Bare",
+                (),
+                {name: getattr(rendered, name) for name in ("image", "image_raw", "image_depth")},
+            )()
 
     assert relief(sampler_of(Bare()), 2, 2, ALONE)["coverage"] == 1
     assert 0.3 < relief(sampler_of(Scene()), 2, 2, ALONE)["coverage"] < 0.8
@@ -151,7 +179,7 @@ def test_measures_do_not_depend_on_the_batch():
         assert first == pytest.approx(second, rel=1e-9)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Depth against depth maps
 
 
@@ -161,7 +189,9 @@ def reals_of(scene: Scene, count: int = 20, resolution: int = 64) -> RealImages:
 
     def read_depth(indices: np.ndarray) -> Tensor:
         c = labels[torch.from_numpy(indices)]
-        out = scene.render(torch.zeros(len(c), 1, 4, 1, 1), torch.zeros(len(c), 1, 4), c, resolution)
+        out = scene.render(
+            torch.zeros(len(c), 1, 4, 1, 1), torch.zeros(len(c), 1, 4), c, resolution
+        )
         return torch.where(out.weights_sum > 0.5, out.image_depth, 0.0)
 
     return RealImages(count, resolution, "key", lambda _: torch.zeros(0), labels, read_depth)
@@ -169,7 +199,10 @@ def reals_of(scene: Scene, count: int = 20, resolution: int = 64) -> RealImages:
 
 def test_depth_maps_tell_round_from_flat():
     truth = reals_of(Scene())
-    values = {shape: depth_against_maps(sampler_of(Scene(shape)), truth, 12, 5, ALONE) for shape in ("sphere", "card", "fixed_card")}
+    values = {
+        shape: depth_against_maps(sampler_of(Scene(shape)), truth, 12, 5, ALONE)
+        for shape in ("sphere", "card", "fixed_card")
+    }
     assert values["sphere"]["depth_error"] < 0.01
     assert values["sphere"]["relief_ratio"] == pytest.approx(1, abs=0.05)
     assert values["sphere"]["overlap"] > 0.9
@@ -184,28 +217,37 @@ def test_depth_error_by_hand():
     """Depths 1, 2, 3, 4 against themselves scaled and shifted, mirrored, and without any spread."""
     depth = torch.arange(1.0, 17.0, dtype=torch.float64).reshape(1, 1, 4, 4)
     solid = torch.ones_like(depth, dtype=torch.bool)
-    for own, error, unscaled in ((depth * 3 + 5, 0, 4), (-depth + 40, 4, 4), (torch.full_like(depth, 2.0), 1, 1)):
+    for own, error, unscaled in (
+        (depth * 3 + 5, 0, 4),
+        (-depth + 40, 4, 4),
+        (torch.full_like(depth, 2.0), 1, 1),
+    ):
         sums = compare_depths(own, solid, depth)
         assert sums[:2].tolist() == pytest.approx([error, unscaled], abs=1e-9)
         assert sums[4:].tolist() == [16, 16, 1]
     few = solid.clone()
     few[..., 2:] = False
-    assert compare_depths(depth, few, depth).tolist() == [0, 0, 0, 0, 8, 16, 0]  # too few pixels to mean anything
+    # too few pixels to mean anything
+    assert compare_depths(depth, few, depth).tolist() == [0, 0, 0, 0, 8, 16, 0]
 
 
 def test_data_without_depth_maps_or_with_too_few():
     with pytest.raises(UserError, match="no depth maps"):
-        depth_against_maps(sampler_of(Scene()), RealImages(9, 64, "key", lambda _: torch.zeros(0)), 4, 4, ALONE)
+        depth_against_maps(
+            sampler_of(Scene()), RealImages(9, 64, "key", lambda _: torch.zeros(0)), 4, 4, ALONE
+        )
     with pytest.raises(UserError, match="depth20"):
         depth_against_maps(sampler_of(Scene()), reals_of(Scene()), 21, 4, ALONE)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Identity, pose, speed
 
 
 def test_identity_of_a_plain_colour_is_kept_and_of_a_screen_is_not(tmp_path: Path):
-    """The embedder is the mean colour: that of the round scene changes little as it turns, a random one changes."""
+    """The embedder is the mean colour: that of the round scene changes little as it turns, a random
+    one changes.
+    """
 
     class Whim(Scene):
         """Another colour from every camera."""
@@ -243,14 +285,28 @@ class Compass(Scene):
 def test_pose_error_of_an_estimator_that_is_right_but_for_its_zero(tmp_path: Path):
     matrix = np.zeros((48, 3))
     matrix[:16, 0] = matrix[16:32, 1] = math.pi / 16
-    right = pose_error(sampler_of(Compass()), OnnxModel(write_onnx(tmp_path / "a.onnx", matrix), "--pose-model"), COUNT, BATCH, ALONE)
+    right = pose_error(
+        sampler_of(Compass()),
+        OnnxModel(write_onnx(tmp_path / "a.onnx", matrix), "--pose-model"),
+        COUNT,
+        BATCH,
+        ALONE,
+    )
     assert right.pop("found") == 1
     assert max(right.values()) < 1e-3
     matrix[:16, 0] *= 0.5  # sees half of every yaw
-    half = pose_error(sampler_of(Compass()), OnnxModel(write_onnx(tmp_path / "b.onnx", matrix), "--pose-model"), COUNT, BATCH, ALONE)
+    half = pose_error(
+        sampler_of(Compass()),
+        OnnxModel(write_onnx(tmp_path / "b.onnx", matrix), "--pose-model"),
+        COUNT,
+        BATCH,
+        ALONE,
+    )
     yaws = camera_angles(sampler_of(Compass()).cameras(0, COUNT))[:, 0]
     assert half["yaw_offset"] == pytest.approx(-math.degrees(yaws.mean() / 2), abs=0.3)
-    assert half["yaw_error"] == pytest.approx(math.degrees((yaws / 2 - yaws.mean() / 2).abs().mean()), rel=0.05)
+    assert half["yaw_error"] == pytest.approx(
+        math.degrees((yaws / 2 - yaws.mean() / 2).abs().mean()), rel=0.05
+    )
     assert half["pitch_error"] < 1e-3
     model = OnnxModel(write_onnx(tmp_path / "c.onnx", matrix[:, :1]), "--pose-model")
     with pytest.raises(UserError, match="yaw and pitch"):

@@ -14,7 +14,8 @@ pytestmark = [
     pytest.mark.skipif(not library.load(), reason=f"no compiled operators: {library.failure()}"),
 ]
 
-# Each runs in a process of its own, which it prepares as it likes. MB is the resident memory of now.
+# Each runs in a process of its own, which it prepares as it likes. MB is the resident memory of
+# now.
 PREAMBLE = """
 import ctypes, os, re, resource, torch
 from torch_utils.memory import drop_kept_memory, keep_freed_memory
@@ -27,7 +28,13 @@ def MB():
 
 
 def run(code: str) -> list[float]:
-    done = subprocess.run([sys.executable, "-c", PREAMBLE + code], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", PREAMBLE + code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     return [float(word) for word in done.stdout.split()]
 
@@ -67,7 +74,9 @@ print(first, limited, kept, MB())
 
 
 def test_tensors_keep_their_values_whatever_is_freed() -> None:
-    """Sizes around those that are kept, made and freed in a random order; some before the cache is there, some freed after."""
+    """Sizes around those that are kept, made and freed in a random order; some before the cache is
+    there, some freed after.
+    """
     (wrong,) = run("""
 import random
 random.seed(0)

@@ -76,11 +76,14 @@ def test_state_goes_on_where_it_was_saved() -> None:
 
 
 def test_everything_is_summed_up_on_one_device() -> None:
-    # Reports come from the GPU (losses) and from Python (settings): a GPU's statistics must be one table all the same.
+    # Reports come from the GPU (losses) and from Python (settings): a GPU's statistics must be one
+    # table all the same.
     statistics = Statistics("meta")
     statistics.report("loss", torch.ones(3))
     statistics.report("setting", 1.0)
-    statistics.load_state_dict({**statistics.state_dict(), "earlier": torch.zeros(3, dtype=torch.float64)})
+    statistics.load_state_dict(
+        {**statistics.state_dict(), "earlier": torch.zeros(3, dtype=torch.float64)}
+    )
     assert {value.device.type for value in statistics.state_dict().values()} == {"meta"}
     assert {value.dtype for value in statistics.state_dict().values()} == {torch.float64}
 

@@ -19,7 +19,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ended]:
     """Run folder and output of six undisturbed steps in a process of their own."""
     outdir = tmp_path_factory.mktemp("whole")
-    ended = finish(start("train.py", "--data", data, "--outdir", outdir, *RUN_OPTIONS, "--kimg", kimg(6)))
+    ended = finish(
+        start("train.py", "--data", data, "--outdir", outdir, *RUN_OPTIONS, "--kimg", kimg(6))
+    )
     ended.assert_done()
     return only_run(outdir), ended
 

@@ -24,7 +24,10 @@ def snapshot_in(run_dir: Path) -> Path:
 def files_below(folder: Path) -> dict[str, tuple[int, int]]:
     """All files with their sizes and times."""
     found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in found}
+    return {
+        str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns)
+        for path in found
+    }
 
 
 def write_bytes(content: bytes) -> Callable[[Path], Path]:

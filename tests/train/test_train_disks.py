@@ -12,8 +12,8 @@ import pytest
 
 from tests.tiny import TINY_OPTIONS, Ended, differing, finish, kimg, only_run, start, state_in
 from tests.train.runs import snapshot_in, train_here
-from training import run_folder
-from training.checkpoint import load_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint
+from training.run import folder as run_folder
 
 
 def test_an_outdir_that_is_a_file(data: Path, tmp_path: Path) -> None:
@@ -24,10 +24,13 @@ def test_an_outdir_that_is_a_file(data: Path, tmp_path: Path) -> None:
 
 
 def test_an_outdir_that_cannot_be_written(data: Path, tmp_path: Path) -> None:
-    outdir = Path("/proc/runs") if os.geteuid() == 0 else tmp_path  # root may write everywhere but there
+    # root may write everywhere but there
+    outdir = Path("/proc/runs") if os.geteuid() == 0 else tmp_path
     os.chmod(tmp_path, 0o500)
     try:
-        train_here("--data", data, "--outdir", outdir / "here", *TINY_OPTIONS).assert_refused(1, str(outdir))
+        train_here("--data", data, "--outdir", outdir / "here", *TINY_OPTIONS).assert_refused(
+            1, str(outdir)
+        )
     finally:
         os.chmod(tmp_path, 0o700)
     assert os.listdir(tmp_path) == []
@@ -41,7 +44,9 @@ def test_a_run_folder_that_cannot_be_written(half_copy: Path) -> None:
     assert not differing(state_in(half_copy), before)
 
 
-def test_a_full_disk_keeps_the_last_snapshot(whole: tuple[Path, Ended], half_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_last_snapshot(
+    whole: tuple[Path, Ended], half_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = state_in(half_copy)
     original = os.fsync
 
@@ -62,8 +67,20 @@ def test_a_full_disk_keeps_the_last_snapshot(whole: tuple[Path, Ended], half_cop
 
 @pytest.mark.waits
 def test_a_system_that_refuses_large_files(data: Path, tmp_path: Path) -> None:
-    process = start("train.py", "--data", data, "--outdir", tmp_path / "runs", *TINY_OPTIONS, "--snap", "0", "--kimg", kimg(2))
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (150_000, 150_000))  # less than a checkpoint, more than the rest
+    process = start(
+        "train.py",
+        "--data",
+        data,
+        "--outdir",
+        tmp_path / "runs",
+        *TINY_OPTIONS,
+        "--snap",
+        "0",
+        "--kimg",
+        kimg(2),
+    )
+    # less than a checkpoint, more than the rest
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (150_000, 150_000))
     ended = finish(process)
     ended.assert_refused(1, "network-snapshot")
     names = os.listdir(only_run(tmp_path / "runs"))
@@ -71,12 +88,16 @@ def test_a_system_that_refuses_large_files(data: Path, tmp_path: Path) -> None:
     assert not [name for name in names if name.startswith(".") or "network" in name]
 
 
-def test_a_disk_that_is_full_for_tensorboard(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_for_tensorboard(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(run_folder.SummaryWriter, "add_scalar", full)
-    ended = train_here("--data", data, "--outdir", tmp_path / "runs", *TINY_OPTIONS, "--kimg", kimg(3)).assert_done()
+    ended = train_here(
+        "--data", data, "--outdir", tmp_path / "runs", *TINY_OPTIONS, "--kimg", kimg(3)
+    ).assert_done()
     run_dir = only_run(tmp_path / "runs")
     assert len((run_dir / "stats.jsonl").read_text().splitlines()) == 3
     assert ended.out.count("No space left on device") == 1

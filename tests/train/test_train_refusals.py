@@ -1,4 +1,6 @@
-"""Everything that can be wrong with options, data and checkpoints ends in one line and leaves nothing."""
+"""Everything that can be wrong with options, data and checkpoints ends in one line and leaves
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,9 @@ import torch
 from tests.released_layout import Call, write_pickle, write_snapshot
 from tests.tiny import TINY_OPTIONS, encode, finish, orbit_labels, pictures, start, write_dataset
 from tests.train.runs import snapshot_in, train_here, write_bytes
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Options
 
 
@@ -63,13 +65,27 @@ from training.checkpoint import load_checkpoint, save_checkpoint
         (("stray",), ("stray",)),
     ],
 )
-def test_wrong_option_values(data: Path, tmp_path: Path, options: tuple[str, ...], words: tuple[str, ...]) -> None:
+def test_wrong_option_values(
+    data: Path, tmp_path: Path, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
     train_here("--data", data, "--outdir", tmp_path / "runs", *options).assert_refused(2, *words)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_wrong_option_in_a_process_of_its_own(data: Path, tmp_path: Path) -> None:
-    ended = finish(start("train.py", "--data", data, "--outdir", tmp_path / "runs", "--batch", "7", "--batch-gpu", "4"))
+    ended = finish(
+        start(
+            "train.py",
+            "--data",
+            data,
+            "--outdir",
+            tmp_path / "runs",
+            "--batch",
+            "7",
+            "--batch-gpu",
+            "4",
+        )
+    )
     ended.assert_refused(2, "--batch-gpu")
     assert os.listdir(tmp_path) == []
 
@@ -82,13 +98,15 @@ def test_a_wrong_option_in_a_process_of_its_own(data: Path, tmp_path: Path) -> N
         (("--resume", "https://example.invalid/network.pkl"), 1, ("--resume", "--init-from")),
     ],
 )
-def test_options_without_effect_are_refused(data: Path, tmp_path: Path, options: tuple[str, ...], status: int, expected: tuple[str, ...]):
+def test_options_without_effect_are_refused(
+    data: Path, tmp_path: Path, options: tuple[str, ...], status: int, expected: tuple[str, ...]
+):
     result = train_here("--data", data, "--outdir", tmp_path / "runs", *TINY_OPTIONS, *options)
     result.assert_refused(status, *expected)
     assert not (tmp_path / "runs").exists()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Data
 
 PICTURE = encode(pictures(1)[0])
@@ -129,19 +147,46 @@ WRONG_DATA: dict[str, tuple[Callable[[Path], Path], tuple[str, ...]]] = {
     "empty file": (write_bytes(b""), ()),
     "empty zip": (write_empty_zip, ("empty",)),
     "not a zip": (write_bytes(b"these are no pictures" * 100), ("ZIP",)),
-    "cut-off zip": (lambda path: write_bytes(write_dataset(path).read_bytes()[:-2000])(path), ("ZIP",)),
-    "truncated picture": (lambda path: write_dataset(path, files={NAME: PICTURE[: len(PICTURE) // 2]}), (NAME,)),
+    "cut-off zip": (
+        lambda path: write_bytes(write_dataset(path).read_bytes()[:-2000])(path),
+        ("ZIP",),
+    ),
+    "truncated picture": (
+        lambda path: write_dataset(path, files={NAME: PICTURE[: len(PICTURE) // 2]}),
+        (NAME,),
+    ),
     "no picture": (lambda path: write_dataset(path, files={NAME: b"no picture"}), (NAME,)),
-    "mixed sizes": (lambda path: write_dataset(path, files={NAME: encode(pictures(1, 64)[0])}), (NAME, "64x64", "32x32")),
+    "mixed sizes": (
+        lambda path: write_dataset(path, files={NAME: encode(pictures(1, 64)[0])}),
+        (NAME, "64x64", "32x32"),
+    ),
     "not square": (lambda path: write_dataset(path, files={NAME: wide_picture()}), (NAME, "48x32")),
     "26 numbers": (with_numbers(lambda numbers: np.append(numbers, 1)), (NAME, "26 numbers")),
     "NaN": (with_numbers(changed_at(0, np.nan)), (NAME, "NaN")),
-    "determinant -1": (with_numbers(lambda n: n * np.array([-1, 1, 1, 1] * 3 + [1] * 13)), (NAME, "determinant -1")),
-    "pixel intrinsics": (with_numbers(lambda n: n * np.array([1] * 16 + [32] * 6 + [1] * 3)), (NAME, "pixels")),
-    "label missing": (lambda path: write_dataset(path, labels=labels_with(lambda _: None)), (NAME, "no label")),
-    "other names": (lambda path: write_dataset(path, labels=labels_with(lambda label: ["other.png", label[1]])), ("label",)),
-    "no labels": (lambda path: write_dataset(path, files={"dataset.json": b"{}"}), ("dataset.json",)),
-    "labels no JSON": (lambda path: write_dataset(path, files={"dataset.json": b"25 numbers"}), ("dataset.json",)),
+    "determinant -1": (
+        with_numbers(lambda n: n * np.array([-1, 1, 1, 1] * 3 + [1] * 13)),
+        (NAME, "determinant -1"),
+    ),
+    "pixel intrinsics": (
+        with_numbers(lambda n: n * np.array([1] * 16 + [32] * 6 + [1] * 3)),
+        (NAME, "pixels"),
+    ),
+    "label missing": (
+        lambda path: write_dataset(path, labels=labels_with(lambda _: None)),
+        (NAME, "no label"),
+    ),
+    "other names": (
+        lambda path: write_dataset(path, labels=labels_with(lambda label: ["other.png", label[1]])),
+        ("label",),
+    ),
+    "no labels": (
+        lambda path: write_dataset(path, files={"dataset.json": b"{}"}),
+        ("dataset.json",),
+    ),
+    "labels no JSON": (
+        lambda path: write_dataset(path, files={"dataset.json": b"25 numbers"}),
+        ("dataset.json",),
+    ),
 }
 
 
@@ -151,7 +196,9 @@ def test_wrong_data(tmp_path: Path, case: str, cfg: str) -> None:
     make, words = WRONG_DATA[case]
     path = make(tmp_path / "wrong.zip")
     before = os.listdir(tmp_path)
-    ended = train_here("--data", path, "--outdir", tmp_path / "runs", "--gpus", "0", "--cfg", cfg, "--batch", "4")
+    ended = train_here(
+        "--data", path, "--outdir", tmp_path / "runs", "--gpus", "0", "--cfg", cfg, "--batch", "4"
+    )
     ended.assert_refused(1, str(path), *words)
     runs = tmp_path / "runs"
     assert not runs.exists() or os.listdir(runs) == []
@@ -165,7 +212,7 @@ def test_wrong_data_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "runs") == []
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Checkpoints
 
 
@@ -217,14 +264,18 @@ def test_wrong_checkpoints(half: Path, data: Path, tmp_path: Path, case: str, op
     else:
         WRONG_CHECKPOINTS[case](path)
     before = os.listdir(tmp_path)
-    train_here("--data", data, "--outdir", tmp_path / "runs", "--gpus", "0", "--batch", "4", option, path).assert_refused(1, str(path))
+    train_here(
+        "--data", data, "--outdir", tmp_path / "runs", "--gpus", "0", "--batch", "4", option, path
+    ).assert_refused(1, str(path))
     assert os.listdir(tmp_path) == before  # no run, and no mark
 
 
 def test_a_hostile_checkpoint_in_a_process_of_its_own(data: Path, tmp_path: Path) -> None:
     path = hostile(tmp_path / "network-snapshot-000000.pkl")
     for option in ("--resume", "--init-from"):
-        finish(start("train.py", "--data", data, "--outdir", tmp_path / "runs", option, path)).assert_refused(1, str(path))
+        finish(
+            start("train.py", "--data", data, "--outdir", tmp_path / "runs", option, path)
+        ).assert_refused(1, str(path))
     assert os.listdir(tmp_path) == [path.name]
 
 

@@ -1,4 +1,6 @@
-"""train.py --resume: exactly as if the run had never stopped, with the options that it began with."""
+"""train.py --resume: exactly as if the run had never stopped, with the options that it began
+with.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import BATCH, TINY_OPTIONS, Ended, differing, finish, kimg, only_run, start, state_in, write_dataset
+from tests.tiny import (
+    BATCH,
+    TINY_OPTIONS,
+    Ended,
+    differing,
+    finish,
+    kimg,
+    only_run,
+    start,
+    state_in,
+    write_dataset,
+)
 from tests.train.runs import RUN_OPTIONS, files_below, snapshot_in, train_here
-from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.launch import set_aside_later
+from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.run.launch import set_aside_later
 
 
 def test_three_steps_and_three_more_are_six(whole: tuple[Path, Ended], half_copy: Path) -> None:
@@ -22,29 +35,49 @@ def test_three_steps_and_three_more_are_six(whole: tuple[Path, Ended], half_copy
     kept = load_checkpoint(snapshot_in(half_copy))
     assert kept.config == load_checkpoint(snapshot_in(whole[0])).config
     assert kept.augment["p"] != 0.4
-    lines = [json.loads(line)["kimg"] for line in (half_copy / "stats.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)["kimg"] for line in (half_copy / "stats.jsonl").read_text().splitlines()
+    ]
     assert lines == [0.004, 0.008, 0.012, 0.016, 0.02, 0.024]
-    assert json.loads((half_copy / "training_options.json").read_text())["training"]["kimg"] == 0.024
+    assert (
+        json.loads((half_copy / "training_options.json").read_text())["training"]["kimg"] == 0.024
+    )
 
 
 @pytest.mark.parametrize("form", ["folder", "file", "latest"])
 def test_ways_to_name_a_run(half_copy: Path, data: Path, form: str) -> None:
     named = {"folder": half_copy, "file": snapshot_in(half_copy), "latest": Path("latest")}[form]
     same = ["--data", str(data), *RUN_OPTIONS] if form == "latest" else []
-    train_here("--resume", named, "--outdir", half_copy.parent, *same, "--kimg", kimg(4)).assert_done()
+    train_here(
+        "--resume", named, "--outdir", half_copy.parent, *same, "--kimg", kimg(4)
+    ).assert_done()
     assert load_checkpoint(snapshot_in(half_copy)).progress["images"] == 16
     assert os.listdir(half_copy.parent) == [half_copy.name]
 
 
 def test_latest_without_a_run_starts_one(data: Path, tmp_path: Path) -> None:
-    train_here("--resume", "latest", "--data", data, "--outdir", tmp_path / "runs", *TINY_OPTIONS, "--kimg", kimg(1)).assert_done()
+    train_here(
+        "--resume",
+        "latest",
+        "--data",
+        data,
+        "--outdir",
+        tmp_path / "runs",
+        *TINY_OPTIONS,
+        "--kimg",
+        kimg(1),
+    ).assert_done()
     assert load_checkpoint(snapshot_in(only_run(tmp_path / "runs"))).progress["images"] == BATCH
 
 
-def test_a_file_called_latest_is_not_meant(half_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_called_latest_is_not_meant(
+    half_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(half_copy.parent)
     Path("latest").write_text("my notes")
-    ended = train_here("--resume", "latest", "--outdir", half_copy.parent, "--dry-run").assert_done()
+    ended = train_here(
+        "--resume", "latest", "--outdir", half_copy.parent, "--dry-run"
+    ).assert_done()
     assert json.loads(ended.out)["training"]["batch"] == BATCH
 
 
@@ -76,7 +109,9 @@ def test_a_run_keeps_its_options(half: Path, options: tuple[str, ...], named: st
 
 
 def test_all_refused_options_are_named(half: Path) -> None:
-    train_here("--resume", half, "--gamma", "3", "--seed", "4", "--tick", "1").assert_refused(2, "--gamma", "--seed")
+    train_here("--resume", half, "--gamma", "3", "--seed", "4", "--tick", "1").assert_refused(
+        2, "--gamma", "--seed"
+    )
 
 
 def test_other_data_are_refused(half: Path, tmp_path: Path) -> None:
@@ -88,7 +123,13 @@ def test_a_run_may_grow_but_not_shrink(half: Path) -> None:
     train_here("--resume", half, "--kimg", kimg(2)).assert_refused(2, "--kimg", "only grow")
 
 
-@pytest.mark.parametrize("options", [("--tick", "1", "--snap", "9", "--workers", "0"), ("--seed", "0", "--batch", "4", "--aug", "ada")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--tick", "1", "--snap", "9", "--workers", "0"),
+        ("--seed", "0", "--batch", "4", "--aug", "ada"),
+    ],
+)
 def test_options_that_may_be_given_again(half: Path, options: tuple[str, ...]) -> None:
     config = json.loads(train_here("--resume", half, *options, "--dry-run").assert_done().out)
     assert config["training"]["seed"] == 0
@@ -117,4 +158,7 @@ def test_resuming_an_older_snapshot_sets_later_ones_aside(tmp_path: Path):
     for path in (older, later):
         path.write_bytes(b"x")
     set_aside_later(older)
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["network-snapshot-000001.pkl", "network-snapshot-000002.superseded"]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        "network-snapshot-000001.pkl",
+        "network-snapshot-000002.superseded",
+    ]

@@ -1,4 +1,6 @@
-"""train.py as people run it: what whole runs leave behind, what options set, and data of its own."""
+"""train.py as people run it: what whole runs leave behind, what options set, and data of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import train
 from tests.tiny import BATCH, Ended, write_dataset
 from tests.train.runs import snapshot_in, train_here
-from training.checkpoint import load_checkpoint
-from training.config import Config, from_dict
+from training.checkpoints.checkpoint import load_checkpoint
+from training.config.settings import Config, from_dict
 
 
 def test_a_run_says_what_it_does(whole: tuple[Path, Ended]) -> None:
@@ -44,7 +46,16 @@ def test_statistics_and_log(whole: tuple[Path, Ended]) -> None:
     run_dir, _ = whole
     lines = [json.loads(line) for line in (run_dir / "stats.jsonl").read_text().splitlines()]
     assert [line["kimg"] for line in lines] == [0.004, 0.008, 0.012, 0.016, 0.02, 0.024]
-    health = {"Loss/G", "Loss/D", "Logits/real", "Logits/fake", "Gradients/norm_G", "Gradients/nonfinite_D", "Depth/spread", "Augment/p"}
+    health = {
+        "Loss/G",
+        "Loss/D",
+        "Logits/real",
+        "Logits/fake",
+        "Gradients/norm_G",
+        "Gradients/nonfinite_D",
+        "Depth/spread",
+        "Augment/p",
+    }
     assert all(health <= set(line) for line in lines)
     assert "Loss/R1" in lines[0]
     assert "Loss/R1" not in lines[1]
@@ -59,7 +70,14 @@ def test_tensorboard_has_scalars_and_pictures(whole: tuple[Path, Ended]) -> None
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
     tags = events.Tags()
-    assert {"Loss/G", "Loss/D", "Loss/R1", "Logits/real", "Augment/p", "Progress/images_per_second"} <= set(tags["scalars"])
+    assert {
+        "Loss/G",
+        "Loss/D",
+        "Loss/R1",
+        "Logits/real",
+        "Augment/p",
+        "Progress/images_per_second",
+    } <= set(tags["scalars"])
     assert [event.step for event in events.Scalars("Loss/G")] == [4, 8, 12, 16, 20, 24]
     assert {"reals", "fakes", "raw", "depth", "yaw"} <= set(tags["images"])
 
@@ -77,15 +95,19 @@ def test_pictures_of_a_run(whole: tuple[Path, Ended]) -> None:
 
 def test_nothing_temporary_stays(whole: tuple[Path, Ended]) -> None:
     run_dir, _ = whole
-    assert not [name for name in os.listdir(run_dir) if name.endswith(".tmp") or name.startswith(".")]
+    assert not [
+        name for name in os.listdir(run_dir) if name.endswith(".tmp") or name.startswith(".")
+    ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Dry run
 
 
 def test_a_dry_run_prints_settings_and_leaves_nothing(data: Path, tmp_path: Path) -> None:
-    ended = train_here("--data", data, "--outdir", tmp_path / "runs", "--gpus", "0", "--batch", "8", "-n").assert_done()
+    ended = train_here(
+        "--data", data, "--outdir", tmp_path / "runs", "--gpus", "0", "--batch", "8", "-n"
+    ).assert_done()
     config = from_dict(Config, json.loads(ended.out))
     assert config.training.batch == 8
     assert config.training.gamma == 5.0
@@ -124,19 +146,25 @@ def test_a_dry_run_prints_settings_and_leaves_nothing(data: Path, tmp_path: Path
         (("--gamma", "2", "--set", "training.gamma=3"), "training", "gamma", 3.0),
     ],
 )
-def test_options_set_what_they_say(data: Path, options: tuple[str, ...], section: str, field: str, expected: Any) -> None:
+def test_options_set_what_they_say(
+    data: Path, options: tuple[str, ...], section: str, field: str, expected: Any
+) -> None:
     batch = () if "--batch" in options else ("--batch", "8")
-    config = json.loads(train_here("--data", data, "--gpus", "0", *batch, *options, "-n").assert_done().out)
+    config = json.loads(
+        train_here("--data", data, "--gpus", "0", *batch, *options, "-n").assert_done().out
+    )
     for name in section.split("."):
         config = config[name]
     assert config[field] == expected
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Built-in data
 
 
-def test_without_data_the_built_in_heads_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_data_the_built_in_heads_are_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[Path] = []
 
     def generate(path: Path, settings: Any) -> None:
@@ -146,13 +174,15 @@ def test_without_data_the_built_in_heads_are_made_once(tmp_path: Path, monkeypat
         write_dataset(path, resolution=64)
 
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("data_tools.heads.generate_heads", generate)
+    monkeypatch.setattr("data_tools.heads.dataset.generate_heads", generate)
     for _ in range(2):
         ended = train_here("--gpus", "0", "-n").assert_done()
     assert len(made) == 1
     config = json.loads(ended.out)
     assert config["data"]["path"] == str(made[0])
-    assert config["model"]["rendering"]["background"] == pytest.approx([77 / 255, 153 / 255, 158 / 255])
+    assert config["model"]["rendering"]["background"] == pytest.approx(
+        [77 / 255, 153 / 255, 158 / 255]
+    )
     assert config["training"]["gamma"] == 0.5
 
 

@@ -1,4 +1,6 @@
-"""Signals and time limits: a run that is told to stop saves, says how to go on and loses nothing."""
+"""Signals and time limits: a run that is told to stop saves, says how to go on and loses
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ import pytest
 
 from tests.tiny import BATCH, TINY_OPTIONS, differing, finish, kimg, only_run, start, state_in
 from tests.train.runs import RUN_OPTIONS, snapshot_in, train_here
-from training.checkpoint import load_checkpoint
-from training.trainer import Trainer
+from training.checkpoints.checkpoint import load_checkpoint
+from training.gan.trainer import Trainer
 
 pytestmark = pytest.mark.waits
 
@@ -29,7 +31,18 @@ def wait_for(condition: Callable[[], bool], process: Any, seconds: float = 120) 
 
 def test_sigterm_saves_says_how_to_go_on_and_loses_nothing(data: Path, tmp_path: Path) -> None:
     outdir = tmp_path / "runs"
-    process = start("train.py", "--data", data, "--outdir", outdir, *RUN_OPTIONS, "--snap", "0", "--kimg", "1000")
+    process = start(
+        "train.py",
+        "--data",
+        data,
+        "--outdir",
+        outdir,
+        *RUN_OPTIONS,
+        "--snap",
+        "0",
+        "--kimg",
+        "1000",
+    )
     wait_for(lambda: any(outdir.glob("*/stats.jsonl")), process)
     process.send_signal(signal.SIGTERM)
     ended = finish(process).assert_done()
@@ -43,12 +56,16 @@ def test_sigterm_saves_says_how_to_go_on_and_loses_nothing(data: Path, tmp_path:
     assert "Time limit" in again.out
     resumed = state_in(run_dir)
     assert resumed["progress"]["steps"] == steps + 1
-    train_here("--data", data, "--outdir", tmp_path / "whole", *RUN_OPTIONS, "--kimg", kimg(steps + 1)).assert_done()
+    train_here(
+        "--data", data, "--outdir", tmp_path / "whole", *RUN_OPTIONS, "--kimg", kimg(steps + 1)
+    ).assert_done()
     assert not differing(resumed, state_in(only_run(tmp_path / "whole")))
 
 
 def test_sigterm_before_the_run_begins_leaves_nothing(data: Path, tmp_path: Path) -> None:
-    process = start("train.py", "--data", data, "--outdir", tmp_path / "runs", *RUN_OPTIONS, "--kimg", "1000")
+    process = start(
+        "train.py", "--data", data, "--outdir", tmp_path / "runs", *RUN_OPTIONS, "--kimg", "1000"
+    )
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     ended = finish(process)
@@ -80,7 +97,9 @@ def test_ctrl_c_is_no_error(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
         original(trainer, *arguments)
 
     monkeypatch.setattr(Trainer, "_discriminator_main", interrupted)
-    ended = train_here("--data", data, "--outdir", tmp_path / "runs", *RUN_OPTIONS, "--kimg", "1000").assert_done()
+    ended = train_here(
+        "--data", data, "--outdir", tmp_path / "runs", *RUN_OPTIONS, "--kimg", "1000"
+    ).assert_done()
     run_dir = only_run(tmp_path / "runs")
     assert "Stopped by SIGINT" in ended.out
     assert f"python train.py --resume {run_dir}" in ended.out
@@ -89,7 +108,9 @@ def test_ctrl_c_is_no_error(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_minutes(data: Path, tmp_path: Path) -> None:
     limit = ("--kimg", "1000", "--minutes", "0.0001")
-    ended = train_here("--data", data, "--outdir", tmp_path / "runs", *TINY_OPTIONS, *limit).assert_done()
+    ended = train_here(
+        "--data", data, "--outdir", tmp_path / "runs", *TINY_OPTIONS, *limit
+    ).assert_done()
     run_dir = only_run(tmp_path / "runs")
     assert "Time limit reached" in ended.out
     assert f"--resume {run_dir}" in ended.out
@@ -98,7 +119,18 @@ def test_minutes(data: Path, tmp_path: Path) -> None:
 
 def test_two_processes_train_and_stop_together(data: Path, tmp_path: Path) -> None:
     outdir = tmp_path / "runs"
-    process = start("train.py", "--data", data, "--outdir", outdir, *RUN_OPTIONS, "--procs", "2", "--kimg", "1000")
+    process = start(
+        "train.py",
+        "--data",
+        data,
+        "--outdir",
+        outdir,
+        *RUN_OPTIONS,
+        "--procs",
+        "2",
+        "--kimg",
+        "1000",
+    )
     wait_for(lambda: any(outdir.glob("*/stats.jsonl")), process)
     process.send_signal(signal.SIGTERM)  # to the parent alone, as batch systems do
     ended = finish(process).assert_done()
@@ -108,4 +140,8 @@ def test_two_processes_train_and_stop_together(data: Path, tmp_path: Path) -> No
     assert ended.out.count("Saved ") == 1
     state = state_in(only_run(outdir))
     assert state["progress"]["images"] == BATCH * state["progress"]["steps"] > 0
-    assert all(bool(value.isfinite().all()) for name in ("G", "D", "G_ema") for value in state[name].values())
+    assert all(
+        bool(value.isfinite().all())
+        for name in ("G", "D", "G_ema")
+        for value in state[name].values()
+    )

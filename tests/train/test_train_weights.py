@@ -12,8 +12,8 @@ import torch
 from tests.released_layout import Layout, write_snapshot
 from tests.tiny import kimg, only_run, state_in, write_dataset
 from tests.train.runs import snapshot_in, train_here
-from training.checkpoint import load_checkpoint, load_weights
-from training.config import Config, from_dict
+from training.checkpoints.checkpoint import load_checkpoint, load_weights
+from training.config.settings import Config, from_dict
 
 
 def check_fine_tuning(config: dict[str, Any]) -> None:
@@ -25,8 +25,22 @@ def check_fine_tuning(config: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("way", [("--aug", "ada"), ("--set", "augment.mode=ada")])
-def test_init_from_changes_what_fine_tuning_changes(half: Path, data: Path, way: tuple[str, str]) -> None:
-    options = ("--data", data, "--gpus", "0", "--batch", "4", "--init-from", snapshot_in(half), "--cfg", "afhq", *way)
+def test_init_from_changes_what_fine_tuning_changes(
+    half: Path, data: Path, way: tuple[str, str]
+) -> None:
+    options = (
+        "--data",
+        data,
+        "--gpus",
+        "0",
+        "--batch",
+        "4",
+        "--init-from",
+        snapshot_in(half),
+        "--cfg",
+        "afhq",
+        *way,
+    )
     config = json.loads(train_here(*options, "--dry-run").assert_done().out)
     check_fine_tuning(config)
     assert config["augment"]["mode"] == "ada"
@@ -46,9 +60,15 @@ def test_what_fine_tuning_changes_can_be_set(half: Path, data: Path) -> None:
 STANDSTILL = ("--set", "training.lr_generator=1e-30", "--set", "training.lr_discriminator=1e-30")
 
 
-def check_same_parameters(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], but: tuple[str, ...] = ()) -> None:
+def check_same_parameters(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], but: tuple[str, ...] = ()
+) -> None:
     assert found.keys() == expected.keys()
-    assert [name for name in found if not name.endswith(but) and not torch.equal(found[name], expected[name])] == []
+    assert [
+        name
+        for name in found
+        if not name.endswith(but) and not torch.equal(found[name], expected[name])
+    ] == []
 
 
 def test_init_from_takes_weights_only(half: Path, data: Path, tmp_path: Path) -> None:
@@ -70,7 +90,19 @@ def test_a_released_snapshot_can_be_trained_on(tmp_path: Path) -> None:
     few = {"depth_resolution": 4, "depth_resolution_importance": 4}
     snapshot = write_snapshot(tmp_path / "released.pkl", Layout(module_src=source, rendering=few))
     data = write_dataset(tmp_path / "large.zip", count=4, resolution=128)
-    options = ("--data", data, "--outdir", tmp_path / "runs", "--gpus", "0", "--batch", "1", "--precision", "fp32", *STANDSTILL)
+    options = (
+        "--data",
+        data,
+        "--outdir",
+        tmp_path / "runs",
+        "--gpus",
+        "0",
+        "--batch",
+        "1",
+        "--precision",
+        "fp32",
+        *STANDSTILL,
+    )
     small = ("--nrr-initial", "8", "--set", "training.density_reg_points=20")
     ended = train_here(*options, *small, "--init-from", snapshot, "--kimg", "0.001").assert_done()
     assert "Traceback" not in ended.err
@@ -80,20 +112,38 @@ def test_a_released_snapshot_can_be_trained_on(tmp_path: Path) -> None:
     assert weights.G is not None
     kept = {name: value for name, value in state["G"].items() if name in weights.G}
     assert len(kept) > 80
-    check_same_parameters(kept, {name: weights.G[name] for name in kept}, but=("w_avg", "resample_filter"))
+    check_same_parameters(
+        kept, {name: weights.G[name] for name in kept}, but=("w_avg", "resample_filter")
+    )
     config = load_checkpoint(snapshot_in(run_dir)).config
     assert config.model.rendering.fine_sampling == "released"
     assert not mark.exists()
 
 
 def test_two_stages(half: Path, data: Path, tmp_path: Path) -> None:
-    options = ("--data", data, "--outdir", tmp_path, "--gpus", "0", "--batch", "4", "--tick", "0.004", "--snap", "1")
+    options = (
+        "--data",
+        data,
+        "--outdir",
+        tmp_path,
+        "--gpus",
+        "0",
+        "--batch",
+        "4",
+        "--tick",
+        "0.004",
+        "--snap",
+        "1",
+    )
     stage = ("--init-from", snapshot_in(half), "--nrr-final", "16", "--nrr-fade-kimg", "0.016")
     train_here(*options, *stage, "--kimg", kimg(3)).assert_done()
     run_dir = only_run(tmp_path)
 
     def resolutions() -> list[float]:
-        return [json.loads(line)["Schedule/resolution"] for line in (run_dir / "stats.jsonl").read_text().splitlines()]
+        return [
+            json.loads(line)["Schedule/resolution"]
+            for line in (run_dir / "stats.jsonl").read_text().splitlines()
+        ]
 
     assert resolutions() == [8, 10, 12]
     assert load_checkpoint(snapshot_in(run_dir)).config.model.rendering.resolution == 14
@@ -104,10 +154,21 @@ def test_two_stages(half: Path, data: Path, tmp_path: Path) -> None:
 
 def test_weights_for_other_pictures_are_refused(half: Path, tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "large.zip", count=4, resolution=64)
-    options = ("--data", data, "--outdir", tmp_path / "runs", "--gpus", "0", "--init-from", snapshot_in(half))
+    options = (
+        "--data",
+        data,
+        "--outdir",
+        tmp_path / "runs",
+        "--gpus",
+        "0",
+        "--init-from",
+        snapshot_in(half),
+    )
     train_here(*options).assert_refused(1, "--init-from", "32 pixels", "64")
     assert not (tmp_path / "runs").exists()
 
 
 def test_resume_and_init_from_exclude_each_other(half: Path) -> None:
-    train_here("--resume", half, "--init-from", snapshot_in(half)).assert_refused(2, "--resume", "--init-from")
+    train_here("--resume", half, "--init-from", snapshot_in(half)).assert_refused(
+        2, "--resume", "--init-from"
+    )

@@ -41,7 +41,9 @@ def reference_look_at(position, target):
 
 
 def project(point, label):
-    """Picture coordinates (u, v) of a world point, u to the right and v down, 0..1 across the picture."""
+    """Picture coordinates (u, v) of a world point, u to the right and v down, 0..1 across the
+    picture.
+    """
     label = np.asarray(label, dtype=np.float64)
     world_to_camera = np.linalg.inv(label[:16].reshape(4, 4))
     image = label[16:].reshape(3, 3) @ (world_to_camera @ np.append(point, 1))[:3]
@@ -49,7 +51,9 @@ def project(point, label):
 
 
 def random_labels(count, seed=0):
-    """Labels of cameras that look at random points through skewed, off-centre, anisotropic lenses, float64."""
+    """Labels of cameras that look at random points through skewed, off-centre, anisotropic lenses,
+    float64.
+    """
     rng = np.random.default_rng(seed)
     labels = []
     for _ in range(count):
@@ -69,7 +73,7 @@ def random_labels(count, seed=0):
     return torch.tensor(labels, dtype=torch.float64)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Labels
 
 
@@ -78,7 +82,9 @@ def test_label_is_matrix_then_intrinsics_row_by_row():
     intrinsics = torch.arange(16.0, 25.0).reshape(3, 3)
     label = pack_label(cam2world, intrinsics)
     assert torch.equal(label, torch.arange(25.0))
-    assert all(torch.equal(a, b) for a, b in zip(unpack_label(label), (cam2world, intrinsics), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(unpack_label(label), (cam2world, intrinsics), strict=True)
+    )
 
 
 def test_packing_broadcasts_over_leading_dimensions():
@@ -101,7 +107,7 @@ def test_focal_of_a_field_of_view():
     assert focal_from_fov(18.837) == pytest.approx(FFHQ_FOCAL, rel=5e-4)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Poses
 
 
@@ -109,14 +115,18 @@ def test_focal_of_a_field_of_view():
 def test_look_at_agrees_with_cross_products(position, target):
     direction = np.subtract(target, position)
     assume(np.hypot(direction[0], direction[2]) > 1e-2)
-    pose = look_at_pose(torch.tensor(position, dtype=torch.float64), torch.tensor(target, dtype=torch.float64))
+    pose = look_at_pose(
+        torch.tensor(position, dtype=torch.float64), torch.tensor(target, dtype=torch.float64)
+    )
     assert np.allclose(pose.numpy(), reference_look_at(position, target), atol=1e-10)
 
 
 @given(POINTS, POINTS)
 def test_look_at_is_a_proper_rotation_without_roll(position, target):
     assume(np.linalg.norm(np.subtract(target, position)) > 1e-2)
-    pose = look_at_pose(torch.tensor(position, dtype=torch.float64), torch.tensor(target, dtype=torch.float64)).numpy()
+    pose = look_at_pose(
+        torch.tensor(position, dtype=torch.float64), torch.tensor(target, dtype=torch.float64)
+    ).numpy()
     rotation = pose[:3, :3]
     # Within 1e-6 of the vertical the world's x serves as right, which is that far from orthogonal.
     assert np.allclose(rotation.T @ rotation, np.eye(3), atol=2e-6)
@@ -135,21 +145,28 @@ def test_looking_straight_down_or_up_keeps_the_worlds_x_to_the_right(height):
 
 
 def test_looked_at_point_is_in_the_middle_and_up_is_up():
-    label = pack_label(look_at_pose(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.3, 0.2, -0.1])), pinhole_intrinsics(2.0))
+    label = pack_label(
+        look_at_pose(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.3, 0.2, -0.1])),
+        pinhole_intrinsics(2.0),
+    )
     assert project((0.3, 0.2, -0.1), label) == pytest.approx((0.5, 0.5), abs=1e-5)
     assert project((0.3, 0.4, -0.1), label)[1] < 0.5
 
 
 def test_front_camera_sees_x_to_the_right_and_y_up():
     pose = orbit_pose(0.0, 0.0, 2.7)
-    assert torch.equal(pose, torch.tensor([[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, 2.7], [0, 0, 0, 1]]))
+    assert torch.equal(
+        pose, torch.tensor([[1.0, 0, 0, 0], [0, -1, 0, 0], [0, 0, -1, 2.7], [0, 0, 0, 1]])
+    )
     label = pack_label(pose, pinhole_intrinsics(2.7))
     assert project((0.1, 0.2, 0.0), label) == pytest.approx((0.6, 0.3), abs=1e-6)
 
 
 @given(YAWS, PITCHES, RADII, st.tuples(*[st.floats(-0.3, 0.3)] * 3))
 def test_orbit_pose_is_a_point_of_the_sphere_looking_at_the_pivot(yaw, pitch, radius, pivot):
-    position = radius * np.array([math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch)])
+    position = radius * np.array(
+        [math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch)]
+    )
     assume(np.hypot(position[0] - pivot[0], position[2] - pivot[2]) > 0.05)
     pose = orbit_pose(yaw, pitch, radius, pivot)
     assert np.allclose(pose.numpy(), reference_look_at(position, pivot), atol=5e-5)
@@ -162,7 +179,9 @@ def test_orbit_poses_of_a_batch_are_those_of_its_members():
     assert poses.shape == (3, 4, 4, 4)
     for i in range(3):
         for j in range(4):
-            single = orbit_pose(float(yaw[i, 0]), float(pitch[j]), float(radius[i, j]), (0.0, 0.1, 0.2))
+            single = orbit_pose(
+                float(yaw[i, 0]), float(pitch[j]), float(radius[i, j]), (0.0, 0.1, 0.2)
+            )
             assert torch.allclose(poses[i, j], single, atol=1e-6)
 
 
@@ -174,14 +193,18 @@ def test_orbit_angles_invert_orbit_pose(yaw, pitch, radius):
     assert float(found[2]) == pytest.approx(radius, rel=1e-6)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Mirroring
 
 
 def test_mirrored_label_is_the_formula():
     flip = np.diag([-1.0, 1, 1, 1])
-    for label, mirrored in zip(random_labels(5).numpy(), mirror_label(random_labels(5)).numpy(), strict=True):
-        assert np.allclose(mirrored[:16].reshape(4, 4), flip @ label[:16].reshape(4, 4) @ flip, atol=1e-15)
+    for label, mirrored in zip(
+        random_labels(5).numpy(), mirror_label(random_labels(5)).numpy(), strict=True
+    ):
+        assert np.allclose(
+            mirrored[:16].reshape(4, 4), flip @ label[:16].reshape(4, 4) @ flip, atol=1e-15
+        )
         fx, s, cx, _, fy, cy = label[16:22]
         assert np.allclose(mirrored[16:], [fx, -s, 1 - cx, 0, fy, cy, 0, 0, 1], atol=1e-15)
 
@@ -203,16 +226,24 @@ def test_mirroring_twice_changes_nothing_and_never_the_argument():
 
 @given(YAWS, PITCHES)
 def test_mirrored_orbit_camera_is_the_camera_of_opposite_yaw(yaw, pitch):
-    mirrored = mirror_label(pack_label(orbit_pose(yaw, pitch, 2.7, (0.1, 0.0, 0.2)), pinhole_intrinsics(3.0)))
-    assert torch.allclose(mirrored, pack_label(orbit_pose(-yaw, pitch, 2.7, (-0.1, 0.0, 0.2)), pinhole_intrinsics(3.0)), atol=1e-5)
+    mirrored = mirror_label(
+        pack_label(orbit_pose(yaw, pitch, 2.7, (0.1, 0.0, 0.2)), pinhole_intrinsics(3.0))
+    )
+    assert torch.allclose(
+        mirrored,
+        pack_label(orbit_pose(-yaw, pitch, 2.7, (-0.1, 0.0, 0.2)), pinhole_intrinsics(3.0)),
+        atol=1e-5,
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Rays
 
 
 def test_viewing_rays_are_the_optical_axes():
-    pose = look_at_pose(torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 2.0]]), torch.tensor([0.0, 0.0, 1.0]))
+    pose = look_at_pose(
+        torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 2.0]]), torch.tensor([0.0, 0.0, 1.0])
+    )
     origins, directions = viewing_rays(pose)
     assert origins.tolist() == [[1, 2, 3], [0, 0, 2]]
     assert torch.allclose(directions, torch.tensor([[-1 / 3, -2 / 3, -2 / 3], [0, 0, -1]]))
@@ -225,7 +256,11 @@ def test_lines_through_a_point_meet_there(point, count, seed):
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     assume(np.linalg.svd(directions)[1][1] > 0.1)
     origins = np.array(point) - directions * rng.uniform(1, 3, (count, 1))
-    assert np.allclose(nearest_point_to_rays(torch.from_numpy(origins), torch.from_numpy(directions)).numpy(), point, atol=1e-8)
+    assert np.allclose(
+        nearest_point_to_rays(torch.from_numpy(origins), torch.from_numpy(directions)).numpy(),
+        point,
+        atol=1e-8,
+    )
 
 
 def test_nearest_point_to_skew_lines_is_the_least_squares_solution():
@@ -245,4 +280,6 @@ def test_nearest_point_to_skew_lines_is_the_least_squares_solution():
 def test_parallel_lines_give_the_best_point_nearest_to_the_origin():
     origins = torch.tensor([[1.0, 2.0, 5.0], [-1.0, 2.0, 7.0]])
     directions = torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, -1.0]])
-    assert torch.allclose(nearest_point_to_rays(origins, directions), torch.tensor([0.0, 2.0, 0.0]), atol=1e-6)
+    assert torch.allclose(
+        nearest_point_to_rays(origins, directions), torch.tensor([0.0, 2.0, 0.0]), atol=1e-6
+    )

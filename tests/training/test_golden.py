@@ -1,4 +1,5 @@
-"""Ten seeded training steps give the losses they always gave: a change that should not change results proves it here.
+"""Ten seeded training steps give the losses they always gave: a change that should not change
+results proves it here.
 
 After a change that is meant to: python -m tests.training.test_golden
 """
@@ -12,11 +13,20 @@ import pytest
 import torch
 
 from tests.tiny import orbit_labels, pictures, tiny_config
-from training.dataset import to_float
-from training.trainer import Trainer
+from training.data.dataset import to_float
+from training.gan.trainer import Trainer
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden_losses.json"
-NAMES = ("Loss/G", "Loss/D", "Loss/R1", "Loss/density", "Logits/real", "Logits/fake", "Gradients/norm_G", "Gradients/norm_D")
+NAMES = (
+    "Loss/G",
+    "Loss/D",
+    "Loss/R1",
+    "Loss/density",
+    "Logits/real",
+    "Logits/fake",
+    "Gradients/norm_G",
+    "Gradients/norm_D",
+)
 SETTINGS = (
     "augment.mode=fixed",
     "augment.p=0.5",
@@ -31,8 +41,8 @@ SETTINGS = (
     "training.ema_kimg=0.02",
     "rendering.background=[1,0.5,0]",
 )
-# Other instruction sets and convolution libraries moved these numbers by less than a tenth of this, a formula changed by 1 % some of them
-# by dozens of times as much.
+# Other instruction sets and convolution libraries moved these numbers by less than a tenth of this,
+# a formula changed by 1 % some of them by dozens of times as much.
 RELATIVE, ABSOLUTE = 1e-4, 1e-5
 
 
@@ -47,7 +57,10 @@ def train() -> list[dict[str, float]]:
         trainer.step(images[chosen], labels[chosen])
         values = trainer.statistics.collect()
         steps.append({name: values[name]["mean"] for name in NAMES if name in values})
-    lags = [(p - q).abs().flatten() for p, q in zip(trainer.G_ema.parameters(), trainer.G.parameters(), strict=True)]
+    lags = [
+        (p - q).abs().flatten()
+        for p, q in zip(trainer.G_ema.parameters(), trainer.G.parameters(), strict=True)
+    ]
     steps[-1]["Average/lag"] = 1000 * float(torch.cat(lags).detach().mean())
     steps[-1]["Average/w"] = float(trainer.G_ema.backbone.mapping.w_avg.norm())
     return steps
@@ -59,7 +72,9 @@ def test_ten_steps_give_the_golden_losses() -> None:
     assert [sorted(step) for step in found] == [sorted(step) for step in golden]
     for step, (values, expected) in enumerate(zip(found, golden, strict=True)):
         for name in expected:
-            assert values[name] == pytest.approx(expected[name], rel=RELATIVE, abs=ABSOLUTE), f"{name} of step {step}"
+            assert values[name] == pytest.approx(expected[name], rel=RELATIVE, abs=ABSOLUTE), (
+                f"{name} of step {step}"
+            )
 
 
 if __name__ == "__main__":

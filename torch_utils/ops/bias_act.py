@@ -1,7 +1,9 @@
-"""Bias, activation, gain and clamp in one call (Karras et al. 2020, "Analyzing and improving the image quality of StyleGAN").
+"""Bias, activation, gain and clamp in one call (Karras et al. 2020, "Analyzing and improving the
+image quality of StyleGAN").
 
-`bias_act_reference` is the definition. The compiled operator computes half-precision numbers in fp32 and rounds once. For the
-backward pass it keeps the output where that tells the slope (which the next layer keeps anyway), else the input.
+`bias_act_reference` is the definition. The compiled operator computes half-precision numbers in
+fp32 and rounds once. For the backward pass it keeps the output where that tells the slope (which
+the next layer keeps anyway), else the input.
 """
 
 from __future__ import annotations
@@ -17,12 +19,16 @@ from torch import Tensor
 
 from torch_utils.ops import library
 
-ActivationName = Literal["linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish"]
+ActivationName = Literal[
+    "linear", "relu", "lrelu", "tanh", "sigmoid", "elu", "selu", "softplus", "swish"
+]
 
 
 @dataclass(frozen=True)
 class Activation:
-    """A nonlinearity `function(x, alpha)`, its usual `alpha` and the `gain` that keeps the variance of its output near one."""
+    """A nonlinearity `function(x, alpha)`, its usual `alpha` and the `gain` that keeps the variance
+    of its output near one.
+    """
 
     function: Callable[[Tensor, float], Tensor]
     alpha: float = 0.0
@@ -53,8 +59,8 @@ def bias_act(
 ) -> Tensor:
     """clamp(gain * act(x + bias)), of the shape, dtype and layout of `x`.
 
-    Derivatives of any order, but on the compiled path only two for activations that are not piecewise linear. At the bounds of the
-    clamp themselves the gradient may be passed on or not.
+    Derivatives of any order, but on the compiled path only two for activations that are not
+    piecewise linear. At the bounds of the clamp themselves the gradient may be passed on or not.
 
     Args:
         x: Input of any shape.
@@ -70,7 +76,10 @@ def bias_act(
     if act not in ACTIVATIONS:
         raise ValueError(f"unknown activation {act!r}; known are {', '.join(ACTIVATIONS)}")
     if bias is not None and bias.shape != (x.shape[dim],):
-        raise ValueError(f"bias of shape {tuple(bias.shape)} for dimension {dim} of an input of shape {tuple(x.shape)}")
+        raise ValueError(
+            f"bias of shape {tuple(bias.shape)} for dimension {dim} of an input of shape"
+            f" {tuple(x.shape)}"
+        )
     alpha = ACTIVATIONS[act].alpha if alpha is None else alpha
     gain = ACTIVATIONS[act].gain if gain is None else gain
     is_identity = bias is None and act == "linear" and gain == 1 and clamp is None
@@ -81,7 +90,13 @@ def bias_act(
 
 
 def bias_act_reference(
-    x: Tensor, bias: Tensor | None, dim: int, act: ActivationName, alpha: float, gain: float, clamp: float | None
+    x: Tensor,
+    bias: Tensor | None,
+    dim: int,
+    act: ActivationName,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
 ) -> Tensor:
     """What `bias_act` means, in plain PyTorch."""
     if bias is not None:
@@ -93,28 +108,52 @@ def bias_act_reference(
 
 
 def self_checks() -> Iterator[library.SelfCheck]:
-    """Every activation forward, and lrelu's gradients, against the reference in several dtypes and layouts."""
+    """Every activation forward, and lrelu's gradients, against the reference in several dtypes and
+    layouts.
+    """
     generator = torch.Generator().manual_seed(0)
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3), (torch.float64, 1e-12)):
+    for dtype, tolerance in (
+        (torch.float32, 1e-5),
+        (torch.bfloat16, 2e-2),
+        (torch.float16, 3e-3),
+        (torch.float64, 1e-12),
+    ):
         x = torch.randn(2, 5, 19, 17, generator=generator, dtype=torch.float64).mul(2).to(dtype)
         bias = torch.randn(5, generator=generator, dtype=torch.float64).to(dtype)
         for act in ACTIVATIONS:
             for layout in (torch.contiguous_format, torch.channels_last):
-                yield from _compare(f"bias_act {act} {dtype}".replace("torch.", ""), x.to(memory_format=layout), bias, act, tolerance)
+                yield from _compare(
+                    f"bias_act {act} {dtype}".replace("torch.", ""),
+                    x.to(memory_format=layout),
+                    bias,
+                    act,
+                    tolerance,
+                )
 
 
-def _compare(name: str, x: Tensor, bias: Tensor, act: ActivationName, tolerance: float) -> Iterator[library.SelfCheck]:
-    """Output and both gradients, the reference in fp64. The gradient flows where rounding does not decide whether the clamp acts."""
+def _compare(
+    name: str, x: Tensor, bias: Tensor, act: ActivationName, tolerance: float
+) -> Iterator[library.SelfCheck]:
+    """Output and both gradients, the reference in fp64. The gradient flows where rounding does not
+    decide whether the clamp acts.
+    """
     clamp = 2.7
-    unclamped = bias_act_reference(x.double(), bias.double(), 1, act, ACTIVATIONS[act].alpha, ACTIVATIONS[act].gain, None)
+    unclamped = bias_act_reference(
+        x.double(), bias.double(), 1, act, ACTIVATIONS[act].alpha, ACTIVATIONS[act].gain, None
+    )
     grad = ((unclamped.abs() / clamp - 1).abs() > 0.05).to(x.dtype) * x
     results = []
     for path, dtype in (("cpp", x.dtype), ("reference", torch.float64)):
         with library.path(path):
-            inputs = (x.to(dtype).detach().requires_grad_(), bias.to(dtype).detach().requires_grad_())
+            inputs = (
+                x.to(dtype).detach().requires_grad_(),
+                bias.to(dtype).detach().requires_grad_(),
+            )
             output = bias_act(*inputs, act=act, clamp=clamp)
             results.append((output, *torch.autograd.grad(output, inputs, grad.to(dtype))))
-    for part, result, expected in zip(("output", "gradient of x", "gradient of bias"), *results, strict=True):
+    for part, result, expected in zip(
+        ("output", "gradient of x", "gradient of bias"), *results, strict=True
+    ):
         yield library.SelfCheck(f"{name}, {part}", result, expected.to(x.dtype), tolerance)
 
 
@@ -124,7 +163,11 @@ Settings = tuple[int, ActivationName, float, float, float | None]  # dim, act, a
 
 def _output_tells_slope(settings: Settings) -> bool:
     _, act, alpha, gain, _ = settings
-    return act == "linear" or (act == "relu" and gain > 0) or (act == "lrelu" and gain > 0 and alpha >= 0)
+    return (
+        act == "linear"
+        or (act == "relu" and gain > 0)
+        or (act == "lrelu" and gain > 0 and alpha >= 0)
+    )
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -149,7 +192,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     else:
         is_output = len(ctx.saved_tensors) == 1
         saved, bias = (*ctx.saved_tensors, None) if is_output else ctx.saved_tensors
-        grad_x, grad_bias = torch.ops.open_eg3d.bias_act_backward(grad, None, saved, bias, *ctx.settings, is_output, ctx.has_bias)
+        grad_x, grad_bias = torch.ops.open_eg3d.bias_act_backward(
+            grad, None, saved, bias, *ctx.settings, is_output, ctx.has_bias
+        )
     return grad_x, grad_bias if ctx.has_bias else None, None, None, None, None, None
 
 
@@ -162,17 +207,27 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(saved, bias, *([] if is_linear_in_pieces else [grad, shift]))
 
 
-def _double_backward(ctx: Any, grad_of_grad_x: Tensor, grad_of_grad_bias: Tensor) -> tuple[Tensor | None, ...]:
-    """Derivative of `bias_act_backward`: it is linear in (grad + shift), and the slope depends on x + bias."""
+def _double_backward(
+    ctx: Any, grad_of_grad_x: Tensor, grad_of_grad_bias: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Derivative of `bias_act_backward`: it is linear in (grad + shift), and the slope depends on x
+    + bias.
+    """
     saved, bias, *rest = ctx.saved_tensors
     factors = grad_of_grad_x, grad_of_grad_bias if ctx.wants_sum else None
-    grad_grad, grad_shift = torch.ops.open_eg3d.bias_act_backward(*factors, saved, bias, *ctx.settings, ctx.is_output, ctx.has_shift)
+    grad_grad, grad_shift = torch.ops.open_eg3d.bias_act_backward(
+        *factors, saved, bias, *ctx.settings, ctx.is_output, ctx.has_shift
+    )
     grad_x = grad_bias = None
     if rest:
         grad, shift = rest
         if shift is not None:
-            grad = grad + shift.reshape([-1 if i == ctx.settings[0] else 1 for i in range(grad.ndim)])
-        grad_x, grad_bias = torch.ops.open_eg3d.bias_act_double_backward(*factors, grad, saved, bias, *ctx.settings, ctx.has_bias)
+            grad = grad + shift.reshape(
+                [-1 if i == ctx.settings[0] else 1 for i in range(grad.ndim)]
+            )
+        grad_x, grad_bias = torch.ops.open_eg3d.bias_act_double_backward(
+            *factors, grad, saved, bias, *ctx.settings, ctx.has_bias
+        )
     return (
         grad_grad,
         grad_shift if ctx.has_shift else None,
@@ -185,7 +240,8 @@ def _double_backward(ctx: Any, grad_of_grad_x: Tensor, grad_of_grad_bias: Tensor
 def _third_derivative(ctx: Any, *grads: Tensor) -> None:
     del ctx, grads
     raise NotImplementedError(
-        f"bias_act: third derivatives of smooth activations are not compiled; set {library.VARIABLE}=reference for them"
+        "bias_act: third derivatives of smooth activations are not compiled; set"
+        f" {library.VARIABLE}=reference for them"
     )
 
 
@@ -193,13 +249,17 @@ def _fake_forward(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-def _fake_backward(grad: Tensor, shift: Tensor | None, saved: Tensor, bias: Tensor | None, dim: int, *rest: Any) -> tuple[Tensor, Tensor]:
+def _fake_backward(
+    grad: Tensor, shift: Tensor | None, saved: Tensor, bias: Tensor | None, dim: int, *rest: Any
+) -> tuple[Tensor, Tensor]:
     del grad, shift, bias
     wants_sum = rest[-1]
     return torch.empty_like(saved), saved.new_empty(saved.shape[dim] if wants_sum else 0)
 
 
-def _fake_double_backward(factor: Tensor, shift: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+def _fake_double_backward(
+    factor: Tensor, shift: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor]:
     del factor
     grad, *rest_of_backward = rest
     return _fake_backward(grad, shift, *rest_of_backward)
@@ -212,5 +272,7 @@ def _register() -> None:
     torch.library.register_fake(f"{name}_backward", _fake_backward)
     torch.library.register_fake(f"{name}_double_backward", _fake_double_backward)
     torch.library.register_autograd(name, _backward, setup_context=_save_forward)
-    torch.library.register_autograd(f"{name}_backward", _double_backward, setup_context=_save_backward)
+    torch.library.register_autograd(
+        f"{name}_backward", _double_backward, setup_context=_save_backward
+    )
     torch.library.register_autograd(f"{name}_double_backward", _third_derivative)

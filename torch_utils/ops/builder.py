@@ -1,4 +1,5 @@
-"""Compiles csrc/ once a machine: by ninja, into a cache folder that is named after all that decides what comes out.
+"""Compiles csrc/ once a machine: by ninja, into a cache folder that is named after all that decides
+what comes out.
 
 CUDA kernels are a library of their own (cuda_builder.py): machines without a GPU never see them.
 """
@@ -29,7 +30,14 @@ from dnnlib import files
 SOURCE_DIR = Path(__file__).parent / "csrc"
 LIBRARY_NAME = "open_eg3d_ops.so"
 # NaN and infinities keep their meaning: nothing here lets the compiler assume that there are none.
-FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden")
+FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+)
 OPTIONAL_FLAGS = ("-march=native", "-fopenmp")  # left out where the compiler refuses them
 MOST_JOBS = 4  # a compiler takes up to a gigabyte
 
@@ -40,7 +48,9 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Toolchain:
-    """A compiler, the flags that it takes, and `target`, a digest of the macros it then predefines (version, instruction sets)."""
+    """A compiler, the flags that it takes, and `target`, a digest of the macros it then predefines
+    (version, instruction sets).
+    """
 
     compiler: str
     version: str
@@ -64,7 +74,8 @@ class Built:
 class Recipe:
     """What to compile into the library `name` in the cache folder `key`, and how.
 
-    `compile` has a command line for every suffix of `sources`, and `link` one for their objects; ninja's $in and $out stand for files.
+    `compile` has a command line for every suffix of `sources`, and `link` one for their objects;
+    ninja's $in and $out stand for files.
     """
 
     name: str
@@ -82,7 +93,9 @@ def sources() -> list[Path]:
 
 def headers() -> list[Path]:
     """The headers that they include: all but those of CUDA kernels."""
-    return sorted(path for path in SOURCE_DIR.rglob("*.h") if path.relative_to(SOURCE_DIR).parts[0] != "cuda")
+    return sorted(
+        path for path in SOURCE_DIR.rglob("*.h") if path.relative_to(SOURCE_DIR).parts[0] != "cuda"
+    )
 
 
 def find_toolchain() -> Toolchain:
@@ -97,38 +110,59 @@ def find_toolchain() -> Toolchain:
     flags: tuple[str, ...] = FLAGS + OPTIONAL_FLAGS
     macros = _predefined_macros(command, flags)
     if macros is None:
-        flags = FLAGS + tuple(flag for flag in OPTIONAL_FLAGS if _predefined_macros(command, (*FLAGS, flag)) is not None)
+        flags = FLAGS + tuple(
+            flag
+            for flag in OPTIONAL_FLAGS
+            if _predefined_macros(command, (*FLAGS, flag)) is not None
+        )
         macros = _predefined_macros(command, flags)
     if macros is None:
-        raise BuildError(f"the compiler {shlex.join(command)} does not take the flags {' '.join(FLAGS)}; set CXX to a C++20 compiler")
-    version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False).stdout.strip().split("\n")[0]
+        raise BuildError(
+            f"the compiler {shlex.join(command)} does not take the flags {' '.join(FLAGS)}; set CXX"
+            " to a C++20 compiler"
+        )
+    version = (
+        subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+        .stdout.strip()
+        .split("\n")[0]
+    )
     return Toolchain(shlex.join(command), version, flags, hashlib.sha256(macros).hexdigest())
 
 
 def cache_key(toolchain: Toolchain) -> str:
-    """Name of the cache folder: a digest of sources, torch, compiler, flags and instruction sets."""
+    """Name of the cache folder: a digest of sources, torch, compiler, flags and instruction
+    sets.
+    """
     return digest_of(toolchain, sources() + headers())
 
 
 def digest_of(toolchain: Toolchain, paths: Sequence[Path]) -> str:
     """A digest of torch, `toolchain` and the contents of `paths` under csrc/."""
-    digest = hashlib.sha256(json.dumps([torch.__version__, sys.platform, asdict(toolchain)]).encode())
+    digest = hashlib.sha256(
+        json.dumps([torch.__version__, sys.platform, asdict(toolchain)]).encode()
+    )
     for path in paths:
         digest.update(f"\0{os.path.relpath(path, SOURCE_DIR)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def build() -> Built:
-    """The library for this machine, compiled now unless an earlier process did; one process compiles, others wait for it.
+    """The library for this machine, compiled now unless an earlier process did; one process
+    compiles, others wait for it.
 
     Raises:
-        BuildError: if there is no compiler or no ninja, if compiling fails, or if the cache folder cannot be written.
+        BuildError: if there is no compiler or no ninja, if compiling fails, or if the cache folder
+            cannot be written.
     """
     toolchain = find_toolchain()
     command = f"{toolchain.compiler} {' '.join(toolchain.flags)}"
     compile = f"{command} {include_flags()} -c $in -o $out"
     link = f"{command} -shared $in {library_flags()} -o $out"
-    return build_recipe(Recipe(LIBRARY_NAME, cache_key(toolchain), toolchain, tuple(sources()), {".cpp": compile}, link))
+    return build_recipe(
+        Recipe(
+            LIBRARY_NAME, cache_key(toolchain), toolchain, tuple(sources()), {".cpp": compile}, link
+        )
+    )
 
 
 def include_flags() -> str:
@@ -140,7 +174,9 @@ def include_flags() -> str:
 def library_flags(*names: str) -> str:
     """What to link with: torch, and the libraries `names` beside it; for ninja."""
     folders = [f"-L{shlex.quote(path)}" for path in _cpp_extension().library_paths()]
-    return escape(" ".join([*folders, *(f"-l{name}" for name in ("c10", "torch_cpu", "torch", *names))]))
+    return escape(
+        " ".join([*folders, *(f"-l{name}" for name in ("c10", "torch_cpu", "torch", *names))])
+    )
 
 
 def build_recipe(recipe: Recipe) -> Built:
@@ -153,24 +189,30 @@ def build_recipe(recipe: Recipe) -> Built:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _lock(root / "lock"):
-            finished = _read(target, recipe.name)  # another process may have been at it while this one waited
+            # another process may have been at it while this one waited
+            finished = _read(target, recipe.name)
             if finished is None:
                 finished = _build_into(target, recipe)
             return finished
     except OSError as error:
         raise BuildError(
-            f"cannot write to {root}: {error.strerror or error}; free some space or set OPEN_EG3D_CACHE to a writable folder"
+            f"cannot write to {root}: {error.strerror or error}; free some space or set"
+            " OPEN_EG3D_CACHE to a writable folder"
         ) from error
 
 
 def _predefined_macros(command: Sequence[str], flags: Sequence[str]) -> bytes | None:
     """What the compiler defines under `flags`, or None if it refuses them."""
-    result = subprocess.run([*command, *flags, "-E", "-dM", "-x", "c++", os.devnull], capture_output=True, check=False)
+    result = subprocess.run(
+        [*command, *flags, "-E", "-dM", "-x", "c++", os.devnull], capture_output=True, check=False
+    )
     return None if result.returncode else result.stdout
 
 
 def _cpp_extension() -> Any:
-    """torch.utils.cpp_extension without its note about a CUDA toolkit, which is of no use to anyone here."""
+    """torch.utils.cpp_extension without its note about a CUDA toolkit, which is of no use to anyone
+    here.
+    """
     logger = logging.getLogger("torch.utils.cpp_extension")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -191,29 +233,47 @@ def _read(folder: Path, name: str) -> Built | None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold `path` alone. The kernel lets go of it when the process ends, however that comes about."""
+    """Hold `path` alone. The kernel lets go of it when the process ends, however that comes
+    about.
+    """
     import fcntl  # not on Windows
 
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("Waiting for another process that compiles the operators", file=sys.stderr, flush=True)
+            print(
+                "Waiting for another process that compiles the operators",
+                file=sys.stderr,
+                flush=True,
+            )
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _build_into(target: Path, recipe: Recipe) -> Built:
     """Compile in a scratch folder, then rename: `target` is never there in part."""
-    for left_over in target.parent.glob(".tmp-*"):  # of builders that were killed: the lock says that none is at work
+    # of builders that were killed: the lock says that none is at work
+    for left_over in target.parent.glob(".tmp-*"):
         shutil.rmtree(left_over, ignore_errors=True)
-    print(f"Compiling the operators into {target} (once; one to a few minutes)", file=sys.stderr, flush=True)
+    print(
+        f"Compiling the operators into {target} (once; one to a few minutes)",
+        file=sys.stderr,
+        flush=True,
+    )
     start = time.monotonic()
     toolchain = recipe.toolchain
     with _scratch_folder(target) as scratch:
         _write_ninja_file(scratch, recipe)
         _run_ninja(scratch, target.with_suffix(".log"))
-        built = Built(recipe.name, toolchain.compiler, toolchain.version, toolchain.flags, torch.__version__, time.monotonic() - start)
+        built = Built(
+            recipe.name,
+            toolchain.compiler,
+            toolchain.version,
+            toolchain.flags,
+            torch.__version__,
+            time.monotonic() - start,
+        )
         (scratch / "build.json").write_text(json.dumps(asdict(built), indent=1) + "\n")
         for unneeded in (*scratch.glob("*.o"), *scratch.glob(".ninja*")):
             unneeded.unlink()
@@ -243,7 +303,10 @@ def _sync(path: Path) -> None:
 
 
 def _write_ninja_file(folder: Path, recipe: Recipe) -> None:
-    objects = {"-".join(Path(os.path.relpath(path, SOURCE_DIR)).parts) + ".o": path for path in recipe.sources}
+    objects = {
+        "-".join(Path(os.path.relpath(path, SOURCE_DIR)).parts) + ".o": path
+        for path in recipe.sources
+    }
     lines = ["ninja_required_version = 1.3", "rule link", f"  command = {recipe.link}"]
     for suffix, command in recipe.compile.items():
         lines += [f"rule compile_{suffix[1:]}", f"  command = {command}"]
@@ -260,17 +323,31 @@ def escape(text: str) -> str:
 
 
 def _run_ninja(folder: Path, failure_log: Path) -> None:
-    """Raises BuildError with the first error line; `failure_log` then holds all that was printed."""
-    search_path = os.pathsep.join([os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")])
+    """Raises BuildError with the first error line; `failure_log` then holds all that was
+    printed.
+    """
+    search_path = os.pathsep.join(
+        [os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")]
+    )
     ninja = shutil.which("ninja", path=search_path)
     if ninja is None:
         raise BuildError("there is no ninja; install it: pip install ninja")
     command = [ninja, "-v", "-j", str(_jobs())]
-    result = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False)
+    result = subprocess.run(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
     if result.returncode == 0:
         return
     failure_log.write_text(result.stdout)
-    raise BuildError(f"compiling failed: {first_error(result.stdout)}; all of it is in {failure_log}")
+    raise BuildError(
+        f"compiling failed: {first_error(result.stdout)}; all of it is in {failure_log}"
+    )
 
 
 def _jobs() -> int:
@@ -281,5 +358,9 @@ def _jobs() -> int:
 def first_error(log: str) -> str:
     """The line of a compiler's output to look at first."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    errors = [line for line in lines if re.search(r"\berror\b|undefined reference|cannot find|Killed|No space left", line)]
+    errors = [
+        line
+        for line in lines
+        if re.search(r"\berror\b|undefined reference|cannot find|Killed|No space left", line)
+    ]
     return (errors or lines[-1:] or ["the compiler printed nothing"])[0]

@@ -1,13 +1,18 @@
-"""Density and colours of tri-planes at points, through the standard decoder, in one operator (EG3D, section 3.2).
+"""Density and colours of tri-planes at points, through the standard decoder, in one operator (EG3D,
+section 3.2).
 
-Two layers with softplus between them; output 0 is the raw density, the others are colours sigmoid(x) * 1.002 - 0.001. Each point's
-three look-ups and both layers happen in one pass over tiles that stay in the cache; the backward pass computes them again instead of
-having stored them. Any other decoder is served by plain PyTorch (training/rendering), which defines what is computed here.
+Two layers with softplus between them; output 0 is the raw density, the others are colours
+sigmoid(x) * 1.002 - 0.001. Each point's three look-ups and both layers happen in one pass over
+tiles that stay in the cache; the backward pass computes them again instead of having stored them.
+Any other decoder is served by plain PyTorch (training/rendering), which defines what is computed
+here.
 
-Numbers: planes may be fp32, bf16 or fp16 with everything else in fp32, or all is fp64. Planes are read where they lie if a texel's
-channels are neighbours in memory (channels-last, also with expanded samples); other layouts are copied once. Gradients do not depend
-on the number of threads. There are no second derivatives. On CUDA the decoder has to fit into shared memory (`fits_gpu`), and the same
-gradients come out each time: sums over texels are formed of integers, those over samples in a fixed order.
+Numbers: planes may be fp32, bf16 or fp16 with everything else in fp32, or all is fp64. Planes are
+read where they lie if a texel's channels are neighbours in memory (channels-last, also with
+expanded samples); other layouts are copied once. Gradients do not depend on the number of threads.
+There are no second derivatives. On CUDA the decoder has to fit into shared memory (`fits_gpu`), and
+the same gradients come out each time: sums over texels are formed of integers, those over samples
+in a fixed order.
 """
 
 from __future__ import annotations
@@ -23,8 +28,8 @@ from torch_utils.ops import library
 
 PlaneAxes = Literal["corrected", "released"]
 NO_SECOND_DERIVATIVES = (
-    "the compiled renderer has no second derivatives; OPEN_EG3D_OPS=reference, or torch_utils.ops.library.path('reference'), "
-    "chooses the plain one, which has"
+    "the compiled renderer has no second derivatives; OPEN_EG3D_OPS=reference, or"
+    " torch_utils.ops.library.path('reference'), chooses the plain one, which has"
 )
 
 
@@ -37,11 +42,14 @@ class DecoderWeights(NamedTuple):
     b1: Tensor  # (1 + K,)
 
 
-SHARED_MEMORY = 60 << 10  # bytes that a CUDA kernel's block has for decoder and samples (csrc/cuda/triplane/operands.h)
+# bytes that a CUDA kernel's block has for decoder and samples (csrc/cuda/triplane/operands.h)
+SHARED_MEMORY = 60 << 10
 
 
 def fits_gpu(decoder: DecoderWeights) -> bool:
-    """Whether the CUDA kernels take a decoder of this size: they hold it, and 16 samples on their way through it, in shared memory."""
+    """Whether the CUDA kernels take a decoder of this size: they hold it, and 16 samples on their
+    way through it, in shared memory.
+    """
     hidden, features = (whole + 4 for whole in _whole_packs(decoder.w0.shape))
     outputs, _ = (whole + 4 for whole in _whole_packs(decoder.w1.shape))
     numbers = hidden * (features + outputs + 2) + outputs + 16 * (features + hidden + outputs)
@@ -62,11 +70,15 @@ def decode_points(
     density_gain: float = 1.0,
     with_colors: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Raw densities (N, M, 1), times the gain, and colours (N, M, K), or (N, M, 0) where they are not wanted.
+    """Raw densities (N, M, 1), times the gain, and colours (N, M, K), or (N, M, 0) where they are
+    not wanted.
 
-    Differentiable with respect to planes, decoder and points. To be called where `library.use_kernels` says that kernels serve.
+    Differentiable with respect to planes, decoder and points. To be called where
+    `library.use_kernels` says that kernels serve.
     """
-    return torch.ops.open_eg3d.decode_points(planes, *decoder, points, box_warp, plane_axes == "released", density_gain, with_colors)
+    return torch.ops.open_eg3d.decode_points(
+        planes, *decoder, points, box_warp, plane_axes == "released", density_gain, with_colors
+    )
 
 
 def refuse_second_derivatives(*_: Any) -> Any:
@@ -79,7 +91,11 @@ def refuse_second_derivatives(*_: Any) -> Any:
 
 
 def fake_gradients(
-    planes: Tensor, weights: tuple[Tensor, ...], like: Tensor, needs_planes: bool, needs_weights: bool
+    planes: Tensor,
+    weights: tuple[Tensor, ...],
+    like: Tensor,
+    needs_planes: bool,
+    needs_weights: bool,
 ) -> tuple[Tensor, ...]:
     """Shapes of the gradients of planes and decoder; those that are not wanted are empty."""
     grad_planes = torch.empty_like(planes) if needs_planes else planes.new_empty(0)
@@ -89,7 +105,9 @@ def fake_gradients(
 def _fake(*arguments: Any) -> tuple[Tensor, Tensor]:
     w1, points, with_colors = arguments[3], arguments[5], arguments[-1]
     shape = points.shape[:2]
-    return points.new_empty(*shape, 1), points.new_empty(*shape, w1.shape[0] - 1 if with_colors else 0)
+    return points.new_empty(*shape, 1), points.new_empty(
+        *shape, w1.shape[0] - 1 if with_colors else 0
+    )
 
 
 def _fake_backward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -106,30 +124,48 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad_densities: Tensor | None, grad_colors: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: Any, grad_densities: Tensor | None, grad_colors: Tensor | None
+) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
     needs_planes, needs_weights, needs_points = needs[0], any(needs[1:5]), needs[5]
     grad_colors = grad_colors if ctx.with_colors else None
     gradients = torch.ops.open_eg3d.decode_points_backward(
-        grad_densities, grad_colors, *ctx.saved_tensors, *ctx.settings, needs_planes, needs_weights, needs_points
+        grad_densities,
+        grad_colors,
+        *ctx.saved_tensors,
+        *ctx.settings,
+        needs_planes,
+        needs_weights,
+        needs_points,
     )
-    return *(g if needed else None for g, needed in zip(gradients, needs[:6], strict=True)), None, None, None, None
+    return (
+        *(g if needed else None for g, needed in zip(gradients, needs[:6], strict=True)),
+        None,
+        None,
+        None,
+        None,
+    )
 
 
 @library.on_load
 def _register() -> None:
     torch.library.register_fake("open_eg3d::decode_points", _fake)
     torch.library.register_fake("open_eg3d::decode_points_backward", _fake_backward)
-    torch.library.register_autograd("open_eg3d::decode_points", _backward, setup_context=_setup_context)
+    torch.library.register_autograd(
+        "open_eg3d::decode_points", _backward, setup_context=_setup_context
+    )
     torch.library.register_autograd("open_eg3d::decode_points_backward", refuse_second_derivatives)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Self-check
 
 
 def random_scene(dtype: torch.dtype = torch.float32) -> tuple[Tensor, DecoderWeights]:
-    """Small planes (2, 3, 8, 16, 16), channels-last, and a decoder of 12 hidden units and 5 colours, from a fixed seed."""
+    """Small planes (2, 3, 8, 16, 16), channels-last, and a decoder of 12 hidden units and 5
+    colours, from a fixed seed.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -139,10 +175,15 @@ def random_scene(dtype: torch.dtype = torch.float32) -> tuple[Tensor, DecoderWei
     return planes, DecoderWeights(normal(12, 8), normal(12), normal(6, 12) / 3, normal(6))
 
 
-def plain_decode(planes: Tensor, decoder: DecoderWeights, points: Tensor, box_warp: float) -> tuple[Tensor, Tensor]:
+def plain_decode(
+    planes: Tensor, decoder: DecoderWeights, points: Tensor, box_warp: float
+) -> tuple[Tensor, Tensor]:
     """The operator's formula in plain PyTorch, corrected axes, gain 1."""
     q = points * (2 / box_warp)
-    looked_up = [F.grid_sample(planes[:, p], q[:, None, :, axes], align_corners=False) for p, axes in enumerate(([0, 1], [0, 2], [2, 1]))]
+    looked_up = [
+        F.grid_sample(planes[:, p], q[:, None, :, axes], align_corners=False)
+        for p, axes in enumerate(([0, 1], [0, 2], [2, 1]))
+    ]
     features = torch.stack(looked_up).mean(dim=0)[:, :, 0].transpose(1, 2)
     x = F.linear(F.softplus(F.linear(features, decoder.w0, decoder.b0)), decoder.w1, decoder.b1)
     return x[..., :1], torch.sigmoid(x[..., 1:]) * 1.002 - 0.001
@@ -158,7 +199,10 @@ def self_checks() -> Iterator[library.SelfCheck]:
     for name, result, expected in zip(("densities", "colours"), compiled, plain, strict=True):
         yield library.SelfCheck(f"decode_points, {name}", result.detach(), expected.detach(), 1e-5)
     results, expectations = (
-        torch.autograd.grad(torch.stack([o.square().sum() for o in outputs]).sum(), inputs) for outputs in (compiled, plain)
+        torch.autograd.grad(torch.stack([o.square().sum() for o in outputs]).sum(), inputs)
+        for outputs in (compiled, plain)
     )
-    for name, result, expected in zip(("planes", *DecoderWeights._fields, "points"), results, expectations, strict=True):
+    for name, result, expected in zip(
+        ("planes", *DecoderWeights._fields, "points"), results, expectations, strict=True
+    ):
         yield library.SelfCheck(f"decode_points, gradient of {name}", result, expected, 1e-4)

@@ -1,4 +1,6 @@
-"""Leaky ReLU applied at a higher sampling rate, so that it creates no aliases (Karras et al. 2021, "Alias-free GANs", section 3)."""
+"""Leaky ReLU applied at a higher sampling rate, so that it creates no aliases (Karras et al. 2021,
+"Alias-free GANs", section 3).
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,16 @@ from torch import Tensor
 
 from torch_utils.ops import library
 from torch_utils.ops.bias_act import bias_act
-from torch_utils.ops.upfirdn2d import check_fit, four_paddings, result_format, setup_filter, upfirdn2d
+from torch_utils.ops.upfirdn2d import (
+    check_fit,
+    four_paddings,
+    result_format,
+    setup_filter,
+    upfirdn2d,
+)
 
-LONGEST_ON_CUDA = 32  # taps; tiles that longer filters need do not fit into a multiprocessor's memory
+# taps; tiles that longer filters need do not fit into a multiprocessor's memory
+LONGEST_ON_CUDA = 32
 LANES = 16  # planes that share a word of signs, as in csrc/cpu/lanes.h
 
 
@@ -35,19 +44,39 @@ def filtered_lrelu(
     Args:
         x: Input images.
         up_filter, down_filter: FIR filters of sum one.
-        padding: Zeros around the upsampled image: one number, (x, y) or (x0, x1, y0, y1); negative numbers crop.
+        padding: Zeros around the upsampled image: one number, (x, y) or (x0, x1, y0, y1); negative
+            numbers crop.
 
     Returns:
-        (N, C, H', W') in the dtype and memory format of `x`, with the sizes that `upfirdn2d` gives for both filters in turn.
+        (N, C, H', W') in the dtype and memory format of `x`, with the sizes that `upfirdn2d` gives
+        for both filters in turn.
 
     Raises:
         ValueError: if a filter does not fit into the padded image or `padding` has another length.
     """
     filters = [filter for filter in (up_filter, down_filter) if filter is not None]
     is_too_long = x.is_cuda and any(max(filter.shape) > LONGEST_ON_CUDA for filter in filters)
-    if library.use_kernels(x) and not is_too_long and not any(filter.requires_grad for filter in filters):
-        return _filtered_lrelu_kernel(x, up_filter, down_filter, bias, up, down, four_paddings(padding), gain, slope, clamp, flip_filter)
-    return filtered_lrelu_reference(x, up_filter, down_filter, bias, up, down, padding, gain, slope, clamp, flip_filter)
+    if (
+        library.use_kernels(x)
+        and not is_too_long
+        and not any(filter.requires_grad for filter in filters)
+    ):
+        return _filtered_lrelu_kernel(
+            x,
+            up_filter,
+            down_filter,
+            bias,
+            up,
+            down,
+            four_paddings(padding),
+            gain,
+            slope,
+            clamp,
+            flip_filter,
+        )
+    return filtered_lrelu_reference(
+        x, up_filter, down_filter, bias, up, down, padding, gain, slope, clamp, flip_filter
+    )
 
 
 def filtered_lrelu_reference(
@@ -63,14 +92,16 @@ def filtered_lrelu_reference(
     clamp: float | None = None,
     flip_filter: bool = False,
 ) -> Tensor:
-    """`filtered_lrelu` as a chain of operators: its definition, for every device, and for filters that are to be learned."""
+    """`filtered_lrelu` as a chain of operators: its definition, for every device, and for filters
+    that are to be learned.
+    """
     x = bias_act(x, bias)
     x = upfirdn2d(x, up_filter, up=up, padding=padding, gain=up**2, flip_filter=flip_filter)
     x = bias_act(x, act="lrelu", alpha=slope, gain=gain, clamp=clamp)
     return upfirdn2d(x, down_filter, down=down, flip_filter=flip_filter)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The compiled operator
 
 
@@ -88,16 +119,26 @@ def _filtered_lrelu_kernel(
     flip_filter: bool,
 ) -> Tensor:
     """Checks of sizes; signs are kept where a gradient may be asked for."""
-    first, second = (torch.ones(1, device=x.device) if f is None else f.to(x.device) for f in (up_filter, down_filter))
+    first, second = (
+        torch.ones(1, device=x.device) if f is None else f.to(x.device)
+        for f in (up_filter, down_filter)
+    )
     fine = check_fit(x.shape, first, (up, up), padding)
     check_fit((*x.shape[:2], *fine), second, (1, 1), (0, 0, 0, 0))
-    keep_signs = torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad))
+    keep_signs = torch.is_grad_enabled() and (
+        x.requires_grad or (bias is not None and bias.requires_grad)
+    )
     options = (up, down, padding, gain, slope, clamp, flip_filter, keep_signs)
     return torch.ops.open_eg3d.filtered_lrelu(x, first, second, bias, *options)[0]
 
 
 def _empty_like_images(x: Tensor, height: int, width: int) -> Tensor:
-    return torch.empty((x.shape[0], x.shape[1], height, width), dtype=x.dtype, device=x.device, memory_format=result_format(x))
+    return torch.empty(
+        (x.shape[0], x.shape[1], height, width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=result_format(x),
+    )
 
 
 def _fake(
@@ -115,13 +156,23 @@ def _fake(
     keep_signs: bool,
 ) -> tuple[Tensor, Tensor]:
     """Empty result and signs (blocks of planes, height, width of the fine grid)."""
-    height = (x.shape[2] * up + padding[2] + padding[3] - up_filter.shape[0] + 1 - down_filter.shape[0]) // down + 1
-    width = (x.shape[3] * up + padding[0] + padding[1] - up_filter.shape[-1] + 1 - down_filter.shape[-1]) // down + 1
+    height = (
+        x.shape[2] * up + padding[2] + padding[3] - up_filter.shape[0] + 1 - down_filter.shape[0]
+    ) // down + 1
+    width = (
+        x.shape[3] * up + padding[0] + padding[1] - up_filter.shape[-1] + 1 - down_filter.shape[-1]
+    ) // down + 1
     y = _empty_like_images(x, height, width)
     batch, channels = x.shape[:2]
-    blocks = batch * ((channels + LANES - 1) // LANES) if channels >= LANES else (batch * channels + LANES - 1) // LANES
+    blocks = (
+        batch * ((channels + LANES - 1) // LANES)
+        if channels >= LANES
+        else (batch * channels + LANES - 1) // LANES
+    )
     fine = (height - 1) * down + down_filter.shape[0], (width - 1) * down + down_filter.shape[-1]
-    return y, torch.empty((blocks if keep_signs and y.numel() else 0, *fine), dtype=torch.int32, device=x.device)
+    return y, torch.empty(
+        (blocks if keep_signs and y.numel() else 0, *fine), dtype=torch.int32, device=x.device
+    )
 
 
 def _fake_by_signs(x: Tensor, *args: Any) -> Tensor:
@@ -129,12 +180,33 @@ def _fake_by_signs(x: Tensor, *args: Any) -> Tensor:
     return _empty_like_images(x, size[1], size[0])
 
 
-def _transposed(ctx: Any, grad: Tensor, signs: Tensor, first_filter: Tensor, second_filter: Tensor, gain: float) -> Tensor:
-    """Gradient of both operators with respect to their images: the same two resamplings the other way round."""
-    first_padding = [taps - 1 - before for taps, before in zip(_taps(second_filter), ctx.second_padding, strict=True)]
-    second_padding = [taps - 1 - before for taps, before in zip(_taps(first_filter), ctx.first_padding, strict=True)]
+def _transposed(
+    ctx: Any, grad: Tensor, signs: Tensor, first_filter: Tensor, second_filter: Tensor, gain: float
+) -> Tensor:
+    """Gradient of both operators with respect to their images: the same two resamplings the other
+    way round.
+    """
+    first_padding = [
+        taps - 1 - before
+        for taps, before in zip(_taps(second_filter), ctx.second_padding, strict=True)
+    ]
+    second_padding = [
+        taps - 1 - before
+        for taps, before in zip(_taps(first_filter), ctx.first_padding, strict=True)
+    ]
     return torch.ops.open_eg3d.filtered_lrelu_by_signs(
-        grad, signs, second_filter, first_filter, ctx.down, ctx.up, first_padding, second_padding, ctx.size, gain, ctx.slope, not ctx.flip
+        grad,
+        signs,
+        second_filter,
+        first_filter,
+        ctx.down,
+        ctx.up,
+        first_padding,
+        second_padding,
+        ctx.size,
+        gain,
+        ctx.slope,
+        not ctx.flip,
     )
 
 
@@ -143,7 +215,20 @@ def _taps(filter: Tensor) -> tuple[int, int]:
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, up_filter, down_filter, bias, ctx.up, ctx.down, padding, gain, ctx.slope, _, ctx.flip, ctx.keep_signs = inputs
+    (
+        x,
+        up_filter,
+        down_filter,
+        bias,
+        ctx.up,
+        ctx.down,
+        padding,
+        gain,
+        ctx.slope,
+        _,
+        ctx.flip,
+        ctx.keep_signs,
+    ) = inputs
     ctx.save_for_backward(up_filter, down_filter, output[1])
     ctx.gain = gain * ctx.up**2
     ctx.first_padding, ctx.second_padding = (padding[0], padding[2]), (0, 0)
@@ -161,14 +246,29 @@ def _backward(ctx: Any, grad: Tensor, _grad_signs: Tensor | None) -> tuple[Tenso
 
 
 def _sum_over_pixels(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(N, C, H, W) -> (C,). PyTorch sums bf16 in fp32 and rounds once, ten times faster than with a cast; fp16 sums would overflow."""
-    return x.sum((0, 2, 3)).to(dtype) if x.dtype == torch.bfloat16 else x.sum((0, 2, 3), dtype=dtype)
+    """(N, C, H, W) -> (C,). PyTorch sums bf16 in fp32 and rounds once, ten times faster than with a
+    cast; fp16 sums would overflow.
+    """
+    return (
+        x.sum((0, 2, 3)).to(dtype) if x.dtype == torch.bfloat16 else x.sum((0, 2, 3), dtype=dtype)
+    )
 
 
 def _save_for_backward_by_signs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001
-    x, signs, first_filter, second_filter, ctx.up, ctx.down, ctx.first_padding, ctx.second_padding, _, ctx.gain, ctx.slope, ctx.flip = (
-        inputs
-    )
+    (
+        x,
+        signs,
+        first_filter,
+        second_filter,
+        ctx.up,
+        ctx.down,
+        ctx.first_padding,
+        ctx.second_padding,
+        _,
+        ctx.gain,
+        ctx.slope,
+        ctx.flip,
+    ) = inputs
     ctx.save_for_backward(signs, first_filter, second_filter)
     ctx.size = (x.shape[3], x.shape[2])
 
@@ -182,15 +282,29 @@ def _backward_by_signs(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 def _register() -> None:
     torch.library.register_fake("open_eg3d::filtered_lrelu", _fake)
     torch.library.register_fake("open_eg3d::filtered_lrelu_by_signs", _fake_by_signs)
-    torch.library.register_autograd("open_eg3d::filtered_lrelu", _backward, setup_context=_save_for_backward)
-    torch.library.register_autograd("open_eg3d::filtered_lrelu_by_signs", _backward_by_signs, setup_context=_save_for_backward_by_signs)
+    torch.library.register_autograd(
+        "open_eg3d::filtered_lrelu", _backward, setup_context=_save_for_backward
+    )
+    torch.library.register_autograd(
+        "open_eg3d::filtered_lrelu_by_signs",
+        _backward_by_signs,
+        setup_context=_save_for_backward_by_signs,
+    )
 
 
 def self_checks() -> Iterator[library.SelfCheck]:
     """Small cases through the compiled operator and through the reference: result and gradient."""
-    up_filter, down_filter = setup_filter([1, 4, 8, 9, 8, 4, 1], separable=True), setup_filter([1, 3, 3, 1])
+    up_filter, down_filter = (
+        setup_filter([1, 4, 8, 9, 8, 4, 1], separable=True),
+        setup_filter([1, 3, 3, 1]),
+    )
     options: dict[str, Any] = {"up": 2, "down": 2, "padding": (5, 4, 5, 4), "clamp": 0.7}
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.03), (torch.float16, 0.005), (torch.float64, 1e-12)):
+    for dtype, tolerance in (
+        (torch.float32, 1e-5),
+        (torch.bfloat16, 0.03),
+        (torch.float16, 0.005),
+        (torch.float64, 1e-12),
+    ):
         for layout in (torch.contiguous_format, torch.channels_last):
             values = torch.linspace(-40, 40, 2 * 20 * 9 * 7).sin().view(2, 20, 9, 7)
             x = values.to(dtype, memory_format=layout).requires_grad_()
@@ -201,7 +315,11 @@ def self_checks() -> Iterator[library.SelfCheck]:
             with library.path("reference"):
                 expected = filtered_lrelu(x, up_filter, down_filter, bias, **options)
                 expected_grad = torch.autograd.grad(expected.sum(), x)[0]
-            title = f"filtered_lrelu, {str(dtype).removeprefix('torch.')}, {str(layout).removeprefix('torch.')}"
+            title = (
+                f"filtered_lrelu, {str(dtype).removeprefix('torch.')},"
+                f" {str(layout).removeprefix('torch.')}"
+            )
             yield library.SelfCheck(title, result.detach(), expected.detach(), tolerance)
-            if dtype not in (torch.bfloat16, torch.float16):  # there, rounding moves pixels across the bend, and the gradient with them
+            # there, rounding moves pixels across the bend, and the gradient with them
+            if dtype not in (torch.bfloat16, torch.float16):
                 yield library.SelfCheck(f"{title}, gradient", grad, expected_grad, tolerance)

@@ -1,4 +1,5 @@
-"""Chooses between compiled operators and their plain PyTorch references: the one dispatch point of all operators.
+"""Chooses between compiled operators and their plain PyTorch references: the one dispatch point of
+all operators.
 
 An operator's module looks like this:
 
@@ -15,12 +16,14 @@ An operator's module looks like this:
     def self_checks():                          # what `python -m torch_utils.ops` compares
         yield library.SelfCheck("scale, fp32", result, expected, tolerance=1e-6)
 
-Its schema is in csrc/<operator>.cpp: `TORCH_LIBRARY_FRAGMENT(open_eg3d, m)`; its kernels in csrc/cpu/<operator>_cpu.cpp:
-`TORCH_LIBRARY_IMPL(open_eg3d, CPU, m)`, and in csrc/cuda, a library of its own that is built where CUDA tensors first ask for it.
+Its schema is in csrc/<operator>.cpp: `TORCH_LIBRARY_FRAGMENT(open_eg3d, m)`; its kernels in
+csrc/cpu/<operator>_cpu.cpp: `TORCH_LIBRARY_IMPL(open_eg3d, CPU, m)`, and in csrc/cuda, a library of
+its own that is built where CUDA tensors first ask for it.
 
-The environment variable OPEN_EG3D_OPS forces a path: `reference` (plain PyTorch), `cpp` (compiled, for the CPU; plain PyTorch on CUDA)
-or `cuda` (insists on CUDA kernels; on the CPU as without the variable). Without it the compiled operators serve wherever they can be
-built, which happens on first use.
+The environment variable OPEN_EG3D_OPS forces a path: `reference` (plain PyTorch), `cpp` (compiled,
+for the CPU; plain PyTorch on CUDA) or `cuda` (insists on CUDA kernels; on the CPU as without the
+variable). Without it the compiled operators serve wherever they can be built, which happens on
+first use.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ Hook = TypeVar("Hook", bound=Callable[[], None])
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """One comparison of a compiled operator with its reference; `tolerance` bounds the difference relative to the largest magnitude."""
+    """One comparison of a compiled operator with its reference; `tolerance` bounds the difference
+    relative to the largest magnitude.
+    """
 
     name: str
     result: Tensor
@@ -59,7 +64,9 @@ class SelfCheck:
 
     @property
     def error(self) -> float:
-        """Largest difference, relative to the largest magnitude that is expected; infinite where shape or dtype differ."""
+        """Largest difference, relative to the largest magnitude that is expected; infinite where
+        shape or dtype differ.
+        """
         if self.result.dtype != self.expected.dtype or self.result.shape != self.expected.shape:
             return math.inf
         if self.expected.numel() == 0:
@@ -81,7 +88,9 @@ class _Part:
 
 @dataclass
 class _State:
-    parts: dict[str, _Part] = field(default_factory=lambda: {device: _Part() for device in KERNEL_DEVICES})
+    parts: dict[str, _Part] = field(
+        default_factory=lambda: {device: _Part() for device in KERNEL_DEVICES}
+    )
     forced: str | None = None  # by `path`, which goes before the environment variable
     hooks: list[Callable[[], None]] = field(default_factory=list)
 
@@ -90,7 +99,8 @@ _state = _State()
 
 
 def use_kernels(*tensors: Tensor) -> bool:
-    """True if the compiled operators are to serve these tensors; builds and loads them on first use.
+    """True if the compiled operators are to serve these tensors; builds and loads them on first
+    use.
 
     While torch.compile traces, nothing is built: what an earlier call or `load` found counts.
 
@@ -99,13 +109,22 @@ def use_kernels(*tensors: Tensor) -> bool:
     """
     device = tensors[0].device.type
     for tensor in tensors:
-        if tensor.device.type != device or device not in KERNEL_DEVICES or tensor.dtype not in KERNEL_DTYPES:
+        if (
+            tensor.device.type != device
+            or device not in KERNEL_DEVICES
+            or tensor.dtype not in KERNEL_DTYPES
+        ):
             return False
-    return _state.parts[device].enabled if torch.compiler.is_compiling() else load(cast(Device, device))
+    return (
+        _state.parts[device].enabled
+        if torch.compiler.is_compiling()
+        else load(cast(Device, device))
+    )
 
 
 def load(device: Device = "cpu") -> bool:
-    """Build and load the operators for `device` unless that has been done; True if they are to be used.
+    """Build and load the operators for `device` unless that has been done; True if they are to be
+    used.
 
     To be called before torch.compile.
 
@@ -161,7 +180,10 @@ def on_load(hook: Hook) -> Hook:
 def _wanted_path() -> str | None:
     name = _state.forced or os.environ.get(VARIABLE) or None
     if name is not None and name not in PATHS:
-        raise UserError(f"{VARIABLE}={name} is not one of {', '.join(PATHS)}; leave it unset for the fastest path that this machine has")
+        raise UserError(
+            f"{VARIABLE}={name} is not one of {', '.join(PATHS)}; leave it unset for the fastest"
+            " path that this machine has"
+        )
     return name
 
 
@@ -171,8 +193,8 @@ def _is_available(device: Device, is_forced: bool) -> bool:
         part.failure = _try_to_load(device)
         if part.failure is not None and not is_forced:
             warnings.warn(
-                f"plain PyTorch operators serve{' on CUDA' if device == 'cuda' else ''}, which are slower: {part.failure}. "
-                f"{VARIABLE}=reference silences this.",
+                f"plain PyTorch operators serve{' on CUDA' if device == 'cuda' else ''}, which are"
+                f" slower: {part.failure}. {VARIABLE}=reference silences this.",
                 RuntimeWarning,
                 stacklevel=4,
             )

@@ -1,7 +1,9 @@
-"""What a modulated convolution does besides convolving (Karras et al. 2020, section 2.2), each step in one pass over memory.
+"""What a modulated convolution does besides convolving (Karras et al. 2020, section 2.2), each step
+in one pass over memory.
 
-A sample's style scales the channels that enter the convolution; demodulation scales the channels that leave it, where noise, bias and
-leaky ReLU follow. The compiled operators work on channels-last images; gradients of their gradients go through the references.
+A sample's style scales the channels that enter the convolution; demodulation scales the channels
+that leave it, where noise, bias and leaky ReLU follow. The compiled operators work on channels-last
+images; gradients of their gradients go through the references.
 """
 
 from __future__ import annotations
@@ -63,7 +65,13 @@ def modulated_lrelu(
 
 
 def modulated_lrelu_reference(
-    x: Tensor, scale: Tensor | None, noise: Tensor | None, bias: Tensor | None, slope: float, gain: float, clamp: float | None
+    x: Tensor,
+    scale: Tensor | None,
+    noise: Tensor | None,
+    bias: Tensor | None,
+    slope: float,
+    gain: float,
+    clamp: float | None,
 ) -> Tensor:
     """`modulated_lrelu` in plain PyTorch."""
     if scale is not None:
@@ -83,9 +91,14 @@ def self_checks() -> Iterator[library.SelfCheck]:
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)):
         x = draw(3, 24, 5, 7).to(dtype=dtype, memory_format=torch.channels_last).requires_grad_()
         scale, noise, bias = draw(3, 24), draw(3, 1, 5, 7), draw(24)
-        y, expected = modulated_lrelu(x, scale, noise, bias), modulated_lrelu_reference(x, scale, noise, bias, 0.2, math.sqrt(2), None)
+        y, expected = (
+            modulated_lrelu(x, scale, noise, bias),
+            modulated_lrelu_reference(x, scale, noise, bias, 0.2, math.sqrt(2), None),
+        )
         yield library.SelfCheck(f"modulated_lrelu {dtype}", y, expected, tolerance)
-        first, second = (torch.autograd.grad(value.float().square().sum(), x)[0] for value in (y, expected))
+        first, second = (
+            torch.autograd.grad(value.float().square().sum(), x)[0] for value in (y, expected)
+        )
         yield library.SelfCheck(f"modulated_lrelu {dtype} gradient", first, second, 2 * tolerance)
         first, second = (f(x, scale) for f in (scale_channels, scale_channels_reference))
         yield library.SelfCheck(f"scale_channels {dtype}", first, second, tolerance)
@@ -104,9 +117,19 @@ def _lrelu_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     operands = ctx.saved_tensors
     needed = ctx.needs_input_grad[:4]
     if torch.is_grad_enabled():
-        return *_differentiable_gradients(modulated_lrelu_reference, operands, ctx.numbers, needed, grad), None, None, None
+        return (
+            *_differentiable_gradients(
+                modulated_lrelu_reference, operands, ctx.numbers, needed, grad
+            ),
+            None,
+            None,
+            None,
+        )
     results = torch.ops.open_eg3d.modulated_lrelu_backward(grad, *operands, *ctx.numbers)
-    matched = [result.to(operand.dtype) if need else None for result, operand, need in zip(results, operands, needed, strict=True)]
+    matched = [
+        result.to(operand.dtype) if need else None
+        for result, operand, need in zip(results, operands, needed, strict=True)
+    ]
     return *matched, None, None, None
 
 
@@ -117,15 +140,21 @@ def _save_scale(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # n
 def _scale_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     x, scale = ctx.saved_tensors
     if torch.is_grad_enabled():
-        return _differentiable_gradients(scale_channels_reference, (x, scale), (), ctx.needs_input_grad, grad)
+        return _differentiable_gradients(
+            scale_channels_reference, (x, scale), (), ctx.needs_input_grad, grad
+        )
     grad_x, grad_scale = torch.ops.open_eg3d.scale_channels_backward(grad, x, scale)
     return grad_x, grad_scale.to(scale.dtype)
 
 
-def _differentiable_gradients(function: Any, operands: Any, numbers: Any, needed: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiable_gradients(
+    function: Any, operands: Any, numbers: Any, needed: Any, grad: Tensor
+) -> tuple[Tensor | None, ...]:
     """Gradients that can be differentiated again, through the reference."""
     wanted = [operand for operand, need in zip(operands, needed, strict=True) if need]
-    gradients = iter(torch.autograd.grad(function(*operands, *numbers), wanted, grad, create_graph=True))
+    gradients = iter(
+        torch.autograd.grad(function(*operands, *numbers), wanted, grad, create_graph=True)
+    )
     return tuple(next(gradients) if need else None for need in needed)
 
 
@@ -136,7 +165,9 @@ def _register() -> None:
         return torch.empty_like(x, memory_format=torch.channels_last)
 
     @torch.library.register_fake("open_eg3d::modulated_lrelu_backward")
-    def _(grad: Tensor, x: Tensor, scale: Any, noise: Any, bias: Any, *_numbers: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # noqa: ARG001
+    def _(
+        _grad: Tensor, x: Tensor, _scale: Any, noise: Any, _bias: Any, *_numbers: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         batch, channels = x.shape[:2]
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
         grad_noise = x.new_empty(noise.shape if noise is not None else (0,), dtype=wide)
@@ -150,7 +181,13 @@ def _register() -> None:
     @torch.library.register_fake("open_eg3d::scale_channels_backward")
     def _(grad: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
         wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return torch.empty_like(x, memory_format=torch.channels_last), x.new_empty(x.shape[:2], dtype=wide)
+        return torch.empty_like(x, memory_format=torch.channels_last), x.new_empty(
+            x.shape[:2], dtype=wide
+        )
 
-    torch.library.register_autograd("open_eg3d::modulated_lrelu", _lrelu_backward, setup_context=_save_lrelu)
-    torch.library.register_autograd("open_eg3d::scale_channels", _scale_backward, setup_context=_save_scale)
+    torch.library.register_autograd(
+        "open_eg3d::modulated_lrelu", _lrelu_backward, setup_context=_save_lrelu
+    )
+    torch.library.register_autograd(
+        "open_eg3d::scale_channels", _scale_backward, setup_context=_save_scale
+    )

@@ -1,27 +1,34 @@
-"""Alias-free super-resolution: StyleGAN3-T layers in the place of StyleGAN2 blocks (Karras et al. 2021, section 3 and appendix C).
+"""Alias-free super-resolution: StyleGAN3-T layers in the place of StyleGAN2 blocks (Karras et al.
+2021, section 3 and appendix C).
 
-A feature map stands for a continuous signal. Each 3x3 convolution is followed by a leaky ReLU on a grid of twice the sampling rate,
-between two low-pass filters, so that the nonlinearity makes no frequencies that the grid folds back. What the layers draw then moves
-with the picture and does not stick to the pixels. Rates and frequencies are per side of the picture: samples and cycles.
+A feature map stands for a continuous signal. Each 3x3 convolution is followed by a leaky ReLU on a
+grid of twice the sampling rate, between two low-pass filters, so that the nonlinearity makes no
+frequencies that the grid folds back. What the layers draw then moves with the picture and does not
+stick to the pixels. Rates and frequencies are per side of the picture: samples and cycles.
 
-Cutoffs. In the paper, cutoffs grow geometrically from 2 at the generator's first layer to half the output's rate, stopbands from
-2^2.1 to 2^0.3 times that. A super-resolution is the end of such a generator, not a whole one: with a first cutoff of 2 it would wipe
-out the picture that it is given. So the paper's geometric line is kept for a generator of the output's size, and the super-resolution
-enters it where the cutoff is the Nyquist frequency of its input. From there every block ends at the highest point of the line whose
-stopband its rate still represents, with its first layer half-way; the last layer ends at the output's Nyquist frequency
-(critically sampled). No layer has a cutoff below what the input carries.
+Cutoffs. In the paper, cutoffs grow geometrically from 2 at the generator's first layer to half the
+output's rate, stopbands from 2^2.1 to 2^0.3 times that. A super-resolution is the end of such a
+generator, not a whole one: with a first cutoff of 2 it would wipe out the picture that it is given.
+So the paper's geometric line is kept for a generator of the output's size, and the super-resolution
+enters it where the cutoff is the Nyquist frequency of its input. From there every block ends at the
+highest point of the line whose stopband its rate still represents, with its first layer half-way;
+the last layer ends at the output's Nyquist frequency (critically sampled). No layer has a cutoff
+below what the input carries.
 
-Rates are those of the standard blocks, at least twice the input's: a first block that keeps its resolution could only suppress
-aliases by cutting away content of its input, so here its doubling comes first.
+Rates are those of the standard blocks, at least twice the input's: a first block that keeps its
+resolution could only suppress aliases by cutting away content of its input, so here its doubling
+comes first.
 
-Borders. Each map reaches 10 samples beyond the picture. Nothing is known out there, so the input is continued by its border pixels,
-which, unlike zeros, draw no frame around the picture.
+Borders. Each map reaches 10 samples beyond the picture. Nothing is known out there, so the input is
+continued by its border pixels, which, unlike zeros, draw no frame around the picture.
 
-Colour. The picture is the input's colours, interpolated by the same kind of filter, plus what the layers synthesise: a linear
-interpolation moves with its input, and the content of the raw picture is kept whatever the layers have learned so far.
+Colour. The picture is the input's colours, interpolated by the same kind of filter, plus what the
+layers synthesise: a linear interpolation moves with its input, and the content of the raw picture
+is kept whatever the layers have learned so far.
 
-Left out: the paper's running mean of activation magnitudes. Demodulation and the gain of the leaky ReLU keep four to six layers near
-unit variance, as in the standard network, and there is no state that a forward pass changes.
+Left out: the paper's running mean of activation magnitudes. Demodulation and the gain of the leaky
+ReLU keep four to six layers near unit variance, as in the standard network, and there is no state
+that a forward pass changes.
 """
 
 from __future__ import annotations
@@ -37,7 +44,7 @@ from torch import Tensor, nn
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.modulation import scale_channels
 from torch_utils.ops.upfirdn2d import upfirdn2d
-from training.config import ModelConfig
+from training.config.settings import ModelConfig
 from training.networks.layers import FullyConnected, modulated_conv2d, resize_image, to_conv_format
 from training.networks.stylegan2 import ToRGB
 from training.networks.superresolution import plan_blocks
@@ -61,7 +68,9 @@ class Band:
 
 @dataclass(frozen=True)
 class FrequencyLine:
-    """Cutoff and stopband along a generator of `resolution` pixels: geometric in the position, 0 = its first layer, 1 = its last."""
+    """Cutoff and stopband along a generator of `resolution` pixels: geometric in the position, 0 =
+    its first layer, 1 = its last.
+    """
 
     resolution: int
 
@@ -76,7 +85,9 @@ class FrequencyLine:
         return self.last_cutoff * LAST_STOPBAND_RATIO
 
     def band(self, position: float, rate: int, margin: int) -> Band:
-        """Band at `position` on a grid of `rate`: the transition reaches to the stopband, further where the grid has room."""
+        """Band at `position` on a grid of `rate`: the transition reaches to the stopband, further
+        where the grid has room.
+        """
         cutoff = FIRST_CUTOFF * (self.last_cutoff / FIRST_CUTOFF) ** position
         stopband = FIRST_STOPBAND * (self.last_stopband / FIRST_STOPBAND) ** position
         return Band(rate, rate + 2 * margin, cutoff, max(stopband, rate / 2) - cutoff)
@@ -91,7 +102,9 @@ class FrequencyLine:
 
 
 def plan_bands(input_resolution: int, sizes: list[int]) -> list[Band]:
-    """Band of the input, then of each of the two layers of each block; `sizes` are the blocks' output resolutions."""
+    """Band of the input, then of each of the two layers of each block; `sizes` are the blocks'
+    output resolutions.
+    """
     line = FrequencyLine(sizes[-1])
     position = line.position_of_cutoff(input_resolution / 2)
     bands = [line.band(position, input_resolution, MARGIN)]
@@ -107,7 +120,9 @@ def plan_bands(input_resolution: int, sizes: list[int]) -> list[Band]:
 
 
 def kaiser_beta(taps: int, width: float) -> float:
-    """Shape of the Kaiser window for a transition band of `width`, in units of the Nyquist frequency (Kaiser 1974; appendix C)."""
+    """Shape of the Kaiser window for a transition band of `width`, in units of the Nyquist
+    frequency (Kaiser 1974; appendix C).
+    """
     attenuation = 2.285 * (taps - 1) * math.pi * width + 7.95
     if attenuation > 50:
         return 0.1102 * (attenuation - 8.7)
@@ -117,30 +132,39 @@ def kaiser_beta(taps: int, width: float) -> float:
 
 
 def design_lowpass(taps: int, cutoff: float, half_width: float, rate: int) -> Tensor:
-    """Kaiser-windowed sinc (taps,) of sum one for a grid of `rate` samples; `cutoff` and `half_width` in cycles of the same length."""
+    """Kaiser-windowed sinc (taps,) of sum one for a grid of `rate` samples; `cutoff` and
+    `half_width` in cycles of the same length.
+    """
     time = (np.arange(taps) - (taps - 1) / 2) / rate
     kernel = np.sinc(2 * cutoff * time) * np.kaiser(taps, kaiser_beta(taps, 4 * half_width / rate))
     return torch.as_tensor(kernel / kernel.sum(), dtype=torch.float32)
 
 
 def resampling_filter(band: Band, fine_rate: int) -> Tensor:
-    """Filter between a map of `band` and a grid of `fine_rate`, a multiple of its rate: six taps a sample of the map."""
+    """Filter between a map of `band` and a grid of `fine_rate`, a multiple of its rate: six taps a
+    sample of the map.
+    """
     factor = fine_rate // band.rate
-    return design_lowpass(TAPS_PER_SAMPLE * factor if factor > 1 else 1, band.cutoff, band.half_width, fine_rate)
+    return design_lowpass(
+        TAPS_PER_SAMPLE * factor if factor > 1 else 1, band.cutoff, band.half_width, fine_rate
+    )
 
 
 def centered_padding(in_size: int, up: int, out_size: int, down: int, taps: int) -> tuple[int, int]:
-    """Padding (before, after) of the upsampled map with which input and output have the same centre.
+    """Padding (before, after) of the upsampled map with which input and output have the same
+    centre.
 
-    Upsampling puts sample i at the first of the `up` fine samples that it covers, half of `up` - 1 before its centre. Filters delay by
-    half their length; `taps` is the sum of the two lengths less one.
+    Upsampling puts sample i at the first of the `up` fine samples that it covers, half of `up` - 1
+    before its centre. Filters delay by half their length; `taps` is the sum of the two lengths less
+    one.
     """
     slack = (out_size - 1) * down + taps - in_size * up
     return (slack + up - 1) // 2, (slack - up + 1) // 2
 
 
 class AliasFreeLayer(nn.Module):
-    """Modulated 3x3 convolution, bias, filtered leaky ReLU: (N, in_channels, h, h), (N, w_dim) -> (N, out_channels, H, H).
+    """Modulated 3x3 convolution, bias, filtered leaky ReLU: (N, in_channels, h, h), (N, w_dim) ->
+    (N, out_channels, H, H).
 
     `source` and `target` are the bands of input and output, h and H their sizes.
     """
@@ -148,7 +172,15 @@ class AliasFreeLayer(nn.Module):
     up_filter: Tensor
     down_filter: Tensor
 
-    def __init__(self, in_channels: int, out_channels: int, w_dim: int, source: Band, target: Band, conv_clamp: float | None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        source: Band,
+        target: Band,
+        conv_clamp: float | None,
+    ) -> None:
         super().__init__()
         self.conv_clamp = conv_clamp
         self.affine = FullyConnected(w_dim, in_channels, bias_init=1)
@@ -167,17 +199,35 @@ class AliasFreeLayer(nn.Module):
         if factors is not None:
             x = scale_channels(x, factors)
         return filtered_lrelu(
-            x, self.up_filter, self.down_filter, self.bias, up=self.up, down=self.down, padding=self.padding, clamp=self.conv_clamp
+            x,
+            self.up_filter,
+            self.down_filter,
+            self.bias,
+            up=self.up,
+            down=self.down,
+            padding=self.padding,
+            clamp=self.conv_clamp,
         )
 
 
 class AliasFreeBlock(nn.Module):
     """Two layers with the same latent; `bands` are those of the input and of the two outputs."""
 
-    def __init__(self, in_channels: int, out_channels: int, w_dim: int, bands: list[Band], conv_clamp: float | None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        bands: list[Band],
+        conv_clamp: float | None,
+    ) -> None:
         super().__init__()
-        self.conv0 = AliasFreeLayer(in_channels, out_channels, w_dim, bands[0], bands[1], conv_clamp)
-        self.conv1 = AliasFreeLayer(out_channels, out_channels, w_dim, bands[1], bands[2], conv_clamp)
+        self.conv0 = AliasFreeLayer(
+            in_channels, out_channels, w_dim, bands[0], bands[1], conv_clamp
+        )
+        self.conv1 = AliasFreeLayer(
+            out_channels, out_channels, w_dim, bands[1], bands[2], conv_clamp
+        )
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """(N, in_channels, h, h), (N, w_dim) -> (N, out_channels, H, H)."""
@@ -185,7 +235,9 @@ class AliasFreeBlock(nn.Module):
 
 
 class ColorInterpolation(nn.Module):
-    """Low-pass interpolation of a map of band `source` to a picture: (N, C, h, h) -> (N, C, resolution, resolution)."""
+    """Low-pass interpolation of a map of band `source` to a picture: (N, C, h, h) -> (N, C,
+    resolution, resolution).
+    """
 
     filter: Tensor
 
@@ -201,9 +253,11 @@ class ColorInterpolation(nn.Module):
 
 
 class AliasFreeSuperResolution(nn.Module):
-    """StyleGAN3-T layers that all use the last latent: (N, C, r, r) features -> (N, 3, resolution, resolution).
+    """StyleGAN3-T layers that all use the last latent: (N, C, r, r) features -> (N, 3, resolution,
+    resolution).
 
-    Takes the place of `SuperResolution` where `superresolution.kind` is `alias_free`; same blocks, channels and resize of the input.
+    Takes the place of `SuperResolution` where `superresolution.kind` is `alias_free`; same blocks,
+    channels and resize of the input.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -217,7 +271,13 @@ class AliasFreeSuperResolution(nn.Module):
         self.color = ColorInterpolation(bands[0], sizes[-1])
         in_channels = config.generator.plane_channels
         for index, out_channels in enumerate(channels):
-            block = AliasFreeBlock(in_channels, out_channels, w_dim, bands[2 * index : 2 * index + 3], options.conv_clamp)
+            block = AliasFreeBlock(
+                in_channels,
+                out_channels,
+                w_dim,
+                bands[2 * index : 2 * index + 3],
+                options.conv_clamp,
+            )
             self.add_module(f"block{index}", block)
             in_channels = out_channels
         self.torgb = ToRGB(in_channels, 3, w_dim, options.conv_clamp)

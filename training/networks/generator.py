@@ -1,4 +1,6 @@
-"""The generator: latent and camera to planes, planes to rays, rays to the final picture (EG3D, figure 2)."""
+"""The generator: latent and camera to planes, planes to rays, rays to the final picture (EG3D,
+figure 2).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from torch_utils.ops.decode_points import DecoderWeights
 from training.cameras import LABEL_SIZE, unpack_label
-from training.config import ModelConfig, RenderingConfig
+from training.config.settings import ModelConfig, RenderingConfig
 from training.networks.alias_free import AliasFreeSuperResolution
 from training.networks.layers import FullyConnected
 from training.networks.stylegan2 import MappingNetwork, NoiseMode, SynthesisBlock, SynthesisNetwork
@@ -51,7 +53,12 @@ class Backbone(nn.Module):
         )
         c_dim = LABEL_SIZE if options.pose_conditioning or options.constant_embedding else 0
         self.mapping = MappingNetwork(
-            options.z_dim, c_dim, options.w_dim, self.synthesis.num_ws, options.mapping_layers, options.mapping_lr_multiplier
+            options.z_dim,
+            c_dim,
+            options.w_dim,
+            self.synthesis.num_ws,
+            options.mapping_layers,
+            options.mapping_lr_multiplier,
         )
 
 
@@ -60,43 +67,71 @@ class TriPlaneDecoder(nn.Module):
 
     def __init__(self, features: int, hidden: int, colors: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(FullyConnected(features, hidden), nn.Softplus(), FullyConnected(hidden, 1 + colors))
+        self.net = nn.Sequential(
+            FullyConnected(features, hidden), nn.Softplus(), FullyConnected(hidden, 1 + colors)
+        )
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, M, C) -> raw densities (N, M, 1) and colours (N, M, K) slightly beyond [0, 1] (mip-NeRF, section 3.1)."""
+        """(N, M, C) -> raw densities (N, M, 1) and colours (N, M, K) slightly beyond [0, 1]
+        (mip-NeRF, section 3.1).
+        """
         x = self.net(features)
         return x[..., :1], torch.sigmoid(x[..., 1:]) * 1.002 - 0.001
 
     def two_layer_weights(self) -> DecoderWeights | None:
-        """What compiled operators need to do this module's work; None if anything about it was changed, so that it must be called.
+        """What compiled operators need to do this module's work; None if anything about it was
+        changed, so that it must be called.
 
-        Changed is a subclass with a `forward` of its own, another layer or activation in `net`, a parametrisation, and whatever
-        asks to be called on the way: hooks and replaced methods.
+        Changed is a subclass with a `forward` of its own, another layer or activation in `net`, a
+        parametrisation, and whatever asks to be called on the way: hooks and replaced methods.
         """
         net: Any = self.net
-        if type(self).forward is not TriPlaneDecoder.forward or type(net) is not nn.Sequential or len(net) != 3:
+        if (
+            type(self).forward is not TriPlaneDecoder.forward
+            or type(net) is not nn.Sequential
+            or len(net) != 3
+        ):
             return None
         first, activation, second = net
-        is_softplus = type(activation) is nn.Softplus and activation.beta == 1 and activation.threshold == 20
-        is_linear = all(type(layer) is FullyConnected and layer.activation == "linear" for layer in (first, second))
-        if not is_softplus or not is_linear or any(self._is_observed(module) for module in (self, net, *net)):
+        is_softplus = (
+            type(activation) is nn.Softplus and activation.beta == 1 and activation.threshold == 20
+        )
+        is_linear = all(
+            type(layer) is FullyConnected and layer.activation == "linear"
+            for layer in (first, second)
+        )
+        if (
+            not is_softplus
+            or not is_linear
+            or any(self._is_observed(module) for module in (self, net, *net))
+        ):
             return None
         return DecoderWeights(*self._effective(first), *self._effective(second))
 
     @staticmethod
     def _effective(layer: Any) -> tuple[Tensor, Tensor]:
         """What a `FullyConnected` multiplies by and adds."""
-        return layer.weight * layer.weight_gain, layer.bias if layer.bias_gain == 1 else layer.bias * layer.bias_gain
+        return (
+            layer.weight * layer.weight_gain,
+            layer.bias if layer.bias_gain == 1 else layer.bias * layer.bias_gain,
+        )
 
     @staticmethod
     def _is_observed(module: nn.Module) -> bool:
         """Whether calling `module` does more than its class's `forward`."""
-        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        hooks = (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
         return any(len(hook) > 0 for hook in hooks) or "forward" in module.__dict__
 
 
 class Generator(nn.Module):
-    """EG3D generator. `config` fixes the parameters; `rendering` is the live scene description and may be changed at any time."""
+    """EG3D generator. `config` fixes the parameters; `rendering` is the live scene description and
+    may be changed at any time.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -106,7 +141,9 @@ class Generator(nn.Module):
         self.z_dim, self.c_dim, self.w_dim = options.z_dim, LABEL_SIZE, options.w_dim
         self.backbone = Backbone(self.config)
         self.superresolution = SUPERRESOLUTIONS[self.config.superresolution.kind](self.config)
-        self.decoder = TriPlaneDecoder(options.plane_channels, options.decoder_hidden, options.plane_channels)
+        self.decoder = TriPlaneDecoder(
+            options.plane_channels, options.decoder_hidden, options.plane_channels
+        )
 
     @property
     def rendering(self) -> RenderingConfig:
@@ -119,10 +156,19 @@ class Generator(nn.Module):
         return self.backbone.synthesis.num_ws
 
     def mapping(
-        self, z: Tensor, c: Tensor, truncation_psi: float = 1.0, truncation_cutoff: int | None = None, update_w_avg: bool = False
+        self,
+        z: Tensor,
+        c: Tensor,
+        truncation_psi: float = 1.0,
+        truncation_cutoff: int | None = None,
+        update_w_avg: bool = False,
     ) -> Tensor:
-        """Latents z (N, z_dim) and the camera c (N, 25) they are conditioned on to ws (N, num_ws, w_dim)."""
-        return self.backbone.mapping(z, self._mapped_camera(c), truncation_psi, truncation_cutoff, update_w_avg)
+        """Latents z (N, z_dim) and the camera c (N, 25) they are conditioned on to ws (N, num_ws,
+        w_dim).
+        """
+        return self.backbone.mapping(
+            z, self._mapped_camera(c), truncation_psi, truncation_cutoff, update_w_avg
+        )
 
     def _mapped_camera(self, c: Tensor) -> Tensor | None:
         """What the mapping network gets of cameras c (N, 25)."""
@@ -142,7 +188,8 @@ class Generator(nn.Module):
         neural_rendering_resolution: int | None = None,
         deterministic: bool = True,
     ) -> GeneratorOutput:
-        """Pictures of planes (N, 3, C, H, W) from cameras c (N, 25), or of one sample's planes and ws from any number of cameras.
+        """Pictures of planes (N, 3, C, H, W) from cameras c (N, 25), or of one sample's planes and
+        ws from any number of cameras.
 
         Args:
             ws: (N, num_ws, w_dim), for the super-resolution.
@@ -153,8 +200,12 @@ class Generator(nn.Module):
         planes, ws = (value.expand(len(c), *value.shape[1:]) for value in (planes, ws))
         cam2world, intrinsics = unpack_label(c.float())
         ray_origins, ray_directions = sample_rays(cam2world, intrinsics, resolution)
-        rays = render_rays(planes, self.decoder, ray_origins, ray_directions, self.rendering, deterministic)
-        features, depth, coverage = (value.transpose(1, 2).unflatten(2, (resolution, resolution)) for value in rays)
+        rays = render_rays(
+            planes, self.decoder, ray_origins, ray_directions, self.rendering, deterministic
+        )
+        features, depth, coverage = (
+            value.transpose(1, 2).unflatten(2, (resolution, resolution)) for value in rays
+        )
         image = self.superresolution(features, ws, self.config.superresolution.noise_mode)
         return GeneratorOutput(image, features[:, :3], depth, coverage)
 
@@ -167,7 +218,9 @@ class Generator(nn.Module):
         deterministic: bool = True,
     ) -> GeneratorOutput:
         """Pictures of ws (N, num_ws, w_dim) from cameras c (N, 25)."""
-        return self.render(self.planes(ws, noise_mode), ws, c, neural_rendering_resolution, deterministic)
+        return self.render(
+            self.planes(ws, noise_mode), ws, c, neural_rendering_resolution, deterministic
+        )
 
     def forward(
         self,
@@ -184,14 +237,18 @@ class Generator(nn.Module):
         return self.synthesis(ws, c, neural_rendering_resolution, noise_mode, deterministic)
 
     def sample_planes(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw density (N, M, 1), before softplus(x - 1), and colours (N, M, C) at points (N, M, 3) in the world."""
+        """Raw density (N, M, 1), before softplus(x - 1), and colours (N, M, C) at points (N, M, 3)
+        in the world.
+        """
         return decode_points(planes, points, self.decoder, self.rendering)
 
     def sample_densities(self, points: Tensor, planes: Tensor) -> Tensor:
         """The densities of `sample_planes`, (N, M, 1), without the colours: faster."""
         return point_densities(planes, points, self.decoder, self.rendering)
 
-    def sample(self, points: Tensor, ws: Tensor, noise_mode: NoiseMode = "const") -> tuple[Tensor, Tensor]:
+    def sample(
+        self, points: Tensor, ws: Tensor, noise_mode: NoiseMode = "const"
+    ) -> tuple[Tensor, Tensor]:
         """`sample_planes` of the planes of ws (N, num_ws, w_dim)."""
         return self.sample_planes(points, self.planes(ws, noise_mode))
 

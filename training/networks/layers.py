@@ -24,10 +24,14 @@ def normalize_2nd_moment(x: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 def resize_image(x: Tensor, size: int, antialias: bool = True) -> Tensor:
-    """Bilinear resize of (N, C, H, W) to (N, C, size, size), with a low-pass filter where it shrinks if `antialias`."""
+    """Bilinear resize of (N, C, H, W) to (N, C, size, size), with a low-pass filter where it
+    shrinks if `antialias`.
+    """
     if x.shape[-2:] == (size, size):
         return x
-    return F.interpolate(x, size=(size, size), mode="bilinear", align_corners=False, antialias=antialias)
+    return F.interpolate(
+        x, size=(size, size), mode="bilinear", align_corners=False, antialias=antialias
+    )
 
 
 def to_conv_format(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -36,18 +40,26 @@ def to_conv_format(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def like_input(weight: Tensor, x: Tensor) -> Tensor:
-    """`weight` in the dtype and memory format of the images `x`: a copy here saves two in the convolution and its backward pass."""
+    """`weight` in the dtype and memory format of the images `x`: a copy here saves two in the
+    convolution and its backward pass.
+    """
     return weight.to(dtype=x.dtype, memory_format=result_format(x))
 
 
 class FullyConnected(nn.Module):
     """Linear layer with equalised learning rate: (N, in_features) -> (N, out_features).
 
-    The stored weight has variance 1/lr_multiplier^2 and is used times lr_multiplier/sqrt(in_features); the bias times lr_multiplier.
+    The stored weight has variance 1/lr_multiplier^2 and is used times
+    lr_multiplier/sqrt(in_features); the bias times lr_multiplier.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, activation: ActivationName = "linear", lr_multiplier: float = 1.0, bias_init: float = 0.0
+        self,
+        in_features: int,
+        out_features: int,
+        activation: ActivationName = "linear",
+        lr_multiplier: float = 1.0,
+        bias_init: float = 0.0,
     ) -> None:
         super().__init__()
         self.activation: ActivationName = activation
@@ -59,12 +71,15 @@ class FullyConnected(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
         bias = self.bias if self.bias_gain == 1 else self.bias * self.bias_gain
-        y = torch.addmm(bias, x.flatten(0, -2), self.weight.t(), alpha=self.weight_gain).unflatten(0, x.shape[:-1])
+        y = torch.addmm(bias, x.flatten(0, -2), self.weight.t(), alpha=self.weight_gain).unflatten(
+            0, x.shape[:-1]
+        )
         return bias_act(y, act=self.activation)
 
 
 class Conv2d(nn.Module):
-    """Plain convolution with equalised learning rate, optionally followed by a 2x reduction; bias, activation, clamp.
+    """Plain convolution with equalised learning rate, optionally followed by a 2x reduction; bias,
+    activation, clamp.
 
     Shapes: (N, in_channels, H, W) -> (N, out_channels, H/down, W/down).
     """
@@ -115,18 +130,23 @@ def modulated_conv2d(
     up: int = 1,
     resample_filter: Tensor | None = None,  # needed for up = 2
 ) -> tuple[Tensor, Tensor | None]:
-    """Convolution whose weights are scaled by each sample's style and normalised per output filter (StyleGAN2, section 2.2).
+    """Convolution whose weights are scaled by each sample's style and normalised per output filter
+    (StyleGAN2, section 2.2).
 
-    Scaling the channels that enter and leave instead of the weights is the same sum in another order, keeps one convolution for
-    the whole batch, and lets it run in the dtype and memory format of `x`. The scaling of what leaves is left to the caller, who
-    has more to do in the same pass. One large picture alone is faster with scaled weights. In fp16, weights and styles are first
+    Scaling the channels that enter and leave instead of the weights is the same sum in another
+    order, keeps one convolution for the whole batch, and lets it run in the dtype and memory format
+    of `x`. The scaling of what leaves is left to the caller, who has more to do in the same pass.
+    One large picture alone is faster with scaled weights. In fp16, weights and styles are first
     scaled to a largest magnitude of one, which demodulation cancels, so that nothing overflows.
 
     Returns:
-        The convolution, (N, O, H*up, W*up) in the dtype of `x`, and the factors (N, O) that its channels still need, None = none.
+        The convolution, (N, O, H*up, W*up) in the dtype of `x`, and the factors (N, O) that its
+        channels still need, None = none.
     """
     if x.dtype == torch.float16:
-        weight = weight / (weight.abs().amax(dim=(1, 2, 3), keepdim=True) * math.sqrt(weight[0].numel()))
+        weight = weight / (
+            weight.abs().amax(dim=(1, 2, 3), keepdim=True) * math.sqrt(weight[0].numel())
+        )
         styles = styles / styles.abs().amax(dim=1, keepdim=True)
     factors: Tensor | None = demodulation(weight, styles)
     if x.shape[0] == 1 and x[0, 0].numel() > weight[:, 0].numel():
@@ -142,7 +162,9 @@ def modulated_conv2d(
 
 
 def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
-    """Factors (N, O) that bring the filters of `weight` (O, I, k, k), scaled by `styles` (N, I), to unit norm."""
+    """Factors (N, O) that bring the filters of `weight` (O, I, k, k), scaled by `styles` (N, I), to
+    unit norm.
+    """
     energy = weight.square().flatten(2).sum(dim=2)
     return (styles.square() @ energy.t() + 1e-8).rsqrt()
 
@@ -153,9 +175,11 @@ def modulated_projection(
     styles: Tensor,  # (N, I)
     bias: Tensor,  # (O,)
 ) -> Tensor:
-    """1x1 convolution with weights scaled by each sample's style, without demodulation: (N, O, H, W), channels-last.
+    """1x1 convolution with weights scaled by each sample's style, without demodulation: (N, O, H,
+    W), channels-last.
 
-    A product of matrices whose weights differ between samples, so that the picture itself is not scaled.
+    A product of matrices whose weights differ between samples, so that the picture itself is not
+    scaled.
     """
     weights = (weight * styles[:, None]).to(x.dtype).transpose(1, 2)
     y = torch.baddbmm(bias.to(x.dtype), x.permute(0, 2, 3, 1).flatten(1, 2), weights)

@@ -1,4 +1,6 @@
-"""StyleGAN2 generator parts: mapping network and skip-architecture synthesis (Karras et al. 2020, sections 2 and 4)."""
+"""StyleGAN2 generator parts: mapping network and skip-architecture synthesis (Karras et al. 2020,
+sections 2 and 4).
+"""
 
 from __future__ import annotations
 
@@ -35,22 +37,34 @@ def block_resolutions(resolution: int) -> list[int]:
 
 
 class MappingNetwork(nn.Module):
-    """Latents and camera labels to intermediate latents: (N, z_dim), (N, c_dim) -> (N, num_ws, w_dim).
+    """Latents and camera labels to intermediate latents: (N, z_dim), (N, c_dim) -> (N, num_ws,
+    w_dim).
 
-    `z_dim` 0 leaves out the latent, `c_dim` 0 the camera, `num_ws` None the broadcast over layers and the running mean (the
-    discriminator's form).
+    `z_dim` 0 leaves out the latent, `c_dim` 0 the camera, `num_ws` None the broadcast over layers
+    and the running mean (the discriminator's form).
     """
 
     w_avg: Tensor
 
-    def __init__(self, z_dim: int, c_dim: int, w_dim: int, num_ws: int | None, num_layers: int, lr_multiplier: float) -> None:
+    def __init__(
+        self,
+        z_dim: int,
+        c_dim: int,
+        w_dim: int,
+        num_ws: int | None,
+        num_layers: int,
+        lr_multiplier: float,
+    ) -> None:
         super().__init__()
         self.z_dim, self.c_dim, self.num_ws, self.num_layers = z_dim, c_dim, num_ws, num_layers
         if c_dim:
             self.embed = FullyConnected(c_dim, w_dim)
         for index in range(num_layers):
             features = z_dim + (w_dim if c_dim else 0) if index == 0 else w_dim
-            self.add_module(f"fc{index}", FullyConnected(features, w_dim, activation="lrelu", lr_multiplier=lr_multiplier))
+            self.add_module(
+                f"fc{index}",
+                FullyConnected(features, w_dim, activation="lrelu", lr_multiplier=lr_multiplier),
+            )
         if num_ws is not None:
             self.register_buffer("w_avg", torch.zeros(w_dim))
 
@@ -83,20 +97,31 @@ class MappingNetwork(nn.Module):
         ws = x[:, None].expand(-1, self.num_ws, -1)
         if truncation_psi == 1:
             return ws
-        truncated = self.num_ws if truncation_cutoff is None else min(truncation_cutoff, self.num_ws)
+        truncated = (
+            self.num_ws if truncation_cutoff is None else min(truncation_cutoff, self.num_ws)
+        )
         psi = torch.ones(self.num_ws, 1, device=x.device)
         psi[:truncated] = truncation_psi
         return self.w_avg + psi * (ws - self.w_avg)
 
 
 class SynthesisLayer(nn.Module):
-    """Modulated 3x3 convolution, noise, bias, leaky ReLU: (N, in_channels, H, W), (N, w_dim) -> (N, out_channels, H*up, W*up)."""
+    """Modulated 3x3 convolution, noise, bias, leaky ReLU: (N, in_channels, H, W), (N, w_dim) -> (N,
+    out_channels, H*up, W*up).
+    """
 
     resample_filter: Tensor
     noise_const: Tensor
 
     def __init__(
-        self, in_channels: int, out_channels: int, w_dim: int, resolution: int, up: int, use_noise: bool, conv_clamp: float | None
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        resolution: int,
+        up: int,
+        use_noise: bool,
+        conv_clamp: float | None,
     ) -> None:
         super().__init__()
         self.up, self.use_noise, self.conv_clamp = up, use_noise, conv_clamp
@@ -111,8 +136,12 @@ class SynthesisLayer(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise_mode: NoiseMode) -> Tensor:
         """Apply the layer; output in the dtype of `x`."""
-        x, factors = modulated_conv2d(x, self.weight, self.affine(w), up=self.up, resample_filter=self.resample_filter)
-        return modulated_lrelu(x, factors, self._noise(x, noise_mode), self.bias, clamp=self.conv_clamp)
+        x, factors = modulated_conv2d(
+            x, self.weight, self.affine(w), up=self.up, resample_filter=self.resample_filter
+        )
+        return modulated_lrelu(
+            x, factors, self._noise(x, noise_mode), self.bias, clamp=self.conv_clamp
+        )
 
     def _noise(self, x: Tensor, noise_mode: NoiseMode) -> Tensor | None:
         if not self.use_noise or noise_mode == "none":
@@ -125,9 +154,13 @@ class SynthesisLayer(nn.Module):
 
 
 class ToRGB(nn.Module):
-    """Modulated 1x1 convolution to colours, without demodulation: (N, in_channels, H, W) -> (N, out_channels, H, W)."""
+    """Modulated 1x1 convolution to colours, without demodulation: (N, in_channels, H, W) -> (N,
+    out_channels, H, W).
+    """
 
-    def __init__(self, in_channels: int, out_channels: int, w_dim: int, conv_clamp: float | None) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, w_dim: int, conv_clamp: float | None
+    ) -> None:
         super().__init__()
         self.conv_clamp = conv_clamp
         self.affine = FullyConnected(w_dim, in_channels, bias_init=1)
@@ -137,14 +170,17 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """Apply the layer; output in the dtype of `x`."""
-        x = modulated_projection(x, self.weight[:, :, 0, 0], self.affine(w) * self.weight_gain, self.bias)
+        x = modulated_projection(
+            x, self.weight[:, :, 0, 0], self.affine(w) * self.weight_gain, self.bias
+        )
         return x if self.conv_clamp is None else x.clamp(-self.conv_clamp, self.conv_clamp)
 
 
 class SynthesisBlock(nn.Module):
     """Two synthesis layers and a colour output that is added to the upsampled sum of earlier ones.
 
-    `in_channels` 0 makes the first block, which starts from a learned constant and has one layer. `up` 1 keeps the resolution.
+    `in_channels` 0 makes the first block, which starts from a learned constant and has one layer.
+    `up` 1 keeps the resolution.
     """
 
     resample_filter: Tensor
@@ -169,11 +205,17 @@ class SynthesisBlock(nn.Module):
         if in_channels == 0:
             self.const = nn.Parameter(torch.randn(out_channels, resolution, resolution))
         else:
-            self.conv0 = SynthesisLayer(in_channels, out_channels, w_dim, resolution, up, use_noise, conv_clamp)
-        self.conv1 = SynthesisLayer(out_channels, out_channels, w_dim, resolution, 1, use_noise, conv_clamp)
+            self.conv0 = SynthesisLayer(
+                in_channels, out_channels, w_dim, resolution, up, use_noise, conv_clamp
+            )
+        self.conv1 = SynthesisLayer(
+            out_channels, out_channels, w_dim, resolution, 1, use_noise, conv_clamp
+        )
         self.torgb = ToRGB(out_channels, img_channels, w_dim, conv_clamp)
 
-    def forward(self, x: Tensor | None, img: Tensor | None, ws: Tensor, noise_mode: NoiseMode) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor | None, img: Tensor | None, ws: Tensor, noise_mode: NoiseMode
+    ) -> tuple[Tensor, Tensor]:
         """Run the block.
 
         Args:
@@ -182,7 +224,8 @@ class SynthesisBlock(nn.Module):
             ws: (N, num_conv + 1, w_dim) latents of the layers and of the colour output.
 
         Returns:
-            Features in the block's convolution dtype and the fp32 sum of colours, both at the block's resolution.
+            Features in the block's convolution dtype and the fp32 sum of colours, both at the
+            block's resolution.
         """
         latents = iter(ws.unbind(dim=1))
         if x is None:
@@ -197,7 +240,9 @@ class SynthesisBlock(nn.Module):
 
 
 class SynthesisNetwork(nn.Module):
-    """StyleGAN2 synthesis with skip connections: ws (N, num_ws, w_dim) -> (N, img_channels, resolution, resolution)."""
+    """StyleGAN2 synthesis with skip connections: ws (N, num_ws, w_dim) -> (N, img_channels,
+    resolution, resolution).
+    """
 
     def __init__(
         self,
@@ -215,12 +260,22 @@ class SynthesisNetwork(nn.Module):
         in_channels = 0
         for size in self.resolutions:
             out_channels = channels_at(size, channel_base, channel_max)
-            block = SynthesisBlock(in_channels, out_channels, w_dim, size, img_channels, use_noise=use_noise, conv_clamp=conv_clamp)
+            block = SynthesisBlock(
+                in_channels,
+                out_channels,
+                w_dim,
+                size,
+                img_channels,
+                use_noise=use_noise,
+                conv_clamp=conv_clamp,
+            )
             self.add_module(f"b{size}", block)
             in_channels = out_channels
 
     def forward(self, ws: Tensor, noise_mode: NoiseMode) -> Tensor:
-        """Sum of the blocks' colours; a block's colour output shares the latent of the next block's first layer."""
+        """Sum of the blocks' colours; a block's colour output shares the latent of the next block's
+        first layer.
+        """
         x: Tensor | None = None
         img: Tensor | None = None
         start = 0

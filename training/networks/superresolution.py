@@ -1,11 +1,13 @@
-"""Super-resolution: feature image and raw colours to the final image (EG3D, section 3.3 and supplement)."""
+"""Super-resolution: feature image and raw colours to the final image (EG3D, section 3.3 and
+supplement).
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from training.config import ModelConfig
+from training.config.settings import ModelConfig
 from training.networks.layers import resize_image
 from training.networks.stylegan2 import SynthesisBlock
 
@@ -13,8 +15,8 @@ from training.networks.stylegan2 import SynthesisBlock
 def block_sizes(resolution: int, input_resolution: int | None = None) -> tuple[int, list[int]]:
     """Input resolution and the resolution of each block's output.
 
-    Blocks double from min(128, resolution / 2) until `resolution`; there are never fewer than two, so where one doubling is
-    enough the first block keeps its resolution.
+    Blocks double from min(128, resolution / 2) until `resolution`; there are never fewer than two,
+    so where one doubling is enough the first block keeps its resolution.
     """
     first = input_resolution or min(128, resolution // 2)
     sizes: list[int] = []
@@ -24,7 +26,9 @@ def block_sizes(resolution: int, input_resolution: int | None = None) -> tuple[i
 
 
 def block_channels(resolution: int, sizes: list[int]) -> tuple[int, ...]:
-    """Published channels: 256, 128, 64 at 256, 512, 1024; the last two blocks of smaller networks have 128 and 64."""
+    """Published channels: 256, 128, 64 at 256, 512, 1024; the last two blocks of smaller networks
+    have 128 and 64.
+    """
     if resolution > 256:
         return tuple(65536 // size for size in sizes)
     return tuple(min(64 << (len(sizes) - 1 - index), 256) for index in range(len(sizes)))
@@ -34,18 +38,26 @@ def plan_blocks(config: ModelConfig) -> tuple[int, list[int], tuple[int, ...]]:
     """Input resolution, and the output resolution and the channels of each block.
 
     Raises:
-        ValueError: if `superresolution.channels` has another number of entries than there are blocks.
+        ValueError: if `superresolution.channels` has another number of entries than there are
+            blocks.
     """
     options = config.superresolution
     input_resolution, sizes = block_sizes(config.resolution, options.input_resolution)
-    channels = block_channels(config.resolution, sizes) if options.channels is None else options.channels
+    channels = (
+        block_channels(config.resolution, sizes) if options.channels is None else options.channels
+    )
     if len(channels) != len(sizes):
-        raise ValueError(f"superresolution.channels has {len(channels)} entries, but there are {len(sizes)} blocks, at {sizes}")
+        raise ValueError(
+            f"superresolution.channels has {len(channels)} entries, but there are {len(sizes)}"
+            f" blocks, at {sizes}"
+        )
     return input_resolution, sizes, channels
 
 
 class SuperResolution(nn.Module):
-    """Two or three StyleGAN2 blocks that all use the last latent: (N, C, r, r) features -> (N, 3, resolution, resolution)."""
+    """Two or three StyleGAN2 blocks that all use the last latent: (N, C, r, r) features -> (N, 3,
+    resolution, resolution).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""From densities along a ray to what the camera sees (Max 1995; NeRF, section 4; EG3D's midpoint rule)."""
+"""From densities along a ray to what the camera sees (Max 1995; NeRF, section 4; EG3D's midpoint
+rule).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ def interval_weights(depths: Tensor, densities: Tensor) -> Tensor:
         densities: (N, R, S) raw densities.
 
     Returns:
-        (N, R, S-1): opacity of the interval (density softplus(mean - 1)) times the transmittance in front of it.
+        (N, R, S-1): opacity of the interval (density softplus(mean - 1)) times the transmittance in
+        front of it.
     """
     delta = depths[..., 1:] - depths[..., :-1]
     sigma = F.softplus((densities[..., 1:] + densities[..., :-1]) / 2 - DENSITY_SHIFT)
@@ -28,12 +31,16 @@ def interval_weights(depths: Tensor, densities: Tensor) -> Tensor:
 
 
 def sample_weights(weights: Tensor) -> Tensor:
-    """Weights (..., S) of samples from those of the intervals between them (..., S-1): an interval shows the mean of its ends."""
+    """Weights (..., S) of samples from those of the intervals between them (..., S-1): an interval
+    shows the mean of its ends.
+    """
     return (F.pad(weights, (1, 0)) + F.pad(weights, (0, 1))) / 2
 
 
 def expected_depth(depths: Tensor, weights: Tensor) -> Tensor:
-    """Mean depth (N, R, 1) of what a ray sees, within its samples' range; the farthest sample where it sees nothing."""
+    """Mean depth (N, R, 1) of what a ray sees, within its samples' range; the farthest sample where
+    it sees nothing.
+    """
     middles = (depths[..., 1:] + depths[..., :-1]) / 2
     total = weights.sum(dim=-1, keepdim=True)
     is_empty = total == 0
@@ -42,8 +49,12 @@ def expected_depth(depths: Tensor, weights: Tensor) -> Tensor:
     return torch.where(is_empty, farthest, depth).clamp(nearest, farthest)
 
 
-def add_background(features: Tensor, opacity: Tensor, background: tuple[float, float, float] | None) -> Tensor:
-    """Composite features (N, R, C) with coverage `opacity` (N, R, 1) onto a colour: it fills the RGB channels, 1 the others."""
+def add_background(
+    features: Tensor, opacity: Tensor, background: tuple[float, float, float] | None
+) -> Tensor:
+    """Composite features (N, R, C) with coverage `opacity` (N, R, 1) onto a colour: it fills the
+    RGB channels, 1 the others.
+    """
     if background is None:
         return features
     fill = torch.ones(features.shape[-1], dtype=features.dtype, device=features.device)

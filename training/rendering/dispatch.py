@@ -1,4 +1,6 @@
-"""Who renders: the compiled operators, which serve the standard decoder only, or the composable path, which serves any."""
+"""Who renders: the compiled operators, which serve the standard decoder only, or the composable
+path, which serves any.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,11 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def fused_weights(decoder: object, planes: Tensor, positions: Tensor) -> DecoderWeights | None:
-    """The decoder's weights if the compiled operators are to render, None if the composable path is: the one place that decides.
+    """The decoder's weights if the compiled operators are to render, None if the composable path
+    is: the one place that decides.
 
-    A decoder that has a method `two_layer_weights` and answers it with weights says that it is the standard one, unchanged. A
-    decoder that is anything else is called.
+    A decoder that has a method `two_layer_weights` and answers it with weights says that it is the
+    standard one, unchanged. A decoder that is anything else is called.
 
     Args:
         planes: (N, 3, C, H, W).
@@ -28,11 +31,17 @@ def fused_weights(decoder: object, planes: Tensor, positions: Tensor) -> Decoder
         return None
     dtype = positions.dtype
     has_planes_dtype = planes.dtype == dtype or (planes.dtype in HALVES and dtype == torch.float32)
-    if dtype not in COMPUTE_DTYPES or not has_planes_dtype or any(weight.dtype != dtype for weight in weights):
+    if (
+        dtype not in COMPUTE_DTYPES
+        or not has_planes_dtype
+        or any(weight.dtype != dtype for weight in weights)
+    ):
         return None
     if weights.w0.shape[1] != planes.shape[2]:
         return None  # the composable path says what is wrong
     if planes.is_cuda and not fits_gpu(weights):
         return None
-    serves = library.use_kernels(planes, positions, *weights) and not torch.is_autocast_enabled(planes.device.type)
+    serves = library.use_kernels(planes, positions, *weights) and not torch.is_autocast_enabled(
+        planes.device.type
+    )
     return weights if serves else None

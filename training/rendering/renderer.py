@@ -1,7 +1,7 @@
 """The volume renderer: planes and rays to features, depth and coverage (EG3D, section 3.3).
 
-What is written here in PyTorch is the definition and takes any decoder. The standard decoder's pictures come from compiled operators
-that compute the same (`dispatch.fused_weights` decides).
+What is written here in PyTorch is the definition and takes any decoder. The standard decoder's
+pictures come from compiled operators that compute the same (`dispatch.fused_weights` decides).
 """
 
 from __future__ import annotations
@@ -15,8 +15,13 @@ from torch import Tensor
 from torch_utils.ops import decode_points as points_op
 from torch_utils.ops import render_rays as rays_op
 from torch_utils.ops.decode_points import DecoderWeights
-from training.config import RenderingConfig
-from training.rendering.compositing import add_background, expected_depth, interval_weights, sample_weights
+from training.config.settings import RenderingConfig
+from training.rendering.compositing import (
+    add_background,
+    expected_depth,
+    interval_weights,
+    sample_weights,
+)
 from training.rendering.dispatch import fused_weights
 from training.rendering.rays import box_limits
 from training.rendering.sampling import Offsets, draw_offsets, importance_depths, stratified_depths
@@ -44,8 +49,11 @@ class Rays(NamedTuple):
     hit: Tensor | None  # (N, R, 1), which rays meet the box at all; None = not asked
 
 
-def decode_points(planes: Tensor, points: Tensor, decoder: Decoder, config: RenderingConfig) -> tuple[Tensor, Tensor]:
-    """Raw densities (N, M, 1), times the density gain, and colours (N, M, K) at points (N, M, 3) in the world.
+def decode_points(
+    planes: Tensor, points: Tensor, decoder: Decoder, config: RenderingConfig
+) -> tuple[Tensor, Tensor]:
+    """Raw densities (N, M, 1), times the density gain, and colours (N, M, K) at points (N, M, 3) in
+    the world.
 
     Planes (N, 3, C, H, W) may be of half precision; densities and colours have the points' dtype.
     """
@@ -55,8 +63,12 @@ def decode_points(planes: Tensor, points: Tensor, decoder: Decoder, config: Rend
     return _decode_composable(planes, points, decoder, config)
 
 
-def point_densities(planes: Tensor, points: Tensor, decoder: Decoder, config: RenderingConfig) -> Tensor:
-    """The densities of `decode_points` alone; without their colours where the decoder is the standard one."""
+def point_densities(
+    planes: Tensor, points: Tensor, decoder: Decoder, config: RenderingConfig
+) -> Tensor:
+    """The densities of `decode_points` alone; without their colours where the decoder is the
+    standard one.
+    """
     weights = fused_weights(decoder, planes, points)
     if weights is not None:
         return _decode_fused(planes, points, weights, config, with_colors=False)[0]
@@ -71,13 +83,17 @@ def render_rays(
     config: RenderingConfig,
     deterministic: bool = False,
 ) -> RenderedRays:
-    """Render rays in two passes: even samples, then samples where those found density, composited together.
+    """Render rays in two passes: even samples, then samples where those found density, composited
+    together.
 
-    Sample positions carry no gradient. `deterministic` replaces the random offsets by fixed ones (evaluation, video). Offsets are
-    drawn before it is decided who renders, so that a seed gives the same picture either way.
+    Sample positions carry no gradient. `deterministic` replaces the random offsets by fixed ones
+    (evaluation, video). Offsets are drawn before it is decided who renders, so that a seed gives
+    the same picture either way.
     """
     rays = Rays(ray_origins, ray_directions, *ray_limits(ray_origins, ray_directions, config))
-    offsets = draw_offsets(rays.near, config.depth_resolution, config.depth_resolution_importance, deterministic)
+    offsets = draw_offsets(
+        rays.near, config.depth_resolution, config.depth_resolution_importance, deterministic
+    )
     weights = fused_weights(decoder, planes, ray_origins)
     if weights is None:
         return _render_composable(planes, decoder, rays, offsets, config)
@@ -95,20 +111,34 @@ def render_rays(
     return RenderedRays(*fused)
 
 
-def ray_limits(ray_origins: Tensor, ray_directions: Tensor, config: RenderingConfig) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Depths (N, R, 1) between which rays are sampled, and which rays meet the box at all (None = not asked)."""
+def ray_limits(
+    ray_origins: Tensor, ray_directions: Tensor, config: RenderingConfig
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Depths (N, R, 1) between which rays are sampled, and which rays meet the box at all (None =
+    not asked).
+    """
     if config.ray_start == "auto" or config.ray_end == "auto":
         box_near, box_far, hit = box_limits(ray_origins, ray_directions, config.box_warp)
-        near = box_near if config.ray_start == "auto" else torch.full_like(box_near, config.ray_start)
+        near = (
+            box_near if config.ray_start == "auto" else torch.full_like(box_near, config.ray_start)
+        )
         far = box_far if config.ray_end == "auto" else torch.full_like(box_far, config.ray_end)
         overlaps = far > near  # a constant limit may lie on the wrong side of the box
         return near, torch.where(overlaps, far, near + config.box_warp), hit & overlaps
     shape = (*ray_origins.shape[:-1], 1)
-    return ray_origins.new_full(shape, config.ray_start), ray_origins.new_full(shape, config.ray_end), None
+    return (
+        ray_origins.new_full(shape, config.ray_start),
+        ray_origins.new_full(shape, config.ray_end),
+        None,
+    )
 
 
 def _decode_fused(
-    planes: Tensor, points: Tensor, weights: DecoderWeights, config: RenderingConfig, with_colors: bool
+    planes: Tensor,
+    points: Tensor,
+    weights: DecoderWeights,
+    config: RenderingConfig,
+    with_colors: bool,
 ) -> tuple[Tensor, Tensor]:
     return points_op.decode_points(
         planes,
@@ -121,12 +151,16 @@ def _decode_fused(
     )
 
 
-def _decode_composable(planes: Tensor, points: Tensor, decoder: Decoder, config: RenderingConfig) -> tuple[Tensor, Tensor]:
+def _decode_composable(
+    planes: Tensor, points: Tensor, decoder: Decoder, config: RenderingConfig
+) -> tuple[Tensor, Tensor]:
     densities, colors = decoder(sample_planes(planes, points, config.box_warp, config.plane_axes))
     return (densities if config.density_gain == 1 else densities * config.density_gain), colors
 
 
-def _render_composable(planes: Tensor, decoder: Decoder, rays: Rays, offsets: Offsets, config: RenderingConfig) -> RenderedRays:
+def _render_composable(
+    planes: Tensor, decoder: Decoder, rays: Rays, offsets: Offsets, config: RenderingConfig
+) -> RenderedRays:
     def decode_at(depths: Tensor) -> tuple[Tensor, Tensor]:
         points = rays.origins[:, :, None] + depths[..., None] * rays.directions[:, :, None]
         densities, colors = _decode_composable(planes, points.flatten(1, 2), decoder, config)
@@ -156,10 +190,15 @@ def _render_composable(planes: Tensor, decoder: Decoder, rays: Rays, offsets: Of
 def _sum_colors(passes: list[Tensor], weights: Tensor, order: Tensor | None) -> Tensor:
     """Weighted sum (N, R, K) of the colours of all passes, each (N, R, S, K).
 
-    `weights` (N, R, S_all) are in depth order. Putting them back into the order of sampling moves one number a sample
-    instead of K, and the sum does not care about the order.
+    `weights` (N, R, S_all) are in depth order. Putting them back into the order of sampling moves
+    one number a sample instead of K, and the sum does not care about the order.
     """
     if order is not None:
         weights = torch.empty_like(weights).scatter(-1, order, weights)
     parts = weights.split([colors.shape[2] for colors in passes], dim=-1)
-    return torch.stack([torch.einsum("nrs,nrsk->nrk", part, colors) for part, colors in zip(parts, passes, strict=True)]).sum(dim=0)
+    return torch.stack(
+        [
+            torch.einsum("nrs,nrsk->nrk", part, colors)
+            for part, colors in zip(parts, passes, strict=True)
+        ]
+    ).sum(dim=0)

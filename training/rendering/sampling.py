@@ -1,4 +1,6 @@
-"""Where along a ray the scene is looked at: stratified depths, then depths drawn by importance (NeRF, section 5.2)."""
+"""Where along a ray the scene is looked at: stratified depths, then depths drawn by importance
+(NeRF, section 5.2).
+"""
 
 from __future__ import annotations
 
@@ -17,20 +19,27 @@ class Offsets(NamedTuple):
     """The random numbers of a call, in [0, 1)."""
 
     coarse: Tensor  # (N, R, S), how far each even depth moves towards the next
-    fine: Tensor | None  # (N, R, F), where in the cumulated weights each fine depth lies; None = there is no second pass
+    # (N, R, F), where in the cumulated weights each fine depth lies; None = there is no second pass
+    fine: Tensor | None
 
 
 def draw_offsets(like: Tensor, coarse: int, fine: int, deterministic: bool) -> Offsets:
-    """Offsets of `coarse` and `fine` samples for rays of the shape, dtype and device of `like` (N, R, 1).
+    """Offsets of `coarse` and `fine` samples for rays of the shape, dtype and device of `like` (N,
+    R, 1).
 
-    `deterministic`: half a step for each coarse sample, the fine ones evenly at (i + 0.5) / fine; both expanded, not stored.
+    `deterministic`: half a step for each coarse sample, the fine ones evenly at (i + 0.5) / fine;
+    both expanded, not stored.
     """
     shape = like.shape[:-1]
     if deterministic:
         half = torch.full((), 0.5, dtype=like.dtype, device=like.device)
         even = (torch.arange(fine, dtype=like.dtype, device=like.device) + 0.5) / max(fine, 1)
         return Offsets(half.expand(*shape, coarse), even.expand(*shape, fine) if fine > 0 else None)
-    drawn = [rand(*shape, count, dtype=like.dtype, device=like.device) for count in (coarse, fine) if count > 0]
+    drawn = [
+        rand(*shape, count, dtype=like.dtype, device=like.device)
+        for count in (coarse, fine)
+        if count > 0
+    ]
     return Offsets(drawn[0], drawn[1] if fine > 0 else None)
 
 
@@ -51,7 +60,9 @@ def stratified_depths(near: Tensor, far: Tensor, u: Tensor) -> Tensor:
 
 
 def smooth_weights(weights: Tensor) -> Tensor:
-    """Blur interval weights (..., S-1): larger of neighbours with zero ends, mean of neighbours, plus a floor (mip-NeRF, section 3.1)."""
+    """Blur interval weights (..., S-1): larger of neighbours with zero ends, mean of neighbours,
+    plus a floor (mip-NeRF, section 3.1).
+    """
     padded = torch.nn.functional.pad(weights, (1, 1))
     larger = torch.maximum(padded[..., 1:], padded[..., :-1])
     return (larger[..., 1:] + larger[..., :-1]) / 2 + WEIGHT_FLOOR
@@ -70,8 +81,9 @@ def importance_depths(
         depths: (N, R, S) increasing coarse depths.
         weights: (N, R, S-1) compositing weights of the intervals between them.
         u: (N, R, F) in [0, 1), where in the cumulated weights the new depths lie.
-        placement: `interval` spreads weight i between depths i and i+1. `released` is what the released models were trained
-            with: without the first and last weight, the k-th remaining between the midpoints k and k+1 of the depths.
+        placement: `interval` spreads weight i between depths i and i+1. `released` is what the
+            released models were trained with: without the first and last weight, the k-th remaining
+            between the midpoints k and k+1 of the depths.
 
     Returns:
         (N, R, F); increasing where `u` is.

@@ -9,18 +9,22 @@ from torch import Tensor
 
 PlaneAxes = Literal["corrected", "released"]
 
-# World coordinates that run along the width and the height of each plane. The released models have no plane that spans y-z.
+# World coordinates that run along the width and the height of each plane. The released models have
+# no plane that spans y-z.
 PLANE_AXES: dict[str, tuple[tuple[int, int], ...]] = {
     "corrected": ((0, 1), (0, 2), (2, 1)),
     "released": ((0, 1), (0, 2), (2, 0)),
 }
 
 
-def sample_planes(planes: Tensor, points: Tensor, box_warp: float, plane_axes: PlaneAxes = "corrected") -> Tensor:
+def sample_planes(
+    planes: Tensor, points: Tensor, box_warp: float, plane_axes: PlaneAxes = "corrected"
+) -> Tensor:
     """Mean of the bilinear look-ups in the three planes; planes are zero outside.
 
     Args:
-        planes: (N, 3, C, H, W), any memory format and precision; they span a cube of side `box_warp` around the world's origin.
+        planes: (N, 3, C, H, W), any memory format and precision; they span a cube of side
+            `box_warp` around the world's origin.
         points: (N, M, 3) in the world.
 
     Returns:
@@ -30,7 +34,13 @@ def sample_planes(planes: Tensor, points: Tensor, box_warp: float, plane_axes: P
     total: Tensor | None = None
     for index, axes in enumerate(PLANE_AXES[plane_axes]):
         grid = coordinates[:, None, :, list(axes)]
-        features = F.grid_sample(planes[:, index].to(grid.dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        features = F.grid_sample(
+            planes[:, index].to(grid.dtype),
+            grid,
+            mode="bilinear",
+            padding_mode="zeros",
+            align_corners=False,
+        )
         total = features if total is None else total + features
     assert total is not None
     return total.squeeze(2).transpose(1, 2) / 3

@@ -1,7 +1,7 @@
 "use strict";
 // Mouse, touch and keys change where the camera stands: { yaw, pitch, zoom, shift }.
 
-const TURN_A_PICTURE = 2.4; // radians for a drag across the whole picture
+const TURN_A_PICTURE = 2.4;  // radians for a drag across the whole picture
 const KEY_STEP = 0.08;
 const ZOOM_LIMITS = [0.5, 8];
 
@@ -14,8 +14,8 @@ class Orbit {
   }
 
   reset() {
-    const { yaw, pitch } = this.cameras;
-    this.move({ yaw, pitch, zoom: 1, shift: [0, 0] });
+    const {yaw, pitch} = this.cameras;
+    this.move({yaw, pitch, zoom: 1, shift: [0, 0]});
   }
 
   // Sets what is given and keeps the rest, within the limits.
@@ -30,7 +30,8 @@ class Orbit {
     this.onChange();
   }
 
-  // Beyond the views of the training data a head is made up; a little of that is shown, all of it only if asked for.
+  // Beyond the views of the training data a head is made up; a little of that is shown, all of it
+  // only if asked for.
   yawLimits() {
     const [low, high] = this.cameras.yaw_range;
     return this.free || high - low > 6.28 ? [-Infinity, Infinity] : [low - 0.3, high + 0.3];
@@ -42,18 +43,18 @@ class Orbit {
   }
 
   turnBy(right, up) {
-    this.move({ yaw: this.yaw + right, pitch: this.pitch + up });
+    this.move({yaw: this.yaw + right, pitch: this.pitch + up});
   }
 
   // Zooms by a factor around a point of the picture, (0.5, 0.5) its middle.
   zoomBy(factor, at = [0.5, 0.5]) {
     const zoom = clamp(this.zoom * factor, ...ZOOM_LIMITS);
     const real = zoom / this.zoom;
-    this.move({ zoom, shift: this.shift.map((x, i) => at[i] - 0.5 - (at[i] - 0.5 - x) * real) });
+    this.move({zoom, shift: this.shift.map((x, i) => at[i] - 0.5 - (at[i] - 0.5 - x) * real)});
   }
 
   shiftBy(right, down) {
-    this.move({ shift: [this.shift[0] + right, this.shift[1] + down] });
+    this.move({shift: [this.shift[0] + right, this.shift[1] + down]});
   }
 }
 
@@ -66,7 +67,8 @@ function attachControls(element, orbit, onTouch) {
     const box = element.getBoundingClientRect();
     return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
   };
-  const middle = () => [0, 1].map((i) => [...held.values()].reduce((sum, point) => sum + point[i], 0) / held.size);
+  const middle = () => [0, 1].map(
+      (i) => [...held.values()].reduce((sum, point) => sum + point[i], 0) / held.size);
   const spread = () => {
     const [a, b] = [...held.values()];
     return Math.hypot(a[0] - b[0], a[1] - b[1]);
@@ -83,7 +85,7 @@ function attachControls(element, orbit, onTouch) {
   });
   element.addEventListener("pointermove", (event) => {
     if (!held.has(event.pointerId)) return;
-    const before = { middle: middle(), spread: held.size === 2 ? spread() : 0 };
+    const before = {middle: middle(), spread: held.size === 2 ? spread() : 0};
     held.set(event.pointerId, place(event));
     const moved = middle().map((x, i) => x - before.middle[i]);
     if (held.size === 2) {
@@ -95,7 +97,8 @@ function attachControls(element, orbit, onTouch) {
       orbit.turnBy(-moved[0] * TURN_A_PICTURE, moved[1] * TURN_A_PICTURE);
     }
   });
-  for (const name of ["pointerup", "pointercancel", "lostpointercapture"]) element.addEventListener(name, release);
+  for (const name of ["pointerup", "pointercancel", "lostpointercapture"])
+    element.addEventListener(name, release);
   element.addEventListener("contextmenu", (event) => event.preventDefault());
   element.addEventListener("dblclick", () => orbit.reset());
   element.addEventListener("wheel", (event) => {
@@ -103,7 +106,7 @@ function attachControls(element, orbit, onTouch) {
     const lines = event.deltaMode === 1 ? 16 : 1;
     orbit.zoomBy(Math.exp(-event.deltaY * lines * 0.002), place(event));
     onTouch(false);
-  }, { passive: false });
+  }, {passive: false});
   element.addEventListener("keydown", (event) => {
     const act = {
       ArrowLeft: () => orbit.turnBy(-KEY_STEP, 0),

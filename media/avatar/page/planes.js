@@ -13,7 +13,8 @@ async function inflate(bytes) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// Undoes the prediction left + above - above left in place, modulo 256. `codes` holds pictures of `side` x `side`, one after the other.
+// Undoes the prediction left + above - above left in place, modulo 256. `codes` holds pictures of
+// `side` x `side`, one after the other.
 function unpredict(codes, side) {
   for (let start = 0; start < codes.length; start += side * side) {
     for (let row = 0; row < side; row++) {
@@ -27,7 +28,8 @@ function unpredict(codes, side) {
   return codes;
 }
 
-// Texels of four channels, a layer for every four channels of every plane, with a border one texel wide that holds the codes of zero.
+// Texels of four channels, a layer for every four channels of every plane, with a border one texel
+// wide that holds the codes of zero.
 function layTexels(codes, zero, side, channels) {
   const wide = side + 2;
   const layers = (3 * channels) / 4;

@@ -1,15 +1,17 @@
 "use strict";
-// Draws one head's planes with WebGL 2 into pictures that lie in memory, a band of rows at a time, and shows them on the canvas.
+// Draws one head's planes with WebGL 2 into pictures that lie in memory, a band of rows at a time,
+// and shows them on the canvas.
 
 class Renderer {
   constructor(canvas, scene, sources) {
     this.canvas = canvas;
     this.scene = scene;
-    this.gl = canvas.getContext("webgl2", { alpha: false, antialias: false, depth: false, stencil: false });
+    this.gl =
+        canvas.getContext("webgl2", {alpha: false, antialias: false, depth: false, stencil: false});
     if (!this.gl) throw new Error("This browser has no WebGL 2.");
     this.sources = sources;
     this.targets = new Map();
-    this.secondsPerPixel = 2e-6; // a guess, until something was drawn
+    this.secondsPerPixel = 2e-6;  // a guess, until something was drawn
     this.start();
   }
 
@@ -22,7 +24,7 @@ class Renderer {
     gl.bindVertexArray(gl.createVertexArray());
     gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
     this.fillDecoder();
-    const { rendering } = this.scene;
+    const {rendering} = this.scene;
     const limit = (value) => (value === "auto" ? -1 : value);
     gl.uniform1i(this.at("planes"), 0);
     gl.uniform1f(this.at("box"), rendering.box);
@@ -32,7 +34,7 @@ class Renderer {
   }
 
   header() {
-    const { rendering, planes, decoder } = this.scene;
+    const {rendering, planes, decoder} = this.scene;
     const constants = {
       COARSE: rendering.coarse,
       FINE: rendering.fine,
@@ -48,16 +50,19 @@ class Renderer {
   link(vertex, fragment) {
     const gl = this.gl;
     const program = gl.createProgram();
-    for (const [kind, source] of [[gl.VERTEX_SHADER, "#version 300 es\n" + vertex], [gl.FRAGMENT_SHADER, fragment]]) {
+    for (const [kind, source] of [
+             [gl.VERTEX_SHADER, "#version 300 es\n" + vertex], [gl.FRAGMENT_SHADER, fragment]]) {
       const shader = gl.createShader(kind);
       gl.shaderSource(shader, source);
       gl.compileShader(shader);
       gl.attachShader(program, shader);
       gl.deleteShader(shader);
-      if (!gl.getShaderParameter(shader, gl.COMPILE_STATUS) && !gl.isContextLost()) throw new Error(gl.getShaderInfoLog(shader));
+      if (!gl.getShaderParameter(shader, gl.COMPILE_STATUS) && !gl.isContextLost())
+        throw new Error(gl.getShaderInfoLog(shader));
     }
     gl.linkProgram(program);
-    if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost()) throw new Error(gl.getProgramInfoLog(program));
+    if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost())
+      throw new Error(gl.getProgramInfoLog(program));
     return program;
   }
 
@@ -76,15 +81,19 @@ class Renderer {
   // Makes `head`, whose texels are given, the one that is drawn.
   setHead(head, texels) {
     const gl = this.gl;
-    const { resolution, channels } = this.scene.planes;
+    const {resolution, channels} = this.scene.planes;
     const side = resolution + 2;
     gl.deleteTexture(this.texture);
     this.texture = gl.createTexture();
     gl.activeTexture(gl.TEXTURE0);
     gl.bindTexture(gl.TEXTURE_2D_ARRAY, this.texture);
-    gl.texImage3D(gl.TEXTURE_2D_ARRAY, 0, gl.RGBA8, side, side, (3 * channels) / 4, 0, gl.RGBA, gl.UNSIGNED_BYTE, texels);
-    for (const axis of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T]) gl.texParameteri(gl.TEXTURE_2D_ARRAY, axis, gl.CLAMP_TO_EDGE);
-    for (const way of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(gl.TEXTURE_2D_ARRAY, way, gl.LINEAR);
+    gl.texImage3D(
+        gl.TEXTURE_2D_ARRAY, 0, gl.RGBA8, side, side, (3 * channels) / 4, 0, gl.RGBA,
+        gl.UNSIGNED_BYTE, texels);
+    for (const axis of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T])
+      gl.texParameteri(gl.TEXTURE_2D_ARRAY, axis, gl.CLAMP_TO_EDGE);
+    for (const way of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER])
+      gl.texParameteri(gl.TEXTURE_2D_ARRAY, way, gl.LINEAR);
     gl.uniform4fv(this.at("scale"), head.scale);
     gl.uniform4fv(this.at("offset"), head.offset);
     this.depths = head.depths;
@@ -99,16 +108,18 @@ class Renderer {
       gl.deleteFramebuffer(target.framebuffer);
       gl.deleteRenderbuffer(target.buffer);
     }
-    target = { size, framebuffer: gl.createFramebuffer(), buffer: gl.createRenderbuffer() };
+    target = {size, framebuffer: gl.createFramebuffer(), buffer: gl.createRenderbuffer()};
     gl.bindRenderbuffer(gl.RENDERBUFFER, target.buffer);
     gl.renderbufferStorage(gl.RENDERBUFFER, gl.RGBA8, size, size);
     gl.bindFramebuffer(gl.FRAMEBUFFER, target.framebuffer);
-    gl.framebufferRenderbuffer(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.RENDERBUFFER, target.buffer);
+    gl.framebufferRenderbuffer(
+        gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.RENDERBUFFER, target.buffer);
     this.targets.set(name, target);
     return target;
   }
 
-  // Draws rows first..first + count - 1 of a picture and waits for them, so that it is known how long pixels take.
+  // Draws rows first..first + count - 1 of a picture and waits for them, so that it is known how
+  // long pixels take.
   drawRows(target, camera, view, first, count) {
     const gl = this.gl;
     const started = performance.now();
@@ -140,11 +151,12 @@ class Renderer {
   // Copies a picture to the canvas, enlarged; its first row is the canvas' upper one.
   show(target) {
     const gl = this.gl;
-    const { width, height } = this.canvas;
+    const {width, height} = this.canvas;
     gl.bindFramebuffer(gl.READ_FRAMEBUFFER, target.framebuffer);
     gl.bindFramebuffer(gl.DRAW_FRAMEBUFFER, null);
     const filter = target.size === width ? gl.NEAREST : gl.LINEAR;
-    gl.blitFramebuffer(0, 0, target.size, target.size, 0, height, width, 0, gl.COLOR_BUFFER_BIT, filter);
+    gl.blitFramebuffer(
+        0, 0, target.size, target.size, 0, height, width, 0, gl.COLOR_BUFFER_BIT, filter);
   }
 
   // The pixels of a picture, rows from its top, four bytes each.

@@ -1,4 +1,6 @@
-"""The page of heads: one file without addresses, and in a browser the pictures that PyTorch renders."""
+"""The page of heads: one file without addresses, and in a browser the pictures that PyTorch
+renders.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,21 @@ import demo
 import export
 from media.avatar import write_avatars
 from media.avatar.scene import UNIFORM_BYTES
-from media.strips import Pictures, seed_latent, shade_depth, to_uint8
+from media.pictures.grids import Pictures, seed_latent, shade_depth, to_uint8
 from open_eg3d import load_generator
 from tests.browser import SOFTWARE_WEBGL, Browser, Page, open_browser
 from tests.tiny import call, finish, start, tiny_config
 from training.cameras import unpack_label
+from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
-from training.scene import CameraSummary, cameras_of
 
 pytestmark = pytest.mark.waits
 
 READY = "window.avatars && avatars.head >= 0"
-COMPLETE = "avatars.full && avatars.full.row >= avatars.full.target.size && avatars.elements.canvas.dataset.size"
+COMPLETE = (
+    "avatars.full && avatars.full.row >= avatars.full.target.size &&"
+    " avatars.elements.canvas.dataset.size"
+)
 QUIET = "#view=image"  # an address asks for no greeting
 
 
@@ -42,7 +47,9 @@ def shipped() -> Generator:
 @pytest.fixture(scope="module")
 def shipped_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("avatars") / "heads & more.html"
-    finish(start("export.py", "--network", demo.SHIPPED, "--seeds", "0-2", "--dest", path)).assert_done()
+    finish(
+        start("export.py", "--network", demo.SHIPPED, "--seeds", "0-2", "--dest", path)
+    ).assert_done()
     return path
 
 
@@ -54,10 +61,14 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def show(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Opens a page of heads and waits until it draws. All end with the test, for they would go on drawing."""
+    """Opens a page of heads and waits until it draws. All end with the test, for they would go on
+    drawing.
+    """
     pages = []
 
-    def open_page(path: Path, address: str = QUIET, width: int = 900, height: int = 500, init: str = "") -> Page:
+    def open_page(
+        path: Path, address: str = QUIET, width: int = 900, height: int = 500, init: str = ""
+    ) -> Page:
         pages.append(browser.open(path.as_uri() + address, width, height, init=init))
         pages[-1].wait_until(READY)
         return pages[-1]
@@ -70,7 +81,11 @@ def show(browser: Browser) -> Iterator[Callable[..., Page]]:
 def tiny_generator(*assignments: str) -> Generator:
     """A generator of a few channels whose scene is far from empty."""
     torch.manual_seed(3)
-    settings = ("generator.plane_channels=6", "rendering.depth_resolution=7", "rendering.depth_resolution_importance=6")
+    settings = (
+        "generator.plane_channels=6",
+        "rendering.depth_resolution=7",
+        "rendering.depth_resolution_importance=6",
+    )
     generator = Generator(tiny_config(*settings, *assignments).model).eval().requires_grad_(False)
     output: Any = generator.decoder.net[2]
     output.bias[0] = 2.0
@@ -79,12 +94,18 @@ def tiny_generator(*assignments: str) -> Generator:
 
 
 @torch.no_grad()
-def rendered(generator: Generator, seed: int, label: torch.Tensor, size: int, view: str = "image") -> Pictures:
+def rendered(
+    generator: Generator, seed: int, label: torch.Tensor, size: int, view: str = "image"
+) -> Pictures:
     """What PyTorch shows, (size, size, 3)."""
     conditioning = cameras_of(generator).frontal_label()[None]
     ws = generator.mapping(seed_latent(seed, generator.z_dim), conditioning)
     out = generator.render(generator.planes(ws), ws, label[None], size)
-    return to_uint8(out.image_raw)[0] if view == "image" else shade_depth(out.image_depth, out.weights_sum)[0]
+    return (
+        to_uint8(out.image_raw)[0]
+        if view == "image"
+        else shade_depth(out.image_depth, out.weights_sum)[0]
+    )
 
 
 def drawn(page: Page, label: torch.Tensor, size: int, view: str = "image") -> Pictures:
@@ -98,7 +119,7 @@ def psnr(first: Pictures, second: Pictures) -> float:
     return float(10 * np.log10(255**2 / np.square(first.astype(float) - second).mean()))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The file
 
 
@@ -120,10 +141,16 @@ def test_a_title_cannot_break_out_of_the_page(tmp_path: Path, show: Callable[...
 
 def test_what_is_asked_wrongly_is_one_line(tmp_path: Path) -> None:
     network = str(demo.SHIPPED)
-    call(export.main, "--network", network, "--dest", str(tmp_path / "a.pkl"), "--seeds", "1").assert_refused(2, "--seeds", ".html")
-    call(export.main, "--network", network, "--dest", str(tmp_path / "a.html"), "--seeds", "x").assert_refused(2, "--seeds")
+    call(
+        export.main, "--network", network, "--dest", str(tmp_path / "a.pkl"), "--seeds", "1"
+    ).assert_refused(2, "--seeds", ".html")
+    call(
+        export.main, "--network", network, "--dest", str(tmp_path / "a.html"), "--seeds", "x"
+    ).assert_refused(2, "--seeds")
     (tmp_path / "a.html").write_text("mine")
-    call(export.main, "--network", network, "--dest", str(tmp_path / "a.html")).assert_refused(1, "exists already")
+    call(export.main, "--network", network, "--dest", str(tmp_path / "a.html")).assert_refused(
+        1, "exists already"
+    )
     assert (tmp_path / "a.html").read_text() == "mine"
 
 
@@ -137,11 +164,13 @@ def test_a_decoder_that_no_browser_need_hold_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The picture
 
 
-def test_the_browser_draws_what_pytorch_renders(shipped: Generator, shipped_page: Path, show: Callable[..., Page]) -> None:
+def test_the_browser_draws_what_pytorch_renders(
+    shipped: Generator, shipped_page: Path, show: Callable[..., Page]
+) -> None:
     page = show(shipped_page)
     cameras = cameras_of(shipped)
     for seed, yaw, pitch in ((0, 0, 0), (0, 35, 10), (2, -40, -15)):
@@ -149,7 +178,10 @@ def test_the_browser_draws_what_pytorch_renders(shipped: Generator, shipped_page
         label = cameras.label(math.radians(yaw), math.radians(pitch))
         got, wanted = drawn(page, label, 64), rendered(shipped, seed, label, 64)
         assert psnr(got, wanted) > 50
-        depth, wanted_depth = drawn(page, label, 64, "depth"), rendered(shipped, seed, label, 64, "depth")
+        depth, wanted_depth = (
+            drawn(page, label, 64, "depth"),
+            rendered(shipped, seed, label, 64, "depth"),
+        )
         assert ((depth > 0) == (wanted_depth > 0)).mean() > 0.995
         assert np.corrcoef(depth[depth > 0], wanted_depth[depth > 0])[0, 1] > 0.98
     assert not page.errors
@@ -158,9 +190,17 @@ def test_the_browser_draws_what_pytorch_renders(shipped: Generator, shipped_page
 
 SCENES: dict[str, tuple[str, ...]] = {
     "constant limits": (),
-    "limits of the box": ('rendering.ray_start="auto"', 'rendering.ray_end="auto"', "rendering.background=[0.2,0.5,0.9]"),
+    "limits of the box": (
+        'rendering.ray_start="auto"',
+        'rendering.ray_end="auto"',
+        "rendering.background=[0.2,0.5,0.9]",
+    ),
     "one limit of the box": ('rendering.ray_end="auto"', "rendering.background=[1,1,1]"),
-    "released": ('rendering.plane_axes="released"', 'rendering.fine_sampling="released"', "rendering.density_gain=1.5"),
+    "released": (
+        'rendering.plane_axes="released"',
+        'rendering.fine_sampling="released"',
+        "rendering.density_gain=1.5",
+    ),
     "one pass": ("rendering.depth_resolution_importance=0", "rendering.box_warp=1.4"),
 }
 
@@ -171,7 +211,8 @@ def test_every_kind_of_scene_agrees(scene: str, show: Callable[..., Page], tmp_p
     write_avatars(tmp_path / "page.html", generator, [4])
     page = show(tmp_path / "page.html")
     label = cameras_of(generator).label(0.4, -0.3)
-    label[16:] = torch.tensor([1.9, 0.2, 0.45, 0, 2.2, 0.6, 0, 0, 1])  # skewed, off the centre, wide enough to miss the box
+    # skewed, off the centre, wide enough to miss the box
+    label[16:] = torch.tensor([1.9, 0.2, 0.45, 0, 2.2, 0.6, 0, 0, 1])
     wanted = rendered(generator, 4, label, 32)
     assert wanted.std() > 5
     assert psnr(drawn(page, label, 32), wanted) > 45
@@ -180,12 +221,24 @@ def test_every_kind_of_scene_agrees(scene: str, show: Callable[..., Page], tmp_p
 
 @pytest.mark.slow
 def test_planes_of_the_published_size_agree(show: Callable[..., Page], tmp_path: Path) -> None:
-    """Layout of the released FFHQ models: planes of 256 with 32 channels, 64 hidden units, 48 + 48 samples."""
+    """Layout of the released FFHQ models: planes of 256 with 32 channels, 64 hidden units, 48 + 48
+    samples.
+    """
     torch.manual_seed(0)
     config = tiny_config().model
-    config.generator = dataclasses.replace(config.generator, plane_resolution=256, plane_channels=32, decoder_hidden=64, channel_base=1024)
+    config.generator = dataclasses.replace(
+        config.generator,
+        plane_resolution=256,
+        plane_channels=32,
+        decoder_hidden=64,
+        channel_base=1024,
+    )
     config.rendering = dataclasses.replace(
-        config.rendering, depth_resolution=48, depth_resolution_importance=48, plane_axes="released", fine_sampling="released"
+        config.rendering,
+        depth_resolution=48,
+        depth_resolution_importance=48,
+        plane_axes="released",
+        fine_sampling="released",
     )
     generator = Generator(config).eval().requires_grad_(False)
     write_avatars(tmp_path / "page.html", generator, [1])
@@ -195,20 +248,28 @@ def test_planes_of_the_published_size_agree(show: Callable[..., Page], tmp_path:
     assert psnr(drawn(page, label, 32), rendered(generator, 1, label, 32)) > 45
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The person
 
 
-def test_orbit_cameras_are_those_of_the_program(shipped: Generator, shipped_page: Path, show: Callable[..., Page]) -> None:
+def test_orbit_cameras_are_those_of_the_program(
+    shipped: Generator, shipped_page: Path, show: Callable[..., Page]
+) -> None:
     page = show(shipped_page)
-    cameras = dataclasses.replace(cameras_of(shipped), pivot=(0.1, -0.2, 0.3), center=(0.0, 0.1, 0.0))
-    orbit: dict[str, Any] = {name: getattr(cameras, name) for name in ("radius", "pivot", "center", "intrinsics")}
+    cameras = dataclasses.replace(
+        cameras_of(shipped), pivot=(0.1, -0.2, 0.3), center=(0.0, 0.1, 0.0)
+    )
+    orbit: dict[str, Any] = {
+        name: getattr(cameras, name) for name in ("radius", "pivot", "center", "intrinsics")
+    }
     for yaw, pitch in ((0.0, 0.0), (0.7, -0.3), (-2.5, 1.2)):
         camera = page.run(f"orbitCamera({json.dumps(orbit)}, {{ yaw: {yaw}, pitch: {pitch} }})")
         cam2world, intrinsics = unpack_label(cameras.label(yaw, pitch))
         np.testing.assert_allclose(camera["origin"], cam2world[:3, 3], atol=1e-6)
         np.testing.assert_allclose(np.array(camera["columns"]).T, cam2world[:3, :3], atol=1e-6)
-        np.testing.assert_allclose(camera["pinhole"], intrinsics[(0, 1, 0, 1), (0, 1, 2, 2)], atol=1e-6)
+        np.testing.assert_allclose(
+            camera["pinhole"], intrinsics[(0, 1, 0, 1), (0, 1, 2, 2)], atol=1e-6
+        )
 
 
 def test_hands_turn_zoom_and_choose(shipped_page: Path, show: Callable[..., Page]) -> None:
@@ -246,25 +307,47 @@ def test_two_fingers_zoom_on_a_phone(shipped_page: Path, show: Callable[..., Pag
     assert not page.errors
 
 
-def test_what_is_seen_is_the_picture(shipped_page: Path, show: Callable[..., Page], tmp_path: Path) -> None:
-    """The canvas on the screen, upright, complete when still: compared with the front picture that the exporter put in."""
+def test_what_is_seen_is_the_picture(
+    shipped_page: Path, show: Callable[..., Page], tmp_path: Path
+) -> None:
+    """The canvas on the screen, upright, complete when still: compared with the front picture that
+    the exporter put in.
+    """
     page = show(shipped_page, width=420, height=340)
     page.wait_until(COMPLETE, 120)
-    box = page.run("(() => { const r = avatars.elements.canvas.getBoundingClientRect(); return [r.x, r.y, r.right, r.bottom]; })()")
-    shot = Image.open(page.screenshot(tmp_path / "shot.png")).convert("RGB").crop(tuple(round(x) for x in box))
-    wanted = rendered(load_generator(demo.SHIPPED), 0, cameras_of(load_generator(demo.SHIPPED)).frontal_label(), 64)
+    box = page.run(
+        "(() => { const r = avatars.elements.canvas.getBoundingClientRect(); return [r.x, r.y,"
+        " r.right, r.bottom]; })()"
+    )
+    shot = (
+        Image.open(page.screenshot(tmp_path / "shot.png"))
+        .convert("RGB")
+        .crop(tuple(round(x) for x in box))
+    )
+    wanted = rendered(
+        load_generator(demo.SHIPPED),
+        0,
+        cameras_of(load_generator(demo.SHIPPED)).frontal_label(),
+        64,
+    )
     small = np.asarray(shot.resize((64, 64), Image.Resampling.BOX))
     assert psnr(small[4:-4, 4:-4], wanted[4:-4, 4:-4]) > 22
 
 
-def test_an_address_brings_back_a_view_and_nonsense_is_passed_over(shipped_page: Path, show: Callable[..., Page]) -> None:
+def test_an_address_brings_back_a_view_and_nonsense_is_passed_over(
+    shipped_page: Path, show: Callable[..., Page]
+) -> None:
     page = show(shipped_page, "#head=2&yaw=20&pitch=-5&zoom=2&view=depth")
     page.wait_until("avatars.orbit.zoom === 2")
-    assert page.run("[avatars.head, avatars.view, Math.round(avatars.orbit.yaw * 180 / Math.PI)]") == [2, "depth", 20]
+    assert page.run(
+        "[avatars.head, avatars.view, Math.round(avatars.orbit.yaw * 180 / Math.PI)]"
+    ) == [2, "depth", 20]
     page.go("about:blank")
     page.go(shipped_page.as_uri() + "#head=77&yaw=abc&pitch=1e999&zoom=-3&shift=NaN,1&view=%00")
     page.wait_until(READY)
-    yaw, pitch, zoom, head = page.run("[avatars.orbit.yaw, avatars.orbit.pitch, avatars.orbit.zoom, avatars.head]")
+    yaw, pitch, zoom, head = page.run(
+        "[avatars.orbit.yaw, avatars.orbit.pitch, avatars.orbit.zoom, avatars.head]"
+    )
     assert head == 0
     assert zoom == 0.5
     assert all(math.isfinite(value) for value in (yaw, pitch))
@@ -272,11 +355,15 @@ def test_an_address_brings_back_a_view_and_nonsense_is_passed_over(shipped_page:
 
 
 def test_without_webgl_it_says_so(shipped_page: Path, browser: Browser) -> None:
-    page = browser.open(shipped_page.as_uri(), init="HTMLCanvasElement.prototype.getContext = () => null")
+    page = browser.open(
+        shipped_page.as_uri(), init="HTMLCanvasElement.prototype.getContext = () => null"
+    )
     assert "WebGL 2" in page.wait_until("document.getElementById('message').textContent")
 
 
-def test_lost_graphics_memory_comes_back(shipped_page: Path, show: Callable[..., Page], shipped: Generator) -> None:
+def test_lost_graphics_memory_comes_back(
+    shipped_page: Path, show: Callable[..., Page], shipped: Generator
+) -> None:
     page = show(shipped_page, "#head=1")
     lose_memory(page)
     page.run("taker.restoreContext()")
@@ -286,15 +373,19 @@ def test_lost_graphics_memory_comes_back(shipped_page: Path, show: Callable[...,
     assert not page.errors
 
 
-def test_nothing_is_drawn_before_lost_graphics_memory_is_filled_again(shipped_page: Path, show: Callable[..., Page]) -> None:
-    """Unpacking the planes takes a while; the canvas must not show the background alone meanwhile, nor may it be saved."""
+def test_nothing_is_drawn_before_lost_graphics_memory_is_filled_again(
+    shipped_page: Path, show: Callable[..., Page]
+) -> None:
+    """Unpacking planes takes a while; the background alone must be neither seen nor saved."""
     page = show(shipped_page, "#head=1")
     page.wait_until(COMPLETE, 120)
     lose_memory(page)
     page.run(
-        "{ const load = loadTexels; window.loadTexels = (...a) => new Promise((go) => { window.goOn = go; }).then(() => load(...a)); }"
+        "{ const load = loadTexels; const wait = (go) => { window.goOn = go; };"
+        " window.loadTexels = (...a) => new Promise(wait).then(() => load(...a)); }"
     )
-    page.run("window.drawings = 0; avatars.renderer.drawRows = () => { drawings++; }; taker.restoreContext()")
+    page.run("window.drawings = 0; avatars.renderer.drawRows = () => { drawings++; }")
+    page.run("taker.restoreContext()")
     page.wait_until("!avatars.renderer.gl.isContextLost() && !!window.goOn")
     page.run("window.dispatchEvent(new Event('resize')); document.getElementById('save').click()")
     page.run("new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
@@ -306,7 +397,13 @@ def test_nothing_is_drawn_before_lost_graphics_memory_is_filled_again(shipped_pa
 
 
 def lose_memory(page: Page) -> None:
-    """As a browser does that needs the memory elsewhere. It gives memory again only to pages that have heard of the loss."""
-    lose = "window.taker = avatars.renderer.gl.getExtension('WEBGL_lose_context'); taker.loseContext();"
-    heard = "avatars.elements.canvas.addEventListener('webglcontextlost', () => setTimeout(go), { once: true });"
+    """As a browser does that needs it elsewhere; it gives it back to pages that heard of that."""
+    heard = (
+        "avatars.elements.canvas.addEventListener("
+        "'webglcontextlost', () => setTimeout(go), { once: true });"
+    )
+    lose = (
+        "window.taker = avatars.renderer.gl.getExtension('WEBGL_lose_context');"
+        " taker.loseContext();"
+    )
     page.run(f"new Promise((go) => {{ {heard} {lose} }})")

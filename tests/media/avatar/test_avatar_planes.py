@@ -18,7 +18,11 @@ def test_unpacking_undoes_packing(codes: np.ndarray) -> None:
     assert np.array_equal(unpack(pack(codes), codes.shape), codes)
 
 
-@given(SHAPES.flatmap(lambda shape: arrays(np.float32, (3, *shape), elements=st.floats(-100, 100, width=32))))
+@given(
+    SHAPES.flatmap(
+        lambda shape: arrays(np.float32, (3, *shape), elements=st.floats(-100, 100, width=32))
+    )
+)
 def test_every_value_is_within_a_step_and_zero_stays(values: np.ndarray) -> None:
     planes = torch.from_numpy(values)[None]
     quantized = quantize(planes)
@@ -34,6 +38,8 @@ def test_every_value_is_within_a_step_and_zero_stays(values: np.ndarray) -> None
 
 def test_smooth_planes_take_less_than_a_byte_a_value() -> None:
     y, x = torch.meshgrid(torch.linspace(0, 6, 64), torch.linspace(0, 6, 64), indexing="ij")
-    smooth = torch.stack([torch.sin(x + k) * torch.cos(y * (k + 1) / 8) for k in range(12)]).view(1, 3, 4, 64, 64)
+    smooth = torch.stack([torch.sin(x + k) * torch.cos(y * (k + 1) / 8) for k in range(12)]).view(
+        1, 3, 4, 64, 64
+    )
     codes = quantize(smooth).codes
     assert len(pack(codes)) < 0.5 * codes.size

@@ -14,18 +14,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnnlib.console import UserError
-from media.panels import shade_normals, surface_normals
-from media.strips import seed_latent, shade_depth, to_uint8
+from media.pictures.grids import seed_latent, shade_depth, to_uint8
+from media.pictures.panels import shade_normals, surface_normals
 from media.viewer.camera import aspect_of, bounded, orbit_of
 from media.viewer.checkpoints import KEPT_MODELS, CheckpointFolder
 from media.viewer.painter import Latents, Painter, View, letterbox
 from open_eg3d import load_generator
 from tests.tiny import tiny_config
-from training.checkpoint import Checkpoint, save_checkpoint
+from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from training.data.scene import CameraSummary
 from training.networks.generator import Generator
-from training.scene import CameraSummary
 
-ANYTHING: Any = st.none() | st.booleans() | st.floats() | st.integers() | st.text() | st.lists(st.floats(), max_size=4) | st.binary()
+ANYTHING: Any = (
+    st.none()
+    | st.booleans()
+    | st.floats()
+    | st.integers()
+    | st.text()
+    | st.lists(st.floats(), max_size=4)
+    | st.binary()
+)
 
 
 def tiny_generator(*assignments: str, seed: int = 3) -> Generator:
@@ -34,7 +42,9 @@ def tiny_generator(*assignments: str, seed: int = 3) -> Generator:
     output: Any = generator.decoder.net[2]
     output.bias[0] = 2.0
     generator.backbone.mapping.w_avg.normal_()
-    generator.cameras = CameraSummary(2.7, (0.05, -0.1, 0.2), center=(0.0, 0.1, 0.0), yaw=0.1, pitch=-0.05).to_dict()
+    generator.cameras = CameraSummary(
+        2.7, (0.05, -0.1, 0.2), center=(0.0, 0.1, 0.0), yaw=0.1, pitch=-0.05
+    ).to_dict()
     return generator
 
 
@@ -46,9 +56,15 @@ def generator() -> Generator:
 def test_pictures_are_the_generators(generator: Generator) -> None:
     painter = Painter(generator)
     c = painter.cameras.label(0.4, -0.2)[None]
-    ws = generator.mapping(seed_latent(5, generator.z_dim), painter.cameras.frontal_label()[None], 0.7, 2)
+    ws = generator.mapping(
+        seed_latent(5, generator.z_dim), painter.cameras.frontal_label()[None], 0.7, 2
+    )
     out = generator.synthesis(ws, c, 12)
-    wanted = {"image": to_uint8(out.image), "raw": to_uint8(out.image_raw), "depth": shade_depth(out.image_depth, out.weights_sum)}
+    wanted = {
+        "image": to_uint8(out.image),
+        "raw": to_uint8(out.image_raw),
+        "depth": shade_depth(out.image_depth, out.weights_sum),
+    }
     normals = surface_normals(generator, generator.planes(ws), c, out)
     wanted["normals"] = shade_normals(normals, c, out.weights_sum)
     latents = Latents(seed=5, truncation_psi=0.7, truncation_cutoff=2)
@@ -72,7 +88,9 @@ def test_the_told_pose_reaches_the_mapping_network() -> None:
     generator = tiny_generator("generator.pose_conditioning=true")
     painter = Painter(generator)
     told = painter.ws(Latents(conditioning=(0.5, 0.1)))
-    wanted = generator.mapping(seed_latent(0, generator.z_dim), painter.cameras.label(0.5, 0.1)[None])
+    wanted = generator.mapping(
+        seed_latent(0, generator.z_dim), painter.cameras.label(0.5, 0.1)[None]
+    )
     assert torch.equal(told, wanted)
     assert not torch.equal(told, painter.ws(Latents()))
 
@@ -89,7 +107,9 @@ def test_one_visitors_samples_are_not_the_others(generator: Generator) -> None:
     assert next(first.generator.parameters()) is next(generator.parameters())
 
 
-def test_planes_are_made_once_while_the_camera_moves(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planes_are_made_once_while_the_camera_moves(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
     painter, calls = Painter(generator), []
     make = painter.generator.planes
 
@@ -105,7 +125,7 @@ def test_planes_are_made_once_while_the_camera_moves(generator: Generator, monke
     assert len(calls) == 2
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Cameras
 
 
@@ -114,7 +134,9 @@ def test_the_lens_zooms_and_the_camera_stays(generator: Generator) -> None:
     plain, zoomed = painter.label(View(yaw=0.3)), painter.label(View(yaw=0.3, zoom=2.0))
     assert torch.equal(plain, painter.cameras.label(0.3, 0.0))
     assert torch.equal(plain[:16], zoomed[:16])
-    torch.testing.assert_close(zoomed[[16, 18, 20, 21]], torch.stack([2 * plain[16], plain[18], 2 * plain[20], plain[21]]))
+    torch.testing.assert_close(
+        zoomed[[16, 18, 20, 21]], torch.stack([2 * plain[16], plain[18], 2 * plain[20], plain[21]])
+    )
     same = painter.label(View(yaw=0.3, field_of_view=painter.field_of_view))
     torch.testing.assert_close(same, plain)
     assert painter.label(View(field_of_view=90.0))[16] == pytest.approx(0.5)
@@ -124,18 +146,28 @@ def test_a_page_that_looks_from_an_orbits_camera_sees_from_there(generator: Gene
     painter = Painter(generator)
     pivot = np.array(painter.cameras.pivot)
     for yaw, pitch, zoom in ((0.0, 0.0, 1.0), (1.2, 0.5, 2.0), (-3.0, -1.0, 0.5)):
-        direction = np.array([math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch)])
+        direction = np.array(
+            [math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch)]
+        )
         shift = np.array([0.1, -0.2, 0.05])
-        orbit = orbit_of(pivot + shift + direction * painter.distance / zoom, pivot + shift, painter)
+        orbit = orbit_of(
+            pivot + shift + direction * painter.distance / zoom, pivot + shift, painter
+        )
         assert orbit is not None
         assert [orbit["yaw"], orbit["pitch"], orbit["zoom"]] == pytest.approx([yaw, pitch, zoom])
         assert orbit["shift"] == pytest.approx(shift)
 
 
 @given(ANYTHING, ANYTHING)
-def test_no_page_can_send_a_camera_that_breaks_a_picture(generator: Generator, position: Any, look_at: Any) -> None:
+def test_no_page_can_send_a_camera_that_breaks_a_picture(
+    generator: Generator, position: Any, look_at: Any
+) -> None:
     painter = Painter(generator)
-    for eye, target in ((position, look_at), ([position] * 3, (0.0, 0.0, 0.0)), (np.zeros(3), [look_at] * 3)):
+    for eye, target in (
+        (position, look_at),
+        ([position] * 3, (0.0, 0.0, 0.0)),
+        (np.zeros(3), [look_at] * 3),
+    ):
         orbit = orbit_of(eye, target, painter)
         assert orbit is None or painter.label(View(**orbit)).isfinite().all()
     assert 0.25 <= aspect_of(position, look_at) <= 4
@@ -154,7 +186,7 @@ def test_letterboxes_have_the_windows_shape_and_the_picture_in_their_middle(aspe
     assert (wide == (1, 2, 3)).all()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Checkpoints
 
 
@@ -162,7 +194,14 @@ def write_generator(path: Path, seed: int) -> Path:
     config = tiny_config()
     torch.manual_seed(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(path, Checkpoint(config, G_ema=Generator(config.model).state_dict(), cameras={"radius": 2.7, "pivot": (0, 0, 0)}))
+    save_checkpoint(
+        path,
+        Checkpoint(
+            config,
+            G_ema=Generator(config.model).state_dict(),
+            cameras={"radius": 2.7, "pivot": (0, 0, 0)},
+        ),
+    )
     return path
 
 
@@ -203,7 +242,9 @@ def test_checkpoints_of_the_folder_are_listed_and_loaded(folder: CheckpointFolde
         "first.pkl/",
     ],
 )
-def test_no_name_leads_out_of_the_folder(folder: CheckpointFolder, name: str, tmp_path: Path) -> None:
+def test_no_name_leads_out_of_the_folder(
+    folder: CheckpointFolder, name: str, tmp_path: Path
+) -> None:
     for attempt in (name, str(tmp_path / name)):
         with pytest.raises(UserError, match="no such checkpoint"):
             folder.load(attempt)

@@ -17,14 +17,22 @@ from tests.browser import SOFTWARE_WEBGL, Page, open_browser
 
 pytestmark = pytest.mark.waits
 
-PICTURE = (330, 60, 900, 660)  # a part of the window that shows the head and neither controls nor notices
+# a part of the window that shows the head and neither controls nor notices
+PICTURE = (330, 60, 900, 660)
 MIDDLE = (500.0, 400.0)
-CHANGED = 4.0  # mean difference, of 255, between pictures of other heads or views; the same one drawn again differs by 0
+# mean difference, of 255, between pictures of other heads or views; the same one drawn again
+# differs by 0
+CHANGED = 4.0
 
 
 @pytest.fixture(scope="module")
 def viewer() -> Iterator[Viewer]:
-    with run_viewer(load_generator(demo.SHIPPED), demo.SHIPPED.name, CheckpointFolder(None, load_generator), port=0) as viewer:
+    with run_viewer(
+        load_generator(demo.SHIPPED),
+        demo.SHIPPED.name,
+        CheckpointFolder(None, load_generator),
+        port=0,
+    ) as viewer:
         yield viewer
 
 
@@ -42,7 +50,11 @@ def seen(page: Page, folder: Path) -> np.ndarray:
     before: np.ndarray | None = None
     for _ in range(60):
         page.run("new Promise(done => setTimeout(done, 400))")
-        picture = np.asarray(Image.open(page.screenshot(folder / "seen.png", whole=False)).convert("RGB").crop(PICTURE)).astype(float)
+        picture = np.asarray(
+            Image.open(page.screenshot(folder / "seen.png", whole=False))
+            .convert("RGB")
+            .crop(PICTURE)
+        ).astype(float)
         if before is not None and np.array_equal(before, picture) and picture.std() > 10:
             return picture
         before = picture
@@ -74,7 +86,10 @@ def test_orbits_seeds_and_mixing_change_what_is_seen(page: Page, tmp_path: Path)
     click(page, "button", "Previous")
     assert difference(seen(page, tmp_path), turned) < 0.5
     click(page, "*", "Mix styles")
-    shown = "[...document.querySelectorAll('input[type=checkbox]')].find((e) => e.getBoundingClientRect().width > 0)"
+    shown = (
+        "[...document.querySelectorAll('input[type=checkbox]')].find((e) =>"
+        " e.getBoundingClientRect().width > 0)"
+    )
     page.wait_until(f"!!{shown}")
     page.run(f"{shown}.click()")
     assert difference(seen(page, tmp_path), turned) > CHANGED

@@ -35,7 +35,7 @@ from open_eg3d import load_generator
 from tests.media.viewer.test_painter import tiny_generator, write_generator
 from tests.tiny import call, finish, start
 from tests.viewer_page import RawPage
-from training.checkpoint import load_weights
+from training.checkpoints.checkpoint import load_weights
 
 pytestmark = pytest.mark.waits
 
@@ -48,7 +48,12 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
     write_generator(folder / "secret.pkl", 0)
     write_generator(folder / "inside" / "other.pkl", 5)
     (folder / "inside" / "broken.pkl").write_text("hello")
-    with run_viewer(load_generator(demo.SHIPPED), "heads64.pkl", CheckpointFolder(folder / "inside", load_generator), port=0) as viewer:
+    with run_viewer(
+        load_generator(demo.SHIPPED),
+        "heads64.pkl",
+        CheckpointFolder(folder / "inside", load_generator),
+        port=0,
+    ) as viewer:
         yield viewer
 
 
@@ -72,12 +77,14 @@ def painted(viewer: Viewer, latents: Latents, view: View) -> np.ndarray:
 
 
 def is_same(shown: np.ndarray, wanted: np.ndarray) -> bool:
-    """Equal, but for a few values that lie between two levels: another thread may add up in another order."""
+    """Equal, but for a few values that lie between two levels: another thread may add up in another
+    order.
+    """
     difference = np.abs(shown.astype(int) - wanted)
     return difference.max() <= 1 and difference.mean() < 1e-3
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Honest pages
 
 
@@ -113,12 +120,16 @@ def test_every_control_changes_what_it_says(viewer: Viewer, enter: Callable[[], 
         assert is_same(shown, wanted), label
 
 
-def test_an_orbit_turns_the_head_quickly_first_and_fully_when_still(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
+def test_an_orbit_turns_the_head_quickly_first_and_fully_when_still(
+    viewer: Viewer, enter: Callable[[], RawPage]
+) -> None:
     page = enter()
     page.set("Rendering pixels", 200)
     page.full_picture(lambda: None)
     count = len(page.pictures)
-    turned = page.full_picture(lambda: page.look((2.7 * math.sin(0.6), 0.0, 2.7 * math.cos(0.6)), width=800, height=400))
+    turned = page.full_picture(
+        lambda: page.look((2.7 * math.sin(0.6), 0.0, 2.7 * math.cos(0.6)), width=800, height=400)
+    )
     wanted = painted(viewer, Latents(), View(yaw=0.6, resolution=200, samples=SAMPLES))
     height, width, _ = turned.shape
     assert width == 2 * height
@@ -128,7 +139,9 @@ def test_an_orbit_turns_the_head_quickly_first_and_fully_when_still(viewer: View
     page.wait_for(lambda: "frames a second" in page.status)
 
 
-def test_buttons_step_through_seeds_and_hand_over_files(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
+def test_buttons_step_through_seeds_and_hand_over_files(
+    viewer: Viewer, enter: Callable[[], RawPage]
+) -> None:
     page = enter()
     shown = page.full_picture(lambda: page.set("Go to", "Next"))
     page.look((0.0, 0.0, 2.7))
@@ -136,7 +149,11 @@ def test_buttons_step_through_seeds_and_hand_over_files(viewer: Viewer, enter: C
     assert is_same(shown, painted(viewer, Latents(seed=2), View(resolution=64, samples=SAMPLES)))
     for label, value in (("Video format", "gif"), ("Mesh cells", "64")):
         page.set(label, value)
-    for label, name in (("Picture (PNG)", "seed0002.png"), ("Turntable", "seed0002.gif"), ("Mesh", "seed0002.glb")):
+    for label, name in (
+        ("Picture (PNG)", "seed0002.png"),
+        ("Turntable", "seed0002.gif"),
+        ("Mesh", "seed0002.glb"),
+    ):
         page.set(label, True)
         page.wait_for(lambda name=name: name in page.whole)  # type: ignore[misc]
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(page.files["seed0002.png"]))), shown)
@@ -161,14 +178,22 @@ def test_turntables_of_small_pictures_are_even_and_large_enough(kind: str) -> No
 
 
 def test_a_mesh_can_have_a_texture() -> None:
-    data = downloads.mesh(Painter(load_generator(demo.SHIPPED)), Latents(), "glb", 48, is_textured=True)
+    data = downloads.mesh(
+        Painter(load_generator(demo.SHIPPED)), Latents(), "glb", 48, is_textured=True
+    )
     mesh: Any = trimesh.load(io.BytesIO(data), file_type="glb", force="mesh")
     assert max(mesh.visual.material.baseColorTexture.size) == downloads.TEXTURE
 
 
-def test_another_checkpoint_of_the_folder_is_shown(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
+def test_another_checkpoint_of_the_folder_is_shown(
+    viewer: Viewer, enter: Callable[[], RawPage]
+) -> None:
     page = enter()
-    assert sorted(page.controls["File"]["props"]["options"]) == ["broken.pkl", "heads64.pkl", "other.pkl"]
+    assert sorted(page.controls["File"]["props"]["options"]) == [
+        "broken.pkl",
+        "heads64.pkl",
+        "other.pkl",
+    ]
     shown = page.full_picture(lambda: page.set("File", "other.pkl"))
     page.wait_for(lambda: "other" in page.status)
     other = viewer.folder.load("other.pkl")
@@ -196,20 +221,43 @@ def test_visitors_do_not_disturb_each_other(enter: Callable[[], RawPage]) -> Non
     assert is_same(again, before)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Hostile pages
 
 
-NONSENSE: list[Any] = [None, "x" * 1000, -1e308, 2**63 - 1, [], [1, "a"], {"a": 1}, True, b"\0", [[1]], float("nan"), float("inf")]
+NONSENSE: list[Any] = [
+    None,
+    "x" * 1000,
+    -1e308,
+    2**63 - 1,
+    [],
+    [1, "a"],
+    {"a": 1},
+    True,
+    b"\0",
+    [[1]],
+    float("nan"),
+    float("inf"),
+]
 
 
 def test_nonsense_in_controls_is_survived(enter: Callable[[], RawPage]) -> None:
     page = enter()
-    labels = [label for label, message in page.controls.items() if "value" in message and label not in ("Mesh", "Turntable")]
+    labels = [
+        label
+        for label, message in page.controls.items()
+        if "value" in message and label not in ("Mesh", "Turntable")
+    ]
     for label in labels:
         for value in NONSENSE:
             page.set(label, value)
-    for updates in ({"removed": True}, {"update_cb": None}, {"value": 1, "gui_api": 0}, {"__class__": 1}, {}):
+    for updates in (
+        {"removed": True},
+        {"update_cb": None},
+        {"value": 1, "gui_api": 0},
+        {"__class__": 1},
+        {},
+    ):
         page.update("Seed", updates)
     page.set("View", "image")
     page.set("Rendering pixels", 32)
@@ -242,7 +290,9 @@ def test_cameras_beyond_all_bounds_are_brought_back(enter: Callable[[], RawPage]
     assert_alive(page)
 
 
-def test_a_first_camera_of_nonsense_turns_only_its_page_away(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
+def test_a_first_camera_of_nonsense_turns_only_its_page_away(
+    viewer: Viewer, enter: Callable[[], RawPage]
+) -> None:
     for value in NONSENSE:
         page = RawPage(viewer.address)
         page.look([value] * 3, value, width=value)
@@ -250,9 +300,20 @@ def test_a_first_camera_of_nonsense_turns_only_its_page_away(viewer: Viewer, ent
     assert_alive(enter())
 
 
-def test_garbage_on_the_socket_ends_only_that_connection(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
+def test_garbage_on_the_socket_ends_only_that_connection(
+    viewer: Viewer, enter: Callable[[], RawPage]
+) -> None:
     honest = enter()
-    for garbage in (b"", b"\xc1", os.urandom(1000), b"\x80", b"\x81\xa4type\xa4Nope", "text", b"\x91" * 5000, b"\xdf\xff\xff\xff\xff"):
+    for garbage in (
+        b"",
+        b"\xc1",
+        os.urandom(1000),
+        b"\x80",
+        b"\x81\xa4type\xa4Nope",
+        "text",
+        b"\x91" * 5000,
+        b"\xdf\xff\xff\xff\xff",
+    ):
         page = RawPage(viewer.address)
         page.look()
         page.socket.send(garbage)
@@ -272,20 +333,37 @@ def test_visitors_who_vanish_are_forgotten(viewer: Viewer, enter: Callable[[], R
         page.socket.socket.shutdown(socket.SHUT_RDWR)
     honest = enter()
     honest.wait_for(lambda: len(viewer.visitors) == 1)
-    honest.wait_for(lambda: not [t for t in threading.enumerate() if t.name.startswith("visitor-")][1:])
+    honest.wait_for(
+        lambda: not [t for t in threading.enumerate() if t.name.startswith("visitor-")][1:]
+    )
     assert_alive(honest)
     assert threading.active_count() < threads + 40  # the library keeps a pool
 
 
-def test_a_page_can_do_nothing_but_look_and_move_controls(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
+def test_a_page_can_do_nothing_but_look_and_move_controls(
+    viewer: Viewer, enter: Callable[[], RawPage]
+) -> None:
     """The library would open a tunnel to the Internet, and collect files, for whoever asks."""
     page = enter()
     assert not viewer.server._websock_server._incoming_handlers
     uuid = page.controls["Seed"]["uuid"]
-    file = {"filename": "x", "mime_type": "x", "part_count": 2, "size_bytes": 2, "transfer_uuid": "t", "source_component_uuid": uuid}
+    file = {
+        "filename": "x",
+        "mime_type": "x",
+        "part_count": 2,
+        "size_bytes": 2,
+        "transfer_uuid": "t",
+        "source_component_uuid": uuid,
+    }
     page.send("ShareUrlRequest")
     page.send("FileTransferStartUpload", **file)
-    page.send("FileTransferPart", source_component_uuid=uuid, transfer_uuid="t", part_index=0, content=b"1")
+    page.send(
+        "FileTransferPart",
+        source_component_uuid=uuid,
+        transfer_uuid="t",
+        part_index=0,
+        content=b"1",
+    )
     assert_alive(page)
     client = next(iter(viewer.visitors.values())).client
     assert not client.gui._current_file_upload_states
@@ -302,11 +380,17 @@ def test_a_page_can_do_nothing_but_look_and_move_controls(viewer: Viewer, enter:
         ("null", None, False),
     ],
 )
-def test_pages_of_other_sites_are_turned_away(viewer: Viewer, origin: str | None, host: str | None, is_welcome: bool) -> None:
+def test_pages_of_other_sites_are_turned_away(
+    viewer: Viewer, origin: str | None, host: str | None, is_welcome: bool
+) -> None:
     address = viewer.address.removeprefix("http://")
     values = {"address": address, "port": address.split(":")[1]}
     headers = {"Host": host.format(**values)} if host else {}
-    page = RawPage(viewer.address, origin=origin.format(**values) if origin else None, additional_headers=headers)
+    page = RawPage(
+        viewer.address,
+        origin=origin.format(**values) if origin else None,
+        additional_headers=headers,
+    )
     page.look()
     if is_welcome:
         page.wait_for(lambda: "Mesh" in page.controls)
@@ -317,7 +401,9 @@ def test_pages_of_other_sites_are_turned_away(viewer: Viewer, origin: str | None
         assert not page.controls
 
 
-def test_there_is_an_end_to_visitors(viewer: Viewer, enter: Callable[[], RawPage], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_an_end_to_visitors(
+    viewer: Viewer, enter: Callable[[], RawPage], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server_module, "MOST_VISITORS", 1)
     enter()
     late = RawPage(viewer.address)
@@ -344,7 +430,9 @@ PATHS = (
 def test_the_web_server_hands_out_its_page_only(viewer: Viewer, path: str) -> None:
     host, port = viewer.address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(
+            f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
+        )
         answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
     assert answer.split(b" ")[1] in (b"404", b"500", b"400")
     assert len(answer) < 2000
@@ -352,7 +440,9 @@ def test_the_web_server_hands_out_its_page_only(viewer: Viewer, path: str) -> No
         assert b"<html" in page.read()
 
 
-@pytest.mark.parametrize("name", ["../secret.pkl", "/etc/passwd", "..\\secret.pkl", "", "other.pkl/../../secret.pkl"])
+@pytest.mark.parametrize(
+    "name", ["../secret.pkl", "/etc/passwd", "..\\secret.pkl", "", "other.pkl/../../secret.pkl"]
+)
 def test_no_page_opens_files_outside_the_folder(enter: Callable[[], RawPage], name: str) -> None:
     page = enter()
     page.set("File", name)
@@ -361,7 +451,10 @@ def test_no_page_opens_files_outside_the_folder(enter: Callable[[], RawPage], na
 
 
 def test_a_page_of_another_version_is_told(viewer: Viewer) -> None:
-    with connect(viewer.address.replace("http", "ws")) as page, pytest.raises(ConnectionClosed, match="Version"):
+    with (
+        connect(viewer.address.replace("http", "ws")) as page,
+        pytest.raises(ConnectionClosed, match="Version"),
+    ):
         page.recv(timeout=30)
 
 
@@ -372,7 +465,7 @@ def assert_alive(page: RawPage) -> None:
     assert not np.array_equal(first, second)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The command
 
 
@@ -398,15 +491,26 @@ def test_what_is_asked_wrongly_is_one_line(tmp_path: Path) -> None:
     network = str(write_generator(tmp_path / "tiny.pkl", 1))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        call(command.main, "--network", network, "--port", port).assert_refused(1, "cannot listen", port)
-    call(command.main, "--network", network, "--host", "no such host").assert_refused(1, "cannot listen", "no such host")
+        call(command.main, "--network", network, "--port", port).assert_refused(
+            1, "cannot listen", port
+        )
+    call(command.main, "--network", network, "--host", "no such host").assert_refused(
+        1, "cannot listen", "no such host"
+    )
     call(command.main, "--network", network, "--port", "70000").assert_refused(2, "--port")
-    call(command.main, "--network", network, "--folder", str(tmp_path / "none")).assert_refused(2, "--folder")
+    call(command.main, "--network", network, "--folder", str(tmp_path / "none")).assert_refused(
+        2, "--folder"
+    )
     call(command.main, "--network", str(tmp_path / "none.pkl")).assert_refused(1, "none.pkl")
 
 
 def test_a_generator_of_any_kind_can_be_looked_at() -> None:
-    with run_viewer(tiny_generator("generator.pose_conditioning=true"), "tiny", CheckpointFolder(None, load_generator), port=0) as viewer:
+    with run_viewer(
+        tiny_generator("generator.pose_conditioning=true"),
+        "tiny",
+        CheckpointFolder(None, load_generator),
+        port=0,
+    ) as viewer:
         page = RawPage(viewer.address)
         page.enter()
         assert "File" not in page.controls

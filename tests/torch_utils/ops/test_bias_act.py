@@ -1,4 +1,6 @@
-"""Bias, activation, gain and clamp: formulas written out with NumPy on either path, and the compiled operator against its reference."""
+"""Bias, activation, gain and clamp: formulas written out with NumPy on either path, and the
+compiled operator against its reference.
+"""
 
 from __future__ import annotations
 
@@ -55,12 +57,21 @@ def test_no_activation_is_left_untested() -> None:
 @pytest.mark.parametrize("act", FORMULAS)
 @pytest.mark.parametrize("gain", [None, 0.5])
 @pytest.mark.parametrize("clamp", [None, 0.7])
-@pytest.mark.parametrize(("shape", "dim"), [((3, 4), 1), ((2, 3, 4, 5), 1), ((2, 3, 4, 5), -1), ((2, 3, 4), 0)])
-def test_formula(act, gain: float | None, clamp: float | None, shape: tuple[int, ...], dim: int) -> None:
-    x, bias = torch.randn(shape, dtype=torch.float64) * 2, torch.randn(shape[dim], dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((3, 4), 1), ((2, 3, 4, 5), 1), ((2, 3, 4, 5), -1), ((2, 3, 4), 0)]
+)
+def test_formula(
+    act, gain: float | None, clamp: float | None, shape: tuple[int, ...], dim: int
+) -> None:
+    x, bias = (
+        torch.randn(shape, dtype=torch.float64) * 2,
+        torch.randn(shape[dim], dtype=torch.float64),
+    )
     along = [1] * len(shape)
     along[dim] = -1
-    expected = FORMULAS[act](x.numpy() + bias.numpy().reshape(along)) * (GAINS.get(act, 1) if gain is None else gain)
+    expected = FORMULAS[act](x.numpy() + bias.numpy().reshape(along)) * (
+        GAINS.get(act, 1) if gain is None else gain
+    )
     if clamp is not None:
         expected = np.minimum(np.maximum(expected, -clamp), clamp)
     result = bias_act(x, bias, dim=dim, act=act, gain=gain, clamp=clamp)
@@ -70,17 +81,23 @@ def test_formula(act, gain: float | None, clamp: float | None, shape: tuple[int,
 @pytest.mark.usefixtures("path")
 def test_the_clamp_bounds_what_the_gain_made() -> None:
     x = torch.tensor([[-300.0, 200.0, 100.0]])
-    torch.testing.assert_close(bias_act(x, gain=2.0, clamp=256), torch.tensor([[-256.0, 256.0, 200.0]]))
+    torch.testing.assert_close(
+        bias_act(x, gain=2.0, clamp=256), torch.tensor([[-256.0, 256.0, 200.0]])
+    )
 
 
 @pytest.mark.usefixtures("path")
 def test_slope_and_missing_bias() -> None:
     x = torch.tensor([[-2.0, 3.0]])
-    torch.testing.assert_close(bias_act(x, act="lrelu", alpha=0.5, gain=1), torch.tensor([[-1.0, 3.0]]))
+    torch.testing.assert_close(
+        bias_act(x, act="lrelu", alpha=0.5, gain=1), torch.tensor([[-1.0, 3.0]])
+    )
     assert torch.equal(bias_act(x), x)
 
 
-def away_from_kinks(act: str, shape: tuple[int, ...], alpha: float, gain: float, clamp: float | None) -> tuple[Tensor, Tensor]:
+def away_from_kinks(
+    act: str, shape: tuple[int, ...], alpha: float, gain: float, clamp: float | None
+) -> tuple[Tensor, Tensor]:
     """Inputs and biases where finite differences see no kink, of activation or clamp."""
     generator = torch.Generator().manual_seed(len(act))
     while True:
@@ -126,7 +143,9 @@ def test_the_input_keeps_its_values_dtype_and_layout() -> None:
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match=r"unknown activation 'gelu'.*lrelu"):
         bias_act(torch.zeros(1, 1), act="gelu")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"bias of shape \(4,\) for dimension 1 of an input of shape \(2, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"bias of shape \(4,\) for dimension 1 of an input of shape \(2, 3\)"
+    ):
         bias_act(torch.zeros(2, 3), torch.zeros(4))
 
 
@@ -134,7 +153,9 @@ def layouts(x: Tensor) -> dict[str, Tensor]:
     """The same numbers in other memory layouts, dense and not."""
     views = {
         "contiguous": x.contiguous(),
-        "reversed": x.permute(*reversed(range(x.ndim))).contiguous().permute(*reversed(range(x.ndim))),
+        "reversed": (
+            x.permute(*reversed(range(x.ndim))).contiguous().permute(*reversed(range(x.ndim)))
+        ),
         "sliced": torch.stack([x, x + 1], dim=-1)[..., 0],
         "padded": torch.cat([x, x], dim=-1)[..., : x.shape[-1]],
         "expanded": x[:1].expand(x.shape),
@@ -146,10 +167,14 @@ def layouts(x: Tensor) -> dict[str, Tensor]:
 
 def same_layout(a: Tensor, b: Tensor) -> bool:
     """True if strides agree where they matter."""
-    return a.numel() == 0 or all(i == j for i, j, size in zip(a.stride(), b.stride(), a.shape, strict=True) if size > 1)
+    return a.numel() == 0 or all(
+        i == j for i, j, size in zip(a.stride(), b.stride(), a.shape, strict=True) if size > 1
+    )
 
 
-def value_and_gradients(x: Tensor, bias: Tensor | None, grad: Tensor, **options: object) -> list[Tensor]:
+def value_and_gradients(
+    x: Tensor, bias: Tensor | None, grad: Tensor, **options: object
+) -> list[Tensor]:
     leaf = x.detach().requires_grad_()
     leaves = (leaf,) if bias is None else (leaf, bias.detach().requires_grad_())
     y = bias_act(*leaves, **options)  # type: ignore[arg-type]
@@ -169,7 +194,9 @@ def value_and_gradients(x: Tensor, bias: Tensor | None, grad: Tensor, **options:
     has_bias=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_kernel_against_the_reference_in_double_precision(shape, dim, act, dtype, alpha, gain, clamp, has_bias, seed) -> None:
+def test_kernel_against_the_reference_in_double_precision(
+    shape, dim, act, dtype, alpha, gain, clamp, has_bias, seed
+) -> None:
     dim %= len(shape)
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(shape, generator=generator).to(dtype)
@@ -177,17 +204,24 @@ def test_kernel_against_the_reference_in_double_precision(shape, dim, act, dtype
     for name, x in layouts(base).items():
         exact_x, exact_bias = x.double(), None if bias is None else bias.double()
         unclamped = bias_act_reference(exact_x, exact_bias, dim, act, alpha, gain, None)
-        distance = torch.ones_like(unclamped) if clamp is None else (unclamped.abs() / clamp - 1).abs()
-        grad = (distance > 0.05).to(dtype) * torch.randn(shape, generator=generator).to(dtype)  # at the bound rounding decides
+        distance = (
+            torch.ones_like(unclamped) if clamp is None else (unclamped.abs() / clamp - 1).abs()
+        )
+        # at the bound rounding decides
+        grad = (distance > 0.05).to(dtype) * torch.randn(shape, generator=generator).to(dtype)
         options = {"dim": dim, "act": act, "alpha": alpha, "gain": gain, "clamp": clamp}
         results = value_and_gradients(x, bias, grad, **options)
         with library.path("reference"):
             expected = value_and_gradients(exact_x, exact_bias, grad.double(), **options)
-        assert same_layout(results[0], bias_act_reference(x, bias, dim, act, alpha, gain, clamp)), name
+        assert same_layout(results[0], bias_act_reference(x, bias, dim, act, alpha, gain, clamp)), (
+            name
+        )
         for result, exact in zip(results, expected, strict=True):
             assert result.dtype == dtype
             scale = float(exact.abs().max()) if exact.numel() else 1.0
-            torch.testing.assert_close(result.double(), exact, rtol=ROUNDING[dtype], atol=ROUNDING[dtype] * (scale + 0.1))
+            torch.testing.assert_close(
+                result.double(), exact, rtol=ROUNDING[dtype], atol=ROUNDING[dtype] * (scale + 0.1)
+            )
 
 
 @pytest.mark.usefixtures("kernels")
@@ -204,14 +238,21 @@ def test_kernel_against_the_reference_in_double_precision(shape, dim, act, dtype
         ((2, 2, 70_001), 0),
     ],
 )
-def test_sizes_that_are_cut_into_pieces(shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
+def test_sizes_that_are_cut_into_pieces(
+    shape: tuple[int, ...], dim: int, dtype: torch.dtype
+) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(shape, generator=generator).to(dtype)
-    bias, grad = torch.randn(shape[dim], generator=generator).to(dtype), torch.randn(shape, generator=generator).to(dtype)
+    bias, grad = (
+        torch.randn(shape[dim], generator=generator).to(dtype),
+        torch.randn(shape, generator=generator).to(dtype),
+    )
     for name in ("contiguous", "reversed"):
         results = value_and_gradients(layouts(x)[name], bias, grad, dim=dim, act="lrelu")
         with library.path("reference"):
-            expected = value_and_gradients(x.double(), bias.double(), grad.double(), dim=dim, act="lrelu")
+            expected = value_and_gradients(
+                x.double(), bias.double(), grad.double(), dim=dim, act="lrelu"
+            )
         for result, exact in zip(results, expected, strict=True):
             bound = ROUNDING[dtype] * float(exact.abs().max())
             torch.testing.assert_close(result.double(), exact, rtol=0, atol=bound)
@@ -236,8 +277,12 @@ def test_sums_do_not_depend_on_the_number_of_threads(layout: torch.memory_format
 @pytest.mark.parametrize("act", FORMULAS)
 @pytest.mark.parametrize("clamp", [None, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_nan_and_infinities_go_where_the_reference_has_them(act, clamp: float | None, dtype: torch.dtype) -> None:
-    special = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e4, -1e4, 88.0, -88.0, 20.5, 1.0], dtype=dtype)
+def test_nan_and_infinities_go_where_the_reference_has_them(
+    act, clamp: float | None, dtype: torch.dtype
+) -> None:
+    special = torch.tensor(
+        [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e4, -1e4, 88.0, -88.0, 20.5, 1.0], dtype=dtype
+    )
     x = special.repeat(7)[None]  # also beyond one vector
     with library.path("reference"):
         expected = bias_act(x, act=act, clamp=clamp)
@@ -252,12 +297,16 @@ def test_infinite_gradients_stop_at_the_clamp_only(act, clamp: float | None) -> 
     grad = torch.tensor([[math.nan] * 4, [math.inf] * 4, [-math.inf] * 4])
     with library.path("reference"):
         expected = value_and_gradients(x, None, grad, act=act, clamp=clamp)
-    torch.testing.assert_close(value_and_gradients(x, None, grad, act=act, clamp=clamp), expected, equal_nan=True)
+    torch.testing.assert_close(
+        value_and_gradients(x, None, grad, act=act, clamp=clamp), expected, equal_nan=True
+    )
 
 
 @pytest.mark.usefixtures("path")
 def test_scalars_and_nothing() -> None:
-    torch.testing.assert_close(bias_act(torch.tensor(-2.0), act="lrelu", gain=1), torch.tensor(-0.4))
+    torch.testing.assert_close(
+        bias_act(torch.tensor(-2.0), act="lrelu", gain=1), torch.tensor(-0.4)
+    )
     for shape in ((0, 3, 4, 4), (2, 0, 4, 4), (2, 3, 0, 4)):
         x, bias = torch.zeros(shape, requires_grad=True), torch.zeros(shape[1], requires_grad=True)
         y = bias_act(x, bias, act="lrelu", clamp=1)
@@ -268,7 +317,10 @@ def test_scalars_and_nothing() -> None:
 
 @pytest.mark.usefixtures("path")
 def test_a_bias_of_another_dtype_is_rounded_and_gets_its_own_gradient() -> None:
-    x, bias = torch.zeros(1, 2, dtype=torch.bfloat16), torch.tensor([1.001, 2.0], requires_grad=True)
+    x, bias = (
+        torch.zeros(1, 2, dtype=torch.bfloat16),
+        torch.tensor([1.001, 2.0], requires_grad=True),
+    )
     y = bias_act(x, bias)
     assert torch.equal(y.detach(), torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16))
     (grad,) = torch.autograd.grad(y.sum(), bias)
@@ -371,7 +423,13 @@ print(sum(t - before.get(task, 0) > 1e7 for task, t in processor_times().items()
 @pytest.mark.parametrize("threads", [1, 2])
 def test_as_many_threads_work_as_torch_is_set_to(threads: int) -> None:
     command = [sys.executable, "-c", BUSY_THREADS.format(threads=threads)]
-    run = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, library.VARIABLE: "cpp"})
+    run = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, library.VARIABLE: "cpp"},
+    )
     assert int(run.stdout) == threads
 
 

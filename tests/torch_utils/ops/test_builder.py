@@ -1,4 +1,6 @@
-"""Compiling the operators: once, whole or not at all, and with a plain word where that fails. Real compilers, tiny sources."""
+"""Compiling the operators: once, whole or not at all, and with a plain word where that fails. Real
+compilers, tiny sources.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,12 @@ import pytest
 
 from torch_utils.ops import builder
 
-needs_compiler = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="there is no C++ compiler")
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the operators are not compiled on Windows")
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "c++")) is None, reason="there is no C++ compiler"
+)
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="the operators are not compiled on Windows"
+)
 
 BUILD = """
 import sys
@@ -53,7 +59,10 @@ def start_build(place: Path, **environment: str) -> subprocess.Popen[str]:
 def slow_compiler(place: Path, seconds: float) -> str:
     """A compiler that takes its time over object files, and counts them."""
     script = place / "slow-c++"
-    script.write_text(f'#!/bin/sh\ncase "$*" in *" -c "*) echo . >> "{place}/count"; sleep {seconds};; esac\nexec c++ "$@"\n')
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in *" -c "*) echo . >> "{place}/count"; sleep {seconds};; esac\nexec'
+        ' c++ "$@"\n'
+    )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return str(script)
 
@@ -76,12 +85,17 @@ def test_the_second_call_finds_what_the_first_one_built(capfd: pytest.CaptureFix
     assert Path(first.library).stat().st_mtime_ns == before
     assert first.flags[0] == "-std=c++20"
     assert not any("fast-math" in flag for flag in first.flags)
-    assert json.loads((Path(first.library).parent / "build.json").read_text())["version"] == first.version
+    assert (
+        json.loads((Path(first.library).parent / "build.json").read_text())["version"]
+        == first.version
+    )
 
 
 @needs_compiler
 @pytest.mark.parametrize("change", ["source", "header", "flags", "torch", "compiler"])
-def test_the_cache_key_follows_all_that_decides_the_result(place: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+def test_the_cache_key_follows_all_that_decides_the_result(
+    place: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
     def key() -> str:
         return builder.cache_key(builder.find_toolchain())
 
@@ -122,7 +136,10 @@ def test_of_two_processes_one_builds_and_the_other_waits(place: Path) -> None:
     first = start_build(place, CXX=compiler)
     wait_for(place / "count")
     second = start_build(place, CXX=compiler)
-    (first_output, first_errors), (second_output, second_errors) = first.communicate(timeout=120), second.communicate(timeout=120)
+    (first_output, first_errors), (second_output, second_errors) = (
+        first.communicate(timeout=120),
+        second.communicate(timeout=120),
+    )
     assert first_output == second_output, first_errors + second_errors
     assert "Compiling" in first_errors
     assert "Compiling" not in second_errors
@@ -131,8 +148,13 @@ def test_of_two_processes_one_builds_and_the_other_waits(place: Path) -> None:
 
 @needs_compiler
 def test_a_failed_build_names_the_first_error_and_the_log(place: Path) -> None:
-    (place / "csrc" / "answer.cpp").write_text("int answer() { return missing; }\nint other() { return also; }\n")
-    with pytest.raises(builder.BuildError, match=r"answer\.cpp:1:\d+: error: .*missing.*; all of it is in (.*\.log)") as raised:
+    (place / "csrc" / "answer.cpp").write_text(
+        "int answer() { return missing; }\nint other() { return also; }\n"
+    )
+    with pytest.raises(
+        builder.BuildError,
+        match=r"answer\.cpp:1:\d+: error: .*missing.*; all of it is in (.*\.log)",
+    ) as raised:
         builder.build()
     assert "also" in Path(str(raised.value).rsplit(" ", 1)[1]).read_text()
     (place / "csrc" / "answer.cpp").write_text(SOURCE)
@@ -141,7 +163,9 @@ def test_a_failed_build_names_the_first_error_and_the_log(place: Path) -> None:
 
 def test_no_compiler(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
-    with pytest.raises(builder.BuildError, match=r"no C\+\+ compiler 'no-such-compiler'; install g\+\+ or set CXX"):
+    with pytest.raises(
+        builder.BuildError, match=r"no C\+\+ compiler 'no-such-compiler'; install g\+\+ or set CXX"
+    ):
         builder.build()
     assert not (place / "cache").exists()
 
@@ -150,13 +174,17 @@ def test_no_compiler(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("place")
 def test_no_ninja(monkeypatch: pytest.MonkeyPatch) -> None:
     found = shutil.which
-    monkeypatch.setattr(shutil, "which", lambda name, **options: None if name == "ninja" else found(name, **options))
+    monkeypatch.setattr(
+        shutil, "which", lambda name, **options: None if name == "ninja" else found(name, **options)
+    )
     with pytest.raises(builder.BuildError, match="no ninja; install it: pip install ninja"):
         builder.build()
 
 
 @needs_compiler
-def test_a_compiler_that_does_not_take_a_flag_goes_without(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_does_not_take_a_flag_goes_without(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = place / "picky-c++"
     script.write_text('#!/bin/sh\ncase "$*" in *march*) exit 1;; esac\nexec c++ "$@"\n')
     script.chmod(0o755)
@@ -165,15 +193,22 @@ def test_a_compiler_that_does_not_take_a_flag_goes_without(place: Path, monkeypa
     assert "-march=native" not in flags
     assert "-fopenmp" in flags
     script.write_text("#!/bin/sh\nexit 1\n")
-    with pytest.raises(builder.BuildError, match=r"does not take the flags .*; set CXX to a C\+\+20 compiler"):
+    with pytest.raises(
+        builder.BuildError, match=r"does not take the flags .*; set CXX to a C\+\+20 compiler"
+    ):
         builder.build()
 
 
 @needs_compiler
-def test_a_cache_folder_that_cannot_be_written(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_folder_that_cannot_be_written(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (place / "file").write_text("")
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(place / "file"))
-    with pytest.raises(builder.BuildError, match=r"cannot write to .*file/ops: .*; free some space or set OPEN_EG3D_CACHE"):
+    with pytest.raises(
+        builder.BuildError,
+        match=r"cannot write to .*file/ops: .*; free some space or set OPEN_EG3D_CACHE",
+    ):
         builder.build()
 
 
@@ -212,7 +247,10 @@ def test_number_of_jobs(monkeypatch: pytest.MonkeyPatch, asked: str, jobs: int |
     [
         ("[1/2] c++ x\na.cpp:3:1: error: oh\na.cpp:4:1: error: no\n", "a.cpp:3:1: error: oh"),
         ("ld: undefined reference to `f'\nninja: build stopped", "ld: undefined reference to `f'"),
-        ("g++: fatal error: Killed signal terminated program cc1plus", "g++: fatal error: Killed signal terminated program cc1plus"),
+        (
+            "g++: fatal error: Killed signal terminated program cc1plus",
+            "g++: fatal error: Killed signal terminated program cc1plus",
+        ),
         ("something\nelse\n", "else"),
         ("", "the compiler printed nothing"),
     ],

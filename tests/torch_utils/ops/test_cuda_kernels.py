@@ -1,4 +1,6 @@
-"""CUDA kernels without a GPU: their bodies run on the CPU beside plain loops, under sanitizers; nvcc compiles them for every GPU."""
+"""CUDA kernels without a GPU: their bodies run on the CPU beside plain loops, under sanitizers;
+nvcc compiles them for every GPU.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,15 @@ from tests import cuda_on_cpu, operators
 from torch_utils.ops import builder, cuda_builder
 
 OPERATORS = ("bias_act", "upfirdn2d", "filtered_lrelu", "modulation")
-pytestmark = pytest.mark.skipif(operators.missing_toolchain() is not None, reason=str(operators.missing_toolchain()))
+pytestmark = pytest.mark.skipif(
+    operators.missing_toolchain() is not None, reason=str(operators.missing_toolchain())
+)
 
 
 def program(name: str, sanitizer: str, kernels: list[str]) -> Path:
-    return cuda_on_cpu.build_program(cuda_on_cpu.SHIM / f"{name}.cpp", kernels, sanitizer, files.cache_dir() / "ops" / "tests")
+    return cuda_on_cpu.build_program(
+        cuda_on_cpu.SHIM / f"{name}.cpp", kernels, sanitizer, files.cache_dir() / "ops" / "tests"
+    )
 
 
 def check_operator(operator: str, sanitizer: str, *arguments: str) -> None:
@@ -30,7 +36,9 @@ def check_operator(operator: str, sanitizer: str, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_kernels_against_plain_loops_under_address_and_undefined_behaviour_sanitizers(operator: str) -> None:
+def test_kernels_against_plain_loops_under_address_and_undefined_behaviour_sanitizers(
+    operator: str,
+) -> None:
     check_operator(operator, "address")
 
 
@@ -66,14 +74,17 @@ def test_the_same_kernels_without_mistakes_pass(sanitizer: str) -> None:
 
 
 def test_half_precision_numbers_of_the_shim(tmp_path: Path) -> None:
-    """All 16-bit patterns to float, and floats around every rounding edge back, as torch does it."""
+    """All 16-bit patterns to float, and floats around every rounding edge back, as torch does
+    it.
+    """
     source = tmp_path / "scalars.cpp"
     source.write_text(
-        '#include <cstdio>\n#include "scalars.h"\nint main() {\n  for (uint32_t i = 0; i < 65536; ++i) {\n'
-        "    const float values[2] = {__half2float({uint16_t(i)}), __bfloat162float({uint16_t(i)})};\n"
-        "    std::fwrite(values, 4, 2, stdout);\n  }\n  float x;\n  while (std::fread(&x, 4, 1, stdin) == 1) {\n"
-        "    const uint16_t bits[2] = {__float2half_rn(x).bits, __float2bfloat16_rn(x).bits};\n"
-        "    std::fwrite(bits, 2, 2, stdout);\n  }\n}\n"
+        '#include <cstdio>\n#include "scalars.h"\nint main() {\n  for (uint32_t i = 0; i < 65536;'
+        " ++i) {\n    const float values[2] = {__half2float({uint16_t(i)}),"
+        " __bfloat162float({uint16_t(i)})};\n    std::fwrite(values, 4, 2, stdout);\n  }\n  float"
+        " x;\n  while (std::fread(&x, 4, 1, stdin) == 1) {\n    const uint16_t bits[2] ="
+        " {__float2half_rn(x).bits, __float2bfloat16_rn(x).bits};\n    std::fwrite(bits, 2, 2,"
+        " stdout);\n  }\n}\n"
     )
     compiled = cuda_on_cpu.build_program(source, [], "none", tmp_path)
     patterns = torch.arange(65536, dtype=torch.int32).to(torch.int16)
@@ -81,11 +92,20 @@ def test_half_precision_numbers_of_the_shim(tmp_path: Path) -> None:
     between = torch.cat([halves, bfloats])
     between = between[between.isfinite()]
     middles = (between + torch.nextafter(between.half().float(), torch.tensor(9e9))) / 2
-    edges = torch.cat([between, middles, torch.nextafter(middles, torch.tensor(9e9)), torch.nextafter(middles, torch.tensor(-9e9))])
+    edges = torch.cat(
+        [
+            between,
+            middles,
+            torch.nextafter(middles, torch.tensor(9e9)),
+            torch.nextafter(middles, torch.tensor(-9e9)),
+        ]
+    )
     run = subprocess.run([compiled], input=edges.numpy().tobytes(), capture_output=True, check=True)
     widened = torch.frombuffer(bytearray(run.stdout[: 65536 * 8]), dtype=torch.float32).view(-1, 2)
     narrowed = torch.frombuffer(bytearray(run.stdout[65536 * 8 :]), dtype=torch.int16).view(-1, 2)
-    torch.testing.assert_close(widened, torch.stack([halves, bfloats], 1), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(
+        widened, torch.stack([halves, bfloats], 1), rtol=0, atol=0, equal_nan=True
+    )
     expected = torch.stack([edges.half().view(torch.int16), edges.bfloat16().view(torch.int16)], 1)
     is_number = ~edges.isnan()
     assert torch.equal(narrowed[is_number], expected[is_number])
@@ -98,36 +118,43 @@ def test_kernels_and_bindings_keep_to_their_headers() -> None:
         assert "#include <ATen/cuda" not in text
         assert "#include <torch/extension.h" not in text
         if path.suffix == ".cu":
-            assert not any(word in text for word in ("#include <ATen", "#include <torch", "#include <c10"))
+            assert not any(
+                word in text for word in ("#include <ATen", "#include <torch", "#include <c10")
+            )
 
 
 def test_every_kernel_is_recorded() -> None:
-    """`python -m benchmarks.cuda_resources` was run since kernels were added: docs/kernels.md speaks of them."""
+    """`python -m benchmarks.cuda_resources` was run since kernels were added: docs/kernels.md
+    speaks of them.
+    """
     recorded = cuda_resources.read()
     architectures = {usage.architecture for usage in recorded}
     assert architectures == set(cuda_builder.ARCHITECTURES)
     names = {cuda_resources.family(usage.kernel) for usage in recorded}
-    assert len(names) == sum(path.read_text().count("__global__ void") for path in cuda_builder.kernel_sources())
+    assert len(names) == sum(
+        path.read_text().count("__global__ void") for path in cuda_builder.kernel_sources()
+    )
     assert all(0 < usage.occupancy <= 1 for usage in recorded)
 
 
 def test_ptxas_output_is_read() -> None:
     log = (
-        "ptxas info    : Compiling entry function '_Z1fPf' for 'sm_75'\nptxas info    : Function properties for _Z1fPf\n"
-        "    24 bytes stack frame, 20 bytes spill stores, 16 bytes spill loads\n"
-        "ptxas info    : Used 64 registers, used 1 barriers, 8192 bytes smem, 456 bytes cmem[0]\n"
-        "ptxas info    : Compiling entry function '_Z1gPf' for 'sm_90'\n"
-        "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n"
-        "ptxas info    : Used 40 registers, used 0 barriers, 456 bytes cmem[0]\n"
+        "ptxas info    : Compiling entry function '_Z1fPf' for 'sm_75'\nptxas info    : Function"
+        " properties for _Z1fPf\n    24 bytes stack frame, 20 bytes spill stores, 16 bytes spill"
+        " loads\nptxas info    : Used 64 registers, used 1 barriers, 8192 bytes smem, 456 bytes"
+        " cmem[0]\nptxas info    : Compiling entry function '_Z1gPf' for 'sm_90'\n    0 bytes stack"
+        " frame, 0 bytes spill stores, 0 bytes spill loads\nptxas info    : Used 40 registers, used"
+        " 0 barriers, 456 bytes cmem[0]\n"
     )
     first, second = cuda_resources.parse(log)
     assert first == cuda_resources.Usage("_Z1fPf", "75", 64, 8192, 20, 16)
-    assert first.occupancy == 1  # four blocks of 256 by registers, seven by shared memory, four by threads
+    # four blocks of 256 by registers, seven by shared memory, four by threads
+    assert first.occupancy == 1
     assert second == cuda_resources.Usage("_Z1gPf", "90", 40, 0, 0, 0)
     assert second.occupancy == 6 * 256 / 2048
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # With nvcc
 
 
@@ -139,7 +166,9 @@ def toolkit() -> cuda_builder.Toolkit:
         pytest.skip(str(error))
 
 
-def test_the_toolkit_of_an_nvcc_that_is_a_script(toolkit: cuda_builder.Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_toolkit_of_an_nvcc_that_is_a_script(
+    toolkit: cuda_builder.Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     script = tmp_path / "nvcc"
     script.write_text(f'#!/bin/sh\nexec "{toolkit.nvcc}" "$@"\n')
     script.chmod(0o755)
@@ -156,11 +185,16 @@ def test_toolkits_that_do_not_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     script = tmp_path / "nvcc"
     script.write_text("#!/bin/sh\necho broken >&2\n")
     script.chmod(0o755)
-    with pytest.raises(builder.BuildError, match="does not say which toolkit it belongs to: broken"):
+    with pytest.raises(
+        builder.BuildError, match="does not say which toolkit it belongs to: broken"
+    ):
         cuda_builder.find_toolkit()
     monkeypatch.setattr(torch.version, "cuda", "13.2")
     cuda_builder.check_version(cuda_builder.Toolkit("nvcc", tmp_path, "13.0"))
-    with pytest.raises(builder.BuildError, match=r"nvcc is of CUDA 12.4, PyTorch was built with CUDA 13.2; install the toolkit 13.2"):
+    with pytest.raises(
+        builder.BuildError,
+        match=r"nvcc is of CUDA 12.4, PyTorch was built with CUDA 13.2; install the toolkit 13.2",
+    ):
         cuda_builder.check_version(cuda_builder.Toolkit("nvcc", tmp_path, "12.4"))
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(builder.BuildError, match="built without CUDA"):
@@ -168,15 +202,26 @@ def test_toolkits_that_do_not_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "expected"), [([(8, 0)], ("80",)), ([(9, 0), (7, 5), (9, 0)], ("75", "90")), ([(99, 0)], ("121",)), ([(1, 0)], None)]
+    ("capabilities", "expected"),
+    [
+        ([(8, 0)], ("80",)),
+        ([(9, 0), (7, 5), (9, 0)], ("75", "90")),
+        ([(99, 0)], ("121",)),
+        ([(1, 0)], None),
+    ],
 )
 def test_architectures_of_the_devices(
-    toolkit: cuda_builder.Toolkit, monkeypatch: pytest.MonkeyPatch, capabilities: list[tuple[int, int]], expected: tuple[str, ...] | None
+    toolkit: cuda_builder.Toolkit,
+    monkeypatch: pytest.MonkeyPatch,
+    capabilities: list[tuple[int, int]],
+    expected: tuple[str, ...] | None,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capabilities[i])
     if expected is None:
-        with pytest.raises(builder.BuildError, match=r"does not compile for GPUs of compute capability 1\.0"):
+        with pytest.raises(
+            builder.BuildError, match=r"does not compile for GPUs of compute capability 1\.0"
+        ):
             cuda_builder.device_architectures(toolkit)
     else:
         found = cuda_builder.device_architectures(toolkit)
@@ -186,12 +231,16 @@ def test_architectures_of_the_devices(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", cuda_builder.kernel_sources(), ids=lambda path: path.stem)
-def test_nvcc_compiles_for_every_gpu_without_warnings(toolkit: cuda_builder.Toolkit, source: Path) -> None:
+def test_nvcc_compiles_for_every_gpu_without_warnings(
+    toolkit: cuda_builder.Toolkit, source: Path
+) -> None:
     usages = cuda_resources.measure(cuda_builder.ARCHITECTURES, source)
     assert {usage.architecture for usage in usages} == set(cuda_builder.ARCHITECTURES)
     recorded = {(usage.kernel, usage.architecture) for usage in cuda_resources.read()}
     assert {(usage.kernel, usage.architecture) for usage in usages} <= recorded
-    assert max(usage.spill_stores for usage in usages) <= 256, "kernels spill: see benchmarks/cuda_resources.json"
+    assert max(usage.spill_stores for usage in usages) <= 256, (
+        "kernels spill: see benchmarks/cuda_resources.json"
+    )
     assert toolkit.version
 
 
@@ -209,19 +258,29 @@ for name in sys.argv[2:]:
 def test_the_library_links_and_registers_every_operator(toolkit: cuda_builder.Toolkit) -> None:
     built = builder.build_recipe(cuda_builder.recipe(("75",), toolkit))
     schemas = "".join(path.read_text() for path in builder.SOURCE_DIR.glob("*.cpp"))
-    names = [part.split("(")[0].strip().strip('"') for part in schemas.replace("\n", " ").split("m.def(")[1:]]
+    names = [
+        part.split("(")[0].strip().strip('"')
+        for part in schemas.replace("\n", " ").split("m.def(")[1:]
+    ]
     names = [part.split('"')[-1] for part in names]
     names = [name.split("(")[0] for name in names]
-    run = subprocess.run([sys.executable, "-c", LOAD, built.library, *names], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", LOAD, built.library, *names],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The operators' own tests, with the CUDA kernels and bindings in the place of the CPU's
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["gpu", *(f"torch_utils/ops/test_{name}.py" for name in (*OPERATORS, "render_rays"))])
+@pytest.mark.parametrize(
+    "path", ["gpu", *(f"torch_utils/ops/test_{name}.py" for name in (*OPERATORS, "render_rays"))]
+)
 def test_the_operators_tests_pass_on_cuda_kernels(path: str) -> None:
     # On GPUs a filter of another number type than the images' is converted, on CPUs it is not.
     command = [sys.executable, "-m", "tests.cuda_on_cpu", f"tests/{path}", "-k", "not no_copies"]
@@ -229,12 +288,14 @@ def test_the_operators_tests_pass_on_cuda_kernels(path: str) -> None:
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What docs/kernels.md says
 
 
 def test_the_documentation_has_what_the_scripts_print() -> None:
-    """Otherwise: python -m benchmarks.cuda_resources --markdown, python -m benchmarks.cuda_expected --markdown."""
+    """Otherwise: python -m benchmarks.cuda_resources --markdown, python -m benchmarks.cuda_expected
+    --markdown.
+    """
     text = (Path(__file__).parents[3] / "docs" / "kernels.md").read_text()
     assert cuda_resources.markdown(cuda_resources.read()) in text
     assert cuda_expected.table(cuda_expected.kernel_rows(), as_markdown=True) in text
@@ -243,4 +304,7 @@ def test_the_documentation_has_what_the_scripts_print() -> None:
 @pytest.mark.slow
 def test_the_documentation_has_the_expected_times_of_whole_networks() -> None:
     text = (Path(__file__).parents[3] / "docs" / "kernels.md").read_text()
-    assert cuda_expected.table(cuda_expected.whole_rows(cuda_expected.collect(4), 4), as_markdown=True) in text
+    assert (
+        cuda_expected.table(cuda_expected.whole_rows(cuda_expected.collect(4), 4), as_markdown=True)
+        in text
+    )

@@ -1,7 +1,9 @@
-"""CUDA kernels of render_rays and decode_points without a GPU: standalone programs, fed from files, against plain PyTorch.
+"""CUDA kernels of render_rays and decode_points without a GPU: standalone programs, fed from files,
+against plain PyTorch.
 
-The sizes lie around the ends of what the kernels work in: 8 rays a block, 16, 32 or 64 samples a tile, 32 lanes a warp, packs of four
-numbers, 128 threads. Under AddressSanitizer and UndefinedBehaviorSanitizer all of them, under ThreadSanitizer a few.
+The sizes lie around the ends of what the kernels work in: 8 rays a block, 16, 32 or 64 samples a
+tile, 32 lanes a warp, packs of four numbers, 128 threads. Under AddressSanitizer and
+UndefinedBehaviorSanitizer all of them, under ThreadSanitizer a few.
 """
 
 from __future__ import annotations
@@ -21,12 +23,14 @@ from torch import Tensor
 from dnnlib import files
 from tests.cuda_on_cpu import SHIM, build_program, run_program
 from torch_utils.ops.decode_points import DecoderWeights, fits_gpu
-from training.config import RenderingConfig
+from training.config.settings import RenderingConfig
 from training.rendering.renderer import Rays, _decode_composable, _render_composable
 from training.rendering.sampling import Offsets
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # in the order of cuda/types.h
-ROUNDING = {torch.float32: 0.0, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float64: 0.0}  # of the planes' gradient
+# in the order of cuda/types.h
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# of the planes' gradient
+ROUNDING = {torch.float32: 0.0, torch.float16: 1e-3, torch.bfloat16: 8e-3, torch.float64: 0.0}
 
 
 @dataclass(frozen=True)
@@ -68,19 +72,37 @@ RELEASED: dict[str, Any] = {"plane_axes": "released", "fine_sampling": "released
 RAYS = {
     "doubles": Case(dtype=torch.float64, settings={"background": (0.3, 0.6, 0.9)}),
     "doubles of the released kind": Case(dtype=torch.float64, settings=RELEASED, limits="missed"),
-    "doubles beside the box": Case(dtype=torch.float64, rays=17, fine=0, limits="missed", settings={"background": (1.0, 1.0, 1.0)}),
+    "doubles beside the box": Case(
+        dtype=torch.float64,
+        rays=17,
+        fine=0,
+        limits="missed",
+        settings={"background": (1.0, 1.0, 1.0)},
+    ),
     "one ray": Case(batch=1, rays=1, coarse=2, fine=1, channels=1, hidden=1, colors=1, size=(1, 1)),
-    "eight rays, a warp of samples": Case(rays=8, coarse=32, fine=32, channels=32, hidden=64, colors=32),
-    "a warp and one": Case(batch=1, rays=7, coarse=33, fine=34, channels=33, hidden=5, colors=33, size=(16, 3)),
-    "coarse samples alone": Case(rays=10, coarse=31, fine=0, channels=3, hidden=70, colors=3, limits="missed"),
+    "eight rays, a warp of samples": Case(
+        rays=8, coarse=32, fine=32, channels=32, hidden=64, colors=32
+    ),
+    "a warp and one": Case(
+        batch=1, rays=7, coarse=33, fine=34, channels=33, hidden=5, colors=33, size=(16, 3)
+    ),
+    "coarse samples alone": Case(
+        rays=10, coarse=31, fine=0, channels=3, hidden=70, colors=3, limits="missed"
+    ),
     "fewer than a bin": Case(coarse=3, fine=65, settings=RELEASED),
-    "128 samples, half precision": Case(batch=1, rays=5, coarse=64, fine=64, channels=16, hidden=32, dtype=torch.float16),
-    "bfloat16": Case(dtype=torch.bfloat16, channels=12, settings={"background": (0.1, 0.5, 0.9)}, limits="missed"),
+    "128 samples, half precision": Case(
+        batch=1, rays=5, coarse=64, fine=64, channels=16, hidden=32, dtype=torch.float16
+    ),
+    "bfloat16": Case(
+        dtype=torch.bfloat16, channels=12, settings={"background": (0.1, 0.5, 0.9)}, limits="missed"
+    ),
     "odd strides": Case(channels=5, layout="odd", dtype=torch.float16),
     "strides without packs": Case(channels=8, layout="odd"),
     "a picture of one sample": Case(batch=3, layout="expanded", fixed_offsets=True),
     "many features": Case(batch=1, rays=3, channels=130, hidden=20, colors=40),
-    "the largest decoder": Case(batch=1, rays=2, coarse=9, fine=9, channels=44, hidden=112, colors=46),
+    "the largest decoder": Case(
+        batch=1, rays=2, coarse=9, fine=9, channels=44, hidden=112, colors=46
+    ),
     "limits that run backwards": Case(limits="backwards"),
     "gradients of depth and opacity": Case(gradients="none"),
     "rays that end early": Case(rays=20, coarse=40, fine=40, stop=2e-5),
@@ -92,15 +114,25 @@ POINTS = {
     "doubles of the released kind": Case(dtype=torch.float64, coarse=0, rays=33, settings=RELEASED),
     "one point": Case(coarse=0, batch=1, rays=1, channels=1, hidden=1, colors=1, size=(1, 5)),
     "a tile": Case(coarse=0, batch=1, rays=64, channels=32, hidden=64, colors=32),
-    "two samples in a tile": Case(coarse=0, rays=65, channels=17, hidden=9, colors=5, dtype=torch.bfloat16, layout="odd"),
+    "two samples in a tile": Case(
+        coarse=0, rays=65, channels=17, hidden=9, colors=5, dtype=torch.bfloat16, layout="odd"
+    ),
     "without colours": Case(coarse=0, rays=40, gradients="none"),
     "a NaN": Case(coarse=0, rays=40, strange=float("nan")),
 }
-CASES = {f"rays, {name}": case for name, case in RAYS.items()} | {f"points, {name}": case for name, case in POINTS.items()}
-RACED = ("rays, one ray", "rays, bfloat16", "rays, strides without packs", "rays, rays that end early", "points, two samples in a tile")
+CASES = {f"rays, {name}": case for name, case in RAYS.items()} | {
+    f"points, {name}": case for name, case in POINTS.items()
+}
+RACED = (
+    "rays, one ray",
+    "rays, bfloat16",
+    "rays, strides without packs",
+    "rays, rays that end early",
+    "points, two samples in a tile",
+)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A case's tensors
 
 
@@ -124,13 +156,19 @@ def make_inputs(case: Case) -> Inputs:
     generator = torch.Generator().manual_seed(5)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(case.compute).double()
+        return (
+            torch.randn(*shape, generator=generator, dtype=torch.float64).to(case.compute).double()
+        )
 
     def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, dtype=torch.float64).to(case.compute).double()
+        return (
+            torch.rand(*shape, generator=generator, dtype=torch.float64).to(case.compute).double()
+        )
 
     n, r = case.batch, case.rays
-    planes = normal(1 if case.layout == "expanded" else n, 3, case.channels, *case.size).expand(n, -1, -1, -1, -1)
+    planes = normal(1 if case.layout == "expanded" else n, 3, case.channels, *case.size).expand(
+        n, -1, -1, -1, -1
+    )
     planes = planes.to(case.dtype).double()
     if case.strange is not None:
         planes[0, :, :, case.size[0] // 2, case.size[1] // 2] = case.strange
@@ -143,10 +181,21 @@ def make_inputs(case: Case) -> Inputs:
     points = (uniform(n, r, 3) * 1.4 - 0.7).to(case.compute).double()
     none = case.gradients == "none"
     if case.coarse == 0:
-        return Inputs(planes, weights, None, None, points, (normal(n, r, 1), None if none else normal(n, r, case.colors)))
+        return Inputs(
+            planes,
+            weights,
+            None,
+            None,
+            points,
+            (normal(n, r, 1), None if none else normal(n, r, case.colors)),
+        )
     offsets = Offsets(uniform(n, r, case.coarse), uniform(n, r, case.fine) if case.fine else None)
     if case.fixed_offsets:
-        offsets = Offsets(*(None if u is None else u[:1, :1].sort().values.expand(u.shape) for u in offsets))  # type: ignore[arg-type]
+        coarse, fine = (
+            None if u is None else u[:1, :1].sort().values.expand(u.shape) for u in offsets
+        )
+        assert coarse is not None
+        offsets = Offsets(coarse, fine)
     grads = (None if none else normal(n, r, case.colors), normal(n, r, 1) * 0.3, normal(n, r, 1))
     return Inputs(planes, weights, make_rays(case, normal, uniform), offsets, points, grads)
 
@@ -178,18 +227,27 @@ def expected_results(case: Case, inputs: Inputs) -> list[Tensor]:
         assert inputs.offsets is not None
         rays = Rays(leaves[5], leaves[6], leaves[7], leaves[8], inputs.rays.hit)
         outputs = tuple(_render_composable(leaves[0], decoder, rays, inputs.offsets, case.config))
-    pairs = [(output, grad) for output, grad in zip(outputs, inputs.grads, strict=True) if grad is not None]
+    pairs = [
+        (output, grad)
+        for output, grad in zip(outputs, inputs.grads, strict=True)
+        if grad is not None
+    ]
     loss = torch.stack([(output * grad).sum() for output, grad in pairs]).sum()
     gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-    return [*(o.detach() for o in outputs), *(torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True))]
+    return [
+        *(o.detach() for o in outputs),
+        *(torch.zeros_like(x) if g is None else g for g, x in zip(gradients, leaves, strict=True)),
+    ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Files
 
 
 def texels(case: Case, planes: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
-    """Planes in memory: all numbers of it, strides of samples, planes, rows and columns, and where the first texel is."""
+    """Planes in memory: all numbers of it, strides of samples, planes, rows and columns, and where
+    the first texel is.
+    """
     last = planes[:1] if case.layout == "expanded" else planes
     lying = last.to(case.dtype).permute(0, 1, 3, 4, 2).contiguous()
     if case.layout != "odd":
@@ -198,7 +256,11 @@ def texels(case: Case, planes: Tensor) -> tuple[Tensor, tuple[int, ...], int]:
     gap, first = 3, 1  # between texels, and in front of all
     spread = F.pad(lying.double(), (0, gap)).to(case.dtype)
     n, p, h, w, _ = spread.stride()
-    return torch.cat([spread.new_zeros(first), spread.flatten()[: spread.numel() - gap]]), (n, p, h, w), first
+    return (
+        torch.cat([spread.new_zeros(first), spread.flatten()[: spread.numel() - gap]]),
+        (n, p, h, w),
+        first,
+    )
 
 
 def write_case(case: Case, inputs: Inputs, path: Path) -> None:
@@ -214,8 +276,17 @@ def write_case(case: Case, inputs: Inputs, path: Path) -> None:
         arrays += [inputs.points, *inputs.grads]
     else:
         assert inputs.offsets is not None
-        offsets = inputs.offsets if case.fixed_offsets else tuple(None if u is None else u.contiguous() for u in inputs.offsets)
-        integers += [case.coarse, case.fine, int(config.fine_sampling == "released"), int(config.background is not None)]
+        offsets = (
+            inputs.offsets
+            if case.fixed_offsets
+            else tuple(None if u is None else u.contiguous() for u in inputs.offsets)
+        )
+        integers += [
+            case.coarse,
+            case.fine,
+            int(config.fine_sampling == "released"),
+            int(config.background is not None),
+        ]
         integers += [stride for u in offsets for stride in ((0, 0, 0) if u is None else u.stride())]
         numbers += [*(config.background or (0, 0, 0)), case.stop]
         rows = [None if u is None else u[:1, :1] if case.fixed_offsets else u for u in offsets]
@@ -224,7 +295,15 @@ def write_case(case: Case, inputs: Inputs, path: Path) -> None:
         file.write(struct.pack(f"<q{len(integers)}q", len(integers), *integers))
         file.write(struct.pack(f"<q{len(numbers)}d", len(numbers), *numbers))
         for array in arrays:
-            content = b"" if array is None else to_bytes(array if array is memory or array.dtype == torch.bool else array.to(case.compute))
+            content = (
+                b""
+                if array is None
+                else to_bytes(
+                    array
+                    if array is memory or array.dtype == torch.bool
+                    else array.to(case.compute)
+                )
+            )
             file.write(struct.pack("<q", len(content)) + content)
 
 
@@ -240,7 +319,10 @@ def read_results(case: Case, path: Path, expected: list[Tensor]) -> list[Tensor]
         arrays.append(np.frombuffer(content, np.uint8, length, place + 8))
         place += 8 + length
     outputs = case.outputs
-    tensors = [torch.from_numpy(a.copy()).view(case.dtype if i == outputs else case.compute) for i, a in enumerate(arrays)]
+    tensors = [
+        torch.from_numpy(a.copy()).view(case.dtype if i == outputs else case.compute)
+        for i, a in enumerate(arrays)
+    ]
     packed = tensors.pop(outputs + 1)
     channels_last = (case.batch, 3, *case.size, case.channels)
     tensors[outputs] = tensors[outputs].view(channels_last).permute(0, 1, 4, 2, 3)
@@ -252,18 +334,36 @@ def unpack(case: Case, packed: Tensor) -> list[Tensor]:
     """Gradients of w0, b0, w1 and b1 from the kernels' layout (csrc/cuda/triplane/operands.h)."""
     whole = [(count + 3) // 4 * 4 for count in (case.channels, case.hidden, case.colors)]
     row_c, row_h = (n if n // 4 % 2 == 1 else n + 4 for n in whole[:2])
-    w0, w1, density, b0, b1, bias, _ = packed.split([whole[1] * row_c, whole[2] * row_h, row_h, whole[1], whole[2], 1, 3])
-    of_w1 = torch.cat([density.view(1, row_h), w1.view(whole[2], row_h)[: case.colors]])[:, : case.hidden]
-    return [w0.view(-1, row_c)[: case.hidden, : case.channels] / 3, b0[: case.hidden], of_w1, torch.cat([bias, b1[: case.colors]])]
+    w0, w1, density, b0, b1, bias, _ = packed.split(
+        [whole[1] * row_c, whole[2] * row_h, row_h, whole[1], whole[2], 1, 3]
+    )
+    of_w1 = torch.cat([density.view(1, row_h), w1.view(whole[2], row_h)[: case.colors]])[
+        :, : case.hidden
+    ]
+    return [
+        w0.view(-1, row_c)[: case.hidden, : case.channels] / 3,
+        b0[: case.hidden],
+        of_w1,
+        torch.cat([bias, b1[: case.colors]]),
+    ]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Tests
 
 
-def run_cases(names: list[str], sanitizer: str, folder: Path, again: bool = False) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
-    """What the kernels compute and what is expected, for each case; one program runs them all, with `again` twice."""
-    program = build_program(SHIM / "triplane_main.cpp", ["decode_points", "render_rays"], sanitizer, files.cache_dir() / "ops" / "programs")
+def run_cases(
+    names: list[str], sanitizer: str, folder: Path, again: bool = False
+) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
+    """What the kernels compute and what is expected, for each case; one program runs them all, with
+    `again` twice.
+    """
+    program = build_program(
+        SHIM / "triplane_main.cpp",
+        ["decode_points", "render_rays"],
+        sanitizer,
+        files.cache_dir() / "ops" / "programs",
+    )
     paths, expected = [], {}
     for i, name in enumerate(names):
         inputs = make_inputs(CASES[name])
@@ -279,7 +379,9 @@ def run_cases(names: list[str], sanitizer: str, folder: Path, again: bool = Fals
 
 
 @pytest.fixture(scope="module")
-def under_address_sanitizer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
+def under_address_sanitizer(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
     return run_cases(list(CASES), "address", tmp_path_factory.mktemp("cases"))
 
 
@@ -291,7 +393,9 @@ def test_kernels_compute_what_is_expected(under_address_sanitizer: Any, name: st
 
 
 def check_close(case: Case, place: int, result: Tensor, truth: Tensor) -> None:
-    """Within a share of the largest number. Where the reference is not finite the result is not either."""
+    """Within a share of the largest number. Where the reference is not finite the result is not
+    either.
+    """
     is_finite = truth.isfinite()
     if case.strange is not None:
         assert not result[~is_finite].isfinite().any(), place
@@ -301,7 +405,13 @@ def check_close(case: Case, place: int, result: Tensor, truth: Tensor) -> None:
     tolerance = 1e-8 if case.compute == torch.float64 else 3e-4
     tolerance += (1e-4 if case.stop else 0) + (ROUNDING[case.dtype] if place == case.outputs else 0)
     limit = tolerance * max(largest, 0.05)  # for the least are differences of larger ones
-    torch.testing.assert_close(result[is_finite], truth[is_finite], rtol=0, atol=limit, msg=lambda text: f"number {place}: {text}")
+    torch.testing.assert_close(
+        result[is_finite],
+        truth[is_finite],
+        rtol=0,
+        atol=limit,
+        msg=lambda text: f"number {place}: {text}",
+    )
 
 
 def test_which_decoders_fit_is_known() -> None:
@@ -320,7 +430,9 @@ def test_which_decoders_fit_is_known() -> None:
 
 @pytest.mark.slow
 def test_no_thread_races_and_results_repeat(tmp_path: Path) -> None:
-    """Real threads, two blocks at a time, watched by ThreadSanitizer: the expected values, and the same bits however they come about."""
+    """Real threads, two blocks at a time, watched by ThreadSanitizer: the expected values, and the
+    same bits however they come about.
+    """
     for name, (results, expected) in run_cases(list(RACED), "thread", tmp_path, again=True).items():
         for place, (result, truth) in enumerate(zip(results, expected, strict=True)):
             check_close(CASES[name], place, result.double(), truth)

@@ -1,4 +1,6 @@
-"""Which path serves: forced, found out, or refused with one line. And `python -m torch_utils.ops`."""
+"""Which path serves: forced, found out, or refused with one line. And `python -m
+torch_utils.ops`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ import torch
 from dnnlib.console import UserError
 from torch_utils.ops import bias_act, builder, cuda_builder, library
 
-needs_compiler = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "c++")) is None, reason="there is no C++ compiler")
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "c++")) is None, reason="there is no C++ compiler"
+)
 
 
 @pytest.fixture
@@ -47,7 +51,9 @@ def test_where_there_is_a_compiler_the_kernels_are_built() -> None:
 @pytest.mark.usefixtures("broken")
 def test_without_a_compiler_the_plain_path_serves_after_one_warning() -> None:
     x = torch.tensor([-1.0])
-    with pytest.warns(RuntimeWarning, match=r"plain PyTorch .*no C\+\+ compiler 'no-such-compiler'; install g\+\+"):
+    with pytest.warns(
+        RuntimeWarning, match=r"plain PyTorch .*no C\+\+ compiler 'no-such-compiler'; install g\+\+"
+    ):
         assert not library.use_kernels(x)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -57,7 +63,9 @@ def test_without_a_compiler_the_plain_path_serves_after_one_warning() -> None:
 
 
 @pytest.mark.usefixtures("broken")
-def test_a_forced_path_that_cannot_be_had_is_an_error_and_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forced_path_that_cannot_be_had_is_an_error_and_no_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv(library.VARIABLE, "cpp")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -77,7 +85,11 @@ def test_the_reference_needs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("broken")
 @pytest.mark.parametrize(
-    ("value", "message"), [("fast", "OPEN_EG3D_OPS=fast is not one of reference, cpp, cuda"), ("CUDA", "OPEN_EG3D_OPS=CUDA is not one of")]
+    ("value", "message"),
+    [
+        ("fast", "OPEN_EG3D_OPS=fast is not one of reference, cpp, cuda"),
+        ("CUDA", "OPEN_EG3D_OPS=CUDA is not one of"),
+    ],
 )
 def test_wrong_values(monkeypatch: pytest.MonkeyPatch, value: str, message: str) -> None:
     monkeypatch.setenv(library.VARIABLE, value)
@@ -128,7 +140,9 @@ def test_a_compiled_function_follows_the_path() -> None:
             assert compiled(torch.zeros(1)) == 1
 
 
-def test_registrations_run_once_the_library_is_there(fresh: library._State, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registrations_run_once_the_library_is_there(
+    fresh: library._State, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
     library.on_load(lambda: calls.append("early"))
     assert calls == []
@@ -144,7 +158,9 @@ def test_registrations_run_once_the_library_is_there(fresh: library._State, monk
 
 @pytest.mark.usefixtures("fresh")
 def test_a_library_that_cannot_be_loaded_is_a_reason_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "build", lambda: builder.Built("/no/such.so", "c++", "1", (), "2", 0.0))
+    monkeypatch.setattr(
+        builder, "build", lambda: builder.Built("/no/such.so", "c++", "1", (), "2", 0.0)
+    )
     with pytest.warns(RuntimeWarning, match=r"/no/such\.so"):
         assert not library.load()
 
@@ -157,7 +173,9 @@ class OnCuda:
 
 
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch, cuda_library: object) -> list[str]:
-    """A machine with a GPU, where building gives these libraries; returns what is then loaded, in order."""
+    """A machine with a GPU, where building gives these libraries; returns what is then loaded, in
+    order.
+    """
     loaded: list[str] = []
 
     def build_for_cuda() -> builder.Built:
@@ -176,7 +194,9 @@ def serves_cuda() -> bool:
     return library.use_kernels(OnCuda())  # type: ignore[arg-type]
 
 
-def test_cuda_tensors_get_their_own_library_after_the_one_with_the_schemas(fresh: library._State, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_tensors_get_their_own_library_after_the_one_with_the_schemas(
+    fresh: library._State, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = pretend_gpu(monkeypatch, "cuda.so")
     library.on_load(lambda: loaded.append("registrations"))
     assert library.load()
@@ -191,9 +211,14 @@ def test_cuda_tensors_get_their_own_library_after_the_one_with_the_schemas(fresh
 
 
 @pytest.mark.usefixtures("fresh")
-def test_without_cuda_kernels_cuda_tensors_go_the_plain_way_after_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cuda_kernels_cuda_tensors_go_the_plain_way_after_one_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pretend_gpu(monkeypatch, builder.BuildError("there is no nvcc; install the CUDA toolkit"))
-    with pytest.warns(RuntimeWarning, match="plain PyTorch operators serve on CUDA, which are slower: there is no nvcc; install"):
+    with pytest.warns(
+        RuntimeWarning,
+        match="plain PyTorch operators serve on CUDA, which are slower: there is no nvcc; install",
+    ):
         assert not serves_cuda()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -202,14 +227,20 @@ def test_without_cuda_kernels_cuda_tensors_go_the_plain_way_after_one_warning(mo
     assert library.failure() is None
     assert "no nvcc" in (library.failure("cuda") or "")
     monkeypatch.setenv(library.VARIABLE, "cuda")
-    with pytest.raises(UserError, match="the CUDA operators were asked for and cannot be had: there is no nvcc"):
+    with pytest.raises(
+        UserError, match="the CUDA operators were asked for and cannot be had: there is no nvcc"
+    ):
         serves_cuda()
     assert library.use_kernels(torch.zeros(1))
 
 
 @pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize(("path", "expected"), [("reference", False), ("cpp", False), ("cuda", True)])
-def test_which_forced_paths_serve_cuda_tensors(monkeypatch: pytest.MonkeyPatch, path: str, expected: bool) -> None:
+@pytest.mark.parametrize(
+    ("path", "expected"), [("reference", False), ("cpp", False), ("cuda", True)]
+)
+def test_which_forced_paths_serve_cuda_tensors(
+    monkeypatch: pytest.MonkeyPatch, path: str, expected: bool
+) -> None:
     pretend_gpu(monkeypatch, "cuda.so")
     with library.path(path):
         assert serves_cuda() is expected
@@ -222,7 +253,10 @@ def test_which_forced_paths_serve_cuda_tensors(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_kernels_asked_for_without_a_gpu() -> None:
     with (
-        pytest.raises(UserError, match="the CUDA operators were asked for and cannot be had: there is no CUDA device"),
+        pytest.raises(
+            UserError,
+            match="the CUDA operators were asked for and cannot be had: there is no CUDA device",
+        ),
         library.path("cuda"),
     ):
         pass
@@ -241,8 +275,18 @@ def test_error_of_a_check() -> None:
 
 
 def run_report(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *arguments] if arguments and arguments[0] == "-c" else [sys.executable, "-m", "torch_utils.ops", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, check=False)
+    command = (
+        [sys.executable, *arguments]
+        if arguments and arguments[0] == "-c"
+        else [sys.executable, "-m", "torch_utils.ops", *arguments]
+    )
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        check=False,
+    )
 
 
 @needs_compiler

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.operators import PATHS, on_path
-from torch_utils.ops.modulation import modulated_lrelu, modulated_lrelu_reference, scale_channels, scale_channels_reference
+from torch_utils.ops.modulation import (
+    modulated_lrelu,
+    modulated_lrelu_reference,
+    scale_channels,
+    scale_channels_reference,
+)
 
 
 @pytest.fixture(params=PATHS)
@@ -32,8 +37,14 @@ def images(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape).to(dtype=dtype, memory_format=torch.channels_last)
 
 
-def formula(x: Tensor, scale: Tensor, noise: Tensor, bias: Tensor, slope: float, gain: float, clamp: float) -> np.ndarray:
-    z = x.double().numpy() * scale.double().numpy()[:, :, None, None] + noise.double().numpy() + bias.double().numpy()[:, None, None]
+def formula(
+    x: Tensor, scale: Tensor, noise: Tensor, bias: Tensor, slope: float, gain: float, clamp: float
+) -> np.ndarray:
+    z = (
+        x.double().numpy() * scale.double().numpy()[:, :, None, None]
+        + noise.double().numpy()
+        + bias.double().numpy()[:, None, None]
+    )
     return np.clip(np.where(z > 0, z, slope * z) * gain, -clamp, clamp)
 
 
@@ -47,20 +58,37 @@ def formula(x: Tensor, scale: Tensor, noise: Tensor, bias: Tensor, slope: float,
     clamp=st.sampled_from([0.5, 100.0]),
 )
 @settings(max_examples=40)
-def test_formula(batch: int, channels: int, height: int, width: int, noises: bool, clamp: float) -> None:
-    x, scale, bias = images(batch, channels, height, width), torch.randn(batch, channels), torch.randn(channels)
+def test_formula(
+    batch: int, channels: int, height: int, width: int, noises: bool, clamp: float
+) -> None:
+    x, scale, bias = (
+        images(batch, channels, height, width),
+        torch.randn(batch, channels),
+        torch.randn(channels),
+    )
     noise = torch.randn(batch if noises else 1, 1, height, width)
     y = modulated_lrelu(x, scale, noise, bias, 0.1, 1.5, clamp)
-    np.testing.assert_allclose(y, formula(x, scale, noise, bias, 0.1, 1.5, clamp), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(scale_channels(x, scale), x.numpy() * scale.numpy()[:, :, None, None], rtol=1e-6)
+    np.testing.assert_allclose(
+        y, formula(x, scale, noise, bias, 0.1, 1.5, clamp), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        scale_channels(x, scale), x.numpy() * scale.numpy()[:, :, None, None], rtol=1e-6
+    )
 
 
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("absent", ["scale", "noise", "bias", "all"])
 def test_operands_may_be_absent(absent: str) -> None:
     x = images(2, 5, 3, 4).requires_grad_()
-    operands = {"scale": torch.randn(2, 5), "noise": torch.randn(2, 1, 3, 4), "bias": torch.randn(5)}
-    given: list[Any] = [None if absent in (name, "all") else value.requires_grad_() for name, value in operands.items()]
+    operands = {
+        "scale": torch.randn(2, 5),
+        "noise": torch.randn(2, 1, 3, 4),
+        "bias": torch.randn(5),
+    }
+    given: list[Any] = [
+        None if absent in (name, "all") else value.requires_grad_()
+        for name, value in operands.items()
+    ]
     wanted = [x, *(value for value in given if value is not None)]
     functions: list[Any] = [modulated_lrelu, modulated_lrelu_reference]
     results = [f(x, *given, 0.2, 1.4, 1.0) for f in functions]
@@ -78,7 +106,11 @@ def test_gradients_of_first_and_second_order(noises: int) -> None:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     x = draw(2, 3, 2, 2).contiguous(memory_format=torch.channels_last).requires_grad_()
-    operands = [draw(2, 3).requires_grad_(), draw(noises, 1, 2, 2).requires_grad_(), draw(3).requires_grad_()]
+    operands = [
+        draw(2, 3).requires_grad_(),
+        draw(noises, 1, 2, 2).requires_grad_(),
+        draw(3).requires_grad_(),
+    ]
 
     def function(x: Tensor, scale: Tensor, noise: Tensor, bias: Tensor) -> Tensor:
         return modulated_lrelu(x, scale, noise, bias, 0.3, 1.2, 1.7)
@@ -92,7 +124,12 @@ def test_gradients_of_first_and_second_order(noises: int) -> None:
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
 def test_halves_are_computed_in_fp32(dtype: torch.dtype, tolerance: float) -> None:
-    x, scale, noise, bias = images(2, 32, 5, 3, dtype=dtype), torch.rand(2, 32), torch.randn(2, 1, 5, 3), torch.randn(32)
+    x, scale, noise, bias = (
+        images(2, 32, 5, 3, dtype=dtype),
+        torch.rand(2, 32),
+        torch.randn(2, 1, 5, 3),
+        torch.randn(32),
+    )
     y = modulated_lrelu(x, scale, noise, bias, clamp=2.0)
     exact = torch.from_numpy(formula(x, scale, noise, bias, 0.2, 2**0.5, 2.0))
     assert y.dtype == dtype
@@ -100,9 +137,12 @@ def test_halves_are_computed_in_fp32(dtype: torch.dtype, tolerance: float) -> No
     x.requires_grad_(), scale.requires_grad_(), noise.requires_grad_(), bias.requires_grad_()
     wide = x.detach().float().requires_grad_()
     weights = torch.randn(2, 32, 5, 3)
-    gradients = torch.autograd.grad((modulated_lrelu(x, scale, noise, bias).float() * weights).sum(), (x, scale, noise, bias))
+    gradients = torch.autograd.grad(
+        (modulated_lrelu(x, scale, noise, bias).float() * weights).sum(), (x, scale, noise, bias)
+    )
     expected = torch.autograd.grad(
-        (modulated_lrelu_reference(wide, scale, noise, bias, 0.2, 2**0.5, None) * weights).sum(), (wide, scale, noise, bias)
+        (modulated_lrelu_reference(wide, scale, noise, bias, 0.2, 2**0.5, None) * weights).sum(),
+        (wide, scale, noise, bias),
     )
     for gradient, exact_gradient in zip(gradients, expected, strict=True):
         error = (gradient.float() - exact_gradient).norm() / exact_gradient.norm()
@@ -111,17 +151,32 @@ def test_halves_are_computed_in_fp32(dtype: torch.dtype, tolerance: float) -> No
 
 @pytest.mark.usefixtures("kernels")
 def test_special_values_survive() -> None:
-    x = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 1e30, -1e30]).reshape(1, 1, 2, 3)
+    x = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 1e30, -1e30]).reshape(
+        1, 1, 2, 3
+    )
     for dtype in (torch.float32, torch.bfloat16):
         result = modulated_lrelu(x.to(dtype), gain=1.0, clamp=3.0)
-        torch.testing.assert_close(result, modulated_lrelu_reference(x.to(dtype), None, None, None, 0.2, 1.0, 3.0), equal_nan=True)
+        torch.testing.assert_close(
+            result,
+            modulated_lrelu_reference(x.to(dtype), None, None, None, 0.2, 1.0, 3.0),
+            equal_nan=True,
+        )
         result = modulated_lrelu(x.to(dtype), gain=1.0)
-        torch.testing.assert_close(result, modulated_lrelu_reference(x.to(dtype), None, None, None, 0.2, 1.0, None), equal_nan=True)
+        torch.testing.assert_close(
+            result,
+            modulated_lrelu_reference(x.to(dtype), None, None, None, 0.2, 1.0, None),
+            equal_nan=True,
+        )
 
 
 @pytest.mark.usefixtures("kernels")
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
-    x, scale, noise, bias = images(2, 48, 40, 40), torch.randn(2, 48), torch.randn(2, 1, 40, 40), torch.randn(48)
+    x, scale, noise, bias = (
+        images(2, 48, 40, 40),
+        torch.randn(2, 48),
+        torch.randn(2, 1, 40, 40),
+        torch.randn(48),
+    )
     for value in (x, scale, noise, bias):
         value.requires_grad_()
 
@@ -159,8 +214,20 @@ CASES: dict[str, Callable[[], tuple]] = {
         1.4,
         None,
     ),
-    "modulated_lrelu_backward": lambda: (images(2, 3, 4, 4), images(2, 3, 4, 4), torch.randn(2, 3), None, None, 0.2, 1.4, 1.0),
-    "scale_channels": lambda: (images(2, 3, 4, 4).requires_grad_(), torch.randn(2, 3).requires_grad_()),
+    "modulated_lrelu_backward": lambda: (
+        images(2, 3, 4, 4),
+        images(2, 3, 4, 4),
+        torch.randn(2, 3),
+        None,
+        None,
+        0.2,
+        1.4,
+        1.0,
+    ),
+    "scale_channels": lambda: (
+        images(2, 3, 4, 4).requires_grad_(),
+        torch.randn(2, 3).requires_grad_(),
+    ),
     "scale_channels_backward": lambda: (images(2, 3, 4, 4), images(2, 3, 4, 4), torch.randn(2, 3)),
 }
 
@@ -173,4 +240,7 @@ def test_opcheck(name: str) -> None:
 
 def test_references_are_what_they_say() -> None:
     x, scale = images(2, 3, 2, 2), torch.randn(2, 3)
-    torch.testing.assert_close(modulated_lrelu_reference(x, scale, None, None, 1.0, 1.0, None), scale_channels_reference(x, scale))
+    torch.testing.assert_close(
+        modulated_lrelu_reference(x, scale, None, None, 1.0, 1.0, None),
+        scale_channels_reference(x, scale),
+    )

@@ -1,7 +1,9 @@
-"""The fp16 policy of training on CUDA, emulated on the CPU: fp16 blocks beside the same in fp32, at magnitudes where fp16 would overflow.
+"""The fp16 policy of training on CUDA, emulated on the CPU: fp16 blocks beside the same in fp32, at
+magnitudes where fp16 would overflow.
 
-Super-resolution and the discriminator's highest blocks compute in fp16: weights and styles are brought to a largest magnitude of one
-before modulation, what leaves a layer is clamped to 256, and nothing is scaled or cast behind the networks' back.
+Super-resolution and the discriminator's highest blocks compute in fp16: weights and styles are
+brought to a largest magnitude of one before modulation, what leaves a layer is clamped to 256, and
+nothing is scaled or cast behind the networks' back.
 """
 
 from __future__ import annotations
@@ -22,7 +24,11 @@ LARGEST = torch.finfo(torch.float16).max
 
 def make_superresolution(clamp: float | None) -> SuperResolution:
     torch.manual_seed(0)
-    config = tiny_config("superresolution.channels=[32,16]", "generator.plane_channels=8", "superresolution.input_resolution=16").model
+    config = tiny_config(
+        "superresolution.channels=[32,16]",
+        "generator.plane_channels=8",
+        "superresolution.input_resolution=16",
+    ).model
     config.superresolution.conv_clamp = clamp
     return SuperResolution(config)
 
@@ -34,7 +40,9 @@ def enlarge(network: SuperResolution, dtype: torch.dtype, features: Tensor, ws: 
 
 def inputs(magnitude: float) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(2, 8, 16, 16, generator=generator) * magnitude, torch.randn(2, 14, 8, generator=generator)
+    return torch.randn(2, 8, 16, 16, generator=generator) * magnitude, torch.randn(
+        2, 14, 8, generator=generator
+    )
 
 
 @pytest.mark.parametrize("magnitude", [1.0, 100.0, 3000.0])
@@ -48,7 +56,9 @@ def test_superresolution_with_clamped_activations(magnitude: float) -> None:
 
 
 def test_without_the_clamp_activations_leave_the_range_of_fp16() -> None:
-    """The magnitudes above do need it: in fp32 and without it, the first layer's output is beyond fp16's largest number."""
+    """The magnitudes above do need it: in fp32 and without it, the first layer's output is beyond
+    fp16's largest number.
+    """
     network, (features, ws) = make_superresolution(None), inputs(1.0)
     features = features.sign() * 60000  # themselves within it
     seen: list[float] = []
@@ -87,7 +97,9 @@ def test_discriminator_and_its_gradients(magnitude: float) -> None:
         leaf = image.clone().requires_grad_()
         logits.append(network(leaf, raw, c))
         gradients.append(torch.autograd.grad(logits[-1].sum(), leaf)[0])
-    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in (*logits, *gradients))
+    assert all(
+        value.dtype == torch.float32 and value.isfinite().all() for value in (*logits, *gradients)
+    )
     assert (logits[1] - logits[0]).abs().max() < 0.03 * logits[0].abs().max()
     assert (gradients[1] - gradients[0]).abs().mean() < 0.05 * gradients[0].abs().mean()
 
@@ -95,7 +107,10 @@ def test_discriminator_and_its_gradients(magnitude: float) -> None:
 def test_nothing_casts_or_scales_behind_the_networks_back() -> None:
     """No autocast region and no loss scaler anywhere: dtypes are settings of blocks."""
     folders = ("training", "torch_utils", "metrics", "media", "open_eg3d")
-    sources = [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]
+    sources = [
+        *ROOT.glob("*.py"),
+        *(path for folder in folders for path in (ROOT / folder).rglob("*.py")),
+    ]
     assert len(sources) > 50
     for path in sources:
         text = path.read_text()

@@ -1,4 +1,6 @@
-"""The generator's methods against one another and against statements about cameras, settings and gradients."""
+"""The generator's methods against one another and against statements about cameras, settings and
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,12 @@ from tests import references
 from tests.operators import PATHS, on_path
 from tests.released_layout import Layout, write_snapshot
 from training.cameras import mirror_label, orbit_pose, pack_label, pinhole_intrinsics, unpack_label
-from training.config import GeneratorConfig, ModelConfig, RenderingConfig, SuperResolutionConfig
+from training.config.settings import (
+    GeneratorConfig,
+    ModelConfig,
+    RenderingConfig,
+    SuperResolutionConfig,
+)
 from training.networks.generator import Generator, GeneratorOutput, TriPlaneDecoder
 from training.rendering.rays import sample_rays
 from training.rendering.renderer import render_rays
@@ -29,11 +36,23 @@ def seed() -> None:
 
 
 def build(kind: Any = "standard", **generator: Any) -> Generator:
-    """A generator of 32 pixels from planes of 16, with every parameter that starts at zero set to something."""
-    sizes = {"z_dim": 6, "w_dim": 8, "plane_resolution": 16, "plane_channels": 4, "channel_base": 64, "channel_max": 8, "decoder_hidden": 8}
+    """A generator of 32 pixels from planes of 16, with every parameter that starts at zero set to
+    something.
+    """
+    sizes = {
+        "z_dim": 6,
+        "w_dim": 8,
+        "plane_resolution": 16,
+        "plane_channels": 4,
+        "channel_base": 64,
+        "channel_max": 8,
+        "decoder_hidden": 8,
+    }
     config = ModelConfig(resolution=32, generator=GeneratorConfig(**{**sizes, **generator}))
     config.superresolution = SuperResolutionConfig(channels=(6, 5))
-    config.rendering = RenderingConfig(resolution=8, depth_resolution=6, depth_resolution_importance=6)
+    config.rendering = RenderingConfig(
+        resolution=8, depth_resolution=6, depth_resolution_importance=6
+    )
     config.superresolution.kind = kind
     G = Generator(config).eval()
     for name, parameter in G.named_parameters():
@@ -44,7 +63,9 @@ def build(kind: Any = "standard", **generator: Any) -> Generator:
 
 
 def cameras(*yaws: float, focal: float = 2.5) -> Tensor:
-    return pack_label(orbit_pose(torch.tensor(yaws), 0.1, 2.7, (0.0, 0.0, 0.1)), pinhole_intrinsics(focal))
+    return pack_label(
+        orbit_pose(torch.tensor(yaws), 0.1, 2.7, (0.0, 0.0, 0.1)), pinhole_intrinsics(focal)
+    )
 
 
 def assert_same(first: GeneratorOutput, second: GeneratorOutput, tolerance: float = 0.0) -> None:
@@ -52,7 +73,7 @@ def assert_same(first: GeneratorOutput, second: GeneratorOutput, tolerance: floa
         torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Shapes and parts
 
 
@@ -68,13 +89,23 @@ def test_published_shapes(resolution: int, rendering_resolution: int) -> None:
         out = G.render(planes, ws, torch.empty(2, 25), rendering_resolution)
     assert out.image.shape == (2, 3, resolution, resolution)
     assert out.image_raw.shape == (2, 3, rendering_resolution, rendering_resolution)
-    assert out.image_depth.shape == out.weights_sum.shape == (2, 1, rendering_resolution, rendering_resolution)
+    assert (
+        out.image_depth.shape
+        == out.weights_sum.shape
+        == (2, 1, rendering_resolution, rendering_resolution)
+    )
 
 
 @pytest.mark.parametrize(("plane_resolution", "plane_channels"), [(32, 16), (64, 8), (512, 32)])
 def test_other_plane_sizes(plane_resolution: int, plane_channels: int) -> None:
     with torch.device("meta"):
-        G = Generator(ModelConfig(generator=GeneratorConfig(plane_resolution=plane_resolution, plane_channels=plane_channels)))
+        G = Generator(
+            ModelConfig(
+                generator=GeneratorConfig(
+                    plane_resolution=plane_resolution, plane_channels=plane_channels
+                )
+            )
+        )
         planes = G.planes(torch.empty(1, G.num_ws, 512))
     assert planes.shape == (1, 3, plane_channels, plane_resolution, plane_resolution)
 
@@ -94,11 +125,15 @@ def test_decoder() -> None:
     nn.init.normal_(decoder.get_parameter("net.2.bias"))
     p = {name: value.detach().double().numpy() for name, value in decoder.named_parameters()}
     features = torch.randn(2, 7, 4) * 3
-    hidden = np.logaddexp(0, references.linear(features.double().numpy(), p["net.0.weight"], p["net.0.bias"]))
+    hidden = np.logaddexp(
+        0, references.linear(features.double().numpy(), p["net.0.weight"], p["net.0.bias"])
+    )
     x = references.linear(hidden, p["net.2.weight"], p["net.2.bias"])
     densities, colors = decoder(features)
     np.testing.assert_allclose(densities.detach(), x[..., :1], atol=1e-5)
-    np.testing.assert_allclose(colors.detach(), 1.002 / (1 + np.exp(-x[..., 1:])) - 0.001, atol=1e-5)
+    np.testing.assert_allclose(
+        colors.detach(), 1.002 / (1 + np.exp(-x[..., 1:])) - 0.001, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("plane_axes", ["corrected", "released"])
@@ -115,7 +150,7 @@ def test_sampled_points_are_raw_densities_and_unscaled_colours(plane_axes: Any) 
     assert sigma.max() < 0, "raw, before any softplus"
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Methods agree with one another
 
 
@@ -133,8 +168,12 @@ def test_the_raw_picture_is_the_volume_rendering_and_stays_it() -> None:
     with torch.no_grad():
         planes = G.planes(ws)
         out = G.render(planes, ws, c, 16)
-        rays = render_rays(planes, G.decoder, *sample_rays(*unpack_label(c), 16), G.rendering, deterministic=True)
-    torch.testing.assert_close(out.image_raw, rays.features[..., :3].transpose(1, 2).reshape(2, 3, 16, 16))
+        rays = render_rays(
+            planes, G.decoder, *sample_rays(*unpack_label(c), 16), G.rendering, deterministic=True
+        )
+    torch.testing.assert_close(
+        out.image_raw, rays.features[..., :3].transpose(1, 2).reshape(2, 3, 16, 16)
+    )
     torch.testing.assert_close(out.image_depth.flatten(), rays.depth.flatten())
     torch.testing.assert_close(out.weights_sum.flatten(), rays.weights_sum.flatten())
 
@@ -147,14 +186,20 @@ def test_a_batch_equals_its_samples(limits: Any) -> None:
     if limits[0] == "auto":
         assert (together.weights_sum == 0).any(), "some rays miss"
     for n in range(3):
-        assert_same(G(z[n : n + 1], c[n : n + 1]), GeneratorOutput(*(value[n : n + 1] for value in together)), 1e-4)
+        assert_same(
+            G(z[n : n + 1], c[n : n + 1]),
+            GeneratorOutput(*(value[n : n + 1] for value in together)),
+            1e-4,
+        )
 
 
 def test_deterministic_or_not() -> None:
     G, ws, c = build(), torch.randn(1, 6, 8), cameras(0.3)
     assert_same(G.synthesis(ws, c), G.synthesis(ws, c, deterministic=True))
     assert not torch.equal(G.synthesis(ws, c).image, G.synthesis(ws, c, deterministic=False).image)
-    assert not torch.equal(G.synthesis(ws, c).image_raw, G.synthesis(ws, c, noise_mode="none").image_raw)
+    assert not torch.equal(
+        G.synthesis(ws, c).image_raw, G.synthesis(ws, c, noise_mode="none").image_raw
+    )
 
 
 def test_mirrored_planes_and_camera_give_the_mirrored_rendering() -> None:
@@ -173,18 +218,26 @@ def test_planes_of_any_memory_format_give_the_same_pictures() -> None:
     assert not channels_last.is_contiguous()
     assert_same(G.render(channels_last, ws, c), G.render(planes, ws, c), 1e-5)
     points = torch.rand(2, 9, 3) - 0.5
-    for a, b in zip(G.sample_planes(points, channels_last), G.sample_planes(points, planes), strict=True):
+    for a, b in zip(
+        G.sample_planes(points, channels_last), G.sample_planes(points, planes), strict=True
+    ):
         torch.testing.assert_close(a, b)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Settings
 
 
 def test_settings_take_effect_at_once_and_belong_to_one_generator() -> None:
     G, ws, c = build(), torch.randn(1, 6, 8), cameras(0.4)
     other, pictures = copy.deepcopy(G), [G.synthesis(ws, c).image_raw]
-    changes = {"plane_axes": "released", "fine_sampling": "released", "background": (1.0, 1.0, 1.0), "density_gain": 5.0, "box_warp": 1.5}
+    changes = {
+        "plane_axes": "released",
+        "fine_sampling": "released",
+        "background": (1.0, 1.0, 1.0),
+        "density_gain": 5.0,
+        "box_warp": 1.5,
+    }
     for name, value in changes.items():
         assert value != getattr(G.rendering, name)
         setattr(G.rendering, name, value)
@@ -249,7 +302,11 @@ def test_empty_space_shows_the_background(background: Any) -> None:
 
 def test_the_kind_of_super_resolution_changes_the_picture_and_not_the_rendering() -> None:
     standard, alias_free = build(), build(kind="alias_free")
-    shared = {name: value for name, value in standard.state_dict().items() if not name.startswith("superresolution.")}
+    shared = {
+        name: value
+        for name, value in standard.state_dict().items()
+        if not name.startswith("superresolution.")
+    }
     alias_free.load_state_dict(shared, strict=False)
     ws, c = torch.randn(1, 6, 8), cameras(0.4)
     first, second = standard.synthesis(ws, c), alias_free.synthesis(ws, c)
@@ -269,7 +326,7 @@ def test_bf16_convolutions_stay_close() -> None:
     assert not torch.equal(result.image_raw, expected.image_raw)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # A loaded generator
 
 
@@ -277,7 +334,9 @@ def test_bf16_convolutions_stay_close() -> None:
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Generator:
     rendering = {"depth_resolution": 6, "depth_resolution_importance": 6}
     layout = Layout(plane_channels=4, neural_rendering_resolution=8, rendering=rendering)
-    return load_generator(write_snapshot(tmp_path_factory.mktemp("generator") / "released.pkl", layout))
+    return load_generator(
+        write_snapshot(tmp_path_factory.mktemp("generator") / "released.pkl", layout)
+    )
 
 
 def assert_depends(value: Tensor, *inputs: Tensor) -> None:
@@ -288,7 +347,10 @@ def assert_depends(value: Tensor, *inputs: Tensor) -> None:
 
 def test_every_method_of_a_loaded_generator_is_differentiable(loaded: Generator) -> None:
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    z, c = torch.randn(2, loaded.z_dim, requires_grad=True), cameras(0.2, -0.3, focal=4.0).requires_grad_()
+    z, c = (
+        torch.randn(2, loaded.z_dim, requires_grad=True),
+        cameras(0.2, -0.3, focal=4.0).requires_grad_(),
+    )
     points = (torch.rand(2, 20, 3) - 0.5).requires_grad_()
     assert_depends(loaded.mapping(z, c, truncation_psi=0.7), z, c)
     ws = loaded.mapping(z, c).detach().requires_grad_()
@@ -312,11 +374,13 @@ def test_gradient_of_the_density_is_its_slope(loaded: Generator) -> None:
     (slope,) = torch.autograd.grad(middle.sum(), points)
     with torch.no_grad():
         ahead, behind = loaded.sample(points + step, ws)[0], loaded.sample(points - step, ws)[0]
-    same_side = torch.cosine_similarity((ahead - behind).flatten(), 2 * (slope * step).sum(-1).flatten(), dim=0)
+    same_side = torch.cosine_similarity(
+        (ahead - behind).flatten(), 2 * (slope * step).sum(-1).flatten(), dim=0
+    )
     assert same_side > 0.99
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # torch.compile
 
 
@@ -329,10 +393,20 @@ def test_compiles_without_graph_breaks_to_the_same_numbers(kind: str, path: str)
         ws = G.mapping(torch.randn(2, G.z_dim), c)
         for module in (G.mapping, G.planes, G.synthesis):
             compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-            given: Any = (torch.randn(2, G.z_dim), c) if module == G.mapping else (ws,) if module == G.planes else (ws, c)
+            given: Any = (
+                (torch.randn(2, G.z_dim), c)
+                if module == G.mapping
+                else (ws,)
+                if module == G.planes
+                else (ws, c)
+            )
             expected, result = module(*given), compiled(*given)
             torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
-        parameters = [p for name, p in G.named_parameters() if name.startswith(("superresolution", "decoder")) and name.endswith("weight")]
+        parameters = [
+            p
+            for name, p in G.named_parameters()
+            if name.startswith(("superresolution", "decoder")) and name.endswith("weight")
+        ]
         both: list[Any] = [G.synthesis, compiled]
         gradients = [torch.autograd.grad(f(ws, c).image.square().sum(), parameters) for f in both]
         torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)

@@ -35,7 +35,7 @@ def values(module: nn.Module) -> dict[str, np.ndarray]:
     return {name: value.detach().double().numpy() for name, value in module.state_dict().items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Mapping
 
 
@@ -45,7 +45,9 @@ def mapping_reference(network: MappingNetwork, z: np.ndarray | None, c: np.ndarr
     if z is not None:
         x = np.concatenate([references.unit_moment(z), x], axis=1)
     for index in range(network.num_layers):
-        x = references.lrelu(references.linear(x, p[f"fc{index}.weight"], p[f"fc{index}.bias"], 0.01))
+        x = references.lrelu(
+            references.linear(x, p[f"fc{index}.weight"], p[f"fc{index}.bias"], 0.01)
+        )
     return x
 
 
@@ -72,7 +74,9 @@ def test_mapping(num_layers: int) -> None:
 
 def test_mapping_without_latent_and_layers() -> None:
     network, c = random_mapping(z_dim=0, num_ws=None, num_layers=8), torch.randn(3, 25)
-    np.testing.assert_allclose(network(None, c).detach(), mapping_reference(network, None, c.double().numpy()), atol=1e-5)
+    np.testing.assert_allclose(
+        network(None, c).detach(), mapping_reference(network, None, c.double().numpy()), atol=1e-5
+    )
     assert "w_avg" not in network.state_dict()
 
 
@@ -81,7 +85,9 @@ def test_mapping_without_camera() -> None:
     nn.init.normal_(network.get_parameter("fc0.bias"))
     p, x = values(network), references.unit_moment(z.double().numpy())
     for index in range(2):
-        x = references.lrelu(references.linear(x, p[f"fc{index}.weight"], p[f"fc{index}.bias"], 0.5))
+        x = references.lrelu(
+            references.linear(x, p[f"fc{index}.weight"], p[f"fc{index}.bias"], 0.5)
+        )
     np.testing.assert_allclose(network(z, None)[:, 3].detach(), x, atol=1e-5)
 
 
@@ -93,7 +99,10 @@ def share_that_varies(network: MappingNetwork, c: Tensor | None) -> float:
 
 def test_latents_drown_in_the_embedding_of_a_constant_and_not_without() -> None:
     c = torch.zeros(1000, 25)
-    released, plain = MappingNetwork(64, 25, 128, 5, 2, 0.01), MappingNetwork(64, 0, 128, 5, 2, 0.01)
+    released, plain = (
+        MappingNetwork(64, 25, 128, 5, 2, 0.01),
+        MappingNetwork(64, 0, 128, 5, 2, 0.01),
+    )
     before = share_that_varies(released, c), share_that_varies(plain, None)
     for network, labels in ((released, c), (plain, None)):
         optimizer = torch.optim.Adam(network.parameters(), lr=0.0025)
@@ -103,13 +112,18 @@ def test_latents_drown_in_the_embedding_of_a_constant_and_not_without() -> None:
     assert share_that_varies(plain, None) == pytest.approx(before[1], rel=0.05)
 
 
-@pytest.mark.parametrize(("psi", "cutoff"), [(0.7, None), (0.7, 3), (0.0, 2), (-1.0, None), (1.0, 2), (0.5, 0), (0.5, 99)])
+@pytest.mark.parametrize(
+    ("psi", "cutoff"),
+    [(0.7, None), (0.7, 3), (0.0, 2), (-1.0, None), (1.0, 2), (0.5, 0), (0.5, 99)],
+)
 def test_truncation(psi: float, cutoff: int | None) -> None:
     network, z, c = random_mapping(), torch.randn(3, 6), torch.randn(3, 25)
     full, truncated = network(z, c), network(z, c, psi, cutoff)
     for layer in range(5):
         applies = cutoff is None or layer < cutoff
-        expected = network.w_avg + psi * (full[:, layer] - network.w_avg) if applies else full[:, layer]
+        expected = (
+            network.w_avg + psi * (full[:, layer] - network.w_avg) if applies else full[:, layer]
+        )
         torch.testing.assert_close(truncated[:, layer], expected)
     assert truncated.grad_fn is not None
 
@@ -125,7 +139,7 @@ def test_the_running_mean_moves_only_when_asked() -> None:
     assert not torch.equal(ws, moved)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Layers of the synthesis network
 
 
@@ -133,19 +147,28 @@ def style(p: dict[str, np.ndarray], name: str, w: Tensor) -> np.ndarray:
     return references.linear(w.double().numpy(), p[f"{name}.weight"], p[f"{name}.bias"])
 
 
-def layer_reference(layer: SynthesisLayer, x: Tensor, w: Tensor, noise: np.ndarray | float = 0.0) -> np.ndarray:
+def layer_reference(
+    layer: SynthesisLayer, x: Tensor, w: Tensor, noise: np.ndarray | float = 0.0
+) -> np.ndarray:
     p = values(layer)
-    result = references.modulated(x.double().numpy(), p["weight"], style(p, "affine", w), up=layer.up)
+    result = references.modulated(
+        x.double().numpy(), p["weight"], style(p, "affine", w), up=layer.up
+    )
     return references.lrelu(result + noise + p["bias"][:, None, None])
 
 
 def torgb_reference(layer: ToRGB, x: Tensor, w: Tensor) -> np.ndarray:
     p = values(layer)
     styles = style(p, "affine", w) / np.sqrt(x.shape[1])
-    return references.modulated(x.double().numpy(), p["weight"], styles, demodulate=False) + p["bias"][:, None, None]
+    return (
+        references.modulated(x.double().numpy(), p["weight"], styles, demodulate=False)
+        + p["bias"][:, None, None]
+    )
 
 
-def random_layer(up: int = 1, use_noise: bool = True, conv_clamp: float | None = None) -> SynthesisLayer:
+def random_layer(
+    up: int = 1, use_noise: bool = True, conv_clamp: float | None = None
+) -> SynthesisLayer:
     layer = SynthesisLayer(3, 4, 6, 4 * up, up, use_noise, conv_clamp)
     assert torch.all(layer.affine.bias == 1), "styles start around one"
     shake(layer)
@@ -155,9 +178,13 @@ def random_layer(up: int = 1, use_noise: bool = True, conv_clamp: float | None =
 @pytest.mark.parametrize("up", [1, 2])
 def test_synthesis_layer(up: int) -> None:
     layer, x, w = random_layer(up), torch.randn(2, 3, 4, 4), torch.randn(2, 6)
-    np.testing.assert_allclose(layer(x, w, "none").detach(), layer_reference(layer, x, w), atol=1e-5)
+    np.testing.assert_allclose(
+        layer(x, w, "none").detach(), layer_reference(layer, x, w), atol=1e-5
+    )
     noise = (layer.noise_const * layer.noise_strength).detach().double().numpy()
-    np.testing.assert_allclose(layer(x, w, "const").detach(), layer_reference(layer, x, w, noise), atol=1e-5)
+    np.testing.assert_allclose(
+        layer(x, w, "const").detach(), layer_reference(layer, x, w, noise), atol=1e-5
+    )
 
 
 def test_random_noise_is_one_normal_value_a_pixel_and_sample() -> None:
@@ -176,7 +203,13 @@ def test_random_noise_is_one_normal_value_a_pixel_and_sample() -> None:
 
 def test_a_layer_without_noise_ignores_the_mode_and_unknown_modes_are_refused() -> None:
     layer, x, w = random_layer(use_noise=False), torch.randn(2, 3, 4, 4), torch.randn(2, 6)
-    assert set(layer.state_dict()) == {"weight", "bias", "resample_filter", "affine.weight", "affine.bias"}
+    assert set(layer.state_dict()) == {
+        "weight",
+        "bias",
+        "resample_filter",
+        "affine.weight",
+        "affine.bias",
+    }
     assert torch.equal(layer(x, w, "const"), layer(x, w, "none"))
     with pytest.raises(ValueError, match="unknown noise_mode 'constant'"):
         random_layer()(x, w, "constant")
@@ -189,7 +222,9 @@ def test_clamp_after_the_gain_in_every_precision(dtype: torch.dtype) -> None:
     result = layer(x.to(dtype), w, "none").detach().float()
     assert np.abs(unclamped).max() > 1
     assert result.abs().max() == 0.75
-    np.testing.assert_allclose(result, np.clip(unclamped, -0.75, 0.75), atol=1e-5 if dtype == torch.float32 else 0.1)
+    np.testing.assert_allclose(
+        result, np.clip(unclamped, -0.75, 0.75), atol=1e-5 if dtype == torch.float32 else 0.1
+    )
 
 
 def test_to_colour() -> None:
@@ -198,10 +233,12 @@ def test_to_colour() -> None:
     np.testing.assert_allclose(layer(x, w).detach(), torgb_reference(layer, x, w), atol=1e-5)
     clamped = ToRGB(4, 5, 6, conv_clamp=0.3)
     clamped.load_state_dict(layer.state_dict())
-    np.testing.assert_allclose(clamped(x, w).detach(), np.clip(torgb_reference(layer, x, w), -0.3, 0.3), atol=1e-5)
+    np.testing.assert_allclose(
+        clamped(x, w).detach(), np.clip(torgb_reference(layer, x, w), -0.3, 0.3), atol=1e-5
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Blocks and network
 
 
@@ -215,7 +252,9 @@ def test_block_adds_its_colour_to_the_upsampled_sum(up: int) -> None:
     hidden = torch.from_numpy(layer_reference(block.conv1, hidden, ws[:, 1]))
     np.testing.assert_allclose(features.detach(), hidden, atol=1e-5)
     before = references.upsample(img.double().numpy()) if up == 2 else img.double().numpy()
-    np.testing.assert_allclose(color.detach(), before + torgb_reference(block.torgb, hidden, ws[:, 2]), atol=1e-5)
+    np.testing.assert_allclose(
+        color.detach(), before + torgb_reference(block.torgb, hidden, ws[:, 2]), atol=1e-5
+    )
 
 
 def test_block_leaves_its_inputs_alone() -> None:
@@ -235,11 +274,20 @@ def test_number_of_latents(resolution: int, num_ws: int) -> None:
 
 def test_channels() -> None:
     assert block_resolutions(256) == [4, 8, 16, 32, 64, 128, 256]
-    assert [channels_at(r, 32768, 512) for r in (4, 64, 128, 256, 512, 1024)] == [512, 512, 256, 128, 64, 32]
+    assert [channels_at(r, 32768, 512) for r in (4, 64, 128, 256, 512, 1024)] == [
+        512,
+        512,
+        256,
+        128,
+        64,
+        32,
+    ]
 
 
 def test_which_latent_feeds_which_layer() -> None:
-    """Latents in order of the convolutions; a block's colour layer shares that of the next block's first convolution."""
+    """Latents in order of the convolutions; a block's colour layer shares that of the next block's
+    first convolution.
+    """
     network = SynthesisNetwork(6, 16, 5, 64, 4)
     shake(network)
     ws = torch.randn(2, 6, 6)
@@ -261,11 +309,15 @@ def test_a_batch_equals_its_samples() -> None:
     shake(network)
     together = network(ws, "const")
     for n in range(3):
-        torch.testing.assert_close(network(ws[n : n + 1], "const"), together[n : n + 1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            network(ws[n : n + 1], "const"), together[n : n + 1], atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
-def test_low_precision_blocks_give_nearly_the_same_picture_in_fp32(dtype: torch.dtype, tolerance: float) -> None:
+def test_low_precision_blocks_give_nearly_the_same_picture_in_fp32(
+    dtype: torch.dtype, tolerance: float
+) -> None:
     network, ws = SynthesisNetwork(16, 32, 6, 1024, 32, conv_clamp=256), torch.randn(2, 8, 16)
     expected = network(ws, "const")
     for block in network.children():
@@ -276,4 +328,7 @@ def test_low_precision_blocks_give_nearly_the_same_picture_in_fp32(dtype: torch.
     assert (result - expected).abs().max() < tolerance * expected.abs().max()
     assert not torch.equal(result, expected)
     result.sum().backward()
-    assert all(p.grad is None or (p.grad.dtype == torch.float32 and p.grad.isfinite().all()) for p in network.parameters())
+    assert all(
+        p.grad is None or (p.grad.dtype == torch.float32 and p.grad.isfinite().all())
+        for p in network.parameters()
+    )

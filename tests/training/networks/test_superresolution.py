@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import references
-from training.config import GeneratorConfig, ModelConfig, SuperResolutionConfig
+from training.config.settings import GeneratorConfig, ModelConfig, SuperResolutionConfig
 from training.networks.stylegan2 import SynthesisBlock
 from training.networks.superresolution import SuperResolution
 
@@ -30,9 +30,17 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-def build(resolution: int, plane_channels: int = 32, w_dim: int = 512, **options: Any) -> SuperResolution:
+def build(
+    resolution: int, plane_channels: int = 32, w_dim: int = 512, **options: Any
+) -> SuperResolution:
     generator = GeneratorConfig(w_dim=w_dim, plane_channels=plane_channels, channel_base=16)
-    return SuperResolution(ModelConfig(resolution=resolution, generator=generator, superresolution=SuperResolutionConfig(**options)))
+    return SuperResolution(
+        ModelConfig(
+            resolution=resolution,
+            generator=generator,
+            superresolution=SuperResolutionConfig(**options),
+        )
+    )
 
 
 def small(resolution: int = 32, **options: Any) -> SuperResolution:
@@ -44,11 +52,15 @@ def small(resolution: int = 32, **options: Any) -> SuperResolution:
 
 
 def blocks(network: SuperResolution) -> list[SynthesisBlock]:
-    found = [network.get_submodule(f"block{index}") for index in range(len(list(network.children())))]
+    found = [
+        network.get_submodule(f"block{index}") for index in range(len(list(network.children())))
+    ]
     return [block for block in found if isinstance(block, SynthesisBlock)]
 
 
-def assert_structure(network: SuperResolution, input_size: int, expected: list[tuple[int, int]]) -> None:
+def assert_structure(
+    network: SuperResolution, input_size: int, expected: list[tuple[int, int]]
+) -> None:
     assert network.input_resolution == input_size
     size, channels = input_size, 32
     assert len(blocks(network)) == len(expected)
@@ -57,7 +69,9 @@ def assert_structure(network: SuperResolution, input_size: int, expected: list[t
         assert block.conv0.weight.shape == (out_channels, channels, 3, 3)
         assert block.conv1.weight.shape == (out_channels, out_channels, 3, 3)
         assert block.torgb.weight.shape == (3, out_channels, 1, 1)
-        assert block.conv0.noise_const.shape == block.conv1.noise_const.shape == (out_size, out_size)
+        assert (
+            block.conv0.noise_const.shape == block.conv1.noise_const.shape == (out_size, out_size)
+        )
         assert block.conv0.conv_clamp == block.conv1.conv_clamp == block.torgb.conv_clamp == 256
         size, channels = out_size, out_channels
 
@@ -79,15 +93,25 @@ def test_older_released_layout_of_512() -> None:
 
 def test_small_presets_choose_sizes_and_channels() -> None:
     with torch.device("meta"):
-        assert_structure(build(64, channels=(32, 32), input_resolution=32), 32, [(32, 32), (64, 32)])
-        assert_structure(build(128, channels=(32, 16), input_resolution=32), 32, [(64, 32), (128, 16)])
+        assert_structure(
+            build(64, channels=(32, 32), input_resolution=32), 32, [(32, 32), (64, 32)]
+        )
+        assert_structure(
+            build(128, channels=(32, 16), input_resolution=32), 32, [(64, 32), (128, 16)]
+        )
 
 
 @pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("size", [8, 16, 24])
 def test_features_and_colours_are_resized_then_pass_the_blocks(size: int, antialias: bool) -> None:
-    """From 8, 16 or 24 to the input size of 16; the non-antialiased resize is that of the older released 256 layout."""
-    network, features, ws = small(antialias=antialias), torch.randn(2, 4, size, size), torch.randn(2, 14, 6)
+    """From 8, 16 or 24 to the input size of 16; the non-antialiased resize is that of the older
+    released 256 layout.
+    """
+    network, features, ws = (
+        small(antialias=antialias),
+        torch.randn(2, 4, size, size),
+        torch.randn(2, 14, 6),
+    )
     x = torch.from_numpy(references.resize(features.double().numpy(), 16, antialias)).float()
     rgb, latents = x[:, :3], ws[:, -1:].expand(-1, 3, -1)
     for block in blocks(network):
@@ -102,7 +126,9 @@ def test_the_first_block_adds_its_colour_to_the_raw_colour() -> None:
         nn.init.zeros_(block.torgb.weight)
         nn.init.zeros_(block.torgb.bias)
     expected = references.upsample(features[:, :3].double().numpy())
-    np.testing.assert_allclose(network(features, torch.randn(2, 14, 6), "none").detach(), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        network(features, torch.randn(2, 14, 6), "none").detach(), expected, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("size", [16, 8])
@@ -125,7 +151,10 @@ def test_only_the_last_latent_matters() -> None:
 def test_noise_modes() -> None:
     network, features, ws = small(), torch.randn(2, 4, 16, 16), torch.randn(2, 14, 6)
     assert SuperResolutionConfig().noise_mode == "none"
-    pictures: dict[str, list[Tensor]] = {mode: [network(features, ws, mode) for _ in range(2)] for mode in ("none", "const", "random")}
+    pictures: dict[str, list[Tensor]] = {
+        mode: [network(features, ws, mode) for _ in range(2)]
+        for mode in ("none", "const", "random")
+    }
     assert [torch.equal(*pair) for pair in pictures.values()] == [True, True, False]
     assert not torch.equal(pictures["none"][0], pictures["const"][0])
 
@@ -134,12 +163,21 @@ def test_a_batch_equals_its_samples() -> None:
     network, features, ws = small(), torch.randn(3, 4, 8, 8), torch.randn(3, 14, 6)
     together = network(features, ws, "none")
     for n in range(3):
-        torch.testing.assert_close(network(features[n : n + 1], ws[n : n + 1], "none"), together[n : n + 1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            network(features[n : n + 1], ws[n : n + 1], "none"),
+            together[n : n + 1],
+            atol=1e-5,
+            rtol=1e-5,
+        )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
 def test_low_precision(dtype: torch.dtype, tolerance: float) -> None:
-    network, features, ws = small(channels=(32, 16)), torch.randn(2, 4, 16, 16), torch.randn(2, 14, 6)
+    network, features, ws = (
+        small(channels=(32, 16)),
+        torch.randn(2, 4, 16, 16),
+        torch.randn(2, 14, 6),
+    )
     expected = network(features, ws, "none")
     network.set_conv_dtype(dtype)
     result = network(features, ws, "none")

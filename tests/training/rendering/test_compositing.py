@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests import references
-from training.rendering.compositing import add_background, expected_depth, interval_weights, sample_weights
+from training.rendering.compositing import (
+    add_background,
+    expected_depth,
+    interval_weights,
+    sample_weights,
+)
 
 EMPTY = -1e4
 
@@ -33,7 +38,9 @@ def test_weights() -> None:
     assert weights.shape == (2, 3, 11)
     for sample in range(2):
         for ray in range(3):
-            expected = references.interval_weights(depths[sample, ray].numpy(), densities[sample, ray].numpy())
+            expected = references.interval_weights(
+                depths[sample, ray].numpy(), densities[sample, ray].numpy()
+            )
             np.testing.assert_allclose(weights[sample, ray], expected, rtol=1e-12)
 
 
@@ -47,7 +54,9 @@ def test_gradients() -> None:
 
 @settings(max_examples=60, derandomize=True)
 @given(
-    densities=st.lists(st.sampled_from([-1e30, -50.0, 0.0, 3.0, 80.0, 1e30]), min_size=2, max_size=20),
+    densities=st.lists(
+        st.sampled_from([-1e30, -50.0, 0.0, 3.0, 80.0, 1e30]), min_size=2, max_size=20
+    ),
     step=st.sampled_from([0.0, 1e-6, 0.02, 10.0]),
 )
 def test_weights_are_a_share_of_one(densities: list[float], step: float) -> None:
@@ -60,14 +69,18 @@ def test_weights_are_a_share_of_one(densities: list[float], step: float) -> None
 @pytest.mark.parametrize("density", [0.0, 3.0, 8.0])
 @pytest.mark.parametrize("offset", [0.0, 0.3, 0.45])
 def test_constant_density_ball(density: float, offset: float) -> None:
-    """A ray that passes a ball of radius 0.5 at distance `offset` from its centre, which is 2.7 away."""
+    """A ray that passes a ball of radius 0.5 at distance `offset` from its centre, which is 2.7
+    away.
+    """
     half_chord, sigma = math.sqrt(0.25 - offset**2), references.softplus(density - 1)
     entry, length = 2.7 - half_chord, 2 * half_chord
     transmittance = math.exp(-sigma * length)
     mean_depth = entry + 1 / sigma - length * transmittance / (1 - transmittance)
     for count in (1000, 4000, 16000):
         depths = torch.linspace(2, 3.4, count, dtype=torch.float64)[None, None]
-        weights = interval_weights(depths, torch.where((depths - 2.7).abs() < half_chord, density, EMPTY))
+        weights = interval_weights(
+            depths, torch.where((depths - 2.7).abs() < half_chord, density, EMPTY)
+        )
         lost = 2 * 1.4 / (count - 1)  # the intervals that straddle the surface are empty
         seen = 1 - weights.sum().item()
         assert transmittance * (1 - 1e-6) <= seen <= transmittance * math.exp(sigma * lost)
@@ -79,7 +92,12 @@ def test_depth_loop() -> None:
     weights = interval_weights(depths, densities)
     result = expected_depth(depths, weights)
     assert result.shape == (2, 3, 1)
-    for d, w, value in zip(depths.flatten(0, 1).tolist(), weights.flatten(0, 1).tolist(), result.flatten().tolist(), strict=True):
+    for d, w, value in zip(
+        depths.flatten(0, 1).tolist(),
+        weights.flatten(0, 1).tolist(),
+        result.flatten().tolist(),
+        strict=True,
+    ):
         total = sum(w[i] * (d[i] + d[i + 1]) / 2 for i in range(8))
         assert value == pytest.approx(total / sum(w))
 
@@ -125,5 +143,7 @@ def test_background(color: tuple[float, float, float]) -> None:
     result = add_background(features, opacity, color)
     for channel in range(8):
         fill = color[channel] if channel < 3 else 1.0
-        torch.testing.assert_close(result[..., channel], features[..., channel] + (1 - opacity[..., 0]) * fill)
+        torch.testing.assert_close(
+            result[..., channel], features[..., channel] + (1 - opacity[..., 0]) * fill
+        )
     assert torch.equal(add_background(features, torch.ones(2, 3, 1), color), features)

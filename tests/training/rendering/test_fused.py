@@ -1,4 +1,6 @@
-"""The compiled renderer against the composable one, which defines it; and who serves which decoder."""
+"""The compiled renderer against the composable one, which defines it; and who serves which
+decoder.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from tests.operators import on_path
 from torch_utils.ops import library
-from training.config import RenderingConfig
+from training.config.settings import RenderingConfig
 from training.networks.generator import TriPlaneDecoder
 from training.networks.layers import FullyConnected
 from training.rendering import renderer
@@ -45,8 +47,14 @@ def make_decoder(features: int, hidden: int, colors: int, density: float = 0.0) 
     return decoder
 
 
-def make_planes(batch: int, channels: int, height: int = 9, width: int = 12, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(batch, 3 * channels, height, width).to(dtype, memory_format=torch.channels_last).unflatten(1, (3, channels))
+def make_planes(
+    batch: int, channels: int, height: int = 9, width: int = 12, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    return (
+        torch.randn(batch, 3 * channels, height, width)
+        .to(dtype, memory_format=torch.channels_last)
+        .unflatten(1, (3, channels))
+    )
 
 
 def make_rays(batch: int, count: int, spread: float = 0.5) -> tuple[Tensor, Tensor]:
@@ -57,7 +65,9 @@ def make_rays(batch: int, count: int, spread: float = 0.5) -> tuple[Tensor, Tens
 
 
 def scene(**changes: Any) -> RenderingConfig:
-    return dataclasses.replace(RenderingConfig(depth_resolution=8, depth_resolution_importance=7), **changes)
+    return dataclasses.replace(
+        RenderingConfig(depth_resolution=8, depth_resolution_importance=7), **changes
+    )
 
 
 def on_both_paths(run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
@@ -71,7 +81,9 @@ def on_both_paths(run: Callable[[], list[Tensor]]) -> tuple[list[Tensor], list[T
 
 
 def assert_close(run: Callable[[], list[Tensor]], tolerance: float) -> None:
-    """Results differ by less than the tolerance, relative to the largest magnitude of each or to 0.01."""
+    """Results differ by less than the tolerance, relative to the largest magnitude of each or to
+    0.01.
+    """
     for fused, plain in zip(*on_both_paths(run), strict=True):
         assert fused.shape == plain.shape
         assert fused.dtype == plain.dtype
@@ -85,7 +97,7 @@ def gradients_of(outputs: tuple[Tensor, ...], inputs: list[Tensor]) -> list[Tens
     return list(torch.autograd.grad(loss, inputs))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Values and gradients
 
 
@@ -94,8 +106,12 @@ def gradients_of(outputs: tuple[Tensor, ...], inputs: list[Tensor]) -> list[Tens
 @pytest.mark.parametrize("plane_axes", ["corrected", "released"])
 @pytest.mark.parametrize("fine", [0, 7])
 @pytest.mark.parametrize("background", [None, (0.3, 0.6, 0.9)])
-def test_every_setting(limits: Any, fine_sampling: Any, plane_axes: Any, fine: int, background: Any) -> None:
-    """In double precision, with rays that miss the box under `auto`, random offsets, and gradients of all inputs."""
+def test_every_setting(
+    limits: Any, fine_sampling: Any, plane_axes: Any, fine: int, background: Any
+) -> None:
+    """In double precision, with rays that miss the box under `auto`, random offsets, and gradients
+    of all inputs.
+    """
     config = scene(
         ray_start=limits[0], ray_end=limits[1], fine_sampling=fine_sampling, plane_axes=plane_axes, background=background,
         depth_resolution_importance=fine, density_gain=1.5, box_warp=1.1,
@@ -127,10 +143,15 @@ def test_every_size(
     batch: int, rays: int, coarse: int, fine: int, channels: int, hidden: int, colors: int, size: tuple[int, int], dtype: torch.dtype,
     deterministic: bool,
 ) -> None:  # fmt: skip
-    """In single precision, the compiled path is as near to what double precision gives as the composable one."""
+    """In single precision, the compiled path is as near to what double precision gives as the
+    composable one.
+    """
     torch.manual_seed(0)
     config = scene(depth_resolution=coarse, depth_resolution_importance=fine)
-    planes, decoder = make_planes(batch, channels, *size, dtype=dtype), make_decoder(channels, hidden, colors, 6.0)
+    planes, decoder = (
+        make_planes(batch, channels, *size, dtype=dtype),
+        make_decoder(channels, hidden, colors, 6.0),
+    )
     origins, directions = make_rays(batch, rays)
     offsets = draw_offsets(origins[..., :1], coarse, fine, deterministic)
 
@@ -139,8 +160,11 @@ def test_every_size(
         precise = copy.deepcopy(decoder).to(compute)
         cast = Offsets(*(None if u is None else u.to(compute) for u in offsets))  # type: ignore[arg-type]
         with mock.patch.object(renderer, "draw_offsets", return_value=cast):
-            features, depth, coverage = render_rays(leaf, precise, origins.to(compute), directions.to(compute), config)
-        outputs = features, depth * coverage.detach(), coverage  # the depth of what is all but empty is noise
+            features, depth, coverage = render_rays(
+                leaf, precise, origins.to(compute), directions.to(compute), config
+            )
+        # the depth of what is all but empty is noise
+        outputs = features, depth * coverage.detach(), coverage
         if not batch * rays:
             return list(outputs)
         gradients = gradients_of(outputs, [leaf, *precise.parameters()])
@@ -152,7 +176,9 @@ def test_every_size(
     for fused, other, truth in zip(run(torch.float32), plain, expected, strict=True):
         assert (fused.shape, fused.dtype) == (other.shape, other.dtype)
         if truth.numel():
-            error, other_error = ((value.double() - truth).norm().item() for value in (fused, other))
+            error, other_error = (
+                (value.double() - truth).norm().item() for value in (fused, other)
+            )
             assert error <= 3 * other_error + 3e-5 * truth.norm().item() + 1e-7
 
 
@@ -161,7 +187,10 @@ def test_every_size(
 @pytest.mark.parametrize("count", [0, 1, 700])
 def test_points(with_colors: bool, dtype: torch.dtype, count: int) -> None:
     planes, decoder = make_planes(2, 8, dtype=dtype).requires_grad_(), make_decoder(8, 16, 5)
-    points, config = (torch.rand(2, count, 3) * 1.4 - 0.7).requires_grad_(), scene(density_gain=1.5, plane_axes="released")
+    points, config = (
+        (torch.rand(2, count, 3) * 1.4 - 0.7).requires_grad_(),
+        scene(density_gain=1.5, plane_axes="released"),
+    )
 
     def run() -> list[Tensor]:
         values = decode_points(planes, points, decoder, config)
@@ -169,16 +198,26 @@ def test_points(with_colors: bool, dtype: torch.dtype, count: int) -> None:
         if not with_colors:
             assert torch.equal(outputs[0], values[0])
         unused = [p for name, p in decoder.named_parameters()]
-        return [*outputs, *(g.float() for g in gradients_of(outputs, [planes, points, *unused]))] if count else list(outputs)
+        return (
+            [*outputs, *(g.float() for g in gradients_of(outputs, [planes, points, *unused]))]
+            if count
+            else list(outputs)
+        )
 
     assert_close(run, 1e-4 if dtype == torch.float32 else 8e-3)
 
 
 def test_opaque_scenes_without_gradients_end_their_rays_early() -> None:
-    """Where no gradient is wanted, rays stop and what hardly shows is not coloured: less than 1e-4 of a difference."""
+    """Where no gradient is wanted, rays stop and what hardly shows is not coloured: less than 1e-4
+    of a difference.
+    """
     config = scene(depth_resolution=48, depth_resolution_importance=48)
     for density in (-4.0, 5.0, 30.0, 100.0):
-        planes, decoder, rays = make_planes(1, 8) * 3, make_decoder(8, 16, 5, density), make_rays(1, 100)
+        planes, decoder, rays = (
+            make_planes(1, 8) * 3,
+            make_decoder(8, 16, 5, density),
+            make_rays(1, 100),
+        )
 
         def run(planes: Tensor = planes, decoder: Any = decoder, rays: Any = rays) -> list[Tensor]:
             with torch.no_grad():
@@ -200,12 +239,16 @@ def test_one_sample_seen_by_many_cameras_is_not_copied() -> None:
     expanded = planes.expand(4, -1, -1, -1, -1)
     many = render_rays(expanded, decoder, rays[0], rays[1], scene(), deterministic=True)
     for n in range(4):
-        alone = render_rays(planes, decoder, rays[0][n : n + 1], rays[1][n : n + 1], scene(), deterministic=True)
+        alone = render_rays(
+            planes, decoder, rays[0][n : n + 1], rays[1][n : n + 1], scene(), deterministic=True
+        )
         assert all(torch.equal(a[n : n + 1], b) for a, b in zip(many, alone, strict=True))
     leaf = planes.requires_grad_()
 
     def run() -> list[Tensor]:
-        outputs = render_rays(leaf.expand(4, -1, -1, -1, -1), decoder, rays[0], rays[1], scene(), deterministic=True)
+        outputs = render_rays(
+            leaf.expand(4, -1, -1, -1, -1), decoder, rays[0], rays[1], scene(), deterministic=True
+        )
         return gradients_of(tuple(outputs), [leaf])
 
     assert_close(run, 2e-4)
@@ -215,11 +258,13 @@ def test_square_pictures_and_loose_rays_give_the_same() -> None:
     """Rays of a square are followed in another order, which must not show."""
     planes, decoder, rays = make_planes(2, 8), make_decoder(8, 16, 5), make_rays(2, 256)
     square = render_rays(planes, decoder, rays[0], rays[1], scene(), deterministic=True)
-    loose = render_rays(planes, decoder, rays[0][:, :255], rays[1][:, :255], scene(), deterministic=True)
+    loose = render_rays(
+        planes, decoder, rays[0][:, :255], rays[1][:, :255], scene(), deterministic=True
+    )
     assert all(torch.equal(a[:, :255], b) for a, b in zip(square, loose, strict=True))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Who serves
 
 
@@ -279,7 +324,9 @@ CHANGES = [other_activation, sharper_softplus, other_layer, activated_layer, ano
 
 @pytest.mark.parametrize("change", [None, *CHANGES])
 def test_a_changed_decoder_is_called(change: Callable[[TriPlaneDecoder], None] | None) -> None:
-    """Whatever a researcher does to the decoder shows in the picture, exactly as on the composable path."""
+    """Whatever a researcher does to the decoder shows in the picture, exactly as on the composable
+    path.
+    """
     planes, decoder, rays = make_planes(1, 8), make_decoder(8, 16, 5), make_rays(1, 12)
     standard = render_rays(planes, decoder, rays[0], rays[1], scene(), deterministic=True)
     assert fused_weights(decoder, planes, rays[0]) is not None
@@ -287,7 +334,9 @@ def test_a_changed_decoder_is_called(change: Callable[[TriPlaneDecoder], None] |
     if change is not None:
         change(changed)
     assert fused_weights(changed, planes, rays[0]) is None
-    fused, plain = on_both_paths(lambda: list(render_rays(planes, changed, rays[0], rays[1], scene(), deterministic=True)))
+    fused, plain = on_both_paths(
+        lambda: list(render_rays(planes, changed, rays[0], rays[1], scene(), deterministic=True))
+    )
     assert all(torch.equal(a, b) for a, b in zip(fused, plain, strict=True))
     assert any(not torch.allclose(a, b, atol=1e-3) for a, b in zip(fused, standard, strict=True))
 
@@ -324,12 +373,16 @@ def test_planes_that_do_not_fit_the_decoder_are_an_error() -> None:
         render_rays(make_planes(1, 7), make_decoder(8, 16, 5), *make_rays(1, 12), scene())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # torch.compile
 
 
 def test_compiles_without_a_graph_break() -> None:
-    planes, decoder, rays = make_planes(2, 8).requires_grad_(), make_decoder(8, 16, 5), make_rays(2, 16)
+    planes, decoder, rays = (
+        make_planes(2, 8).requires_grad_(),
+        make_decoder(8, 16, 5),
+        make_rays(2, 16),
+    )
     config = scene(ray_start="auto", ray_end="auto")
 
     def picture(planes: Tensor, origins: Tensor, directions: Tensor) -> tuple[Tensor, ...]:
@@ -339,5 +392,9 @@ def test_compiles_without_a_graph_break() -> None:
     compiled = torch.compile(picture, fullgraph=True, backend="aot_eager")
     inputs = [planes, *decoder.parameters()]
     expected, result = picture(planes, *rays), compiled(planes, *rays)
-    for a, b in zip([*result, *gradients_of(result, inputs)], [*expected, *gradients_of(expected, inputs)], strict=True):
+    for a, b in zip(
+        [*result, *gradients_of(result, inputs)],
+        [*expected, *gradients_of(expected, inputs)],
+        strict=True,
+    ):
         torch.testing.assert_close(a, b)

@@ -17,7 +17,9 @@ def seed() -> None:
 
 
 def random_cameras(count: int) -> tuple[Tensor, Tensor]:
-    """Poses of any orientation; intrinsics with skew, unequal focal lengths and an off-centre principal point."""
+    """Poses of any orientation; intrinsics with skew, unequal focal lengths and an off-centre
+    principal point.
+    """
     rotation, _ = torch.linalg.qr(torch.randn(count, 3, 3, dtype=torch.float64))
     rotation = rotation * torch.linalg.det(rotation)[:, None, None]
     cam2world = torch.eye(4, dtype=torch.float64).repeat(count, 1, 1)
@@ -59,7 +61,9 @@ def test_rays_are_differentiable_in_pose_and_intrinsics() -> None:
 def random_rays(count: int) -> tuple[Tensor, Tensor]:
     """Rays from inside and outside a cube of side 2 that hit, miss, or have it behind them."""
     origins = torch.randn(1, count, 3, dtype=torch.float64) * 2
-    return origins, torch.nn.functional.normalize(torch.randn(1, count, 3, dtype=torch.float64), dim=-1)
+    return origins, torch.nn.functional.normalize(
+        torch.randn(1, count, 3, dtype=torch.float64), dim=-1
+    )
 
 
 def inside(points: Tensor, half: float) -> Tensor:
@@ -75,13 +79,17 @@ def test_limits_are_where_the_ray_crosses_the_surface() -> None:
     assert met.any()
     assert not met.all()
     assert not torch.any(met & ~hit), "a ray with a point inside hits"
-    assert torch.all((far - near)[hit & ~met] < 0.01), "a hit that the walk steps over is a short one"
+    assert torch.all((far - near)[hit & ~met] < 0.01), (
+        "a hit that the walk steps over is a short one"
+    )
     started_inside = inside(origins, 1.0)
     assert started_inside.any()
     assert torch.all(near[started_inside] == 0)
     for limit, chosen in ((near, hit[..., 0] & ~started_inside), (far, hit[..., 0])):
         crossing = (origins + limit * directions)[chosen]
-        torch.testing.assert_close(crossing.abs().amax(dim=-1), torch.ones(len(crossing), dtype=torch.float64))
+        torch.testing.assert_close(
+            crossing.abs().amax(dim=-1), torch.ones(len(crossing), dtype=torch.float64)
+        )
     assert torch.all(inside((origins + (near + far) / 2 * directions)[hit[..., 0]], 1.0))
 
 
@@ -91,7 +99,9 @@ def test_rays_that_miss_get_finite_limits_outside_the_box() -> None:
     near, far, missed = near[~hit], far[~hit], ~hit[..., 0]
     assert torch.all((near >= 0) & (far > near) & far.isfinite())
     along = near[:, None] + (far - near)[:, None] * torch.linspace(0, 1.05, 50, dtype=torch.float64)
-    assert not torch.any(inside(origins[missed][:, None] + along[..., None] * directions[missed][:, None], 1.0))
+    assert not torch.any(
+        inside(origins[missed][:, None] + along[..., None] * directions[missed][:, None], 1.0)
+    )
 
 
 def test_each_ray_has_limits_of_its_own() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests import references
 from training.cameras import mirror_label, orbit_pose, pack_label, pinhole_intrinsics, unpack_label
-from training.config import RenderingConfig
+from training.config.settings import RenderingConfig
 from training.rendering.rays import box_limits, sample_rays
 from training.rendering.renderer import RenderedRays, decode_points, render_rays
 
@@ -27,7 +27,9 @@ def seed() -> None:
 
 
 def settings(**changes: Any) -> RenderingConfig:
-    return dataclasses.replace(RenderingConfig(depth_resolution=8, depth_resolution_importance=8), **changes)
+    return dataclasses.replace(
+        RenderingConfig(depth_resolution=8, depth_resolution_importance=8), **changes
+    )
 
 
 def toy_decoder(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,16 +42,28 @@ def toy_planes(batch: int = 1, size: int = 6) -> Tensor:
 
 def constant_decoder(features: Tensor) -> tuple[Tensor, Tensor]:
     """Density 3 and the colour (0.1, 0.2, 0.3, 0.4) everywhere."""
-    return torch.full_like(features[..., :1], 3.0), torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=features.dtype).expand(*features.shape[:-1], 4)
+    return torch.full_like(features[..., :1], 3.0), torch.tensor(
+        [0.1, 0.2, 0.3, 0.4], dtype=features.dtype
+    ).expand(*features.shape[:-1], 4)
 
 
 def cameras(*angles: tuple[float, float], focal: float = 2.0) -> Tensor:
     yaw, pitch = torch.tensor(angles, dtype=torch.float64).unbind(-1)
-    return pack_label(orbit_pose(yaw, pitch, 2.7, (0.0, 0.0, 0.1)), pinhole_intrinsics(focal).double())
+    return pack_label(
+        orbit_pose(yaw, pitch, 2.7, (0.0, 0.0, 0.1)), pinhole_intrinsics(focal).double()
+    )
 
 
-def render(planes: Tensor, c: Tensor, config: RenderingConfig, resolution: int = 5, decoder: Any = toy_decoder) -> RenderedRays:
-    return render_rays(planes, decoder, *sample_rays(*unpack_label(c), resolution), config, deterministic=True)
+def render(
+    planes: Tensor,
+    c: Tensor,
+    config: RenderingConfig,
+    resolution: int = 5,
+    decoder: Any = toy_decoder,
+) -> RenderedRays:
+    return render_rays(
+        planes, decoder, *sample_rays(*unpack_label(c), resolution), config, deterministic=True
+    )
 
 
 def assert_same(first: RenderedRays, second: RenderedRays, **tolerance: float) -> None:
@@ -57,22 +71,39 @@ def assert_same(first: RenderedRays, second: RenderedRays, **tolerance: float) -
         torch.testing.assert_close(a, b, **tolerance)  # type: ignore[arg-type]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Against a loop over one ray's samples
 
 
-def decode_loop(planes: np.ndarray, point: np.ndarray, config: RenderingConfig) -> tuple[float, np.ndarray]:
+def decode_loop(
+    planes: np.ndarray, point: np.ndarray, config: RenderingConfig
+) -> tuple[float, np.ndarray]:
     q = point * 2 / config.box_warp
-    features = np.mean([references.bilinear(planes[p], q[a], q[b]) for p, (a, b) in enumerate(AXES[config.plane_axes])], axis=0)
+    features = np.mean(
+        [
+            references.bilinear(planes[p], q[a], q[b])
+            for p, (a, b) in enumerate(AXES[config.plane_axes])
+        ],
+        axis=0,
+    )
     return config.density_gain * (6 * features[0] + 2), 1 / (1 + np.exp(-features[1:]))
 
 
-def ray_loop(planes: np.ndarray, origin: np.ndarray, direction: np.ndarray, near: float, far: float, config: RenderingConfig) -> tuple:
+def ray_loop(
+    planes: np.ndarray,
+    origin: np.ndarray,
+    direction: np.ndarray,
+    near: float,
+    far: float,
+    config: RenderingConfig,
+) -> tuple:
     count = config.depth_resolution
     depths = np.array([near + (i + 0.5) * (far - near) / (count - 1) for i in range(count)])
     densities = np.array([decode_loop(planes, origin + d * direction, config)[0] for d in depths])
     weights = references.interval_weights(depths, densities)
-    fine = references.importance_depths(depths, weights, config.depth_resolution_importance, config.fine_sampling)
+    fine = references.importance_depths(
+        depths, weights, config.depth_resolution_importance, config.fine_sampling
+    )
     depths = np.sort(np.concatenate([depths, fine]))
     samples = [decode_loop(planes, origin + d * direction, config) for d in depths]
     weights = references.interval_weights(depths, np.array([density for density, _ in samples]))
@@ -87,34 +118,65 @@ def ray_loop(planes: np.ndarray, origin: np.ndarray, direction: np.ndarray, near
 @pytest.mark.parametrize("fine_sampling", ["interval", "released"])
 @pytest.mark.parametrize("background", [None, (1.0, 1.0, 1.0), (0.3, 0.6, 0.62)])
 def test_equals_the_loop(plane_axes: str, fine_sampling: str, background: Any) -> None:
-    config = settings(plane_axes=plane_axes, fine_sampling=fine_sampling, background=background, box_warp=1.2, density_gain=1.5)
+    config = settings(
+        plane_axes=plane_axes,
+        fine_sampling=fine_sampling,
+        background=background,
+        box_warp=1.2,
+        density_gain=1.5,
+    )
     planes, c = toy_planes(2), cameras((0.3, 0.2), (-1.0, 0.4))
     origins, directions = sample_rays(*unpack_label(c), 2)
     result = render(planes, c, config, resolution=2)
     for n in range(2):
         for r in range(4):
-            expected = ray_loop(planes[n].numpy(), origins[n, r].numpy(), directions[n, r].numpy(), 2.25, 3.3, config)
+            expected = ray_loop(
+                planes[n].numpy(),
+                origins[n, r].numpy(),
+                directions[n, r].numpy(),
+                2.25,
+                3.3,
+                config,
+            )
             for value, reference in zip(result, expected, strict=True):
                 np.testing.assert_allclose(value[n, r], np.atleast_1d(reference), rtol=1e-9)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Closed forms
 
 
 @pytest.mark.parametrize("fine", [0, 8])
 @pytest.mark.parametrize("background", [None, (0.5, 0.25, 1.0)])
 def test_box_of_constant_density(fine: int, background: Any) -> None:
-    """With `auto` limits a ray's samples cover exactly its way through the box, whatever the counts."""
-    config = settings(ray_start="auto", ray_end="auto", depth_resolution_importance=fine, background=background)
-    origins = torch.tensor([[[0.0, 0.0, 2.7], [2.0, 2.0, 2.0], [0.2, 0.1, 0.0], [0.0, 0.0, -2.7], [0.8, 0.0, 2.7]]]).double()
-    directions = torch.tensor([[[0.0, 0, -1], [-(3**-0.5)] * 3, [1.0, 0, 0], [0.0, 0, -1], [0.0, 0, -1]]]).double()
-    lengths = torch.tensor([1.0, 3**0.5, 0.3, 0.0, 0.0]).double()  # through, along the diagonal, from inside, behind, beside
-    result = render_rays(torch.zeros(1, 3, 4, 4, 4).double(), constant_decoder, origins, directions, config, deterministic=True)
+    """With `auto` limits a ray's samples cover exactly its way through the box, whatever the
+    counts.
+    """
+    config = settings(
+        ray_start="auto", ray_end="auto", depth_resolution_importance=fine, background=background
+    )
+    origins = torch.tensor(
+        [[[0.0, 0.0, 2.7], [2.0, 2.0, 2.0], [0.2, 0.1, 0.0], [0.0, 0.0, -2.7], [0.8, 0.0, 2.7]]]
+    ).double()
+    directions = torch.tensor(
+        [[[0.0, 0, -1], [-(3**-0.5)] * 3, [1.0, 0, 0], [0.0, 0, -1], [0.0, 0, -1]]]
+    ).double()
+    # through, along the diagonal, from inside, behind, beside
+    lengths = torch.tensor([1.0, 3**0.5, 0.3, 0.0, 0.0]).double()
+    result = render_rays(
+        torch.zeros(1, 3, 4, 4, 4).double(),
+        constant_decoder,
+        origins,
+        directions,
+        config,
+        deterministic=True,
+    )
     coverage = 1 - torch.exp(-references.softplus(2) * lengths)
     torch.testing.assert_close(result.weights_sum[0, :, 0], coverage)
     fill = torch.tensor([0.0] * 4 if background is None else [*background, 1.0]).double()
-    expected = coverage[:, None] * torch.tensor([0.1, 0.2, 0.3, 0.4]) + (1 - coverage[:, None]) * fill
+    expected = (
+        coverage[:, None] * torch.tensor([0.1, 0.2, 0.3, 0.4]) + (1 - coverage[:, None]) * fill
+    )
     torch.testing.assert_close(result.features[0], expected * 2 - 1, atol=1e-7, rtol=0)
 
 
@@ -127,17 +189,23 @@ def test_ball_of_constant_density(ray_start: Any, ray_end: Any) -> None:
         is_ball = ((position - center).norm(dim=-1, keepdim=True) < radius) & is_inside_planes
         return torch.where(is_ball, 4.0, -1e4), position
 
-    config = settings(depth_resolution=256, depth_resolution_importance=256, ray_start=ray_start, ray_end=ray_end)
+    config = settings(
+        depth_resolution=256, depth_resolution_importance=256, ray_start=ray_start, ray_end=ray_end
+    )
     c = cameras((0.3, 0.2), (2.0, -0.3), focal=3.0)
     origins, directions = sample_rays(*unpack_label(c), 8)
-    result = render(coordinate_planes(128, 1.0).expand(2, -1, -1, -1, -1), c, config, resolution=8, decoder=ball)
+    result = render(
+        coordinate_planes(128, 1.0).expand(2, -1, -1, -1, -1), c, config, resolution=8, decoder=ball
+    )
     along = ((center - origins) * directions).sum(-1)
     distance = (origins + along[..., None] * directions - center).norm(dim=-1)
     seen = distance < radius * 0.95
     assert seen.sum() > 10
     half_chord = (radius**2 - distance[seen] ** 2).sqrt()
     transmittance = torch.exp(-sigma * 2 * half_chord)
-    depth = along[seen] - half_chord + 1 / sigma - 2 * half_chord * transmittance / (1 - transmittance)
+    depth = (
+        along[seen] - half_chord + 1 / sigma - 2 * half_chord * transmittance / (1 - transmittance)
+    )
     torch.testing.assert_close(result.weights_sum[seen][:, 0], 1 - transmittance, atol=0.02, rtol=0)
     torch.testing.assert_close(result.depth[seen][:, 0], depth, atol=0.02, rtol=0)
     assert torch.all(result.weights_sum[distance > radius * 1.05] < 1e-9)
@@ -148,7 +216,11 @@ def test_background_of_empty_space(ray_start: Any) -> None:
     def empty(features: Tensor) -> tuple[Tensor, Tensor]:
         return torch.full_like(features[..., :1], -1e4), features
 
-    config = settings(ray_start=ray_start, ray_end="auto" if ray_start == "auto" else 3.3, background=(0.2, 0.5, 0.9))
+    config = settings(
+        ray_start=ray_start,
+        ray_end="auto" if ray_start == "auto" else 3.3,
+        background=(0.2, 0.5, 0.9),
+    )
     result = render(toy_planes(), cameras((0.1, 0.1)), config, decoder=empty)
     expected = torch.tensor([0.2, 0.5, 0.9, 1, 1]).double() * 2 - 1
     torch.testing.assert_close(result.features, expected.expand(1, 25, 5), atol=1e-6, rtol=0)
@@ -167,11 +239,18 @@ def test_one_constant_and_one_automatic_limit(ray_start: Any, ray_end: Any, fine
     box_near, box_far, hit = box_limits(origins, directions, config.box_warp)
     length = (2.5 - box_near if ray_start == "auto" else box_far - 3.1).clamp(min=0) * hit
     assert torch.any((length == 0) & hit)
-    result = render_rays(torch.zeros(1, 3, 4, 4, 4).double(), constant_decoder, origins, directions, config, deterministic=True)
+    result = render_rays(
+        torch.zeros(1, 3, 4, 4, 4).double(),
+        constant_decoder,
+        origins,
+        directions,
+        config,
+        deterministic=True,
+    )
     torch.testing.assert_close(result.weights_sum, 1 - torch.exp(-references.softplus(2) * length))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Symmetries
 
 
@@ -185,10 +264,14 @@ def test_mirrored_camera_and_planes_give_the_mirrored_picture(plane_axes: str) -
     planes, c = toy_planes(2), cameras((0.4, 0.1), (-0.7, -0.2))
     c[:, 16:] += torch.tensor([0.3, 0.1, 0.07, 0, -0.2, -0.03, 0, 0, 0])
     plane_2 = flipped(planes, 2, "height") if plane_axes == "released" else planes[:, 2]
-    mirrored = torch.stack([flipped(planes, 0, "width"), flipped(planes, 1, "width"), plane_2], dim=1)
+    mirrored = torch.stack(
+        [flipped(planes, 0, "width"), flipped(planes, 1, "width"), plane_2], dim=1
+    )
     config = settings(plane_axes=plane_axes)
     picture = render(planes, c, config)
-    expected = RenderedRays(*(value.unflatten(1, (5, 5)).flip(2).flatten(1, 2) for value in picture))
+    expected = RenderedRays(
+        *(value.unflatten(1, (5, 5)).flip(2).flatten(1, 2) for value in picture)
+    )
     assert_same(render(mirrored, mirror_label(c), config), expected)
 
 
@@ -203,7 +286,9 @@ def test_a_quarter_turn_of_camera_and_world_changes_nothing() -> None:
     """World point (x, y, z) goes to (z, y, -x): planes 0 and 2 change places, plane 1 turns."""
     planes, c = toy_planes(), cameras((0.4, 0.1))
     rotation = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]]).double()
-    turned = torch.stack([planes[:, 2], planes[:, 1].transpose(-1, -2).flip(-2), flipped(planes, 0, "width")], dim=1)
+    turned = torch.stack(
+        [planes[:, 2], planes[:, 1].transpose(-1, -2).flip(-2), flipped(planes, 0, "width")], dim=1
+    )
     for limits in ({}, {"ray_start": "auto", "ray_end": "auto"}):
         config = settings(**limits)
         assert_same(render(turned, turned_camera(c, rotation), config), render(planes, c, config))
@@ -212,13 +297,24 @@ def test_a_quarter_turn_of_camera_and_world_changes_nothing() -> None:
 @pytest.mark.parametrize("plane_axes", MODES)
 def test_a_half_turn_of_camera_and_world_changes_nothing(plane_axes: str) -> None:
     planes, c, config = toy_planes(), cameras((0.4, 0.1)), settings(plane_axes=plane_axes)
-    plane_2 = flipped(planes, 2, "width", "height") if plane_axes == "released" else flipped(planes, 2, "width")
-    turned = torch.stack([flipped(planes, 0, "width"), flipped(planes, 1, "width", "height"), plane_2], dim=1)
-    assert_same(render(turned, turned_camera(c, torch.diag(torch.tensor([-1.0, 1, -1]).double())), config), render(planes, c, config))
+    plane_2 = (
+        flipped(planes, 2, "width", "height")
+        if plane_axes == "released"
+        else flipped(planes, 2, "width")
+    )
+    turned = torch.stack(
+        [flipped(planes, 0, "width"), flipped(planes, 1, "width", "height"), plane_2], dim=1
+    )
+    assert_same(
+        render(turned, turned_camera(c, torch.diag(torch.tensor([-1.0, 1, -1]).double())), config),
+        render(planes, c, config),
+    )
 
 
 def coordinate_planes(size: int, box: float) -> Tensor:
-    """Planes from which features 0, 1, 3 of a point (corrected axes) are its x, y, z; feature 2 is one inside."""
+    """Planes from which features 0, 1, 3 of a point (corrected axes) are its x, y, z; feature 2 is
+    one inside.
+    """
     ramp = 3 * ((torch.arange(size, dtype=torch.float64) + 0.5) / size * 2 - 1) * box / 2
     planes = torch.zeros(1, 3, 4, size, size, dtype=torch.float64)
     planes[:, 0, 0], planes[:, 0, 1], planes[:, 1, 3] = ramp, ramp[:, None], ramp[:, None]
@@ -236,23 +332,32 @@ def test_any_motion_of_camera_and_field_changes_nothing() -> None:
 
     motion = torch.eye(4, dtype=torch.float64)
     motion[:3, :3], motion[:3, 3] = rotation, shift
-    c, config, planes = cameras((0.4, 0.1), (2.0, -0.3)), settings(box_warp=10.0), coordinate_planes(16, 10.0).expand(2, -1, -1, -1, -1)
+    c, config, planes = (
+        cameras((0.4, 0.1), (2.0, -0.3)),
+        settings(box_warp=10.0),
+        coordinate_planes(16, 10.0).expand(2, -1, -1, -1, -1),
+    )
     cam2world, intrinsics = unpack_label(c)
     still = render(planes, c, config, decoder=lambda f: field(f[..., [0, 1, 3]]))
     moved = render(
-        planes, pack_label(motion @ cam2world, intrinsics), config, decoder=lambda f: field((f[..., [0, 1, 3]] - shift) @ rotation)
+        planes,
+        pack_label(motion @ cam2world, intrinsics),
+        config,
+        decoder=lambda f: field((f[..., [0, 1, 3]] - shift) @ rotation),
     )
     assert_same(moved, still)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Samples and rays do not know each other
 
 
 @pytest.mark.parametrize("limits", [{}, {"ray_start": "auto", "ray_end": "auto", "box_warp": 0.7}])
 @pytest.mark.parametrize("background", [None, (1.0, 1.0, 1.0)])
 def test_a_batch_equals_its_samples_and_rays(limits: dict[str, Any], background: Any) -> None:
-    """With wide pictures of a small box, so that under `auto` some rays miss, and one camera looks away from it."""
+    """With wide pictures of a small box, so that under `auto` some rays miss, and one camera looks
+    away from it.
+    """
     config, planes = settings(background=background, **limits), toy_planes(3)
     c = cameras((0.3, 0.1), (1.2, -0.4), (0.0, 0.0), focal=1.2)
     c[2, 2], c[2, 10] = -c[2, 2], -c[2, 10]
@@ -260,13 +365,26 @@ def test_a_batch_equals_its_samples_and_rays(limits: dict[str, Any], background:
     together = render_rays(planes, toy_decoder, origins, directions, config, deterministic=True)
     if limits:
         hits = together.weights_sum[..., 0] > 0
-        assert [bool(hits[0].any()), bool(hits[0].all()), bool(hits[2].any())] == [True, False, False]
+        assert [bool(hits[0].any()), bool(hits[0].all()), bool(hits[2].any())] == [
+            True,
+            False,
+            False,
+        ]
     for n in range(3):
-        alone = render_rays(planes[n : n + 1], toy_decoder, origins[n : n + 1], directions[n : n + 1], config, deterministic=True)
+        alone = render_rays(
+            planes[n : n + 1],
+            toy_decoder,
+            origins[n : n + 1],
+            directions[n : n + 1],
+            config,
+            deterministic=True,
+        )
         assert_same(alone, RenderedRays(*(value[n : n + 1] for value in together)))
     for r in range(0, 36, 5):
         ray = slice(r, r + 1)
-        alone = render_rays(planes, toy_decoder, origins[:, ray], directions[:, ray], config, deterministic=True)
+        alone = render_rays(
+            planes, toy_decoder, origins[:, ray], directions[:, ray], config, deterministic=True
+        )
         assert_same(alone, RenderedRays(*(value[:, ray] for value in together)))
 
 
@@ -274,25 +392,34 @@ def test_a_ray_that_misses_reports_a_depth_of_its_own() -> None:
     config = settings(ray_start="auto", ray_end="auto")
     origins = torch.tensor([[[2.0, 0.0, 3.0], [2.0, 0.0, 30.0]]]).double()
     directions = torch.tensor([[[0.0, 0.0, -1.0], [0.0, 0.0, -1.0]]]).double()
-    depth = render_rays(toy_planes(), toy_decoder, origins, directions, config, deterministic=True).depth.flatten()
+    depth = render_rays(
+        toy_planes(), toy_decoder, origins, directions, config, deterministic=True
+    ).depth.flatten()
     torch.testing.assert_close(depth[1] - depth[0], torch.tensor(27.0).double())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Settings, decoders, gradients
 
 
 def test_a_researchers_decoder_fits_in_a_few_lines() -> None:
-    network = torch.nn.Sequential(torch.nn.Linear(5, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).double()
+    network = torch.nn.Sequential(
+        torch.nn.Linear(5, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)
+    ).double()
 
     def decoder(features: Tensor) -> tuple[Tensor, Tensor]:
         x = network(features)
         return x[..., 3:], x[..., :3].sigmoid()
 
-    result = render_rays(toy_planes(2), decoder, *sample_rays(*unpack_label(cameras((0, 0), (1, 0))), 4), settings())
+    result = render_rays(
+        toy_planes(2), decoder, *sample_rays(*unpack_label(cameras((0, 0), (1, 0))), 4), settings()
+    )
     assert [tuple(value.shape) for value in result] == [(2, 16, 3), (2, 16, 1), (2, 16, 1)]
     result.features.sum().backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in network.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.abs().sum() > 0
+        for parameter in network.parameters()
+    )
 
 
 def test_density_gain_scales_the_raw_density() -> None:
@@ -313,21 +440,34 @@ def test_random_samples_differ_and_average_to_the_same_picture() -> None:
     planes, rays = toy_planes(), sample_rays(*unpack_label(cameras((0.3, 0.1))), 4)
     config = settings(depth_resolution=24, depth_resolution_importance=24)
     fixed = render_rays(planes, toy_decoder, *rays, config, deterministic=True)
-    assert_same(render_rays(planes, toy_decoder, *rays, config, deterministic=True), fixed, atol=0, rtol=0)
+    assert_same(
+        render_rays(planes, toy_decoder, *rays, config, deterministic=True), fixed, atol=0, rtol=0
+    )
     drawn = [render_rays(planes, toy_decoder, *rays, config) for _ in range(100)]
     assert not torch.equal(drawn[0].features, drawn[1].features)
-    torch.testing.assert_close(torch.stack([d.features for d in drawn]).mean(0), fixed.features, atol=0.03, rtol=0)
-    torch.testing.assert_close(torch.stack([d.depth for d in drawn]).mean(0), fixed.depth, atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        torch.stack([d.features for d in drawn]).mean(0), fixed.features, atol=0.03, rtol=0
+    )
+    torch.testing.assert_close(
+        torch.stack([d.depth for d in drawn]).mean(0), fixed.depth, atol=0.02, rtol=0
+    )
 
 
 @pytest.mark.parametrize("limits", [{}, {"ray_start": "auto", "ray_end": "auto"}])
 def test_gradients_of_a_single_pass(limits: dict[str, Any]) -> None:
-    config = settings(depth_resolution_importance=0, depth_resolution=5, background=(0.1, 0.2, 0.3), **limits)
+    config = settings(
+        depth_resolution_importance=0, depth_resolution=5, background=(0.1, 0.2, 0.3), **limits
+    )
     planes = toy_planes(size=4).requires_grad_()
-    origins, directions = (ray[:, ::3].clone().requires_grad_() for ray in sample_rays(*unpack_label(cameras((0.3, 0.1), focal=4.0)), 3))
+    origins, directions = (
+        ray[:, ::3].clone().requires_grad_()
+        for ray in sample_rays(*unpack_label(cameras((0.3, 0.1), focal=4.0)), 3)
+    )
 
     def pictures(planes: Tensor, origins: Tensor, directions: Tensor) -> tuple[Tensor, ...]:
-        return tuple(render_rays(planes, toy_decoder, origins, directions, config, deterministic=True))
+        return tuple(
+            render_rays(planes, toy_decoder, origins, directions, config, deterministic=True)
+        )
 
     assert torch.autograd.gradcheck(pictures, (planes, origins, directions))
 

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests import references
-from training.rendering.sampling import draw_offsets, importance_depths, invert_cdf, smooth_weights, stratified_depths
+from training.rendering.sampling import (
+    draw_offsets,
+    importance_depths,
+    invert_cdf,
+    smooth_weights,
+    stratified_depths,
+)
 
 PLACEMENTS = ["interval", "released"]
 
@@ -35,11 +41,18 @@ def test_offsets() -> None:
     for deterministic in (True, False):
         coarse, fine = draw_offsets(near, 4, 5, deterministic)
         assert fine is not None
-        assert (coarse.shape, fine.shape, coarse.dtype, fine.dtype) == ((2, 3, 4), (2, 3, 5), near.dtype, near.dtype)
+        assert (coarse.shape, fine.shape, coarse.dtype, fine.dtype) == (
+            (2, 3, 4),
+            (2, 3, 5),
+            near.dtype,
+            near.dtype,
+        )
         assert draw_offsets(near, 4, 0, deterministic).fine is None
     fixed = draw_offsets(near, 4, 5, deterministic=True)
     assert torch.all(fixed.coarse == 0.5)
-    torch.testing.assert_close(fixed.fine, torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]).double().expand(2, 3, 5))
+    torch.testing.assert_close(
+        fixed.fine, torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]).double().expand(2, 3, 5)
+    )
 
 
 def test_offsets_are_drawn_in_one_order() -> None:
@@ -53,7 +66,10 @@ def test_offsets_are_drawn_in_one_order() -> None:
 
 @pytest.mark.parametrize("count", [2, 5, 48])
 def test_deterministic_depths(count: int) -> None:
-    near, far = torch.rand(2, 3, 1, dtype=torch.float64), 2 + torch.rand(2, 3, 1, dtype=torch.float64)
+    near, far = (
+        torch.rand(2, 3, 1, dtype=torch.float64),
+        2 + torch.rand(2, 3, 1, dtype=torch.float64),
+    )
     depths = stratified_depths(near, far, draw_offsets(near, count, 0, deterministic=True).coarse)
     for sample in range(2):
         for ray in range(3):
@@ -72,7 +88,9 @@ def test_random_depths_are_uniform_in_their_strata() -> None:
     torch.testing.assert_close(histogram / u.numel(), torch.full((10,), 0.1), atol=0.01, rtol=0)
     assert (u[0, :, 0] - u[0, :, 1]).abs().mean() > 0.3, "a draw for every sample"
     assert (u[0, 0] - u[0, 1]).abs().mean() > 0, "and for every ray"
-    assert not torch.equal(depths, stratified_depths(near, far, draw_offsets(near, 8, 0, deterministic=False).coarse))
+    assert not torch.equal(
+        depths, stratified_depths(near, far, draw_offsets(near, 8, 0, deterministic=False).coarse)
+    )
 
 
 @settings(max_examples=50, derandomize=True)
@@ -90,8 +108,12 @@ def test_smoothing(weights: list[float]) -> None:
 )
 def test_inverse_cdf(weights: list[float], u: list[float], seed: int) -> None:
     edges = np.cumsum(np.random.default_rng(seed).random(len(weights) + 1))
-    result = invert_cdf(*(torch.tensor(value, dtype=torch.float64) for value in (edges, weights, u)))
-    np.testing.assert_allclose(result, [references.invert_cdf(edges, np.array(weights), value) for value in u], rtol=1e-9)
+    result = invert_cdf(
+        *(torch.tensor(value, dtype=torch.float64) for value in (edges, weights, u))
+    )
+    np.testing.assert_allclose(
+        result, [references.invert_cdf(edges, np.array(weights), value) for value in u], rtol=1e-9
+    )
     assert torch.all((result >= edges[0] - 1e-9) & (result <= edges[-1] + 1e-9))
 
 
@@ -104,7 +126,10 @@ def test_inverse_cdf_at_the_bins_edges() -> None:
 
 def test_inverse_cdf_searches_the_upper_bound() -> None:
     """At the end of a bin too narrow to be divided by, the next bin begins."""
-    edges, weights = torch.tensor([1.0, 2.0, 4.0, 5.0]).double(), torch.tensor([1.0, 0.0, 1.0]).double()
+    edges, weights = (
+        torch.tensor([1.0, 2.0, 4.0, 5.0]).double(),
+        torch.tensor([1.0, 0.0, 1.0]).double(),
+    )
     cdf = torch.cumsum((weights + 1e-5) / (weights + 1e-5).sum(), dim=0)
     assert invert_cdf(edges, weights, cdf[1:2]).item() == 4.0
 
@@ -119,12 +144,16 @@ def test_importance_depths(placement, coarse: int, fine: int) -> None:
     assert torch.all(result.diff(dim=-1) > 0)
     for sample in range(2):
         for ray in range(3):
-            expected = references.importance_depths(depths[sample, ray].numpy(), weights[sample, ray].numpy(), fine, placement)
+            expected = references.importance_depths(
+                depths[sample, ray].numpy(), weights[sample, ray].numpy(), fine, placement
+            )
             np.testing.assert_allclose(result[sample, ray], expected, rtol=1e-9)
 
 
 def test_where_a_single_weight_puts_its_samples() -> None:
-    """`interval` centres them on the interval that has the weight, `released` half a step nearer."""
+    """`interval` centres them on the interval that has the weight, `released` half a step
+    nearer.
+    """
     depths, weights = torch.arange(20.0).view(1, 1, 20), torch.zeros(1, 1, 19)
     weights[..., 9] = 1.0
     u = fine_offsets(depths, 1000)
@@ -136,21 +165,35 @@ def test_where_a_single_weight_puts_its_samples() -> None:
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_random_depths_follow_the_weights(placement) -> None:
     depths, weights = random_ray_depths(1, 8)[:1].float(), torch.rand(1, 1, 7)
-    random = importance_depths(depths, weights, fine_offsets(depths, 20000, False), placement)[0, 0].sort().values
+    random = (
+        importance_depths(depths, weights, fine_offsets(depths, 20000, False), placement)[0, 0]
+        .sort()
+        .values
+    )
     even = importance_depths(depths, weights, fine_offsets(depths, 20000), placement)[0, 0]
     ranks = torch.searchsorted(even, random) / 20000
     torch.testing.assert_close(ranks, torch.arange(20000) / 20000, atol=0.015, rtol=0)
-    assert not torch.equal(random, importance_depths(depths, weights, fine_offsets(depths, 20000, False), placement)[0, 0].sort().values)
+    assert not torch.equal(
+        random,
+        importance_depths(depths, weights, fine_offsets(depths, 20000, False), placement)[0, 0]
+        .sort()
+        .values,
+    )
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_no_gradient_flows_into_fine_depths(placement) -> None:
-    depths, weights = random_ray_depths(2, 6).requires_grad_(), torch.rand(2, 2, 5, dtype=torch.float64, requires_grad=True)
+    depths, weights = (
+        random_ray_depths(2, 6).requires_grad_(),
+        torch.rand(2, 2, 5, dtype=torch.float64, requires_grad=True),
+    )
     assert not importance_depths(depths, weights, fine_offsets(depths, 4), placement).requires_grad
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_empty_rays_are_sampled_evenly(placement) -> None:
     depths = torch.arange(10.0).view(1, 1, 10)
-    result = importance_depths(depths, torch.zeros(1, 1, 9), fine_offsets(depths, 9), placement)[0, 0]
+    result = importance_depths(depths, torch.zeros(1, 1, 9), fine_offsets(depths, 9), placement)[
+        0, 0
+    ]
     torch.testing.assert_close(result.diff(), result.diff().mean().expand(8))

@@ -1,9 +1,12 @@
-// What CPU kernels share: the instruction set of ATen's vectors, conversions, and dense tensors seen as runs of one channel.
+// What CPU kernels share: the instruction set of ATen's vectors, conversions, and dense tensors
+// seen as runs of one channel.
 #pragma once
 
-// ATen's vector classes take their instruction set from these macros, which it leaves to whoever compiles against its headers.
+// ATen's vector classes take their instruction set from these macros, which it leaves to whoever
+// compiles against its headers.
 #ifndef CPU_CAPABILITY
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__) && defined(__FMA__)
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && \
+    defined(__AVX512VL__) && defined(__FMA__)
 #define CPU_CAPABILITY AVX512
 #define CPU_CAPABILITY_AVX512
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -70,7 +73,8 @@ inline void load_block(const T* from, const compute_t<T>* shift, compute_t<T>* t
 
 // The same numbers in `room`, or in place where there is nothing to convert or add.
 template <typename T>
-inline const compute_t<T>* view_block(const T* from, const compute_t<T>* shift, compute_t<T>* room, int64_t n) {
+inline const compute_t<T>* view_block(const T* from, const compute_t<T>* shift, compute_t<T>* room,
+                                      int64_t n) {
   if constexpr (std::is_same_v<T, compute_t<T>>) {
     if (shift == nullptr) {
       return from;
@@ -87,13 +91,15 @@ inline void store_block(const float* from, T* to, int64_t n) {
   using Narrow = Vectorized<T>;
   int64_t i = 0;
   for (; i + Narrow::size() <= n; i += Narrow::size()) {
-    at::vec::convert_from_float<T>(V::loadu(from + i), V::loadu(from + i + V::size())).store(to + i);
+    at::vec::convert_from_float<T>(V::loadu(from + i), V::loadu(from + i + V::size()))
+        .store(to + i);
   }
   if (i < n) {
     const int64_t low = std::min<int64_t>(V::size(), n - i);
     const int64_t high = n - i - low;
     const V second = high > 0 ? V::loadu(from + i + V::size(), high) : V(0.0f);
-    at::vec::convert_from_float<T>(V::loadu(from + i, low), second).store(to + i, static_cast<int>(n - i));
+    at::vec::convert_from_float<T>(V::loadu(from + i, low), second)
+        .store(to + i, static_cast<int>(n - i));
   }
 }
 
@@ -111,7 +117,8 @@ inline bool same_layout(const at::Tensor& a, const at::Tensor& b) {
   return true;
 }
 
-// `x` in the layout of the dense tensor `model`, which has its sizes; a copy only where the layouts differ.
+// `x` in the layout of the dense tensor `model`, which has its sizes; a copy only where the layouts
+// differ.
 inline at::Tensor dense_like(const at::Tensor& x, const at::Tensor& model) {
   return same_layout(x, model) ? x : at::empty_like(model, x.options()).copy_(x);
 }

@@ -1,5 +1,5 @@
-// The activations of bias_act: value, grad * first derivative, grad * second derivative, and passes of them over blocks of numbers.
-// All pass NaN on as PyTorch's own do.
+// The activations of bias_act: value, grad * first derivative, grad * second derivative, and passes
+// of them over blocks of numbers. All pass NaN on as PyTorch's own do.
 #pragma once
 
 #include "common.h"
@@ -9,8 +9,8 @@
 
 namespace open_eg3d::pointwise {
 
-// V is one number in piecewise linear activations, whose loops the compiler makes better vectors of than ATen's classes do, else a
-// vector.
+// V is one number in piecewise linear activations, whose loops the compiler makes better vectors of
+// than ATen's classes do, else a vector.
 
 template <typename T>
 T choose(bool condition, T yes, T no) {
@@ -18,7 +18,8 @@ T choose(bool condition, T yes, T no) {
 }
 
 template <typename T>
-Vectorized<T> choose(const Vectorized<T>& condition, const Vectorized<T>& yes, const Vectorized<T>& no) {
+Vectorized<T> choose(const Vectorized<T>& condition, const Vectorized<T>& yes,
+                     const Vectorized<T>& no) {
   return Vectorized<T>::blendv(no, yes, condition);
 }
 
@@ -35,37 +36,57 @@ V sigmoid(V x) {
 struct Linear {
   static constexpr bool kIsPiecewiseLinear = true;
   template <typename V>
-  static V value(V x, V) { return x; }
+  static V value(V x, V) {
+    return x;
+  }
   template <typename V>
-  static V first(V grad, V, V) { return grad; }
+  static V first(V grad, V, V) {
+    return grad;
+  }
   template <typename V>
-  static V second(V, V) { return V(0); }
+  static V second(V, V) {
+    return V(0);
+  }
 };
 
 struct Relu {
   static constexpr bool kIsPiecewiseLinear = true;
   template <typename V>
-  static V value(V x, V) { return choose(x <= V(0), V(0), x); }
+  static V value(V x, V) {
+    return choose(x <= V(0), V(0), x);
+  }
   template <typename V>
-  static V first(V grad, V x, V) { return choose(x <= V(0), V(0), grad); }
+  static V first(V grad, V x, V) {
+    return choose(x <= V(0), V(0), grad);
+  }
   template <typename V>
-  static V second(V, V) { return V(0); }
+  static V second(V, V) {
+    return V(0);
+  }
 };
 
 struct LeakyRelu {
   static constexpr bool kIsPiecewiseLinear = true;
   template <typename V>
-  static V value(V x, V alpha) { return choose(x > V(0), x, x * alpha); }
+  static V value(V x, V alpha) {
+    return choose(x > V(0), x, x * alpha);
+  }
   template <typename V>
-  static V first(V grad, V x, V alpha) { return choose(x > V(0), grad, grad * alpha); }
+  static V first(V grad, V x, V alpha) {
+    return choose(x > V(0), grad, grad * alpha);
+  }
   template <typename V>
-  static V second(V, V) { return V(0); }
+  static V second(V, V) {
+    return V(0);
+  }
 };
 
 struct Tanh {
   static constexpr bool kIsPiecewiseLinear = false;
   template <typename V>
-  static V value(V x, V) { return x.tanh(); }
+  static V value(V x, V) {
+    return x.tanh();
+  }
   template <typename V>
   static V first(V grad, V x, V) {
     const V y = x.tanh();
@@ -81,7 +102,9 @@ struct Tanh {
 struct Sigmoid {
   static constexpr bool kIsPiecewiseLinear = false;
   template <typename V>
-  static V value(V x, V) { return sigmoid(x); }
+  static V value(V x, V) {
+    return sigmoid(x);
+  }
   template <typename V>
   static V first(V grad, V x, V) {
     const V y = sigmoid(x);
@@ -97,11 +120,17 @@ struct Sigmoid {
 struct Elu {
   static constexpr bool kIsPiecewiseLinear = false;
   template <typename V>
-  static V value(V x, V) { return choose(x > V(0), x, x.expm1()); }
+  static V value(V x, V) {
+    return choose(x > V(0), x, x.expm1());
+  }
   template <typename V>
-  static V first(V grad, V x, V) { return choose(x > V(0), grad, grad * x.exp()); }
+  static V first(V grad, V x, V) {
+    return choose(x > V(0), grad, grad * x.exp());
+  }
   template <typename V>
-  static V second(V grad, V x) { return choose(x > V(0), V(0), grad * x.exp()); }
+  static V second(V grad, V x) {
+    return choose(x > V(0), V(0), grad * x.exp());
+  }
 };
 
 struct Selu {
@@ -109,20 +138,30 @@ struct Selu {
   static constexpr double kAlpha = 1.6732632423543772848170429916717;
   static constexpr double kScale = 1.0507009873554804934193349852946;
   template <typename V>
-  static V value(V x, V) { return V(kScale) * choose(x > V(0), x, V(kAlpha) * x.expm1()); }
+  static V value(V x, V) {
+    return V(kScale) * choose(x > V(0), x, V(kAlpha) * x.expm1());
+  }
   template <typename V>
-  static V first(V grad, V x, V) { return V(kScale) * choose(x > V(0), grad, grad * V(kAlpha) * x.exp()); }
+  static V first(V grad, V x, V) {
+    return V(kScale) * choose(x > V(0), grad, grad * V(kAlpha) * x.exp());
+  }
   template <typename V>
-  static V second(V grad, V x) { return choose(x > V(0), V(0), grad * V(kScale * kAlpha) * x.exp()); }
+  static V second(V grad, V x) {
+    return choose(x > V(0), V(0), grad * V(kScale * kAlpha) * x.exp());
+  }
 };
 
 struct Softplus {
   static constexpr bool kIsPiecewiseLinear = false;
   static constexpr double kLinearFrom = 20;  // beyond, PyTorch takes the function for the identity
   template <typename V>
-  static V value(V x, V) { return choose(x > V(kLinearFrom), x, x.exp().log1p()); }
+  static V value(V x, V) {
+    return choose(x > V(kLinearFrom), x, x.exp().log1p());
+  }
   template <typename V>
-  static V first(V grad, V x, V) { return choose(x > V(kLinearFrom), grad, grad * sigmoid(x)); }
+  static V first(V grad, V x, V) {
+    return choose(x > V(kLinearFrom), grad, grad * sigmoid(x));
+  }
   template <typename V>
   static V second(V grad, V x) {
     const V y = sigmoid(x);
@@ -133,7 +172,9 @@ struct Softplus {
 struct Swish {
   static constexpr bool kIsPiecewiseLinear = false;
   template <typename V>
-  static V value(V x, V) { return x / (one<V>() + x.neg().exp()); }
+  static V value(V x, V) {
+    return x / (one<V>() + x.neg().exp());
+  }
   template <typename V>
   static V first(V grad, V x, V) {
     const V y = sigmoid(x);
@@ -157,14 +198,17 @@ struct Settings {
 template <typename acc_t>
 struct Passes {
   using Value = void (*)(const acc_t* x, acc_t* y, int64_t n, const Settings& s);
-  using Slope = void (*)(const acc_t* at, const acc_t* grad, acc_t* result, int64_t n, const Settings& s);
+  using Slope = void (*)(const acc_t* at, const acc_t* grad, acc_t* result, int64_t n,
+                         const Settings& s);
   Value value;        // y = clamp(gain * act(x))
   Slope from_input;   // result = grad * slope at x
-  Slope from_output;  // the same, given y; for piecewise linear activations of positive gain and slopes
+  Slope from_output;  // the same, given y; for piecewise linear activations of positive gain and
+                      // slopes
   Slope second;       // result = grad * second derivative at x
 };
 
-// to[i] = step(first[i], second[i]) for i < n, in numbers or vectors as suits the activation. `to` may be either operand.
+// to[i] = step(first[i], second[i]) for i < n, in numbers or vectors as suits the activation. `to`
+// may be either operand.
 template <typename Act, typename acc_t, typename Step>
 inline void map(const acc_t* first, const acc_t* second, acc_t* to, int64_t n, Step step) {
   if constexpr (Act::kIsPiecewiseLinear) {
@@ -179,7 +223,8 @@ inline void map(const acc_t* first, const acc_t* second, acc_t* to, int64_t n, S
       step(V::loadu(first + i), V::loadu(second + i)).store(to + i);
     }
     if (i < n) {
-      step(V::loadu(first + i, n - i), V::loadu(second + i, n - i)).store(to + i, static_cast<int>(n - i));
+      step(V::loadu(first + i, n - i), V::loadu(second + i, n - i))
+          .store(to + i, static_cast<int>(n - i));
     }
   }
 }
@@ -206,10 +251,12 @@ V through_clamp(V grad, V at, V alpha, V gain, V bound) {
 }
 
 template <typename Act, typename acc_t>
-void from_input_pass(const acc_t* x, const acc_t* grad, acc_t* result, int64_t n, const Settings& s) {
+void from_input_pass(const acc_t* x, const acc_t* grad, acc_t* result, int64_t n,
+                     const Settings& s) {
   const acc_t alpha = s.alpha, gain = s.gain, bound = s.clamp.value_or(0);
   if (!s.clamp) {
-    map<Act>(x, grad, result, n, [=]<typename V>(V at, V g) { return Act::first(g * V(gain), at, V(alpha)); });
+    map<Act>(x, grad, result, n,
+             [=]<typename V>(V at, V g) { return Act::first(g * V(gain), at, V(alpha)); });
     return;
   }
   map<Act>(x, grad, result, n, [=]<typename V>(V at, V g) {
@@ -218,10 +265,12 @@ void from_input_pass(const acc_t* x, const acc_t* grad, acc_t* result, int64_t n
 }
 
 template <typename Act, typename acc_t>
-void from_output_pass(const acc_t* y, const acc_t* grad, acc_t* result, int64_t n, const Settings& s) {
+void from_output_pass(const acc_t* y, const acc_t* grad, acc_t* result, int64_t n,
+                      const Settings& s) {
   const acc_t alpha = s.alpha, gain = s.gain, bound = s.clamp.value_or(0);
   if (!s.clamp) {
-    map<Act>(y, grad, result, n, [=]<typename V>(V at, V g) { return Act::first(g * V(gain), at, V(alpha)); });
+    map<Act>(y, grad, result, n,
+             [=]<typename V>(V at, V g) { return Act::first(g * V(gain), at, V(alpha)); });
     return;
   }
   map<Act>(y, grad, result, n, [=]<typename V>(V at, V g) {
@@ -233,7 +282,8 @@ template <typename Act, typename acc_t>
 void second_pass(const acc_t* x, const acc_t* grad, acc_t* result, int64_t n, const Settings& s) {
   const acc_t alpha = s.alpha, gain = s.gain, bound = s.clamp.value_or(0);
   if (!s.clamp) {
-    map<Act>(x, grad, result, n, [=]<typename V>(V at, V g) { return Act::second(g * V(gain), at); });
+    map<Act>(x, grad, result, n,
+             [=]<typename V>(V at, V g) { return Act::second(g * V(gain), at); });
     return;
   }
   map<Act>(x, grad, result, n, [=]<typename V>(V at, V g) {
@@ -245,7 +295,8 @@ template <typename acc_t>
 Passes<acc_t> find_passes(std::string_view name) {
   const auto of = [](auto act) {
     using Act = decltype(act);
-    return Passes<acc_t>{value_pass<Act, acc_t>, from_input_pass<Act, acc_t>, from_output_pass<Act, acc_t>, second_pass<Act, acc_t>};
+    return Passes<acc_t>{value_pass<Act, acc_t>, from_input_pass<Act, acc_t>,
+                         from_output_pass<Act, acc_t>, second_pass<Act, acc_t>};
   };
   if (name == "linear") return of(Linear());
   if (name == "relu") return of(Relu());

@@ -1,5 +1,6 @@
-// bias_act and its derivatives on the CPU. Memory is walked in order, in blocks that stay in the first-level cache: a pass that
-// loads and adds the bias, one for the activation, one that stores. What limits is the main memory, so that passes cost nothing.
+// bias_act and its derivatives on the CPU. Memory is walked in order, in blocks that stay in the
+// first-level cache: a pass that loads and adds the bias, one for the activation, one that stores.
+// What limits is the main memory, so that passes cost nothing.
 #include "activations.h"
 #include "channel_walk.h"
 
@@ -18,8 +19,8 @@ namespace {
 using namespace pointwise;
 
 template <typename T>
-void forward_kernel(const at::Tensor& x, const std::optional<at::Tensor>& bias, int64_t dim, std::string_view act, const Settings& s,
-                    const at::Tensor& y) {
+void forward_kernel(const at::Tensor& x, const std::optional<at::Tensor>& bias, int64_t dim,
+                    std::string_view act, const Settings& s, const at::Tensor& y) {
   using acc_t = compute_t<T>;
   if (y.numel() == 0) {
     return;
@@ -47,10 +48,13 @@ void forward_kernel(const at::Tensor& x, const std::optional<at::Tensor>& bias, 
   });
 }
 
-// result = (grad + shift) * times * slope(at + bias), and its sums a channel unless `sums` is empty; `times` is null for the first derivative.
+// result = (grad + shift) * times * slope(at + bias), and its sums a channel unless `sums` is
+// empty; `times` is null for the first derivative.
 template <typename T>
-void slope_kernel(const at::Tensor& grad, const std::optional<at::Tensor>& shift, const at::Tensor* times, const at::Tensor& at,
-                  const std::optional<at::Tensor>& bias, int64_t dim, typename Passes<compute_t<T>>::Slope pass, const Settings& s,
+void slope_kernel(const at::Tensor& grad, const std::optional<at::Tensor>& shift,
+                  const at::Tensor* times, const at::Tensor& at,
+                  const std::optional<at::Tensor>& bias, int64_t dim,
+                  typename Passes<compute_t<T>>::Slope pass, const Settings& s,
                   const at::Tensor& result, const at::Tensor& sums) {
   using acc_t = compute_t<T>;
   if (result.numel() == 0) {
@@ -73,8 +77,10 @@ void slope_kernel(const at::Tensor& grad, const std::optional<at::Tensor>& shift
       const acc_t* shift_of_unit = shifts.of_unit(u, shift_room);
       std::fill(unit_sums.begin(), unit_sums.end(), acc_t(0));
       for_blocks(walk, u, [&](int64_t i, int64_t n, int64_t offset) {
-        const acc_t* at_block = view_block(where + i, shifted(bias_of_unit, offset), at_room.data(), n);
-        const acc_t* grad_block = view_block(from + i, shifted(shift_of_unit, offset), grad_room.data(), n);
+        const acc_t* at_block =
+            view_block(where + i, shifted(bias_of_unit, offset), at_room.data(), n);
+        const acc_t* grad_block =
+            view_block(from + i, shifted(shift_of_unit, offset), grad_room.data(), n);
         if (factors != nullptr) {
           const acc_t* factor_block = view_block<T>(factors + i, nullptr, factor_room.data(), n);
           multiply_block(grad_block, factor_block, grad_room.data(), n);
@@ -95,29 +101,39 @@ void slope_kernel(const at::Tensor& grad, const std::optional<at::Tensor>& shift
   if (wants_sum) channel_sums.write(sums);
 }
 
-void check_channels(const at::Tensor& x, const std::optional<at::Tensor>& values, int64_t dim, const char* what) {
-  TORCH_CHECK(x.dim() == 0 || (dim >= 0 && dim < x.dim()), "bias_act: no dimension ", dim, " in a tensor of ", x.dim());
+void check_channels(const at::Tensor& x, const std::optional<at::Tensor>& values, int64_t dim,
+                    const char* what) {
+  TORCH_CHECK(x.dim() == 0 || (dim >= 0 && dim < x.dim()), "bias_act: no dimension ", dim,
+              " in a tensor of ", x.dim());
   if (values) {
-    TORCH_CHECK(values->dim() == 1 && x.dim() > 0 && values->size(0) == x.size(dim) && values->scalar_type() == x.scalar_type(),
-                "bias_act: ", what, " must have as many elements as dimension ", dim, ", and the same dtype");
+    TORCH_CHECK(values->dim() == 1 && x.dim() > 0 && values->size(0) == x.size(dim) &&
+                    values->scalar_type() == x.scalar_type(),
+                "bias_act: ", what, " must have as many elements as dimension ", dim,
+                ", and the same dtype");
   }
 }
 
-// Sizes and dtype of a second operand are checked, for its memory is read by the layout of the first.
+// Sizes and dtype of a second operand are checked, for its memory is read by the layout of the
+// first.
 void check_alike(const at::Tensor& x, const at::Tensor& other) {
-  TORCH_CHECK(x.sizes() == other.sizes() && x.scalar_type() == other.scalar_type(), "bias_act: gradient of another size or dtype");
+  TORCH_CHECK(x.sizes() == other.sizes() && x.scalar_type() == other.scalar_type(),
+              "bias_act: gradient of another size or dtype");
 }
 
-// The clamp's bound as numbers of type T have it, so that a saved output that was clamped is known again.
+// The clamp's bound as numbers of type T have it, so that a saved output that was clamped is known
+// again.
 template <typename T>
 Settings rounded_settings(double alpha, double gain, std::optional<double> clamp) {
-  return {alpha, gain, clamp ? std::optional<double>(static_cast<double>(static_cast<T>(*clamp))) : std::nullopt};
+  return {
+      alpha, gain,
+      clamp ? std::optional<double>(static_cast<double>(static_cast<T>(*clamp))) : std::nullopt};
 }
 
-#define DISPATCH(DTYPE, ...) AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, DTYPE, "bias_act", __VA_ARGS__)
+#define DISPATCH(DTYPE, ...) \
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, DTYPE, "bias_act", __VA_ARGS__)
 
-at::Tensor bias_act(const at::Tensor& x, const std::optional<at::Tensor>& bias, int64_t dim, c10::string_view act, double alpha,
-                    double gain, std::optional<double> clamp) {
+at::Tensor bias_act(const at::Tensor& x, const std::optional<at::Tensor>& bias, int64_t dim,
+                    c10::string_view act, double alpha, double gain, std::optional<double> clamp) {
   check_channels(x, bias, dim, "bias");
   const at::Tensor y = at::empty_like(x);
   const bool is_dense = same_layout(x, y);
@@ -125,7 +141,8 @@ at::Tensor bias_act(const at::Tensor& x, const std::optional<at::Tensor>& bias, 
     y.copy_(x);  // then in place: no second buffer
   }
   DISPATCH(x.scalar_type(), [&] {
-    forward_kernel<scalar_t>(is_dense ? x : y, bias, dim, act, rounded_settings<scalar_t>(alpha, gain, clamp), y);
+    forward_kernel<scalar_t>(is_dense ? x : y, bias, dim, act,
+                             rounded_settings<scalar_t>(alpha, gain, clamp), y);
   });
   return y;
 }
@@ -134,10 +151,10 @@ at::Tensor empty_sums(const at::Tensor& x, int64_t dim, bool wants_sum) {
   return at::empty({wants_sum ? x.size(dim) : 0}, x.options());
 }
 
-std::tuple<at::Tensor, at::Tensor> bias_act_backward(const at::Tensor& grad, const std::optional<at::Tensor>& shift,
-                                                     const at::Tensor& saved, const std::optional<at::Tensor>& bias, int64_t dim,
-                                                     c10::string_view act, double alpha, double gain, std::optional<double> clamp,
-                                                     bool is_output, bool wants_sum) {
+std::tuple<at::Tensor, at::Tensor> bias_act_backward(
+    const at::Tensor& grad, const std::optional<at::Tensor>& shift, const at::Tensor& saved,
+    const std::optional<at::Tensor>& bias, int64_t dim, c10::string_view act, double alpha,
+    double gain, std::optional<double> clamp, bool is_output, bool wants_sum) {
   check_channels(saved, bias, dim, "bias");
   check_channels(saved, shift, dim, "shift");
   check_alike(saved, grad);
@@ -148,15 +165,16 @@ std::tuple<at::Tensor, at::Tensor> bias_act_backward(const at::Tensor& grad, con
   DISPATCH(saved.scalar_type(), [&] {
     const auto passes = find_passes<compute_t<scalar_t>>(act);
     const auto pass = is_output ? passes.from_output : passes.from_input;
-    slope_kernel<scalar_t>(g, shift, nullptr, at, bias, dim, pass, rounded_settings<scalar_t>(alpha, gain, clamp), result, sums);
+    slope_kernel<scalar_t>(g, shift, nullptr, at, bias, dim, pass,
+                           rounded_settings<scalar_t>(alpha, gain, clamp), result, sums);
   });
   return {result, sums};
 }
 
-std::tuple<at::Tensor, at::Tensor> bias_act_double_backward(const at::Tensor& factor, const std::optional<at::Tensor>& shift,
-                                                            const at::Tensor& grad, const at::Tensor& x,
-                                                            const std::optional<at::Tensor>& bias, int64_t dim, c10::string_view act,
-                                                            double alpha, double gain, std::optional<double> clamp, bool wants_sum) {
+std::tuple<at::Tensor, at::Tensor> bias_act_double_backward(
+    const at::Tensor& factor, const std::optional<at::Tensor>& shift, const at::Tensor& grad,
+    const at::Tensor& x, const std::optional<at::Tensor>& bias, int64_t dim, c10::string_view act,
+    double alpha, double gain, std::optional<double> clamp, bool wants_sum) {
   check_channels(x, bias, dim, "bias");
   check_channels(x, shift, dim, "shift");
   check_alike(x, grad);
@@ -168,7 +186,8 @@ std::tuple<at::Tensor, at::Tensor> bias_act_double_backward(const at::Tensor& fa
   const at::Tensor sums = empty_sums(x, dim, wants_sum);
   DISPATCH(x.scalar_type(), [&] {
     const auto pass = find_passes<compute_t<scalar_t>>(act).second;
-    slope_kernel<scalar_t>(f, shift, &g, at, bias, dim, pass, rounded_settings<scalar_t>(alpha, gain, clamp), result, sums);
+    slope_kernel<scalar_t>(f, shift, &g, at, bias, dim, pass,
+                           rounded_settings<scalar_t>(alpha, gain, clamp), result, sums);
   });
   return {result, sums};
 }

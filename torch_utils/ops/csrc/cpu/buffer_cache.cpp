@@ -1,7 +1,8 @@
 // Keeps the freed buffers of CPU tensors for later ones of about the same size.
 //
-// The C library gives large buffers back to the system at once, and the next tensor pays a page fault for every 4 KB that it touches:
-// several times the price of writing it. Training asks for the same sizes in every step.
+// The C library gives large buffers back to the system at once, and the next tensor pays a page
+// fault for every 4 KB that it touches: several times the price of writing it. Training asks for
+// the same sizes in every step.
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
@@ -18,7 +19,7 @@ namespace open_eg3d {
 namespace {
 
 constexpr size_t kSmallest = 64 << 10;  // smaller buffers are the C library's business
-constexpr size_t kSlack = 8;  // a buffer serves requests that waste up to an eighth of it
+constexpr size_t kSlack = 8;            // a buffer serves requests that waste up to an eighth of it
 
 class BufferCache final : public c10::Allocator {
  public:
@@ -29,7 +30,9 @@ class BufferCache final : public c10::Allocator {
 
   c10::DeleterFnPtr raw_deleter() const override { return &release; }
 
-  void copy_data(void* target, const void* source, size_t bytes) const override { default_copy_data(target, source, bytes); }
+  void copy_data(void* target, const void* source, size_t bytes) const override {
+    default_copy_data(target, source, bytes);
+  }
 
   // Keep at most `bytes` of freed memory from now on.
   void set_limit(size_t bytes) {
@@ -56,7 +59,8 @@ class BufferCache final : public c10::Allocator {
       const std::lock_guard lock(mutex_);
       const auto fitting = kept_.lower_bound(bytes);
       if (fitting != kept_.end() && fitting->first - bytes <= fitting->first / kSlack) {
-        const auto best = std::prev(kept_.upper_bound(fitting->first));  // freed last: the likeliest to be in the processor's cache
+        const auto best = std::prev(kept_.upper_bound(
+            fitting->first));  // freed last: the likeliest to be in the processor's cache
         void* data = best->second.data;
         used_[data] = best->first;
         kept_bytes_ -= best->first;

@@ -1,4 +1,5 @@
-// A walk over a dense tensor in memory order that knows the channel of every element, and sums a channel in a fixed order.
+// A walk over a dense tensor in memory order that knows the channel of every element, and sums a
+// channel in a fixed order.
 #pragma once
 
 #include "common.h"
@@ -11,13 +12,15 @@
 
 namespace open_eg3d::pointwise {
 
-constexpr int64_t kBlock = 1024;      // elements
-constexpr int64_t kUnit = 32 * 1024;  // elements that one thread takes at a time, and that a partial sum goes over
-constexpr int64_t kLongRun = 256;     // from here on a run of one channel is a loop of its own
+constexpr int64_t kBlock = 1024;  // elements
+constexpr int64_t kUnit =
+    32 * 1024;  // elements that one thread takes at a time, and that a partial sum goes over
+constexpr int64_t kLongRun = 256;  // from here on a run of one channel is a loop of its own
 
-// In memory order a dense tensor repeats its channels, each a run of `inner` elements, whatever its memory format. Work is cut into
-// units that depend on the sizes alone, so that sums come out the same on any number of threads. Long runs are cut into units of
-// one channel; of short runs a unit holds many, and a pattern of `period` elements (a multiple of all channels' runs) repeats in it.
+// In memory order a dense tensor repeats its channels, each a run of `inner` elements, whatever its
+// memory format. Work is cut into units that depend on the sizes alone, so that sums come out the
+// same on any number of threads. Long runs are cut into units of one channel; of short runs a unit
+// holds many, and a pattern of `period` elements (a multiple of all channels' runs) repeats in it.
 struct Walk {  // of a tensor that is not empty
   int64_t numel, channels, inner;
   bool is_long;
@@ -36,9 +39,15 @@ struct Walk {  // of a tensor that is not empty
     units = is_long ? numel / inner * units_per_run : at::divup(numel, unit);
   }
 
-  int64_t start(int64_t u) const { return is_long ? u / units_per_run * inner + u % units_per_run * unit : u * unit; }
-  int64_t end(int64_t u) const { return std::min(start(u) + unit, is_long ? (u / units_per_run + 1) * inner : numel); }
-  int64_t channel(int64_t u) const { return u / units_per_run % channels; }  // of a unit of a long run
+  int64_t start(int64_t u) const {
+    return is_long ? u / units_per_run * inner + u % units_per_run * unit : u * unit;
+  }
+  int64_t end(int64_t u) const {
+    return std::min(start(u) + unit, is_long ? (u / units_per_run + 1) * inner : numel);
+  }
+  int64_t channel(int64_t u) const {
+    return u / units_per_run % channels;
+  }  // of a unit of a long run
   int64_t sums_per_unit() const { return is_long ? 1 : channels; }
 };
 
@@ -80,9 +89,7 @@ class Pattern {
   std::vector<acc_t> values_, spread_;
 };
 
-inline int64_t grain(const Walk& walk) {
-  return std::max<int64_t>(1, kUnit / walk.unit);
-}
+inline int64_t grain(const Walk& walk) { return std::max<int64_t>(1, kUnit / walk.unit); }
 
 // Calls body(first element, how many, offset in the period) for the blocks of unit `u`.
 template <typename Body>
@@ -117,13 +124,15 @@ inline const acc_t* shifted(const acc_t* pattern, int64_t offset) {
   return pattern == nullptr ? nullptr : pattern + offset;
 }
 
-// Sums of gradients a channel: blocks are added to a period's worth of sums, a unit's sums folded, units added in their order.
+// Sums of gradients a channel: blocks are added to a period's worth of sums, a unit's sums folded,
+// units added in their order.
 template <typename T>
 class ChannelSums {
   using acc_t = compute_t<T>;
 
  public:
-  explicit ChannelSums(const Walk& walk) : walk_(walk), partial_(walk.units * walk.sums_per_unit(), 0) {}
+  explicit ChannelSums(const Walk& walk)
+      : walk_(walk), partial_(walk.units * walk.sums_per_unit(), 0) {}
 
   // Adds up `sums`, which it uses as scratch: halves upon halves where all are of one channel.
   void fold(int64_t u, std::vector<acc_t>& sums) {

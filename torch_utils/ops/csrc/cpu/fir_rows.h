@@ -1,4 +1,5 @@
-// Sums of weighted rows, the inner loops of the FIR kernels, and the shuffling of rows between pixels and phases.
+// Sums of weighted rows, the inner loops of the FIR kernels, and the shuffling of rows between
+// pixels and phases.
 #pragma once
 
 #include "cpu/numbers.h"
@@ -9,7 +10,8 @@ constexpr int kRowsAtOnce = 4;
 
 // to[i] (+)= sum of weights[k] * rows[k][i], for a number of rows that the compiler knows.
 template <int kCount, bool kAdd, class Stored>
-inline void add_rows(const Stored* const* rows, const Sum<Stored>* weights, Sum<Stored>* __restrict__ to, int64_t size) {
+inline void add_rows(const Stored* const* rows, const Sum<Stored>* weights,
+                     Sum<Stored>* __restrict__ to, int64_t size) {
   const Stored* row[kCount];
   Sum<Stored> weight[kCount];
   for (int k = 0; k < kCount; ++k) row[k] = rows[k], weight[k] = weights[k];
@@ -21,7 +23,8 @@ inline void add_rows(const Stored* const* rows, const Sum<Stored>* weights, Sum<
 }
 
 template <bool kAdd, class Stored>
-inline void add_some_rows(int count, const Stored* const* rows, const Sum<Stored>* weights, Sum<Stored>* to, int64_t size) {
+inline void add_some_rows(int count, const Stored* const* rows, const Sum<Stored>* weights,
+                          Sum<Stored>* to, int64_t size) {
   static_assert(kRowsAtOnce == 4);
   if (count == 1) add_rows<1, kAdd>(rows, weights, to, size);
   if (count == 2) add_rows<2, kAdd>(rows, weights, to, size);
@@ -31,7 +34,8 @@ inline void add_some_rows(int count, const Stored* const* rows, const Sum<Stored
 
 // to = (to if `add`) + sum of count rows, each times its weight. No row may overlap `to`.
 template <class Stored>
-inline void weigh_rows(int64_t count, const Stored* const* rows, const Sum<Stored>* weights, Sum<Stored>* to, int64_t size, bool add) {
+inline void weigh_rows(int64_t count, const Stored* const* rows, const Sum<Stored>* weights,
+                       Sum<Stored>* to, int64_t size, bool add) {
   if (count == 0 && !add) std::fill(to, to + size, Sum<Stored>(0));
   for (int64_t k = 0; k < count; k += kRowsAtOnce) {
     const int some = static_cast<int>(std::min<int64_t>(kRowsAtOnce, count - k));
@@ -45,7 +49,8 @@ inline void weigh_rows(int64_t count, const Stored* const* rows, const Sum<Store
 
 // Pixels of `pixel` numbers, from every `step`-th place to consecutive ones.
 template <class Number>
-inline void take_every(const Number* __restrict__ from, int64_t step, Number* __restrict__ to, int64_t count, int64_t pixel) {
+inline void take_every(const Number* __restrict__ from, int64_t step, Number* __restrict__ to,
+                       int64_t count, int64_t pixel) {
   if (pixel == 1 && step == 2) {
     for (int64_t j = 0; j < count; ++j) to[j] = from[2 * j];
   } else if (pixel == 3) {
@@ -59,7 +64,8 @@ inline void take_every(const Number* __restrict__ from, int64_t step, Number* __
 
 // Pixels of `pixel` numbers, from consecutive places to every `step`-th.
 template <class Number>
-inline void put_every(const Number* __restrict__ from, Number* __restrict__ to, int64_t step, int64_t count, int64_t pixel) {
+inline void put_every(const Number* __restrict__ from, Number* __restrict__ to, int64_t step,
+                      int64_t count, int64_t pixel) {
   if (pixel == 3) {
     for (int64_t j = 0; j < count; ++j)
       for (int c = 0; c < 3; ++c) to[3 * step * j + c] = from[3 * j + c];
@@ -71,7 +77,8 @@ inline void put_every(const Number* __restrict__ from, Number* __restrict__ to, 
 
 // Two rows of single numbers, taken in turn.
 template <class Number>
-inline void zip(const Number* __restrict__ even, const Number* __restrict__ odd, Number* __restrict__ to, int64_t pairs) {
+inline void zip(const Number* __restrict__ even, const Number* __restrict__ odd,
+                Number* __restrict__ to, int64_t pairs) {
   for (int64_t j = 0; j < pairs; ++j) {
     to[2 * j] = even[j];
     to[2 * j + 1] = odd[j];

@@ -1,5 +1,5 @@
-// Sixteen planes side by side: a pixel is one number of each. FIR filters along either axis are then sums of whole pixels, whatever
-// the memory format of the images was.
+// Sixteen planes side by side: a pixel is one number of each. FIR filters along either axis are
+// then sums of whole pixels, whatever the memory format of the images was.
 #pragma once
 
 #include <algorithm>
@@ -30,7 +30,8 @@ struct Lanes {
   typedef Number Vector __attribute__((vector_size(kRegisterBytes)));
   typedef std::conditional_t<sizeof(Number) == 8, int64_t, int32_t> Integer;
   typedef Integer Mask __attribute__((vector_size(kRegisterBytes)));
-  typedef Number Place __attribute__((vector_size(kRegisterBytes), aligned(sizeof(Number)), may_alias));
+  typedef Number Place
+      __attribute__((vector_size(kRegisterBytes), aligned(sizeof(Number)), may_alias));
   static constexpr int kWidth = kRegisterBytes / sizeof(Number);
   static constexpr int kParts = kLanes / kWidth;  // registers a pixel
 
@@ -45,7 +46,8 @@ class Buffer {
  public:
   void resize(int64_t size) {
     size_ = size;
-    data_.reset(static_cast<Number*>(::operator new(std::max<int64_t>(size, 1) * sizeof(Number), kAlignment)));
+    data_.reset(static_cast<Number*>(
+        ::operator new(std::max<int64_t>(size, 1) * sizeof(Number), kAlignment)));
     std::fill_n(data_.get(), size, Number(0));
   }
   Number* data() { return data_.get(); }
@@ -61,8 +63,8 @@ class Buffer {
 };
 
 template <class Number, int kPixels, bool kAdd>
-inline void combine_some(const Number* const* rows, int64_t offset, int64_t step_in, const Number* weights, int64_t count, Number* to,
-                         int64_t step_out) {
+inline void combine_some(const Number* const* rows, int64_t offset, int64_t step_in,
+                         const Number* weights, int64_t count, Number* to, int64_t step_out) {
   using L = Lanes<Number>;
   typename L::Vector sums[kPixels][L::kParts];
   for (int i = 0; i < kPixels; ++i)
@@ -72,26 +74,32 @@ inline void combine_some(const Number* const* rows, int64_t offset, int64_t step
     const Number* row = rows[k] + offset;
     const typename L::Vector weight = L::fill(weights[k]);
     for (int i = 0; i < kPixels; ++i)
-      for (int part = 0; part < L::kParts; ++part) sums[i][part] += weight * L::load(row + i * step_in + part * L::kWidth);
+      for (int part = 0; part < L::kParts; ++part)
+        sums[i][part] += weight * L::load(row + i * step_in + part * L::kWidth);
   }
   for (int i = 0; i < kPixels; ++i)
-    for (int part = 0; part < L::kParts; ++part) L::store(sums[i][part], to + i * step_out + part * L::kWidth);
+    for (int part = 0; part < L::kParts; ++part)
+      L::store(sums[i][part], to + i * step_out + part * L::kWidth);
 }
 
 template <bool kAdd, class Number>
-inline void combine_all(const Number* const* rows, int64_t step_in, const Number* weights, int64_t count, Number* to, int64_t step_out,
-                        int64_t pixels) {
+inline void combine_all(const Number* const* rows, int64_t step_in, const Number* weights,
+                        int64_t count, Number* to, int64_t step_out, int64_t pixels) {
   constexpr int kAtOnce = 8 / Lanes<Number>::kParts;
   int64_t i = 0;
   for (; i + kAtOnce <= pixels; i += kAtOnce)
-    combine_some<Number, kAtOnce, kAdd>(rows, i * step_in, step_in, weights, count, to + i * step_out, step_out);
-  for (; i < pixels; ++i) combine_some<Number, 1, kAdd>(rows, i * step_in, step_in, weights, count, to + i * step_out, step_out);
+    combine_some<Number, kAtOnce, kAdd>(rows, i * step_in, step_in, weights, count,
+                                        to + i * step_out, step_out);
+  for (; i < pixels; ++i)
+    combine_some<Number, 1, kAdd>(rows, i * step_in, step_in, weights, count, to + i * step_out,
+                                  step_out);
 }
 
-// Pixels at to, to + step_out, ... (+)= sum over k of weights[k] times the pixels at rows[k], rows[k] + step_in, ...
+// Pixels at to, to + step_out, ... (+)= sum over k of weights[k] times the pixels at rows[k],
+// rows[k] + step_in, ...
 template <class Number>
-inline void combine(const Number* const* rows, int64_t step_in, const Number* weights, int64_t count, Number* to, int64_t step_out,
-                    int64_t pixels, bool add) {
+inline void combine(const Number* const* rows, int64_t step_in, const Number* weights,
+                    int64_t count, Number* to, int64_t step_out, int64_t pixels, bool add) {
   if (add) {
     combine_all<true>(rows, step_in, weights, count, to, step_out, pixels);
   } else {
@@ -99,7 +107,8 @@ inline void combine(const Number* const* rows, int64_t step_in, const Number* we
   }
 }
 
-// Eight sums over windows of kTaps adjacent pixels, kStep apart, with weights in registers: every pixel is loaded once.
+// Eight sums over windows of kTaps adjacent pixels, kStep apart, with weights in registers: every
+// pixel is loaded once.
 template <class Number, int kTaps, int kStep>
 inline void slide_some(const Number* from, const Number* weights, Number* to, int64_t step_out) {
   using L = Lanes<Number>;
@@ -121,11 +130,13 @@ inline void slide_some(const Number* from, const Number* weights, Number* to, in
 }
 
 template <class Number, int kTaps, int kStep>
-inline int64_t slide(const Number* from, const Number* weights, Number* to, int64_t step_out, int64_t pixels) {
+inline int64_t slide(const Number* from, const Number* weights, Number* to, int64_t step_out,
+                     int64_t pixels) {
   constexpr int kPixels = kTaps > 16 ? 4 : 8;
   int64_t i = 0;
   for (; i + kPixels <= pixels; i += kPixels)
-    slide_some<Number, kTaps, kStep>(from + i * kStep * kLanes, weights, to + i * step_out, step_out);
+    slide_some<Number, kTaps, kStep>(from + i * kStep * kLanes, weights, to + i * step_out,
+                                     step_out);
   return i;
 }
 
@@ -144,11 +155,16 @@ inline uint32_t to_bits(typename Lanes<Number>::Mask mask) {
 template <class Number>
 inline typename Lanes<Number>::Mask from_bits(uint32_t bits) {
 #ifdef __AVX512DQ__
-  if constexpr (sizeof(Number) == 4) return std::bit_cast<typename Lanes<Number>::Mask>(_mm512_movm_epi32(static_cast<__mmask16>(bits)));
-  if constexpr (sizeof(Number) == 8) return std::bit_cast<typename Lanes<Number>::Mask>(_mm512_movm_epi64(static_cast<__mmask8>(bits)));
+  if constexpr (sizeof(Number) == 4)
+    return std::bit_cast<typename Lanes<Number>::Mask>(
+        _mm512_movm_epi32(static_cast<__mmask16>(bits)));
+  if constexpr (sizeof(Number) == 8)
+    return std::bit_cast<typename Lanes<Number>::Mask>(
+        _mm512_movm_epi64(static_cast<__mmask8>(bits)));
 #endif
   typename Lanes<Number>::Mask mask;
-  for (int lane = 0; lane < Lanes<Number>::kWidth; ++lane) mask[lane] = -static_cast<typename Lanes<Number>::Integer>((bits >> lane) & 1);
+  for (int lane = 0; lane < Lanes<Number>::kWidth; ++lane)
+    mask[lane] = -static_cast<typename Lanes<Number>::Integer>((bits >> lane) & 1);
   return mask;
 }
 
@@ -171,7 +187,8 @@ inline void transpose(const Number (&from)[kSize][kSize], Number (&to)[kSize][kS
 template <>
 inline void transpose<16, float>(const float (&from)[16][16], float (&to)[16][16]) {
   const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-  const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  const __m512i high =
+      _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
   __m512 rows[16], mixed[16];
   for (int i = 0; i < 16; ++i) rows[i] = _mm512_loadu_ps(from[i]);
   for (int round = 0; round < 4; ++round) {
@@ -185,18 +202,20 @@ inline void transpose<16, float>(const float (&from)[16][16], float (&to)[16][16
 }
 #endif
 
-constexpr int64_t kPrefetchPixels = 16;  // channels-last pixels lie too far apart for the hardware to foresee them
+constexpr int64_t kPrefetchPixels =
+    16;  // channels-last pixels lie too far apart for the hardware to foresee them
 
 // `pixels` pixels from `base` on, `step` apart, to lanes; `bias` is added. Absent lanes are zero.
 template <class Stored>
-inline void load_pixels(const Stored* base, const Planes& planes, int64_t step, int64_t pixels, const Sum<Stored>* bias,
-                        Sum<Stored>* __restrict__ to) {
+inline void load_pixels(const Stored* base, const Planes& planes, int64_t step, int64_t pixels,
+                        const Sum<Stored>* bias, Sum<Stored>* __restrict__ to) {
   using Number = Sum<Stored>;
   if (planes.adjacent && planes.count == kLanes) {
     for (int64_t x = 0; x < pixels; ++x) {
       const Stored* from = base + planes.offsets[0] + x * step;
       __builtin_prefetch(from + kPrefetchPixels * step);
-      for (int lane = 0; lane < kLanes; ++lane) to[x * kLanes + lane] = widen(from[lane]) + bias[lane];
+      for (int lane = 0; lane < kLanes; ++lane)
+        to[x * kLanes + lane] = widen(from[lane]) + bias[lane];
     }
     return;
   }
@@ -205,7 +224,8 @@ inline void load_pixels(const Stored* base, const Planes& planes, int64_t step, 
     alignas(64) Number lanes[kLanes][kLanes] = {}, square[kLanes][kLanes];
     for (; done + kLanes <= pixels; done += kLanes) {
       for (int lane = 0; lane < planes.count; ++lane)
-        for (int i = 0; i < kLanes; ++i) lanes[lane][i] = widen(base[planes.offsets[lane] + done + i]) + bias[lane];
+        for (int i = 0; i < kLanes; ++i)
+          lanes[lane][i] = widen(base[planes.offsets[lane] + done + i]) + bias[lane];
       transpose(lanes, square);
       std::memcpy(to + done * kLanes, square, sizeof(square));
     }
@@ -219,11 +239,13 @@ inline void load_pixels(const Stored* base, const Planes& planes, int64_t step, 
 
 // The way back, without a bias.
 template <class Stored>
-inline void store_pixels(const Sum<Stored>* __restrict__ from, Stored* base, const Planes& planes, int64_t step, int64_t pixels) {
+inline void store_pixels(const Sum<Stored>* __restrict__ from, Stored* base, const Planes& planes,
+                         int64_t step, int64_t pixels) {
   using Number = Sum<Stored>;
   if (planes.adjacent && planes.count == kLanes) {
     for (int64_t x = 0; x < pixels; ++x)
-      for (int lane = 0; lane < kLanes; ++lane) base[planes.offsets[0] + x * step + lane] = narrow<Stored>(from[x * kLanes + lane]);
+      for (int lane = 0; lane < kLanes; ++lane)
+        base[planes.offsets[0] + x * step + lane] = narrow<Stored>(from[x * kLanes + lane]);
     return;
   }
   int64_t done = 0;
@@ -233,7 +255,8 @@ inline void store_pixels(const Sum<Stored>* __restrict__ from, Stored* base, con
       std::memcpy(square, from + done * kLanes, sizeof(square));
       transpose(square, lanes);
       for (int lane = 0; lane < planes.count; ++lane)
-        for (int i = 0; i < kLanes; ++i) base[planes.offsets[lane] + done + i] = narrow<Stored>(lanes[lane][i]);
+        for (int i = 0; i < kLanes; ++i)
+          base[planes.offsets[lane] + done + i] = narrow<Stored>(lanes[lane][i]);
     }
   }
   for (; done < pixels; ++done)

@@ -1,7 +1,9 @@
-// Element-wise parts of modulated convolutions on channels-last images, each in one pass over memory.
+// Element-wise parts of modulated convolutions on channels-last images, each in one pass over
+// memory.
 //
-// Work is cut into blocks of pixels of one sample whose size depends on the tensor alone. Sums are kept per block and added in the
-// order of the blocks, so results do not depend on the number of threads.
+// Work is cut into blocks of pixels of one sample whose size depends on the tensor alone. Sums are
+// kept per block and added in the order of the blocks, so results do not depend on the number of
+// threads.
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -51,9 +53,12 @@ struct Blocks {
   }
 };
 
-at::Tensor as_channels_last(const at::Tensor& x) { return x.contiguous(at::MemoryFormat::ChannelsLast); }
+at::Tensor as_channels_last(const at::Tensor& x) {
+  return x.contiguous(at::MemoryFormat::ChannelsLast);
+}
 
-// A row of `count` numbers for one sample out of (rows, count), or `value` where the tensor is absent.
+// A row of `count` numbers for one sample out of (rows, count), or `value` where the tensor is
+// absent.
 template <typename W>
 void fill_row(const at::Tensor& values, int64_t row, W value, std::vector<W>& target) {
   const auto count = static_cast<int64_t>(target.size());
@@ -69,7 +74,8 @@ void fill_row(const at::Tensor& values, int64_t row, W value, std::vector<W>& ta
 struct Operands {
   at::Tensor scale, noise, bias;  // (N, C), (N or 1, pixels), (C), or undefined
 
-  Operands(const std::optional<at::Tensor>& s, const std::optional<at::Tensor>& n, const std::optional<at::Tensor>& b, at::ScalarType type) {
+  Operands(const std::optional<at::Tensor>& s, const std::optional<at::Tensor>& n,
+           const std::optional<at::Tensor>& b, at::ScalarType type) {
     const auto prepare = [type](const std::optional<at::Tensor>& value) {
       return value.has_value() && value->defined() ? value->to(type).contiguous() : at::Tensor();
     };
@@ -78,7 +84,8 @@ struct Operands {
 
   template <typename W>
   const W* noise_of(int64_t sample, int64_t pixels) const {
-    return noise.defined() ? noise.const_data_ptr<W>() + (noise.size(0) == 1 ? 0 : sample * pixels) : nullptr;
+    return noise.defined() ? noise.const_data_ptr<W>() + (noise.size(0) == 1 ? 0 : sample * pixels)
+                           : nullptr;
   }
 };
 
@@ -100,7 +107,8 @@ struct LeakyRelu {
 
 template <typename W>
 LeakyRelu<W> make_activation(double slope, double gain, std::optional<double> clamp) {
-  return {static_cast<W>(slope), static_cast<W>(gain), clamp ? static_cast<W>(*clamp) : std::numeric_limits<W>::infinity()};
+  return {static_cast<W>(slope), static_cast<W>(gain),
+          clamp ? static_cast<W>(*clamp) : std::numeric_limits<W>::infinity()};
 }
 
 template <typename T>
@@ -128,9 +136,9 @@ void forward(const at::Tensor& x, const Operands& operands, LeakyRelu<Sum<T>> ac
 }
 
 template <typename T>
-void backward(
-    const at::Tensor& grad, const at::Tensor& x, const Operands& operands, LeakyRelu<Sum<T>> act, at::Tensor& grad_x,
-    at::Tensor& scale_sums, at::Tensor& bias_sums, at::Tensor& grad_noise) {
+void backward(const at::Tensor& grad, const at::Tensor& x, const Operands& operands,
+              LeakyRelu<Sum<T>> act, at::Tensor& grad_x, at::Tensor& scale_sums,
+              at::Tensor& bias_sums, at::Tensor& grad_noise) {
   using W = Sum<T>;
   const Blocks blocks(x);
   const int64_t channels = blocks.channels;
@@ -143,11 +151,11 @@ void backward(
     fill_row(operands.scale, sample, W(1), scale);
     fill_row(operands.bias, 0, W(0), bias);
     const W* noise = operands.noise_of<W>(sample, blocks.pixels);
-    const W *__restrict s = scale.data(), *__restrict b = bias.data();
-    W *__restrict out = rows.data(), *__restrict scale_sum = all_scale + block * channels, *__restrict bias_sum = all_bias + block * channels;
+    const W* __restrict s = scale.data(), * __restrict b = bias.data();
+    W* __restrict out = rows.data(), * __restrict scale_sum = all_scale + block * channels, * __restrict bias_sum = all_bias + block * channels;
     for (int64_t pixel = first; pixel < last; ++pixel) {
       const int64_t at = (sample * blocks.pixels + pixel) * channels;
-      const T *__restrict x_row = source + at, *__restrict d_row = gradient + at;
+      const T* __restrict x_row = source + at, * __restrict d_row = gradient + at;
       const W offset = noise ? noise[pixel] : W(0);
       W total = 0;
 #pragma omp simd reduction(+ : total)
@@ -166,7 +174,8 @@ void backward(
 }
 
 template <typename T>
-void scale_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale, at::Tensor& grad_x, at::Tensor& scale_sums) {
+void scale_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale,
+                    at::Tensor& grad_x, at::Tensor& scale_sums) {
   using W = Sum<T>;
   const Blocks blocks(x);
   const int64_t channels = blocks.channels;
@@ -176,7 +185,7 @@ void scale_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tenso
   blocks.for_each([&](int64_t block, int64_t sample, int64_t first, int64_t last) {
     std::vector<W> rows(3 * channels);
     const W* s = scale.const_data_ptr<W>() + sample * channels;
-    W *__restrict value = rows.data(), *__restrict d = value + channels, *__restrict out = d + channels;
+    W* __restrict value = rows.data(), * __restrict d = value + channels, * __restrict out = d + channels;
     W* __restrict scale_sum = all_scale + block * channels;
     for (int64_t pixel = first; pixel < last; ++pixel) {
       const int64_t at = (sample * blocks.pixels + pixel) * channels;
@@ -191,42 +200,54 @@ void scale_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tenso
   });
 }
 
-at::ScalarType wide_type(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+at::ScalarType wide_type(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
 
 at::Tensor block_sums(const at::Tensor& x) {
   const Blocks blocks(x);
-  return at::zeros({blocks.samples, blocks.per_sample, blocks.channels}, x.options().dtype(wide_type(x)).memory_format(at::MemoryFormat::Contiguous));
+  return at::zeros({blocks.samples, blocks.per_sample, blocks.channels},
+                   x.options().dtype(wide_type(x)).memory_format(at::MemoryFormat::Contiguous));
 }
 
 // Sums over `dims` in double precision, which at these sizes costs nothing.
-at::Tensor total(const at::Tensor& sums, at::IntArrayRef dims) { return sums.sum(dims, false, at::kDouble).to(sums.scalar_type()); }
+at::Tensor total(const at::Tensor& sums, at::IntArrayRef dims) {
+  return sums.sum(dims, false, at::kDouble).to(sums.scalar_type());
+}
 
-at::Tensor modulated_lrelu(
-    const at::Tensor& x, const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& noise,
-    const std::optional<at::Tensor>& bias, double slope, double gain, std::optional<double> clamp) {
+at::Tensor modulated_lrelu(const at::Tensor& x, const std::optional<at::Tensor>& scale,
+                           const std::optional<at::Tensor>& noise,
+                           const std::optional<at::Tensor>& bias, double slope, double gain,
+                           std::optional<double> clamp) {
   const at::Tensor images = as_channels_last(x);
   const Operands operands(scale, noise, bias, wide_type(x));
   at::Tensor y = at::empty_like(images, at::MemoryFormat::ChannelsLast);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "modulated_lrelu", [&] {
-    forward<scalar_t>(images, operands, make_activation<Sum<scalar_t>>(slope, gain, clamp), y);
-  });
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, x.scalar_type(), "modulated_lrelu", [&] {
+        forward<scalar_t>(images, operands, make_activation<Sum<scalar_t>>(slope, gain, clamp), y);
+      });
   return y;
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> modulated_lrelu_backward(
-    const at::Tensor& grad, const at::Tensor& x, const std::optional<at::Tensor>& scale, const std::optional<at::Tensor>& noise,
-    const std::optional<at::Tensor>& bias, double slope, double gain, std::optional<double> clamp) {
-  const at::Tensor images = as_channels_last(x), gradients = as_channels_last(grad.to(x.scalar_type()));
+    const at::Tensor& grad, const at::Tensor& x, const std::optional<at::Tensor>& scale,
+    const std::optional<at::Tensor>& noise, const std::optional<at::Tensor>& bias, double slope,
+    double gain, std::optional<double> clamp) {
+  const at::Tensor images = as_channels_last(x),
+                   gradients = as_channels_last(grad.to(x.scalar_type()));
   const Operands operands(scale, noise, bias, wide_type(x));
   at::Tensor grad_x = at::empty_like(images, at::MemoryFormat::ChannelsLast);
   at::Tensor scale_sums = block_sums(x), bias_sums = block_sums(x), grad_noise;
   const bool has_noise = operands.noise.defined();
   if (has_noise) grad_noise = at::zeros({x.size(0), 1, x.size(2), x.size(3)}, scale_sums.options());
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "modulated_lrelu_backward", [&] {
-    const auto act = make_activation<Sum<scalar_t>>(slope, gain, clamp);
-    backward<scalar_t>(gradients, images, operands, act, grad_x, scale_sums, bias_sums, grad_noise);
-  });
-  if (has_noise && operands.noise.size(0) == 1 && x.size(0) != 1) grad_noise = grad_noise.sum(0, true);
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, x.scalar_type(), "modulated_lrelu_backward", [&] {
+        const auto act = make_activation<Sum<scalar_t>>(slope, gain, clamp);
+        backward<scalar_t>(gradients, images, operands, act, grad_x, scale_sums, bias_sums,
+                           grad_noise);
+      });
+  if (has_noise && operands.noise.size(0) == 1 && x.size(0) != 1)
+    grad_noise = grad_noise.sum(0, true);
   if (!has_noise) grad_noise = at::empty({0}, scale_sums.options());
   return {grad_x, total(scale_sums, {1}), grad_noise, total(bias_sums, {0, 1})};
 }
@@ -235,13 +256,17 @@ at::Tensor scale_channels(const at::Tensor& x, const at::Tensor& scale) {
   return as_channels_last(x) * scale.to(x.scalar_type()).unsqueeze(-1).unsqueeze(-1);
 }
 
-std::tuple<at::Tensor, at::Tensor> scale_channels_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& scale) {
-  const at::Tensor images = as_channels_last(x), gradients = as_channels_last(grad.to(x.scalar_type()));
+std::tuple<at::Tensor, at::Tensor> scale_channels_backward(const at::Tensor& grad,
+                                                           const at::Tensor& x,
+                                                           const at::Tensor& scale) {
+  const at::Tensor images = as_channels_last(x),
+                   gradients = as_channels_last(grad.to(x.scalar_type()));
   const at::Tensor factors = scale.to(wide_type(x)).contiguous();
-  at::Tensor grad_x = at::empty_like(images, at::MemoryFormat::ChannelsLast), scale_sums = block_sums(x);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "scale_channels_backward", [&] {
-    scale_backward<scalar_t>(gradients, images, factors, grad_x, scale_sums);
-  });
+  at::Tensor grad_x = at::empty_like(images, at::MemoryFormat::ChannelsLast),
+             scale_sums = block_sums(x);
+  AT_DISPATCH_FLOATING_TYPES_AND2(
+      at::kHalf, at::kBFloat16, x.scalar_type(), "scale_channels_backward",
+      [&] { scale_backward<scalar_t>(gradients, images, factors, grad_x, scale_sums); });
   return {grad_x, total(scale_sums, {1})};
 }
 

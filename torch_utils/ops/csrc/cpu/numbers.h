@@ -1,4 +1,5 @@
-// Numbers as they are stored and as sums are taken: halves are summed in float. Written so that loops over them vectorise.
+// Numbers as they are stored and as sums are taken: halves are summed in float. Written so that
+// loops over them vectorise.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -14,7 +15,9 @@ using Sum = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
 
 inline float widen(float value) { return value; }
 inline double widen(double value) { return value; }
-inline float widen(c10::BFloat16 value) { return std::bit_cast<float>(static_cast<uint32_t>(value.x) << 16); }
+inline float widen(c10::BFloat16 value) {
+  return std::bit_cast<float>(static_cast<uint32_t>(value.x) << 16);
+}
 
 template <class Stored>
 inline Stored narrow(Sum<Stored> value) {
@@ -45,7 +48,8 @@ inline c10::Half narrow<c10::Half>(float value) {
 #endif
 
 template <class Stored>
-inline void narrow_row(const Sum<Stored>* __restrict__ from, Stored* __restrict__ to, int64_t count) {
+inline void narrow_row(const Sum<Stored>* __restrict__ from, Stored* __restrict__ to,
+                       int64_t count) {
   for (int64_t i = 0; i < count; ++i) to[i] = narrow<Stored>(from[i]);
 }
 

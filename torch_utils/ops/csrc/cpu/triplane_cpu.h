@@ -1,7 +1,9 @@
-// What the operators on tri-planes share: tensors as the structures of csrc/triplane, work in blocks, and sums in a fixed order.
+// What the operators on tri-planes share: tensors as the structures of csrc/triplane, work in
+// blocks, and sums in a fixed order.
 //
-// Results do not depend on the number of threads: blocks are cut by the sizes of the tensors alone, sums over blocks are formed in
-// the order of the blocks, and each number of a plane's gradient is added to by one thread, in an order that the sizes decide.
+// Results do not depend on the number of threads: blocks are cut by the sizes of the tensors alone,
+// sums over blocks are formed in the order of the blocks, and each number of a plane's gradient is
+// added to by one thread, in an order that the sizes decide.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -19,16 +21,19 @@ namespace open_eg3d::triplane {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-constexpr int64_t kChunkBytes = 8 << 20;  // of feature gradients held until they are added to the planes
+constexpr int64_t kChunkBytes =
+    8 << 20;  // of feature gradients held until they are added to the planes
 
 // body(compute type, type of the planes' numbers), as values to deduce the types from.
 template <class Body>
 void dispatch_types(const at::Tensor& planes, const at::Tensor& positions, const Body& body) {
   if (positions.scalar_type() == at::kDouble) {
-    TORCH_CHECK(planes.scalar_type() == at::kDouble, "planes are ", planes.scalar_type(), " where positions are double");
+    TORCH_CHECK(planes.scalar_type() == at::kDouble, "planes are ", planes.scalar_type(),
+                " where positions are double");
     return body(double{}, double{});
   }
-  TORCH_CHECK(positions.scalar_type() == at::kFloat, "positions are ", positions.scalar_type(), "; expected float or double");
+  TORCH_CHECK(positions.scalar_type() == at::kFloat, "positions are ", positions.scalar_type(),
+              "; expected float or double");
   switch (planes.scalar_type()) {
     case at::kFloat:
       return body(float{}, float{});
@@ -43,7 +48,8 @@ void dispatch_types(const at::Tensor& planes, const at::Tensor& positions, const
 
 // The tensor itself where a texel's channels are neighbours in memory, else a copy where they are.
 inline at::Tensor as_channels_last(const at::Tensor& planes) {
-  TORCH_CHECK(planes.dim() == 5 && planes.size(1) == kPlanes, "planes must be (N, 3, C, H, W), not ", planes.sizes());
+  TORCH_CHECK(planes.dim() == 5 && planes.size(1) == kPlanes,
+              "planes must be (N, 3, C, H, W), not ", planes.sizes());
   if (planes.stride(2) == 1 || planes.size(2) == 1) return planes;
   return planes.permute({0, 1, 3, 4, 2}).contiguous().permute({0, 1, 4, 2, 3});
 }
@@ -51,8 +57,13 @@ inline at::Tensor as_channels_last(const at::Tensor& planes) {
 // One sample of planes that lie channels-last.
 template <class P>
 Planes<P> planes_of(const at::Tensor& planes, P* data, int64_t sample) {
-  return {data + sample * planes.stride(0), planes.stride(1), planes.stride(3), planes.stride(4),
-          static_cast<int>(planes.size(2)), static_cast<int>(planes.size(3)), static_cast<int>(planes.size(4))};
+  return {data + sample * planes.stride(0),
+          planes.stride(1),
+          planes.stride(3),
+          planes.stride(4),
+          static_cast<int>(planes.size(2)),
+          static_cast<int>(planes.size(3)),
+          static_cast<int>(planes.size(4))};
 }
 
 inline Mapping make_mapping(double box_warp, bool released_axes) {
@@ -61,18 +72,26 @@ inline Mapping make_mapping(double box_warp, bool released_axes) {
 }
 
 template <class T>
-Decoder<T> make_decoder(const at::Tensor& planes, const at::Tensor& w0, const at::Tensor& b0, const at::Tensor& w1, const at::Tensor& b1) {
+Decoder<T> make_decoder(const at::Tensor& planes, const at::Tensor& w0, const at::Tensor& b0,
+                        const at::Tensor& w1, const at::Tensor& b1) {
   const int64_t features = planes.size(2), hidden = w0.size(0), outputs = w1.size(0);
-  TORCH_CHECK(w0.dim() == 2 && w0.size(1) == features && b0.sizes() == at::IntArrayRef({hidden}), "first layer ", w0.sizes(), " and ", b0.sizes(),
-              " does not fit ", features, " features");
-  TORCH_CHECK(w1.dim() == 2 && w1.size(1) == hidden && outputs >= 2 && b1.sizes() == at::IntArrayRef({outputs}), "second layer ", w1.sizes(), " and ",
-              b1.sizes(), " does not fit ", hidden, " hidden units");
-  const auto as = [](const at::Tensor& x) { return x.to(c10::CppTypeToScalarType<T>::value).contiguous(); };
+  TORCH_CHECK(w0.dim() == 2 && w0.size(1) == features && b0.sizes() == at::IntArrayRef({hidden}),
+              "first layer ", w0.sizes(), " and ", b0.sizes(), " does not fit ", features,
+              " features");
+  TORCH_CHECK(w1.dim() == 2 && w1.size(1) == hidden && outputs >= 2 &&
+                  b1.sizes() == at::IntArrayRef({outputs}),
+              "second layer ", w1.sizes(), " and ", b1.sizes(), " does not fit ", hidden,
+              " hidden units");
+  const auto as = [](const at::Tensor& x) {
+    return x.to(c10::CppTypeToScalarType<T>::value).contiguous();
+  };
   const at::Tensor a = as(w0), b = as(b0), c = as(w1), d = as(b1);
-  return Decoder<T>(features, hidden, outputs - 1, a.const_data_ptr<T>(), b.const_data_ptr<T>(), c.const_data_ptr<T>(), d.const_data_ptr<T>());
+  return Decoder<T>(features, hidden, outputs - 1, a.const_data_ptr<T>(), b.const_data_ptr<T>(),
+                    c.const_data_ptr<T>(), d.const_data_ptr<T>());
 }
 
-// Runs body(worker, block) for all blocks, each thread with a worker of its own from `make`; who is free takes the next block.
+// Runs body(worker, block) for all blocks, each thread with a worker of its own from `make`; who is
+// free takes the next block.
 template <class Make, class Body>
 void for_each_block(int64_t blocks, const Make& make, const Body& body) {
   std::atomic<int64_t> next{0};
@@ -83,17 +102,22 @@ void for_each_block(int64_t blocks, const Make& make, const Body& body) {
   });
 }
 
-// Gradient of the planes: feature gradients at points are collected for a chunk of rays or points and then added, one thread for each
-// cache line's worth of channels of each plane of each sample.
+// Gradient of the planes: feature gradients at points are collected for a chunk of rays or points
+// and then added, one thread for each cache line's worth of channels of each plane of each sample.
 template <class T>
 class PlaneGradient {
  public:
-  PlaneGradient(const at::Tensor& planes, const Mapping& mapping, int64_t chunk_points, int features_padded)
+  PlaneGradient(const at::Tensor& planes, const Mapping& mapping, int64_t chunk_points,
+                int features_padded)
       : result_(at::empty_like(planes)), mapping_(mapping), stride_(features_padded) {
-    const bool in_place = result_.scalar_type() == c10::CppTypeToScalarType<T>::value && (result_.stride(2) == 1 || result_.size(2) == 1);
+    const bool in_place = result_.scalar_type() == c10::CppTypeToScalarType<T>::value &&
+                          (result_.stride(2) == 1 || result_.size(2) == 1);
     const auto options = planes.options().dtype(c10::CppTypeToScalarType<T>::value);
     sum_ = in_place ? result_.zero_()
-                    : at::zeros({planes.size(0), planes.size(3), planes.size(4), kPlanes, planes.size(2)}, options).permute({0, 3, 4, 1, 2});
+                    : at::zeros(
+                          {planes.size(0), planes.size(3), planes.size(4), kPlanes, planes.size(2)},
+                          options)
+                          .permute({0, 3, 4, 1, 2});
     features_.resize(chunk_points * features_padded);
     for (auto& axis : points_) axis.resize(chunk_points + kTile + kLanes<T>);
   }
@@ -102,20 +126,26 @@ class PlaneGradient {
   T* features(int64_t first) { return features_.data() + first * stride_; }
   T* points(int axis, int64_t first) { return points_[axis].data() + first; }
 
-  // Adds a chunk: points begin..end-1 of all samples' points in turn, of which each sample has `per_sample`, and `run` follow each
-  // other on a ray; 0 = points without rays.
+  // Adds a chunk: points begin..end-1 of all samples' points in turn, of which each sample has
+  // `per_sample`, and `run` follow each other on a ray; 0 = points without rays.
   void add(int64_t begin, int64_t end, int64_t per_sample, int64_t run) {
     if (begin == end) return;
-    const int64_t first_sample = begin / per_sample, samples = (end - 1) / per_sample + 1 - first_sample;
+    const int64_t first_sample = begin / per_sample,
+                  samples = (end - 1) / per_sample + 1 - first_sample;
     const int blocks = scatter_blocks<T>(static_cast<int>(sum_.size(2)));
     T* const data = sum_.template data_ptr<T>();
-    for_each_block(samples * kPlanes * blocks, [] { return 0; }, [&](int, int64_t task) {
-      const int64_t sample = first_sample + task / (kPlanes * blocks);
-      const int64_t from = std::max(begin, sample * per_sample) - begin, to = std::min(end, (sample + 1) * per_sample) - begin;
-      const T* const at[3] = {points(0, from), points(1, from), points(2, from)};
-      const int plane = static_cast<int>(task / blocks % kPlanes), block = static_cast<int>(task % blocks);
-      scatter<T>(planes_of(sum_, data, sample), plane, block, mapping_, at, to - from, run == 0 ? to - from : run, features(from), stride_);
-    });
+    for_each_block(
+        samples * kPlanes * blocks, [] { return 0; },
+        [&](int, int64_t task) {
+          const int64_t sample = first_sample + task / (kPlanes * blocks);
+          const int64_t from = std::max(begin, sample * per_sample) - begin,
+                        to = std::min(end, (sample + 1) * per_sample) - begin;
+          const T* const at[3] = {points(0, from), points(1, from), points(2, from)};
+          const int plane = static_cast<int>(task / blocks % kPlanes),
+                    block = static_cast<int>(task % blocks);
+          scatter<T>(planes_of(sum_, data, sample), plane, block, mapping_, at, to - from,
+                     run == 0 ? to - from : run, features(from), stride_);
+        });
   }
 
   at::Tensor finish() { return sum_.is_same(result_) ? result_ : result_.copy_(sum_); }
@@ -127,7 +157,8 @@ class PlaneGradient {
   Buffer<T> features_, points_[3];
 };
 
-// Gradients of the decoder's weights: each block of a chunk adds to its own, and these are added up in turn.
+// Gradients of the decoder's weights: each block of a chunk adds to its own, and these are added up
+// in turn.
 template <class T>
 class WeightGradient {
   using Gradients = typename Decoder<T>::Gradients;
@@ -146,11 +177,15 @@ class WeightGradient {
     }
   }
 
-  std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> finish(const at::TensorOptions& options) const {
-    const auto empty = [&](at::IntArrayRef sizes) { return at::empty(sizes, options.dtype(c10::CppTypeToScalarType<T>::value)); };
+  std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> finish(
+      const at::TensorOptions& options) const {
+    const auto empty = [&](at::IntArrayRef sizes) {
+      return at::empty(sizes, options.dtype(c10::CppTypeToScalarType<T>::value));
+    };
     if (parts_.empty()) return {empty({0}), empty({0}), empty({0}), empty({0})};
     const int64_t hidden = decoder_.hidden, outputs = decoder_.colors + 1;
-    at::Tensor w0 = empty({hidden, decoder_.features}), b0 = empty({hidden}), w1 = empty({outputs, hidden}), b1 = empty({outputs});
+    at::Tensor w0 = empty({hidden, decoder_.features}), b0 = empty({hidden}),
+               w1 = empty({outputs, hidden}), b1 = empty({outputs});
     decoder_.unpack(total_, w0.data_ptr<T>(), b0.data_ptr<T>(), w1.data_ptr<T>(), b1.data_ptr<T>());
     return {w0, b0, w1, b1};
   }

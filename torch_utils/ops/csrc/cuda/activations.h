@@ -1,5 +1,5 @@
-// The activations of bias_act in kernels: value, grad times first derivative, grad times second derivative. All pass NaN on as
-// PyTorch's own do.
+// The activations of bias_act in kernels: value, grad times first derivative, grad times second
+// derivative. All pass NaN on as PyTorch's own do.
 #pragma once
 
 #include "cuda/bias_act.h"
@@ -11,8 +11,8 @@ constexpr bool has_straight_pieces(Activation a) {
   return a == Activation::kLinear || a == Activation::kRelu || a == Activation::kLrelu;
 }
 
-// One kernel serves all activations of a kind: which one it is costs a branch that all threads take alike, beside memory's time
-// nothing, and there are ten times fewer kernels to compile.
+// One kernel serves all activations of a kind: which one it is costs a branch that all threads take
+// alike, beside memory's time nothing, and there are ten times fewer kernels to compile.
 template <class W, bool kIsStraight>
 struct Curve {
   Activation activation;
@@ -34,14 +34,18 @@ struct Curve {
   }
 
   // grad * slope at x; where the clamp acts, nothing.
-  __device__ __forceinline__ W from_input(W grad, W x) const { return first(through_clamp(grad, x), x); }
+  __device__ __forceinline__ W from_input(W grad, W x) const {
+    return first(through_clamp(grad, x), x);
+  }
 
   __device__ __forceinline__ W from_output(W grad, W y) const {
     const bool passes = !has_clamp || (y > -bound && y < bound);
     return first(passes ? grad * gain : W(0), y);
   }
 
-  __device__ __forceinline__ W from_second(W grad, W x) const { return second(through_clamp(grad, x), x); }
+  __device__ __forceinline__ W from_second(W grad, W x) const {
+    return second(through_clamp(grad, x), x);
+  }
 
  private:
   __device__ __forceinline__ W through_clamp(W grad, W x) const {
@@ -52,8 +56,10 @@ struct Curve {
 
   static __device__ __forceinline__ W sigmoid(W x) { return W(1) / (W(1) + exp(-x)); }
 
-  static constexpr W kSeluAlpha = W(1.6732632423543772848170429916717), kSeluScale = W(1.0507009873554804934193349852946);
-  static constexpr W kSoftplusLinearFrom = W(20);  // beyond, PyTorch takes the function for the identity
+  static constexpr W kSeluAlpha = W(1.6732632423543772848170429916717),
+                     kSeluScale = W(1.0507009873554804934193349852946);
+  static constexpr W kSoftplusLinearFrom =
+      W(20);  // beyond, PyTorch takes the function for the identity
 
   __device__ __forceinline__ W bend(W x) const {
     if constexpr (kIsStraight) {
@@ -62,12 +68,18 @@ struct Curve {
       return x;
     } else {
       switch (activation) {
-        case Activation::kTanh: return tanh(x);
-        case Activation::kSigmoid: return sigmoid(x);
-        case Activation::kElu: return x > W(0) ? x : expm1(x);
-        case Activation::kSelu: return kSeluScale * (x > W(0) ? x : kSeluAlpha * expm1(x));
-        case Activation::kSoftplus: return x > kSoftplusLinearFrom ? x : log1p(exp(x));
-        default: return x / (W(1) + exp(-x));
+        case Activation::kTanh:
+          return tanh(x);
+        case Activation::kSigmoid:
+          return sigmoid(x);
+        case Activation::kElu:
+          return x > W(0) ? x : expm1(x);
+        case Activation::kSelu:
+          return kSeluScale * (x > W(0) ? x : kSeluAlpha * expm1(x));
+        case Activation::kSoftplus:
+          return x > kSoftplusLinearFrom ? x : log1p(exp(x));
+        default:
+          return x / (W(1) + exp(-x));
       }
     }
   }
@@ -88,12 +100,16 @@ struct Curve {
         const W y = tanh(x);
         return grad * (W(1) - y * y);
       }
-      case Activation::kElu: return x > W(0) ? grad : grad * exp(x);
-      case Activation::kSelu: return kSeluScale * (x > W(0) ? grad : grad * kSeluAlpha * exp(x));
-      case Activation::kSoftplus: return x > kSoftplusLinearFrom ? grad : grad * sigmoid(x);
+      case Activation::kElu:
+        return x > W(0) ? grad : grad * exp(x);
+      case Activation::kSelu:
+        return kSeluScale * (x > W(0) ? grad : grad * kSeluAlpha * exp(x));
+      case Activation::kSoftplus:
+        return x > kSoftplusLinearFrom ? grad : grad * sigmoid(x);
       default: {
         const W y = sigmoid(x);
-        return activation == Activation::kSigmoid ? grad * (W(1) - y) * y : grad * y * (W(1) + x * (W(1) - y));
+        return activation == Activation::kSigmoid ? grad * (W(1) - y) * y
+                                                  : grad * y * (W(1) + x * (W(1) - y));
       }
     }
   }
@@ -112,9 +128,12 @@ struct Curve {
         const W y = tanh(x);
         return grad * W(-2) * y * (W(1) - y * y);
       }
-      case Activation::kElu: return x > W(0) ? W(0) : grad * exp(x);
-      case Activation::kSelu: return x > W(0) ? W(0) : grad * (kSeluScale * kSeluAlpha) * exp(x);
-      default: break;
+      case Activation::kElu:
+        return x > W(0) ? W(0) : grad * exp(x);
+      case Activation::kSelu:
+        return x > W(0) ? W(0) : grad * (kSeluScale * kSeluAlpha) * exp(x);
+      default:
+        break;
     }
     const W y = sigmoid(x), slope = grad * y * (W(1) - y);
     if (activation == Activation::kSoftplus) return x > kSoftplusLinearFrom ? W(0) : slope;

@@ -1,5 +1,6 @@
-// bias_act and its derivatives. Memory is walked in order, 16 bytes a thread and access where channels allow it. The backward pass
-// sums the bias' gradient on the way: a block (or warp) leaves one row of partial sums, so that nothing depends on who is first.
+// bias_act and its derivatives. Memory is walked in order, 16 bytes a thread and access where
+// channels allow it. The backward pass sums the bias' gradient on the way: a block (or warp) leaves
+// one row of partial sums, so that nothing depends on who is first.
 #include "cuda/bias_act.h"
 
 #include "cuda/activations.h"
@@ -10,8 +11,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kPacksPerThread = 4;
-constexpr int kRowsPerBlock = 256;       // pixels of channels-last tensors whose sums one block makes
-constexpr int64_t kRunPerWarp = 4096;    // numbers of one channel whose sum one warp makes
+constexpr int kRowsPerBlock = 256;     // pixels of channels-last tensors whose sums one block makes
+constexpr int64_t kRunPerWarp = 4096;  // numbers of one channel whose sum one warp makes
 
 // Which channel a number is of: by products where numbers can be counted in 32 bits.
 struct Channels {
@@ -32,16 +33,20 @@ struct Channels {
   }
 };
 
-// The per-channel numbers of a pack: one for all where a pack lies in one channel, else adjacent ones.
+// The per-channel numbers of a pack: one for all where a pack lies in one channel, else adjacent
+// ones.
 template <class T, int kPack>
-__device__ __forceinline__ void load_channels(const T* numbers, int64_t channel, bool is_one, compute_t<T> (&to)[kPack]) {
+__device__ __forceinline__ void load_channels(const T* numbers, int64_t channel, bool is_one,
+                                              compute_t<T> (&to)[kPack]) {
 #pragma unroll
-  for (int k = 0; k < kPack; ++k) to[k] = numbers == nullptr ? compute_t<T>(0) : widen(numbers[channel + (is_one ? 0 : k)]);
+  for (int k = 0; k < kPack; ++k)
+    to[k] = numbers == nullptr ? compute_t<T>(0) : widen(numbers[channel + (is_one ? 0 : k)]);
 }
 
 template <class T, int kPack, bool kIsStraight>
 __global__ void __launch_bounds__(kThreads)
-    value_kernel(int64_t packs, Channels channels, Curve<compute_t<T>, kIsStraight> curve, const T* x, const T* bias, T* y) {
+    value_kernel(int64_t packs, Channels channels, Curve<compute_t<T>, kIsStraight> curve,
+                 const T* x, const T* bias, T* y) {
   using W = compute_t<T>;
   const int64_t first = int64_t(blockIdx.x) * (kThreads * kPacksPerThread) + threadIdx.x;
 #pragma unroll
@@ -49,10 +54,12 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t pack = first + i * kThreads;
     if (pack >= packs) break;
     W shifts[kPack];
-    load_channels<T, kPack>(bias, bias == nullptr ? 0 : channels.of(pack * kPack), channels.inner > 1, shifts);
+    load_channels<T, kPack>(bias, bias == nullptr ? 0 : channels.of(pack * kPack),
+                            channels.inner > 1, shifts);
     Pack<T, kPack> numbers = load_pack<kPack>(x + pack * kPack);
 #pragma unroll
-    for (int k = 0; k < kPack; ++k) numbers.values[k] = narrow<T>(curve.value(widen(numbers.values[k]) + shifts[k]));
+    for (int k = 0; k < kPack; ++k)
+      numbers.values[k] = narrow<T>(curve.value(widen(numbers.values[k]) + shifts[k]));
     store_pack(y + pack * kPack, numbers);
   }
 }
@@ -65,11 +72,15 @@ struct Operands {
 
 // One pack of the result; `sums` gains its numbers before rounding.
 template <class T, int kPack, bool kIsStraight>
-__device__ __forceinline__ void slope_pack(const Operands<T>& o, const Curve<compute_t<T>, kIsStraight>& curve, Slope slope, int64_t place,
-                                           const compute_t<T> (&shifts)[kPack], const compute_t<T> (&biases)[kPack],
+__device__ __forceinline__ void slope_pack(const Operands<T>& o,
+                                           const Curve<compute_t<T>, kIsStraight>& curve,
+                                           Slope slope, int64_t place,
+                                           const compute_t<T> (&shifts)[kPack],
+                                           const compute_t<T> (&biases)[kPack],
                                            compute_t<T> (&sums)[kPack]) {
   using W = compute_t<T>;
-  const Pack<T, kPack> grads = load_pack<kPack>(o.grad + place), ats = load_pack<kPack>(o.at + place);
+  const Pack<T, kPack> grads = load_pack<kPack>(o.grad + place),
+                       ats = load_pack<kPack>(o.at + place);
   Pack<T, kPack> times{}, results;
   if (o.times != nullptr) times = load_pack<kPack>(o.times + place);
 #pragma unroll
@@ -89,7 +100,8 @@ __device__ __forceinline__ void slope_pack(const Operands<T>& o, const Curve<com
 // Without sums.
 template <class T, int kPack, bool kIsStraight>
 __global__ void __launch_bounds__(kThreads)
-    slope_kernel(int64_t packs, Channels channels, Curve<compute_t<T>, kIsStraight> curve, Slope slope, Operands<T> o) {
+    slope_kernel(int64_t packs, Channels channels, Curve<compute_t<T>, kIsStraight> curve,
+                 Slope slope, Operands<T> o) {
   const int64_t first = int64_t(blockIdx.x) * (kThreads * kPacksPerThread) + threadIdx.x;
   const bool has_channels = o.bias != nullptr || o.shift != nullptr;
   for (int i = 0; i < kPacksPerThread; ++i) {
@@ -103,15 +115,18 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Channels-last: a block takes kRowsPerBlock pixels and `lanes` packs of channels (a power of two), kThreads / lanes pixels at a time.
+// Channels-last: a block takes kRowsPerBlock pixels and `lanes` packs of channels (a power of two),
+// kThreads / lanes pixels at a time.
 template <class T, int kPack, bool kIsStraight>
 __global__ void __launch_bounds__(kThreads)
-    slope_rows_kernel(int64_t rows, int64_t channels, int lanes, Curve<compute_t<T>, kIsStraight> curve, Slope slope, Operands<T> o,
+    slope_rows_kernel(int64_t rows, int64_t channels, int lanes,
+                      Curve<compute_t<T>, kIsStraight> curve, Slope slope, Operands<T> o,
                       compute_t<T>* partial_sums) {
   using W = compute_t<T>;
   OPEN_EG3D_SHARED(shared, W[kThreads * kPack]);
   const int lane = threadIdx.x % lanes, strip = threadIdx.x / lanes, strips = kThreads / lanes;
-  const int64_t channel = (int64_t(blockIdx.y) * lanes + lane) * kPack, first = int64_t(blockIdx.x) * kRowsPerBlock;
+  const int64_t channel = (int64_t(blockIdx.y) * lanes + lane) * kPack,
+                first = int64_t(blockIdx.x) * kRowsPerBlock;
   W sums[kPack] = {};
   if (channel < channels) {
     W shifts[kPack], biases[kPack];
@@ -135,17 +150,21 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Any other layout: a warp takes kRunPerWarp numbers of one channel, which are adjacent. Runs are counted outer, segment, channel.
+// Any other layout: a warp takes kRunPerWarp numbers of one channel, which are adjacent. Runs are
+// counted outer, segment, channel.
 template <class T, int kPack, bool kIsStraight>
 __global__ void __launch_bounds__(kThreads)
-    slope_runs_kernel(int64_t warps, int64_t segments, int64_t channels, int64_t inner, Curve<compute_t<T>, kIsStraight> curve, Slope slope,
-                      Operands<T> o, compute_t<T>* partial_sums) {
+    slope_runs_kernel(int64_t warps, int64_t segments, int64_t channels, int64_t inner,
+                      Curve<compute_t<T>, kIsStraight> curve, Slope slope, Operands<T> o,
+                      compute_t<T>* partial_sums) {
   using W = compute_t<T>;
   const int64_t warp = int64_t(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   W sums[kPack] = {};
   if (warp < warps) {
-    const int64_t channel = warp % channels, segment = warp / channels % segments, outer = warp / channels / segments;
-    const int64_t run = (outer * channels + channel) * inner, begin = segment * kRunPerWarp, end = min(begin + kRunPerWarp, inner);
+    const int64_t channel = warp % channels, segment = warp / channels % segments,
+                  outer = warp / channels / segments;
+    const int64_t run = (outer * channels + channel) * inner, begin = segment * kRunPerWarp,
+                  end = min(begin + kRunPerWarp, inner);
     W shifts[kPack], biases[kPack];
     load_channels<T, kPack>(o.shift, channel, true, shifts);
     load_channels<T, kPack>(o.bias, channel, true, biases);
@@ -192,7 +211,8 @@ void with_pack(bool is_wide, const Body& body) {
 
 // A pack is of one channel, or of adjacent ones of one pixel.
 bool packs_fit(const ChannelLayout& layout, int pack) {
-  return layout.count % pack == 0 && (layout.inner > 1 ? layout.inner % pack == 0 : layout.channels % pack == 0);
+  return layout.count % pack == 0 &&
+         (layout.inner > 1 ? layout.inner % pack == 0 : layout.channels % pack == 0);
 }
 
 int lanes_for(int64_t channels, int pack) {
@@ -211,8 +231,8 @@ int64_t partial_rows(const ChannelLayout& layout, Dtype) {
   return layout.count / (layout.channels * layout.inner) * segments_of(layout);
 }
 
-void bias_act(const ChannelLayout& layout, const ActivationSettings& settings, const void* x, const void* bias, void* y, Dtype type,
-              Stream stream) {
+void bias_act(const ChannelLayout& layout, const ActivationSettings& settings, const void* x,
+              const void* bias, void* y, Dtype type, Stream stream) {
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
     const auto *from = static_cast<const T*>(x), *shift = static_cast<const T*>(bias);
@@ -222,15 +242,17 @@ void bias_act(const ChannelLayout& layout, const ActivationSettings& settings, c
     with_pack<T>(fits && is_aligned(from, 0, kWide) && is_aligned(to, 0, kWide), [&](auto pack) {
       const int64_t packs = layout.count / pack();
       with_curve<T>(settings, [&]<bool kIsStraight>(const Curve<compute_t<T>, kIsStraight>& curve) {
-        launch(value_kernel<T, pack(), kIsStraight>, {blocks_for<int64_t>(packs, kThreads * kPacksPerThread)}, {kThreads}, 0, stream,
+        launch(value_kernel<T, pack(), kIsStraight>,
+               {blocks_for<int64_t>(packs, kThreads * kPacksPerThread)}, {kThreads}, 0, stream,
                packs, Channels(layout), curve, from, shift, to);
       });
     });
   });
 }
 
-void bias_act_slope(const ChannelLayout& layout, const ActivationSettings& settings, Slope slope, const SlopeOperands& operands,
-                    void* result, void* partial_sums, Dtype type, Stream stream) {
+void bias_act_slope(const ChannelLayout& layout, const ActivationSettings& settings, Slope slope,
+                    const SlopeOperands& operands, void* result, void* partial_sums, Dtype type,
+                    Stream stream) {
   with_type(type, [&](auto zero) {
     using T = decltype(zero);
     const auto typed = [](const void* numbers) { return static_cast<const T*>(numbers); };
@@ -238,23 +260,26 @@ void bias_act_slope(const ChannelLayout& layout, const ActivationSettings& setti
                         typed(operands.at),   typed(operands.bias),  static_cast<T*>(result)};
     auto* sums = static_cast<compute_t<T>*>(partial_sums);
     constexpr int kWide = kWidestPack<T>;
-    const bool is_wide = packs_fit(layout, kWide) && is_aligned(o.grad, 0, kWide) && is_aligned(o.times, 0, kWide) &&
-                         is_aligned(o.at, 0, kWide) && is_aligned(o.result, 0, kWide);
+    const bool is_wide = packs_fit(layout, kWide) && is_aligned(o.grad, 0, kWide) &&
+                         is_aligned(o.times, 0, kWide) && is_aligned(o.at, 0, kWide) &&
+                         is_aligned(o.result, 0, kWide);
     with_pack<T>(is_wide, [&](auto pack) {
       with_curve<T>(settings, [&]<bool kIsStraight>(const Curve<compute_t<T>, kIsStraight>& curve) {
         if (sums == nullptr) {
           const int64_t packs = layout.count / pack();
-          launch(slope_kernel<T, pack(), kIsStraight>, {blocks_for<int64_t>(packs, kThreads * kPacksPerThread)}, {kThreads}, 0, stream,
+          launch(slope_kernel<T, pack(), kIsStraight>,
+                 {blocks_for<int64_t>(packs, kThreads * kPacksPerThread)}, {kThreads}, 0, stream,
                  packs, Channels(layout), curve, slope, o);
         } else if (layout.inner == 1) {
           const int lanes = lanes_for(layout.channels, pack());
           const int64_t rows = layout.channels == 0 ? 0 : layout.count / layout.channels;
           launch(slope_rows_kernel<T, pack(), kIsStraight>,
-                 {partial_rows(layout, type), blocks_for<int64_t>(layout.channels, lanes * pack())}, {kThreads}, 0, stream, rows,
-                 layout.channels, lanes, curve, slope, o, sums);
+                 {partial_rows(layout, type), blocks_for<int64_t>(layout.channels, lanes * pack())},
+                 {kThreads}, 0, stream, rows, layout.channels, lanes, curve, slope, o, sums);
         } else {
           const int64_t warps = partial_rows(layout, type) * layout.channels;
-          launch(slope_runs_kernel<T, pack(), kIsStraight>, {blocks_for<int64_t>(warps, kThreads / 32)}, {kThreads}, 0, stream, warps,
+          launch(slope_runs_kernel<T, pack(), kIsStraight>,
+                 {blocks_for<int64_t>(warps, kThreads / 32)}, {kThreads}, 0, stream, warps,
                  segments_of(layout), layout.channels, layout.inner, curve, slope, o, sums);
         }
       });

@@ -1,5 +1,6 @@
-// What bindings of CUDA kernels need of torch: the tensor's device and its current stream, number types, and checks of operands.
-// Includes nothing of ATen/cuda, whose headers need all libraries of a CUDA toolkit.
+// What bindings of CUDA kernels need of torch: the tensor's device and its current stream, number
+// types, and checks of operands. Includes nothing of ATen/cuda, whose headers need all libraries of
+// a CUDA toolkit.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -37,21 +38,31 @@ class OnDeviceOf {
 
 inline Dtype dtype_of(const at::Tensor& x) {
   switch (x.scalar_type()) {
-    case at::kFloat: return Dtype::kFloat;
-    case at::kHalf: return Dtype::kHalf;
-    case at::kBFloat16: return Dtype::kBfloat16;
-    case at::kDouble: return Dtype::kDouble;
-    default: TORCH_CHECK(false, "CUDA kernels take float32, float16, bfloat16 and float64, not ", x.scalar_type());
+    case at::kFloat:
+      return Dtype::kFloat;
+    case at::kHalf:
+      return Dtype::kHalf;
+    case at::kBFloat16:
+      return Dtype::kBfloat16;
+    case at::kDouble:
+      return Dtype::kDouble;
+    default:
+      TORCH_CHECK(false, "CUDA kernels take float32, float16, bfloat16 and float64, not ",
+                  x.scalar_type());
   }
 }
 
 // The type that numbers of `x` are computed in.
-inline at::ScalarType wide_type(const at::Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+inline at::ScalarType wide_type(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
 
-inline void check_devices(const at::Tensor& x, std::initializer_list<std::optional<at::Tensor>> others) {
+inline void check_devices(const at::Tensor& x,
+                          std::initializer_list<std::optional<at::Tensor>> others) {
   for (const auto& other : others) {
     if (!other || !other->defined()) continue;
-    TORCH_CHECK(other->device() == x.device(), "operands on two devices, ", x.device(), " and ", other->device());
+    TORCH_CHECK(other->device() == x.device(), "operands on two devices, ", x.device(), " and ",
+                other->device());
   }
 }
 

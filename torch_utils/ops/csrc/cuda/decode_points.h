@@ -1,5 +1,5 @@
-// Kernels of decode_points, and of the decoder's backward pass, which render_rays uses as well. torch_utils/ops/decode_points.py says what
-// is computed.
+// Kernels of decode_points, and of the decoder's backward pass, which render_rays uses as well.
+// torch_utils/ops/decode_points.py says what is computed.
 #pragma once
 
 #include "cuda/triplane/operands.h"
@@ -7,34 +7,39 @@
 namespace open_eg3d::cuda {
 
 // The decoder in the layout that kernels read, `layout.total` numbers of T at `packed`.
-void pack_decoder(const DecoderWeights& weights, const DecoderLayout& layout, void* packed, Dtype type, Stream stream);
+void pack_decoder(const DecoderWeights& weights, const DecoderLayout& layout, void* packed,
+                  Dtype type, Stream stream);
 
 struct DecodePoints {
   Planes planes;
   DecoderLayout layout;
-  const void* packed;     // decoder
-  const void* points;     // (N * M, 3), T
+  const void* packed;         // decoder
+  const void* points;         // (N * M, 3), T
   int64_t count, per_sample;  // N * M and M
   double gain;
-  void* densities;        // (N * M)
-  void* colors;           // (N * M, K); null = not wanted
+  void* densities;  // (N * M)
+  void* colors;     // (N * M, K); null = not wanted
 };
 
 // `type` is that of the planes' numbers.
 void decode_points(const DecodePoints& p, Dtype type, Stream stream);
 
-// Where rows of the backward pass, points or the samples of rays, lie: points, or origin + depth * direction.
+// Where rows of the backward pass, points or the samples of rays, lie: points, or origin + depth *
+// direction.
 struct RowPositions {
   const void* points = nullptr;  // (rows, 3), or null
-  const void *origins = nullptr, *directions = nullptr, *depths = nullptr;  // (rays, 3), (rays, 3), (rows)
-  const bool* hit = nullptr;  // (rays), rays that see anything; null = all
-  int64_t rows, per_sample;   // of all samples of the batch, and of each
-  int per_ray;                // 1 for points
+  const void *origins = nullptr, *directions = nullptr,
+             *depths = nullptr;  // (rays, 3), (rays, 3), (rows)
+  const bool* hit = nullptr;     // (rays), rays that see anything; null = all
+  int64_t rows, per_sample;      // of all samples of the batch, and of each
+  int per_ray;                   // 1 for points
 };
 
-// Upper bounds of what is added to the planes' gradients, as bits of floats: what `atomicMax` compares. Zeros at first.
+// Upper bounds of what is added to the planes' gradients, as bits of floats: what `atomicMax`
+// compares. Zeros at first.
 struct Bounds {
-  unsigned* outputs;  // of the absolute sum of the gradients of a row's outputs, before the colours' sigmoid
+  unsigned* outputs;  // of the absolute sum of the gradients of a row's outputs, before the
+                      // colours' sigmoid
   unsigned* decoder;  // of a feature's gradient for outputs whose absolute sum is one
 };
 
@@ -76,6 +81,7 @@ struct PlaneGradient {
 void finish_plane_gradient(const PlaneGradient& p, Dtype type, Stream stream);
 
 // Gradients of the weights, in packed layout, from the partial sums.
-void sum_weight_gradients(const void* partial_sums, int64_t count, void* result, Dtype type, Stream stream);
+void sum_weight_gradients(const void* partial_sums, int64_t count, void* result, Dtype type,
+                          Stream stream);
 
 }  // namespace open_eg3d::cuda

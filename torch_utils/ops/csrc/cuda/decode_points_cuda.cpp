@@ -7,34 +7,47 @@ namespace open_eg3d::cuda {
 namespace {
 
 void check_points(const at::Tensor& planes, const at::Tensor& points) {
-  TORCH_CHECK(points.dim() == 3 && points.size(2) == 3 && points.size(0) == planes.size(0), "points must be (N, M, 3) for ", planes.size(0),
-              " samples of planes, not ", points.sizes());
+  TORCH_CHECK(points.dim() == 3 && points.size(2) == 3 && points.size(0) == planes.size(0),
+              "points must be (N, M, 3) for ", planes.size(0), " samples of planes, not ",
+              points.sizes());
   check_devices(planes, {points});
   check_types(planes, points);
 }
 
-std::tuple<at::Tensor, at::Tensor> decode(
-    const at::Tensor& planes, const at::Tensor& w0, const at::Tensor& b0, const at::Tensor& w1, const at::Tensor& b1, const at::Tensor& points,
-    double box_warp, bool released_axes, double density_gain, bool with_colors) {
+std::tuple<at::Tensor, at::Tensor> decode(const at::Tensor& planes, const at::Tensor& w0,
+                                          const at::Tensor& b0, const at::Tensor& w1,
+                                          const at::Tensor& b1, const at::Tensor& points,
+                                          double box_warp, bool released_axes, double density_gain,
+                                          bool with_colors) {
   check_points(planes, points);
   const OnDeviceOf on(planes);
   const at::Tensor texels = as_channels_last(planes), where = points.contiguous();
   const PackedDecoder decoder(planes, w0, b0, w1, b1, on.stream());
   const int64_t samples = points.size(0), count = points.size(1);
   at::Tensor densities = at::empty({samples, count, 1}, points.options());
-  at::Tensor colors = at::empty({samples, count, with_colors ? decoder.layout.colors : 0}, points.options());
-  const DecodePoints p{planes_of(texels, box_warp, released_axes), decoder.layout, decoder.data(), data_of(where), samples * count, count,
-                       density_gain, room_of(densities), room_of(colors)};
+  at::Tensor colors =
+      at::empty({samples, count, with_colors ? decoder.layout.colors : 0}, points.options());
+  const DecodePoints p{planes_of(texels, box_warp, released_axes),
+                       decoder.layout,
+                       decoder.data(),
+                       data_of(where),
+                       samples * count,
+                       count,
+                       density_gain,
+                       room_of(densities),
+                       room_of(colors)};
   decode_points(p, dtype_of(planes), on.stream());
   return {densities, colors};
 }
 
-using SixTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using SixTensors =
+    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-SixTensors decode_and_back(
-    const OptionalTensor& grad_densities, const OptionalTensor& grad_colors, const at::Tensor& planes, const at::Tensor& w0, const at::Tensor& b0,
-    const at::Tensor& w1, const at::Tensor& b1, const at::Tensor& points, double box_warp, bool released_axes, double density_gain,
-    bool needs_planes, bool needs_weights, bool needs_points) {
+SixTensors decode_and_back(const OptionalTensor& grad_densities, const OptionalTensor& grad_colors,
+                           const at::Tensor& planes, const at::Tensor& w0, const at::Tensor& b0,
+                           const at::Tensor& w1, const at::Tensor& b1, const at::Tensor& points,
+                           double box_warp, bool released_axes, double density_gain,
+                           bool needs_planes, bool needs_weights, bool needs_points) {
   check_points(planes, points);
   check_devices(planes, {grad_densities, grad_colors});
   const OnDeviceOf on(planes);
@@ -44,11 +57,15 @@ SixTensors decode_and_back(
   const int64_t count = points.size(1);
   const PlaneGradientSums plane_sums(planes, count, needs_planes, on.stream());
   const at::Tensor weight_sums = decoder.partial_sums(needs_weights);
-  const at::Tensor grad_points = needs_points ? at::empty_like(where) : at::empty({0}, points.options());
+  const at::Tensor grad_points =
+      needs_points ? at::empty_like(where) : at::empty({0}, points.options());
   const DecodeBackward p{.planes = planes_of(texels, box_warp, released_axes),
                          .layout = decoder.layout,
                          .packed = decoder.data(),
-                         .at = {.points = data_of(where), .rows = points.size(0) * count, .per_sample = count, .per_ray = 1},
+                         .at = {.points = data_of(where),
+                                .rows = points.size(0) * count,
+                                .per_sample = count,
+                                .per_ray = 1},
                          .density_gradients = data_of(of_densities),
                          .density_gain = density_gain,
                          .color_gradients = data_of(of_colors),

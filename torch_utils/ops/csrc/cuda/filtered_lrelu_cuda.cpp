@@ -8,7 +8,8 @@
 namespace open_eg3d::cuda {
 namespace {
 
-FilteredLrelu make_problem(const at::Tensor& x, const at::Tensor& y, const at::Tensor& first, const at::Tensor& second, bool flip) {
+FilteredLrelu make_problem(const at::Tensor& x, const at::Tensor& y, const at::Tensor& first,
+                           const at::Tensor& second, bool flip) {
   FilteredLrelu problem{};
   problem.samples = x.size(0), problem.channels = x.size(1);
   problem.first = make_filter(first, flip, 1), problem.second = make_filter(second, flip, 1);
@@ -17,18 +18,25 @@ FilteredLrelu make_problem(const at::Tensor& x, const at::Tensor& y, const at::T
   return problem;
 }
 
-std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const at::Tensor& up_filter, const at::Tensor& down_filter,
-                                           const std::optional<at::Tensor>& bias, int64_t up, int64_t down, at::IntArrayRef padding,
-                                           double gain, double slope, std::optional<double> clamp, bool flip_filter, bool keep_signs) {
+std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const at::Tensor& up_filter,
+                                           const at::Tensor& down_filter,
+                                           const std::optional<at::Tensor>& bias, int64_t up,
+                                           int64_t down, at::IntArrayRef padding, double gain,
+                                           double slope, std::optional<double> clamp,
+                                           bool flip_filter, bool keep_signs) {
   TORCH_CHECK(x.dim() == 4, "x has ", x.dim(), " dimensions instead of 4");
   TORCH_CHECK(up > 0 && down > 0, "factors are positive numbers");
-  TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == x.size(1)), "bias needs one number for each of ", x.size(1), " channels");
+  TORCH_CHECK(!bias || (bias->dim() == 1 && bias->size(0) == x.size(1)),
+              "bias needs one number for each of ", x.size(1), " channels");
   check_devices(x, {bias});
   const OnDeviceOf device(x);
   const at::Tensor first = wide_filter(x, up_filter), second = wide_filter(x, down_filter);
-  const int64_t up_x = first.size(-1), up_y = first.size(0), down_x = second.size(-1), down_y = second.size(0);
-  const int64_t height = filtered_size(filtered_size(x.size(2) * up + padding[2] + padding[3], up_y, 1), down_y, down);
-  const int64_t width = filtered_size(filtered_size(x.size(3) * up + padding[0] + padding[1], up_x, 1), down_x, down);
+  const int64_t up_x = first.size(-1), up_y = first.size(0), down_x = second.size(-1),
+                down_y = second.size(0);
+  const int64_t height =
+      filtered_size(filtered_size(x.size(2) * up + padding[2] + padding[3], up_y, 1), down_y, down);
+  const int64_t width =
+      filtered_size(filtered_size(x.size(3) * up + padding[0] + padding[1], up_x, 1), down_x, down);
   const int64_t fine_height = std::max<int64_t>((height - 1) * down + down_y, 0);
   const int64_t fine_width = std::max<int64_t>((width - 1) * down + down_x, 0);
   const at::Tensor y = make_result(x, height, width);
@@ -51,15 +59,17 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& x, const at::Tensor
   return {y, signs};
 }
 
-at::Tensor by_signs(const at::Tensor& x, const at::Tensor& signs, const at::Tensor& first_filter, const at::Tensor& second_filter,
-                    int64_t up, int64_t down, at::IntArrayRef first_padding, at::IntArrayRef second_padding, at::IntArrayRef size,
-                    double gain, double slope, bool flip_filter) {
+at::Tensor by_signs(const at::Tensor& x, const at::Tensor& signs, const at::Tensor& first_filter,
+                    const at::Tensor& second_filter, int64_t up, int64_t down,
+                    at::IntArrayRef first_padding, at::IntArrayRef second_padding,
+                    at::IntArrayRef size, double gain, double slope, bool flip_filter) {
   check_devices(x, {signs});
   const OnDeviceOf device(x);
   const at::Tensor y = make_result(x, size[1], size[0]);
   if (y.numel() == 0) return y;
   if (x.numel() == 0) return y.zero_();
-  TORCH_CHECK(signs.dim() == 3 && signs.size(0) == sign_blocks(x.size(0), x.size(1)) && signs.scalar_type() == at::kInt && signs.is_contiguous(),
+  TORCH_CHECK(signs.dim() == 3 && signs.size(0) == sign_blocks(x.size(0), x.size(1)) &&
+                  signs.scalar_type() == at::kInt && signs.is_contiguous(),
               "signs of other images, or none kept");
   const at::Tensor first = wide_filter(x, first_filter), second = wide_filter(x, second_filter);
   FilteredLrelu problem = make_problem(x, y, first, second, flip_filter);

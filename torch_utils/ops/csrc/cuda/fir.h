@@ -1,11 +1,13 @@
-// Resampling of images by FIR filters: what bindings and tests give to the kernels of upfirdn2d and filtered_lrelu.
+// Resampling of images by FIR filters: what bindings and tests give to the kernels of upfirdn2d and
+// filtered_lrelu.
 #pragma once
 
 #include "cuda/types.h"
 
 namespace open_eg3d::cuda {
 
-// An axis inserts up - 1 zeros after each of `size_in` samples, pads, correlates with `taps` taps and keeps every `down`-th sample.
+// An axis inserts up - 1 zeros after each of `size_in` samples, pads, correlates with `taps` taps
+// and keeps every `down`-th sample.
 struct FirAxis {
   int64_t size_in, size_out;
   int up, down;
@@ -13,7 +15,8 @@ struct FirAxis {
   int taps;
 };
 
-// Numbers of the type that is computed in: taps_y rows of taps_x, or where `is_separable` one row for both axes.
+// Numbers of the type that is computed in: taps_y rows of taps_x, or where `is_separable` one row
+// for both axes.
 struct FirFilter {
   const void* taps;
   bool is_separable;
@@ -38,10 +41,11 @@ void upfirdn2d(const Upfirdn& problem, Dtype type, Stream stream);
 
 enum class Signs { kNone, kWrite, kRead };
 
-// The first resampling makes fine pixels, which are bent; the second, which pads with zeros, makes the result. Its size_in is the fine
-// grid's. Both filters are of gain one.
+// The first resampling makes fine pixels, which are bent; the second, which pads with zeros, makes
+// the result. Its size_in is the fine grid's. Both filters are of gain one.
 //
-// Signs: a word for each of blocks x fine rows x fine columns; bit l = plane l of the block was not positive, bit 16 + l = clamped.
+// Signs: a word for each of blocks x fine rows x fine columns; bit l = plane l of the block was not
+// positive, bit 16 + l = clamped.
 struct FilteredLrelu {
   int64_t samples, channels;
   FirAxis first_x, first_y, second_x, second_y;
@@ -65,7 +69,8 @@ inline int64_t sign_blocks(int64_t samples, int64_t channels) {
                                     : (samples * channels + kPlanesPerWord - 1) / kPlanesPerWord;
 }
 
-// Throws std::runtime_error where filters are so long that not even a small tile fits into a multiprocessor's memory.
+// Throws std::runtime_error where filters are so long that not even a small tile fits into a
+// multiprocessor's memory.
 void filtered_lrelu(const FilteredLrelu& problem, Dtype type, Stream stream);
 
 }  // namespace open_eg3d::cuda

@@ -1,5 +1,6 @@
-// FIR filters on tiles of images in shared memory. A pixel of a tile is `kLanes` packs of `kPack` numbers: one number of an NCHW plane,
-// or adjacent channels of a channels-last image. Inserted zeros are never multiplied: of the taps, those count that meet samples.
+// FIR filters on tiles of images in shared memory. A pixel of a tile is `kLanes` packs of `kPack`
+// numbers: one number of an NCHW plane, or adjacent channels of a channels-last image. Inserted
+// zeros are never multiplied: of the taps, those count that meet samples.
 #pragma once
 
 #include "cuda/fir.h"
@@ -13,7 +14,8 @@ constexpr int kTileThreads = 256;
 template <int kLanes>
 struct TileThread {
   static constexpr int kStepX = kLanes == 1 ? 32 : 8, kStepY = kTileThreads / kLanes / kStepX;
-  int lane = threadIdx.x % kLanes, x = threadIdx.x / kLanes % kStepX, y = threadIdx.x / kLanes / kStepX;
+  int lane = threadIdx.x % kLanes, x = threadIdx.x / kLanes % kStepX,
+      y = threadIdx.x / kLanes / kStepX;
 
   template <class Body>
   __device__ __forceinline__ void for_each(int height, int width, const Body& body) const {
@@ -27,7 +29,9 @@ struct Tile {
   W* data;
   int width;
 
-  __device__ __forceinline__ W* at(int row, int column, int lane) const { return data + ((row * width + column) * kLanes + lane) * kPack; }
+  __device__ __forceinline__ W* at(int row, int column, int lane) const {
+    return data + ((row * width + column) * kLanes + lane) * kPack;
+  }
 };
 
 // Inputs that `outputs` neighbouring outputs read at most.
@@ -35,21 +39,23 @@ __host__ __device__ __forceinline__ int inputs_for(const FirAxis& axis, int outp
   return ((outputs - 1) * axis.down + axis.taps + axis.up - 1) / axis.up;
 }
 
-// The inputs of a run of outputs: the first one, and by how many fine samples it lies behind the first fine sample under the filter.
+// The inputs of a run of outputs: the first one, and by how many fine samples it lies behind the
+// first fine sample under the filter.
 struct Window {
   int64_t begin;
   int rest;
 
   __device__ __forceinline__ Window(const FirAxis& axis, int64_t first_output) {
     const int64_t base = first_output * axis.down - axis.padding;
-    const int64_t below = base < 0 ? -(-base / axis.up) : (base + axis.up - 1) / axis.up;  // base / up, rounded upwards
+    const int64_t below = base < 0 ? -(-base / axis.up)
+                                   : (base + axis.up - 1) / axis.up;  // base / up, rounded upwards
     begin = below;
     rest = static_cast<int>(below * axis.up - base);
   }
 };
 
-// The first tap that meets a sample at output `output` of a run, and which input of its window that sample is. Factors known to the
-// compiler (not 0) save divisions.
+// The first tap that meets a sample at output `output` of a run, and which input of its window that
+// sample is. Factors known to the compiler (not 0) save divisions.
 template <int kUp, int kDown>
 struct Phase {
   int tap, input, step;
@@ -92,27 +98,34 @@ __device__ __forceinline__ void store_numbers(const W (&numbers)[kPack], W* to) 
 
 // Sums along x.
 template <int kPack, int kLanes, class W>
-__device__ __forceinline__ void filter_row(W (&sums)[kPack], const Tile<W, kLanes, kPack>& from, int row, int lane, const FirAxis& axis,
+__device__ __forceinline__ void filter_row(W (&sums)[kPack], const Tile<W, kLanes, kPack>& from,
+                                           int row, int lane, const FirAxis& axis,
                                            const Window& window, const W* taps, int output) {
   const Phase<0, 0> phase(axis, window, output);
   int input = phase.input;
-  for (int tap = phase.tap; tap < axis.taps; tap += phase.step, ++input) add_weighted(sums, taps[tap], from.at(row, input, lane));
+  for (int tap = phase.tap; tap < axis.taps; tap += phase.step, ++input)
+    add_weighted(sums, taps[tap], from.at(row, input, lane));
 }
 
 // Sums along y.
 template <int kPack, int kLanes, class W>
-__device__ __forceinline__ void filter_column(W (&sums)[kPack], const Tile<W, kLanes, kPack>& from, int column, int lane,
-                                              const FirAxis& axis, const Window& window, const W* taps, int output) {
+__device__ __forceinline__ void filter_column(W (&sums)[kPack], const Tile<W, kLanes, kPack>& from,
+                                              int column, int lane, const FirAxis& axis,
+                                              const Window& window, const W* taps, int output) {
   const Phase<0, 0> phase(axis, window, output);
   int input = phase.input;
-  for (int tap = phase.tap; tap < axis.taps; tap += phase.step, ++input) add_weighted(sums, taps[tap], from.at(input, column, lane));
+  for (int tap = phase.tap; tap < axis.taps; tap += phase.step, ++input)
+    add_weighted(sums, taps[tap], from.at(input, column, lane));
 }
 
-// Sums along both axes with a filter that is no product. Factors and taps of both axes that the compiler knows (not 0) unroll the loops.
+// Sums along both axes with a filter that is no product. Factors and taps of both axes that the
+// compiler knows (not 0) unroll the loops.
 template <int kUp, int kDown, int kTaps, int kPack, int kLanes, class W>
-__device__ __forceinline__ void filter_square(W (&sums)[kPack], const Tile<W, kLanes, kPack>& from, int lane, const FirAxis& x_axis,
-                                              const FirAxis& y_axis, const Window& x_window, const Window& y_window, const W* taps,
-                                              int row, int column) {
+__device__ __forceinline__ void filter_square(W (&sums)[kPack], const Tile<W, kLanes, kPack>& from,
+                                              int lane, const FirAxis& x_axis,
+                                              const FirAxis& y_axis, const Window& x_window,
+                                              const Window& y_window, const W* taps, int row,
+                                              int column) {
   const Phase<kUp, kDown> down(y_axis, y_window, row), across(x_axis, x_window, column);
   if constexpr (kTaps > 0) {
     static_assert(kTaps % kUp == 0);
@@ -134,7 +147,8 @@ __device__ __forceinline__ void filter_square(W (&sums)[kPack], const Tile<W, kL
   }
 }
 
-__host__ __device__ __forceinline__ int tap_count(const FirFilter& filter, const FirAxis& x_axis, const FirAxis& y_axis) {
+__host__ __device__ __forceinline__ int tap_count(const FirFilter& filter, const FirAxis& x_axis,
+                                                  const FirAxis& y_axis) {
   return filter.is_separable ? x_axis.taps : x_axis.taps * y_axis.taps;
 }
 
@@ -142,7 +156,8 @@ __host__ __device__ __forceinline__ int tap_count(const FirFilter& filter, const
 template <class W>
 __device__ __forceinline__ void load_taps(W* to, const FirFilter& filter, int count) {
   const W* from = static_cast<const W*>(filter.taps);
-  for (int i = threadIdx.x; i < count; i += kTileThreads) to[i] = from[filter.is_flipped ? i : count - 1 - i];
+  for (int i = threadIdx.x; i < count; i += kTileThreads)
+    to[i] = from[filter.is_flipped ? i : count - 1 - i];
 }
 
 // Numbers that keep what follows them in shared memory aligned to 16 bytes.

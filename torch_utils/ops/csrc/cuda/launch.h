@@ -1,9 +1,11 @@
-// What a CUDA kernel stands on, free of torch. A kernel is written once, in CUDA C++, in a file that includes this header and nothing
-// else of CUDA; nvcc makes GPU code of it, and a plain C++ compiler that finds cuda_on_cpu.h (tests/cuda_shim) makes a program of it
-// whose threads can be watched by sanitizers.
+// What a CUDA kernel stands on, free of torch. A kernel is written once, in CUDA C++, in a file
+// that includes this header and nothing else of CUDA; nvcc makes GPU code of it, and a plain C++
+// compiler that finds cuda_on_cpu.h (tests/cuda_shim) makes a program of it whose threads can be
+// watched by sanitizers.
 //
 //   __global__ void __launch_bounds__(256) sum_kernel(const float* x, float* y) {
-//     OPEN_EG3D_SHARED(tile, float[8][33]);     // declared before anything else happens; its contents are undefined
+//     OPEN_EG3D_SHARED(tile, float[8][33]);     // declared before anything else happens; its
+//     contents are undefined
 //     ...
 //   }
 //   launch(sum_kernel, {blocks, 1, 1}, {256, 1, 1}, 0, stream, x, y);
@@ -26,7 +28,7 @@
 // A shared variable of the type that follows its name.
 #define OPEN_EG3D_SHARED(name, ...) __shared__ std::type_identity_t<__VA_ARGS__> name
 // A shared array of `type`, as long as launch was told.
-#define OPEN_EG3D_DYNAMIC_SHARED(type, name)                   \
+#define OPEN_EG3D_DYNAMIC_SHARED(type, name)                    \
   extern __shared__ __align__(16) unsigned char shared_bytes[]; \
   type* name = reinterpret_cast<type*>(shared_bytes)
 
@@ -59,20 +61,24 @@ struct Extent {
 //
 // Throws std::runtime_error where the grid is too large or the driver refuses.
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), Extent grid, Extent block, size_t shared_bytes, Stream stream, Arguments&&... arguments) {
+void launch(void (*kernel)(Parameters...), Extent grid, Extent block, size_t shared_bytes,
+            Stream stream, Arguments&&... arguments) {
   static_assert((sizeof(Parameters) + ... + 0) <= 4000, "a kernel's parameters have 4 KiB");
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   if (grid.x > kMostBlocksX || grid.y > kMostBlocksYZ || grid.z > kMostBlocksYZ) {
-    throw std::runtime_error("CUDA kernel: a grid of " + std::to_string(grid.x) + " x " + std::to_string(grid.y) + " x " +
-                             std::to_string(grid.z) + " blocks is too large; split the batch");
+    throw std::runtime_error("CUDA kernel: a grid of " + std::to_string(grid.x) + " x " +
+                             std::to_string(grid.y) + " x " + std::to_string(grid.z) +
+                             " blocks is too large; split the batch");
   }
   const dim3 blocks(grid.x, grid.y, grid.z), threads(block.x, block.y, block.z);
 #ifdef __CUDACC__
   const auto check = [](cudaError_t status) {
-    if (status != cudaSuccess) throw std::runtime_error(std::string("CUDA kernel: ") + cudaGetErrorString(status));
+    if (status != cudaSuccess)
+      throw std::runtime_error(std::string("CUDA kernel: ") + cudaGetErrorString(status));
   };
   if (shared_bytes > kUsualSharedBytes) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)));
   }
   kernel<<<blocks, threads, shared_bytes, stream>>>(std::forward<Arguments>(arguments)...);
   check(cudaGetLastError());

@@ -1,4 +1,5 @@
-// Element-wise parts of modulated convolutions on channels-last images, for the binding and for tests.
+// Element-wise parts of modulated convolutions on channels-last images, for the binding and for
+// tests.
 #pragma once
 
 #include "cuda/types.h"
@@ -23,15 +24,18 @@ struct Modulation {
 };
 
 // y = clamp(gain * lrelu(x * scale + noise + bias)).
-void modulated_lrelu(const Modulation& modulation, const void* x, void* y, Dtype type, Stream stream);
+void modulated_lrelu(const Modulation& modulation, const void* x, void* y, Dtype type,
+                     Stream stream);
 
 // y = x * scale with the scale rounded to the type of x.
-void scale_channels(const PixelLayout& layout, const void* x, const void* scale, void* y, Dtype type, Stream stream);
+void scale_channels(const PixelLayout& layout, const void* x, const void* scale, void* y,
+                    Dtype type, Stream stream);
 
 struct ModulationGradients {
   const void *grad, *x;
   void* grad_x;
-  void* scale_sums;  // of the type that is computed in: (samples, chunks, channels), to be summed over the chunks
+  void* scale_sums;  // of the type that is computed in: (samples, chunks, channels), to be summed
+                     // over the chunks
   void* bias_sums;   // likewise, also over the samples; or null
   void* grad_noise;  // (samples, pixels), or null
 };
@@ -39,9 +43,11 @@ struct ModulationGradients {
 // Blocks of pixels of a sample.
 int64_t modulation_chunks(const PixelLayout& layout);
 
-void modulated_lrelu_backward(const Modulation& modulation, const ModulationGradients& gradients, Dtype type, Stream stream);
+void modulated_lrelu_backward(const Modulation& modulation, const ModulationGradients& gradients,
+                              Dtype type, Stream stream);
 
 // grad_x = grad * scale, and the sums of grad * x.
-void scale_channels_backward(const PixelLayout& layout, const void* scale, const ModulationGradients& gradients, Dtype type, Stream stream);
+void scale_channels_backward(const PixelLayout& layout, const void* scale,
+                             const ModulationGradients& gradients, Dtype type, Stream stream);
 
 }  // namespace open_eg3d::cuda

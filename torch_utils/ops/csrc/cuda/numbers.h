@@ -1,4 +1,5 @@
-// Number types of kernels: what they are stored as, what they are computed in, and several of them in one access to memory.
+// Number types of kernels: what they are stored as, what they are computed in, and several of them
+// in one access to memory.
 #pragma once
 
 #include "cuda/launch.h"
@@ -9,10 +10,14 @@ namespace open_eg3d::cuda {
 template <class Body>
 void with_type(Dtype type, const Body& body) {
   switch (type) {
-    case Dtype::kFloat: return body(float());
-    case Dtype::kHalf: return body(half());
-    case Dtype::kBfloat16: return body(bfloat16());
-    case Dtype::kDouble: return body(double());
+    case Dtype::kFloat:
+      return body(float());
+    case Dtype::kHalf:
+      return body(half());
+    case Dtype::kBfloat16:
+      return body(bfloat16());
+    case Dtype::kDouble:
+      return body(double());
   }
 }
 
@@ -37,7 +42,8 @@ __host__ __device__ __forceinline__ T narrow(compute_t<T> x) {
   }
 }
 
-// `count` neighbours in memory, read and written at once; count * sizeof(T) is a power of two up to 16.
+// `count` neighbours in memory, read and written at once; count * sizeof(T) is a power of two up
+// to 16.
 template <class T, int count>
 struct alignas(count * sizeof(T)) Pack {
   T values[count];
@@ -51,7 +57,7 @@ __device__ __forceinline__ Pack<T, count> load_pack(const T* from) {
 #ifdef __CUDACC__
   return *reinterpret_cast<const Pack<T, count>*>(from);
 #else
-  return cuda_on_cpu::load_aligned<Pack<T, count>>(from);
+  return cuda_on_cpu::load_aligned<Pack<T, count> >(from);
 #endif
 }
 
@@ -64,13 +70,16 @@ __device__ __forceinline__ void store_pack(T* to, const Pack<T, count>& pack) {
 #endif
 }
 
-// True where packs of `count` numbers can start at `pointer` and at every multiple of `step` numbers from it.
+// True where packs of `count` numbers can start at `pointer` and at every multiple of `step`
+// numbers from it.
 template <class T>
 bool is_aligned(const T* pointer, int64_t step, int count) {
-  return pointer == nullptr || (reinterpret_cast<uintptr_t>(pointer) % (count * sizeof(T)) == 0 && step % count == 0);
+  return pointer == nullptr ||
+         (reinterpret_cast<uintptr_t>(pointer) % (count * sizeof(T)) == 0 && step % count == 0);
 }
 
-// Division of 32-bit numbers by one that is known on the host, by a product (Granlund and Montgomery 1994, figure 4.1).
+// Division of 32-bit numbers by one that is known on the host, by a product (Granlund and
+// Montgomery 1994, figure 4.1).
 struct Divider {
   uint32_t divisor = 1, factor = 1, shift = 0;
 
@@ -89,7 +98,8 @@ struct Divider {
 // Sum over a warp, in every lane.
 template <class Number>
 __device__ __forceinline__ Number warp_sum(Number value) {
-  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  for (int offset = 16; offset > 0; offset /= 2)
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
   return value;
 }
 

@@ -1,4 +1,5 @@
-// CUDA kernels of render_rays: blocks take a few rays at a time and follow them through both passes; what lies between is never stored.
+// CUDA kernels of render_rays: blocks take a few rays at a time and follow them through both
+// passes; what lies between is never stored.
 #include "cuda/render_rays.h"
 
 #include "cuda/decode_points.h"
@@ -7,15 +8,19 @@
 namespace open_eg3d::cuda {
 namespace {
 
-constexpr int kBlocks = 1024;         // that take rays until there are none left; more than any GPU runs at a time
+constexpr int kBlocks =
+    1024;  // that take rays until there are none left; more than any GPU runs at a time
 constexpr size_t kCounterBytes = 16;  // in front of the workspace: number of the next ray
 
 template <class T>
-__device__ __forceinline__ Workspace<T> workspace_of_block(const RenderRays& p, int64_t block_bytes) {
-  return Workspace<T>(static_cast<unsigned char*>(p.workspace) + kCounterBytes + blockIdx.x * block_bytes, p.coarse + p.fine);
+__device__ __forceinline__ Workspace<T> workspace_of_block(const RenderRays& p,
+                                                           int64_t block_bytes) {
+  return Workspace<T>(
+      static_cast<unsigned char*>(p.workspace) + kCounterBytes + blockIdx.x * block_bytes,
+      p.coarse + p.fine);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
+// ------------------------------------------------------------------------------------------
 // Forward
 
 // What rays show: features (rays, K), depth and opacity (rays).
@@ -38,9 +43,11 @@ struct Painter {
     const int first = r * tracer.work.stride;
     const bool is_seen = tracer.progress.is_seen[r];
     if (ray >= p.rays) return;
-    const MeanDepth<T> mean(is_seen ? tracer.work.sorted + first : tracer.work.depths + first, tracer.work.weights + first,
-                            is_seen ? tracer.progress.used[r] : 0, is_seen ? tracer.samples() : p.coarse);
-    if (lane_index() == 0) tracer.progress.opacity[r] = to.opacity[ray] = mean.opacity, to.depth[ray] = mean.value();
+    const MeanDepth<T> mean(is_seen ? tracer.work.sorted + first : tracer.work.depths + first,
+                            tracer.work.weights + first, is_seen ? tracer.progress.used[r] : 0,
+                            is_seen ? tracer.samples() : p.coarse);
+    if (lane_index() == 0)
+      tracer.progress.opacity[r] = to.opacity[ray] = mean.opacity, to.depth[ray] = mean.value();
   }
 
   // A warp counts, or lists, what of its ray is coloured: slots and, in `shown`, weights.
@@ -80,34 +87,42 @@ struct Painter {
       for (int other = 0; other < r; ++other) first += progress.listed[other];
       list_visible(r, first, false);
     }
-    const int colors = p.layout.colors, seen_rays = static_cast<int>(min(int64_t(kRays), p.rays - progress.first));
+    const int colors = p.layout.colors,
+              seen_rays = static_cast<int>(min(int64_t(kRays), p.rays - progress.first));
     T* const features = to.features + progress.first * colors;
     for (int i = threadIdx.x; i < seen_rays * colors; i += kThreads) features[i] = 0;
     __syncthreads();
-    for (int start = 0; start < total; start += tracer.decoder.rows) add_tile(start, total, seen_rays, features);
+    for (int start = 0; start < total; start += tracer.decoder.rows)
+      add_tile(start, total, seen_rays, features);
     for (int i = threadIdx.x; i < seen_rays * colors; i += kThreads) {
       const int k = i % colors;
       const T fill = k < 3 ? static_cast<T>(p.background[k]) : T(1);
-      const T color = p.has_background ? features[i] + (1 - progress.opacity[i / colors]) * fill : features[i];
+      const T color =
+          p.has_background ? features[i] + (1 - progress.opacity[i / colors]) * fill : features[i];
       features[i] = color * 2 - 1;
     }
   }
 
-  // Adds the colours of a tile of the list, each by its weight. A ray's are neighbours in the list; each sum belongs to one thread.
+  // Adds the colours of a tile of the list, each by its weight. A ray's are neighbours in the list;
+  // each sum belongs to one thread.
   __device__ __forceinline__ void add_tile(int start, int total, int seen_rays, T* features) const {
     const DecoderTile<T>& decoder = tracer.decoder;
     const int row = decoder.colors_row(), colors = decoder.layout.colors;
     tracer.decode_tile(start, total);
-    decoder.to_colors([&](int s, int k, T y) { decoder.colors[s * row + k] = y * T(kColorScale) + T(kColorShift); });
+    decoder.to_colors([&](int s, int k, T y) {
+      decoder.colors[s * row + k] = y * T(kColorScale) + T(kColorShift);
+    });
     __syncthreads();
     for (int i = threadIdx.x; i < seen_rays * colors; i += kThreads) {
       const int r = i / colors, k = i % colors;
       int first = 0;
       for (int other = 0; other < r; ++other) first += tracer.progress.listed[other];
-      const int from = max(first, start), end = min(first + tracer.progress.listed[r], start + decoder.rows);
+      const int from = max(first, start),
+                end = min(first + tracer.progress.listed[r], start + decoder.rows);
       if (from >= end) continue;
       T sum = features[i];
-      for (int s = from; s < end; ++s) sum += tracer.work.shown[s] * decoder.colors[(s - start) * row + k];
+      for (int s = from; s < end; ++s)
+        sum += tracer.work.shown[s] * decoder.colors[(s - start) * row + k];
       features[i] = sum;
     }
     __syncthreads();
@@ -116,24 +131,27 @@ struct Painter {
 
 template <class P>
 __global__ void __launch_bounds__(kThreads, kBlocksBeside)
-    render_kernel(const RenderRays p, const Picture<compute_t<P>> to, const int64_t block_bytes, const int tile, const bool has_packs) {
+    render_kernel(const RenderRays p, const Picture<compute_t<P>> to, const int64_t block_bytes,
+                  const int tile, const bool has_packs) {
   using T = compute_t<P>;
   OPEN_EG3D_SHARED(rows, Rows<T>);
   OPEN_EG3D_SHARED(progress, Progress<T>);
   OPEN_EG3D_DYNAMIC_SHARED(T, memory);
   const PlaneReader<P> reader(p.planes, p.layout.features4, has_packs);
   T* const hidden = memory + p.layout.total;
-  T* const narrow_rows = hidden + tile * DecoderLayout::row(p.layout.hidden4);  // features, then colours
+  T* const narrow_rows =
+      hidden + tile * DecoderLayout::row(p.layout.hidden4);  // features, then colours
   const DecoderTile<T> decoder{p.layout, tile, memory, narrow_rows, hidden, narrow_rows};
   load_decoder(static_cast<const T*>(p.packed), p.layout.total, memory);
-  const Tracer<P, false> tracer{p, reader, decoder, rows, progress, workspace_of_block<T>(p, block_bytes), nullptr};
+  const Tracer<P, false> tracer{
+      p, reader, decoder, rows, progress, workspace_of_block<T>(p, block_bytes), nullptr};
   while (tracer.begin()) {
     tracer.trace();
     Painter<P>{tracer, to}.paint();
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
+// ------------------------------------------------------------------------------------------
 // Backward
 
 template <class T>
@@ -161,16 +179,20 @@ struct BackTracer {
   }
 
  private:
-  __device__ __forceinline__ T depth_gradient_of(int64_t ray) const { return from.depth == nullptr ? T(0) : from.depth[ray]; }
+  __device__ __forceinline__ T depth_gradient_of(int64_t ray) const {
+    return from.depth == nullptr ? T(0) : from.depth[ray];
+  }
 
   __device__ __forceinline__ void run_seen(int r, int64_t ray) const {
     const Workspace<T>& work = tracer.work;
     const RenderRays& p = tracer.p;
     const int count = tracer.samples(), first = r * work.stride, colors = p.layout.colors;
-    T of_opacity = 0, magnitude = 0;  // of the opacity by the background; all that a sample's colours might get
+    T of_opacity = 0,
+      magnitude = 0;  // of the opacity by the background; all that a sample's colours might get
     for (int k = lane_index(); k < colors && from.features != nullptr; k += kLanes) {
       const T gradient = 2 * from.features[ray * colors + k];
-      if (p.has_background) of_opacity -= gradient * (k < 3 ? static_cast<T>(p.background[k]) : T(1));
+      if (p.has_background)
+        of_opacity -= gradient * (k < 3 ? static_cast<T>(p.background[k]) : T(1));
       magnitude += fabs(gradient);
     }
     of_opacity = warp_sum(of_opacity) + (from.opacity == nullptr ? T(0) : from.opacity[ray]);
@@ -181,23 +203,35 @@ struct BackTracer {
     const MeanDepth<T> mean(samples.depths, weights, count, count);
     const T of_depth = depth_gradient_of(ray), share = mean.tie_share(samples.depths, count);
     const auto of_weight = [&](int i, const Interval<T>& interval) {
-      const T shown = from.features == nullptr ? T(0) : (work.shown[first + samples.number(i)] + work.shown[first + samples.number(i + 1)]) / 2;
-      return shown + of_opacity + (from.depth == nullptr ? T(0) : of_depth * mean.weight_gradient(interval.middle));
+      const T shown = from.features == nullptr ? T(0)
+                                               : (work.shown[first + samples.number(i)] +
+                                                  work.shown[first + samples.number(i + 1)]) /
+                                                     2;
+      return shown + of_opacity +
+             (from.depth == nullptr ? T(0) : of_depth * mean.weight_gradient(interval.middle));
     };
     composite_backward(samples, count - 1, of_weight, transmittance, density_terms);
     float bound = 0;
     for (int k = lane_index(); k < count; k += kLanes) {
       const bool has_before = k > 0, has_after = k + 1 < count;
-      const T of_density = (has_before ? density_terms[k - 1] : T(0)) + (has_after ? density_terms[k] : T(0));
-      const T by_weights = (has_before ? transmittance[k - 1] : T(0)) - (has_after ? transmittance[k] : T(0));
-      const T by_mean = from.depth == nullptr ? T(0) : of_depth * mean.depth_gradient(samples.depths, weights, k, count, share);
+      const T of_density =
+          (has_before ? density_terms[k - 1] : T(0)) + (has_after ? density_terms[k] : T(0));
+      const T by_weights =
+          (has_before ? transmittance[k - 1] : T(0)) - (has_after ? transmittance[k] : T(0));
+      const T by_mean =
+          from.depth == nullptr
+              ? T(0)
+              : of_depth * mean.depth_gradient(samples.depths, weights, k, count, share);
       const T weight = sample_weight(weights, k, count);
-      write(ray * count + k, samples.depths[k], weight, of_density, by_weights + by_mean, samples.number(k));
-      const float outputs = static_cast<float>(fabs(of_density * static_cast<T>(p.density_gain)) + fabs(weight) * magnitude);
+      write(ray * count + k, samples.depths[k], weight, of_density, by_weights + by_mean,
+            samples.number(k));
+      const float outputs = static_cast<float>(fabs(of_density * static_cast<T>(p.density_gain)) +
+                                               fabs(weight) * magnitude);
       if (isfinite(outputs)) bound = max(bound, outputs);
     }
     bound = warp_max(bound);
-    if (lane_index() == 0 && to.output_bound != nullptr) atomicMax(to.output_bound, __float_as_uint(bound));
+    if (lane_index() == 0 && to.output_bound != nullptr)
+      atomicMax(to.output_bound, __float_as_uint(bound));
   }
 
   // A ray that misses sees nothing; only its depth follows its farthest coarse sample.
@@ -208,42 +242,51 @@ struct BackTracer {
     const T share = mean.tie_share(depths, p.coarse) * depth_gradient_of(ray);
     for (int k = lane_index(); k < tracer.samples(); k += kLanes) {
       const bool is_coarse = k < p.coarse;
-      write(ray * tracer.samples() + k, is_coarse ? depths[k] : T(0), 0, 0, is_coarse && depths[k] == mean.value() ? share : T(0), k);
+      write(ray * tracer.samples() + k, is_coarse ? depths[k] : T(0), 0, 0,
+            is_coarse && depths[k] == mean.value() ? share : T(0), k);
     }
   }
 
-  __device__ __forceinline__ void write(int64_t i, T depth, T weight, T of_density, T of_depth, int number) const {
+  __device__ __forceinline__ void write(int64_t i, T depth, T weight, T of_density, T of_depth,
+                                        int number) const {
     static_cast<T*>(to.depths)[i] = depth, static_cast<T*>(to.weights)[i] = weight;
-    static_cast<T*>(to.density_gradients)[i] = of_density, static_cast<T*>(to.depth_gradients)[i] = of_depth;
+    static_cast<T*>(to.density_gradients)[i] = of_density,
+    static_cast<T*>(to.depth_gradients)[i] = of_depth;
     to.order[i] = number;
   }
 };
 
 template <class P>
 __global__ void __launch_bounds__(kThreads, kBlocksBeside)
-    trace_backward_kernel(const RenderRays p, const PictureGradients<compute_t<P>> from, const TracedSamples to, const int64_t block_bytes,
-                          const int tile, const bool has_packs) {
+    trace_backward_kernel(const RenderRays p, const PictureGradients<compute_t<P>> from,
+                          const TracedSamples to, const int64_t block_bytes, const int tile,
+                          const bool has_packs) {
   using T = compute_t<P>;
   OPEN_EG3D_SHARED(rows, Rows<T>);
   OPEN_EG3D_SHARED(progress, Progress<T>);
   OPEN_EG3D_DYNAMIC_SHARED(T, memory);
   const PlaneReader<P> reader(p.planes, p.layout.features4, has_packs);
   T* const hidden = memory + p.layout.total;
-  T* const narrow_rows = hidden + tile * DecoderLayout::row(p.layout.hidden4);  // features, then colours
+  T* const narrow_rows =
+      hidden + tile * DecoderLayout::row(p.layout.hidden4);  // features, then colours
   const DecoderTile<T> decoder{p.layout, tile, memory, narrow_rows, hidden, narrow_rows};
   load_decoder(static_cast<const T*>(p.packed), p.layout.total, memory);
-  const Tracer<P, true> tracer{p, reader, decoder, rows, progress, workspace_of_block<T>(p, block_bytes), from.features};
+  const Tracer<P, true> tracer{
+      p, reader, decoder, rows, progress, workspace_of_block<T>(p, block_bytes), from.features};
   while (tracer.begin()) {
     tracer.trace();
     for (int r = warp_index(); r < kRays; r += kWarps) BackTracer<P>{tracer, from, to}.run(r);
   }
 }
 
-// A warp adds up the gradients of a ray's samples. Coarse depths follow the limits; fine depths carry no gradient.
+// A warp adds up the gradients of a ray's samples. Coarse depths follow the limits; fine depths
+// carry no gradient.
 template <class T>
-__global__ void __launch_bounds__(kThreads) ray_gradients_kernel(const RenderRays p, const TracedSamples from, const RayGradients to) {
+__global__ void __launch_bounds__(kThreads)
+    ray_gradients_kernel(const RenderRays p, const TracedSamples from, const RayGradients to) {
   const int count = p.coarse + p.fine;
-  for (int64_t ray = int64_t(blockIdx.x) * kWarps + warp_index(); ray < p.rays; ray += int64_t(gridDim.x) * kWarps) {
+  for (int64_t ray = int64_t(blockIdx.x) * kWarps + warp_index(); ray < p.rays;
+       ray += int64_t(gridDim.x) * kWarps) {
     const T* const direction = static_cast<const T*>(p.directions) + ray * 3;
     const int64_t sample = ray / p.rays_per_sample;
     const T* const u = static_cast<const T*>(p.u_coarse.data) + sample * p.u_coarse.sample_stride +
@@ -262,18 +305,22 @@ __global__ void __launch_bounds__(kThreads) ray_gradients_kernel(const RenderRay
         of_depth += of_point * direction[a];
       }
       if (number < p.coarse) {
-        const T share = even_position<T>(number, p.coarse) + u[number * p.u_coarse.stride] / T(p.coarse - 1);
+        const T share =
+            even_position<T>(number, p.coarse) + u[number * p.u_coarse.stride] / T(p.coarse - 1);
         of_near += of_depth * (1 - share);
         of_far += of_depth * share;
       }
     }
     of_near = warp_sum(of_near), of_far = warp_sum(of_far);
 #pragma unroll
-    for (int a = 0; a < 3; ++a) of_origin[a] = warp_sum(of_origin[a]), of_direction[a] = warp_sum(of_direction[a]);
+    for (int a = 0; a < 3; ++a)
+      of_origin[a] = warp_sum(of_origin[a]), of_direction[a] = warp_sum(of_direction[a]);
     if (lane_index() > 0) continue;
 #pragma unroll
     for (int a = 0; a < 3; ++a) {
-      static_cast<T*>(to.origins)[ray * 3 + a] = of_origin[a], static_cast<T*>(to.directions)[ray * 3 + a] = of_direction[a];
+      static_cast<T*>(to.origins)[ray * 3 + a] = of_origin[a],
+                                            static_cast<T*>(to.directions)[ray * 3 + a] =
+                                                of_direction[a];
     }
     static_cast<T*>(to.near)[ray] = of_near, static_cast<T*>(to.far)[ray] = of_far;
   }
@@ -288,7 +335,8 @@ struct Plan {
   int tile;
   size_t shared_bytes;
 
-  explicit Plan(const RenderRays& p) : blocks(std::min<int64_t>(blocks_for(p.rays, int64_t(kRays)), kBlocks)) {
+  explicit Plan(const RenderRays& p)
+      : blocks(std::min<int64_t>(blocks_for(p.rays, int64_t(kRays)), kBlocks)) {
     const DecoderLayout& l = p.layout;
     const int row = std::max(l.row(l.features4), l.row(l.colors4)) + l.row(l.hidden4);
     block_bytes = Workspace<T>::block_bytes(p.coarse + p.fine);
@@ -300,36 +348,45 @@ struct Plan {
 }  // namespace
 
 size_t workspace_bytes(int samples, Dtype type) {
-  const size_t block = type == Dtype::kDouble ? Workspace<double>::block_bytes(samples) : Workspace<float>::block_bytes(samples);
+  const size_t block = type == Dtype::kDouble ? Workspace<double>::block_bytes(samples)
+                                              : Workspace<float>::block_bytes(samples);
   return kCounterBytes + kBlocks * block;
 }
 
-void render_rays(const RenderRays& p, void* features, void* depth, void* opacity, Dtype type, Stream stream) {
+void render_rays(const RenderRays& p, void* features, void* depth, void* opacity, Dtype type,
+                 Stream stream) {
   with_type(type, [&](auto zero) {
     using P = decltype(zero);
     using T = compute_t<P>;
     const Plan<P> plan(p);
-    const Picture<T> to{static_cast<T*>(features), static_cast<T*>(depth), static_cast<T*>(opacity)};
-    launch(render_kernel<P>, {plan.blocks}, {kThreads}, plan.shared_bytes, stream, p, to, plan.block_bytes, plan.tile,
-           can_load_packs<P>(p.planes));
+    const Picture<T> to{static_cast<T*>(features), static_cast<T*>(depth),
+                        static_cast<T*>(opacity)};
+    launch(render_kernel<P>, {plan.blocks}, {kThreads}, plan.shared_bytes, stream, p, to,
+           plan.block_bytes, plan.tile, can_load_packs<P>(p.planes));
   });
 }
 
-void trace_backward(const RenderRays& p, const void* grad_features, const void* grad_depth, const void* grad_opacity, const TracedSamples& to,
-                    Dtype type, Stream stream) {
+void trace_backward(const RenderRays& p, const void* grad_features, const void* grad_depth,
+                    const void* grad_opacity, const TracedSamples& to, Dtype type, Stream stream) {
   with_type(type, [&](auto zero) {
     using P = decltype(zero);
     using T = compute_t<P>;
     const Plan<P> plan(p);
-    const PictureGradients<T> from{static_cast<const T*>(grad_features), static_cast<const T*>(grad_depth), static_cast<const T*>(grad_opacity)};
-    launch(trace_backward_kernel<P>, {plan.blocks}, {kThreads}, plan.shared_bytes, stream, p, from, to, plan.block_bytes, plan.tile,
-           can_load_packs<P>(p.planes));
+    const PictureGradients<T> from{static_cast<const T*>(grad_features),
+                                   static_cast<const T*>(grad_depth),
+                                   static_cast<const T*>(grad_opacity)};
+    launch(trace_backward_kernel<P>, {plan.blocks}, {kThreads}, plan.shared_bytes, stream, p, from,
+           to, plan.block_bytes, plan.tile, can_load_packs<P>(p.planes));
   });
 }
 
-void ray_gradients(const RenderRays& p, const TracedSamples& from, const RayGradients& to, Dtype type, Stream stream) {
+void ray_gradients(const RenderRays& p, const TracedSamples& from, const RayGradients& to,
+                   Dtype type, Stream stream) {
   const int64_t blocks = std::min<int64_t>(blocks_for(p.rays, int64_t(kWarps)), 16 * kBlocks);
-  with_type(type, [&](auto zero) { launch(ray_gradients_kernel<compute_t<decltype(zero)>>, {blocks}, {kThreads}, 0, stream, p, from, to); });
+  with_type(type, [&](auto zero) {
+    launch(ray_gradients_kernel<compute_t<decltype(zero)>>, {blocks}, {kThreads}, 0, stream, p,
+           from, to);
+  });
 }
 
 }  // namespace open_eg3d::cuda

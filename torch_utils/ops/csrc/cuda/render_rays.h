@@ -5,7 +5,8 @@
 
 namespace open_eg3d::cuda {
 
-// Random numbers of rays; strides, in elements, of samples of the batch, of rays and of their numbers. Fixed ones may be expanded.
+// Random numbers of rays; strides, in elements, of samples of the batch, of rays and of their
+// numbers. Fixed ones may be expanded.
 struct Offsets {
   const void* data;
   int64_t sample_stride, ray_stride, stride;
@@ -14,7 +15,7 @@ struct Offsets {
 struct RenderRays {
   Planes planes;
   DecoderLayout layout;
-  const void* packed;  // decoder
+  const void* packed;                             // decoder
   const void *origins, *directions, *near, *far;  // (rays, 3), (rays, 3), (rays), (rays); T
   const bool* hit;                                // (rays); null = all
   Offsets u_coarse, u_fine;
@@ -24,33 +25,39 @@ struct RenderRays {
   double density_gain;
   bool has_background;
   double background[3];
-  double stop;      // a ray ends where less light than this is left, and samples that together show less are not coloured; 0 = never
+  double stop;      // a ray ends where less light than this is left, and samples that together show
+                    // less are not coloured; 0 = never
   void* workspace;  // of workspace_bytes; the first eight bytes are zeros
 };
 
-// What the blocks that work at the same time need beside shared memory: a few numbers for each sample of the rays they are at.
+// What the blocks that work at the same time need beside shared memory: a few numbers for each
+// sample of the rays they are at.
 size_t workspace_bytes(int samples, Dtype type);
 
 // Features (rays, K), mean depth (rays) and opacity (rays).
-void render_rays(const RenderRays& p, void* features, void* depth, void* opacity, Dtype type, Stream stream);
+void render_rays(const RenderRays& p, void* features, void* depth, void* opacity, Dtype type,
+                 Stream stream);
 
-// What the backward pass finds for each ray and each of its samples in depth order, (rays, samples).
+// What the backward pass finds for each ray and each of its samples in depth order, (rays,
+// samples).
 struct TracedSamples {
   void *depths, *weights, *density_gradients, *depth_gradients;
-  int* order;             // number of the sample: coarse ones, then fine ones
+  int* order;              // number of the sample: coarse ones, then fine ones
   unsigned* output_bound;  // Bounds.outputs; null = not wanted
 };
 
-// Follows rays once more and takes the gradients of what they show (each may be null) to their samples' densities and depths.
-// decode_backward takes them on to planes, decoder and points.
-void trace_backward(const RenderRays& p, const void* grad_features, const void* grad_depth, const void* grad_opacity, const TracedSamples& to,
-                    Dtype type, Stream stream);
+// Follows rays once more and takes the gradients of what they show (each may be null) to their
+// samples' densities and depths. decode_backward takes them on to planes, decoder and points.
+void trace_backward(const RenderRays& p, const void* grad_features, const void* grad_depth,
+                    const void* grad_opacity, const TracedSamples& to, Dtype type, Stream stream);
 
-// Gradients of rays and their limits, (rays, 3) twice and (rays) twice, from those of samples and their points (rays, samples, 3).
+// Gradients of rays and their limits, (rays, 3) twice and (rays) twice, from those of samples and
+// their points (rays, samples, 3).
 struct RayGradients {
   const void* points;
   void *origins, *directions, *near, *far;
 };
-void ray_gradients(const RenderRays& p, const TracedSamples& from, const RayGradients& to, Dtype type, Stream stream);
+void ray_gradients(const RenderRays& p, const TracedSamples& from, const RayGradients& to,
+                   Dtype type, Stream stream);
 
 }  // namespace open_eg3d::cuda

@@ -9,12 +9,13 @@ namespace {
 
 using Background = std::optional<at::ArrayRef<double>>;
 
-// All that describes a call, as contiguous tensors that live as long as the kernels' operands need them; offsets keep their strides, since
-// fixed ones are expanded numbers.
+// All that describes a call, as contiguous tensors that live as long as the kernels' operands need
+// them; offsets keep their strides, since fixed ones are expanded numbers.
 class Call {
  public:
-  Call(const at::Tensor& planes, const at::Tensor& w0, const at::Tensor& b0, const at::Tensor& w1, const at::Tensor& b1,
-       const at::Tensor& ray_origins, const at::Tensor& ray_directions, const at::Tensor& near, const at::Tensor& far, const OptionalTensor& hit,
+  Call(const at::Tensor& planes, const at::Tensor& w0, const at::Tensor& b0, const at::Tensor& w1,
+       const at::Tensor& b1, const at::Tensor& ray_origins, const at::Tensor& ray_directions,
+       const at::Tensor& near, const at::Tensor& far, const OptionalTensor& hit,
        const at::Tensor& u_coarse, const OptionalTensor& u_fine, Stream stream)
       : texels_(as_channels_last(planes)),
         origins_(ray_origins.contiguous()),
@@ -28,14 +29,18 @@ class Call {
     decoder.emplace(planes, w0, b0, w1, b1, stream);
   }
 
-  RenderRays operands(double box_warp, bool released_axes, bool released_placement, double density_gain, const Background& background, double stop) {
-    TORCH_CHECK(!background.has_value() || background->size() == 3, "background must have three numbers");
-    const int coarse = static_cast<int>(u_coarse_.size(2)), fine = u_fine_.defined() ? static_cast<int>(u_fine_.size(2)) : 0;
+  RenderRays operands(double box_warp, bool released_axes, bool released_placement,
+                      double density_gain, const Background& background, double stop) {
+    TORCH_CHECK(!background.has_value() || background->size() == 3,
+                "background must have three numbers");
+    const int coarse = static_cast<int>(u_coarse_.size(2)),
+              fine = u_fine_.defined() ? static_cast<int>(u_fine_.size(2)) : 0;
     const int64_t bytes = static_cast<int64_t>(workspace_bytes(coarse + fine, dtype_of(texels_)));
     workspace_ = at::empty({bytes}, texels_.options().dtype(at::kByte));
     workspace_.narrow(0, 0, 16).zero_();
     const auto offsets = [](const at::Tensor& u) {
-      return u.defined() ? Offsets{u.const_data_ptr(), u.stride(0), u.stride(1), u.stride(2)} : Offsets{};
+      return u.defined() ? Offsets{u.const_data_ptr(), u.stride(0), u.stride(1), u.stride(2)}
+                         : Offsets{};
     };
     RenderRays p{.planes = planes_of(texels_, box_warp, released_axes),
                  .layout = decoder->layout,
@@ -66,20 +71,29 @@ class Call {
  private:
   void check(const at::Tensor& planes, const OptionalTensor& hit) const {
     const int64_t samples = origins_.size(0), rays = origins_.dim() == 3 ? origins_.size(1) : 0;
-    TORCH_CHECK(origins_.dim() == 3 && origins_.size(2) == 3 && directions_.sizes() == origins_.sizes(), "rays must be (N, R, 3), not ",
-                origins_.sizes(), " and ", directions_.sizes());
-    const auto fits = [&](const at::Tensor& x) { return x.dim() == 3 && x.size(0) == samples && x.size(1) == rays; };
-    TORCH_CHECK(fits(near_) && near_.size(2) == 1 && near_.sizes() == far_.sizes(), "limits must be (N, R, 1), not ", near_.sizes(), " and ",
-                far_.sizes());
-    TORCH_CHECK(!hit.has_value() || (hit->sizes() == near_.sizes() && hit->scalar_type() == at::kBool), "hit must be bool (N, R, 1)");
-    TORCH_CHECK(fits(u_coarse_) && u_coarse_.size(2) >= 2, "u_coarse must be (N, R, S), S at least 2, not ", u_coarse_.sizes());
+    TORCH_CHECK(
+        origins_.dim() == 3 && origins_.size(2) == 3 && directions_.sizes() == origins_.sizes(),
+        "rays must be (N, R, 3), not ", origins_.sizes(), " and ", directions_.sizes());
+    const auto fits = [&](const at::Tensor& x) {
+      return x.dim() == 3 && x.size(0) == samples && x.size(1) == rays;
+    };
+    TORCH_CHECK(fits(near_) && near_.size(2) == 1 && near_.sizes() == far_.sizes(),
+                "limits must be (N, R, 1), not ", near_.sizes(), " and ", far_.sizes());
+    TORCH_CHECK(
+        !hit.has_value() || (hit->sizes() == near_.sizes() && hit->scalar_type() == at::kBool),
+        "hit must be bool (N, R, 1)");
+    TORCH_CHECK(fits(u_coarse_) && u_coarse_.size(2) >= 2,
+                "u_coarse must be (N, R, S), S at least 2, not ", u_coarse_.sizes());
     TORCH_CHECK(!u_fine_.defined() || fits(u_fine_), "u_fine must be (N, R, F)");
-    TORCH_CHECK(u_coarse_.size(2) + (u_fine_.defined() ? u_fine_.size(2) : 0) < 1 << 20, "a ray may have at most a million samples");
-    TORCH_CHECK(planes.size(0) == samples, "planes of ", planes.size(0), " samples, rays of ", samples);
+    TORCH_CHECK(u_coarse_.size(2) + (u_fine_.defined() ? u_fine_.size(2) : 0) < 1 << 20,
+                "a ray may have at most a million samples");
+    TORCH_CHECK(planes.size(0) == samples, "planes of ", planes.size(0), " samples, rays of ",
+                samples);
     check_types(planes, origins_);
     check_devices(planes, {origins_, directions_, near_, far_, hit_, u_coarse_, u_fine_});
     for (const at::Tensor& x : {directions_, near_, far_, u_coarse_, u_fine_}) {
-      TORCH_CHECK(!x.defined() || x.scalar_type() == origins_.scalar_type(), "rays are ", origins_.scalar_type(), " and ", x.scalar_type());
+      TORCH_CHECK(!x.defined() || x.scalar_type() == origins_.scalar_type(), "rays are ",
+                  origins_.scalar_type(), " and ", x.scalar_type());
     }
   }
 
@@ -87,45 +101,65 @@ class Call {
 };
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> render(
-    const at::Tensor& planes, const at::Tensor& w0, const at::Tensor& b0, const at::Tensor& w1, const at::Tensor& b1, const at::Tensor& ray_origins,
-    const at::Tensor& ray_directions, const at::Tensor& near, const at::Tensor& far, const OptionalTensor& hit, const at::Tensor& u_coarse,
-    const OptionalTensor& u_fine, double box_warp, bool released_axes, bool released_placement, double density_gain, Background background,
-    double stop) {
+    const at::Tensor& planes, const at::Tensor& w0, const at::Tensor& b0, const at::Tensor& w1,
+    const at::Tensor& b1, const at::Tensor& ray_origins, const at::Tensor& ray_directions,
+    const at::Tensor& near, const at::Tensor& far, const OptionalTensor& hit,
+    const at::Tensor& u_coarse, const OptionalTensor& u_fine, double box_warp, bool released_axes,
+    bool released_placement, double density_gain, Background background, double stop) {
   const OnDeviceOf on(planes);
-  Call call(planes, w0, b0, w1, b1, ray_origins, ray_directions, near, far, hit, u_coarse, u_fine, on.stream());
-  const RenderRays p = call.operands(box_warp, released_axes, released_placement, density_gain, background, stop);
-  const auto room = [&](int64_t last) { return at::empty({ray_origins.size(0), ray_origins.size(1), last}, ray_origins.options()); };
+  Call call(planes, w0, b0, w1, b1, ray_origins, ray_directions, near, far, hit, u_coarse, u_fine,
+            on.stream());
+  const RenderRays p =
+      call.operands(box_warp, released_axes, released_placement, density_gain, background, stop);
+  const auto room = [&](int64_t last) {
+    return at::empty({ray_origins.size(0), ray_origins.size(1), last}, ray_origins.options());
+  };
   const at::Tensor features = room(p.layout.colors), depth = room(1), opacity = room(1);
-  render_rays(p, room_of(features), room_of(depth), room_of(opacity), dtype_of(planes), on.stream());
+  render_rays(p, room_of(features), room_of(depth), room_of(opacity), dtype_of(planes),
+              on.stream());
   return {features, depth, opacity};
 }
 
-using NineTensors =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using NineTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
+                               at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-NineTensors render_and_back(
-    const OptionalTensor& grad_features, const OptionalTensor& grad_depth, const OptionalTensor& grad_opacity, const at::Tensor& planes,
-    const at::Tensor& w0, const at::Tensor& b0, const at::Tensor& w1, const at::Tensor& b1, const at::Tensor& ray_origins,
-    const at::Tensor& ray_directions, const at::Tensor& near, const at::Tensor& far, const OptionalTensor& hit, const at::Tensor& u_coarse,
-    const OptionalTensor& u_fine, double box_warp, bool released_axes, bool released_placement, double density_gain, Background background,
-    bool needs_planes, bool needs_weights, bool needs_rays) {
+NineTensors render_and_back(const OptionalTensor& grad_features, const OptionalTensor& grad_depth,
+                            const OptionalTensor& grad_opacity, const at::Tensor& planes,
+                            const at::Tensor& w0, const at::Tensor& b0, const at::Tensor& w1,
+                            const at::Tensor& b1, const at::Tensor& ray_origins,
+                            const at::Tensor& ray_directions, const at::Tensor& near,
+                            const at::Tensor& far, const OptionalTensor& hit,
+                            const at::Tensor& u_coarse, const OptionalTensor& u_fine,
+                            double box_warp, bool released_axes, bool released_placement,
+                            double density_gain, Background background, bool needs_planes,
+                            bool needs_weights, bool needs_rays) {
   const OnDeviceOf on(planes);
   check_devices(planes, {grad_features, grad_depth, grad_opacity});
-  Call call(planes, w0, b0, w1, b1, ray_origins, ray_directions, near, far, hit, u_coarse, u_fine, on.stream());
-  const RenderRays p = call.operands(box_warp, released_axes, released_placement, density_gain, background, 0);
+  Call call(planes, w0, b0, w1, b1, ray_origins, ray_directions, near, far, hit, u_coarse, u_fine,
+            on.stream());
+  const RenderRays p =
+      call.operands(box_warp, released_axes, released_placement, density_gain, background, 0);
   const Dtype type = dtype_of(planes);
-  const at::Tensor of_features = dense(grad_features), of_depth = dense(grad_depth), of_opacity = dense(grad_opacity);
+  const at::Tensor of_features = dense(grad_features), of_depth = dense(grad_depth),
+                   of_opacity = dense(grad_opacity);
 
   const int64_t count = p.coarse + p.fine, rows = p.rays * count;
-  const at::Tensor numbers = at::empty({4, rows}, ray_origins.options()), order = at::empty({rows}, ray_origins.options().dtype(at::kInt));
+  const at::Tensor numbers = at::empty({4, rows}, ray_origins.options()),
+                   order = at::empty({rows}, ray_origins.options().dtype(at::kInt));
   const auto numbers_of = [&](int i) { return room_of(numbers.select(0, i)); };
   const PlaneGradientSums plane_sums(planes, p.rays_per_sample * count, needs_planes, on.stream());
-  const TracedSamples traced{numbers_of(0), numbers_of(1), numbers_of(2), numbers_of(3), static_cast<int*>(room_of(order)),
+  const TracedSamples traced{numbers_of(0),
+                             numbers_of(1),
+                             numbers_of(2),
+                             numbers_of(3),
+                             static_cast<int*>(room_of(order)),
                              plane_sums.bounds().outputs};
-  trace_backward(p, data_of(of_features), data_of(of_depth), data_of(of_opacity), traced, type, on.stream());
+  trace_backward(p, data_of(of_features), data_of(of_depth), data_of(of_opacity), traced, type,
+                 on.stream());
 
   const at::Tensor weight_sums = call.decoder->partial_sums(needs_weights);
-  const at::Tensor of_points = needs_rays ? at::empty({rows, 3}, ray_origins.options()) : at::Tensor();
+  const at::Tensor of_points =
+      needs_rays ? at::empty({rows, 3}, ray_origins.options()) : at::Tensor();
   const DecodeBackward back{.planes = p.planes,
                             .layout = p.layout,
                             .packed = p.packed,
@@ -150,13 +184,21 @@ NineTensors render_and_back(
   const auto [grad_w0, grad_b0, grad_w1, grad_b1] = call.decoder->gradients(weight_sums);
 
   const at::Tensor none = at::empty({0}, ray_origins.options());
-  const auto room = [&](int64_t last) { return needs_rays ? at::empty({ray_origins.size(0), p.rays_per_sample, last}, ray_origins.options()) : none.clone(); };
-  const at::Tensor grad_origins = room(3), grad_directions = room(3), grad_near = room(1), grad_far = room(1);
+  const auto room = [&](int64_t last) {
+    return needs_rays
+               ? at::empty({ray_origins.size(0), p.rays_per_sample, last}, ray_origins.options())
+               : none.clone();
+  };
+  const at::Tensor grad_origins = room(3), grad_directions = room(3), grad_near = room(1),
+                   grad_far = room(1);
   if (needs_rays) {
-    ray_gradients(p, traced, {data_of(of_points), room_of(grad_origins), room_of(grad_directions), room_of(grad_near), room_of(grad_far)}, type,
-                  on.stream());
+    ray_gradients(p, traced,
+                  {data_of(of_points), room_of(grad_origins), room_of(grad_directions),
+                   room_of(grad_near), room_of(grad_far)},
+                  type, on.stream());
   }
-  return {plane_sums.finish(), grad_w0, grad_b0, grad_w1, grad_b1, grad_origins, grad_directions, grad_near, grad_far};
+  return {plane_sums.finish(), grad_w0,         grad_b0,   grad_w1, grad_b1,
+          grad_origins,        grad_directions, grad_near, grad_far};
 }
 
 }  // namespace

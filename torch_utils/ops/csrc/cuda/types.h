@@ -1,4 +1,5 @@
-// What kernels (compiled by nvcc, without torch) and their bindings (compiled by a C++ compiler, without CUDA) both name.
+// What kernels (compiled by nvcc, without torch) and their bindings (compiled by a C++ compiler,
+// without CUDA) both name.
 #pragma once
 
 #include <cstdint>

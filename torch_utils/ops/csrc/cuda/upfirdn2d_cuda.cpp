@@ -6,14 +6,15 @@
 namespace open_eg3d::cuda {
 namespace {
 
-at::Tensor resample(const at::Tensor& x, const at::Tensor& filter, at::IntArrayRef up, at::IntArrayRef down, at::IntArrayRef padding,
-                    bool flip_filter, double gain) {
+at::Tensor resample(const at::Tensor& x, const at::Tensor& filter, at::IntArrayRef up,
+                    at::IntArrayRef down, at::IntArrayRef padding, bool flip_filter, double gain) {
   TORCH_CHECK(x.dim() == 4, "x has ", x.dim(), " dimensions instead of 4");
   TORCH_CHECK(up[0] > 0 && up[1] > 0 && down[0] > 0 && down[1] > 0, "factors are positive numbers");
   const OnDeviceOf device(x);
   const at::Tensor taps = wide_filter(x, filter);
   const int64_t taps_x = filter.size(-1), taps_y = filter.size(0);
-  const int64_t height = filtered_size(x.size(2) * up[1] + padding[2] + padding[3], taps_y, down[1]);
+  const int64_t height =
+      filtered_size(x.size(2) * up[1] + padding[2] + padding[3], taps_y, down[1]);
   const int64_t width = filtered_size(x.size(3) * up[0] + padding[0] + padding[1], taps_x, down[0]);
   const at::Tensor y = make_result(x, height, width);
   if (y.numel() == 0) return y;
@@ -33,4 +34,6 @@ at::Tensor resample(const at::Tensor& x, const at::Tensor& filter, at::IntArrayR
 }  // namespace
 }  // namespace open_eg3d::cuda
 
-TORCH_LIBRARY_IMPL(open_eg3d, OPEN_EG3D_CUDA_KEY, m) { m.impl("upfirdn2d", open_eg3d::cuda::resample); }
+TORCH_LIBRARY_IMPL(open_eg3d, OPEN_EG3D_CUDA_KEY, m) {
+  m.impl("upfirdn2d", open_eg3d::cuda::resample);
+}

@@ -1,4 +1,5 @@
-// From densities along one ray to weights, depth and coverage, and back (Max 1995; NeRF, section 4; EG3D's midpoint rule).
+// From densities along one ray to weights, depth and coverage, and back (Max 1995; NeRF, section 4;
+// EG3D's midpoint rule).
 #pragma once
 
 #include <algorithm>
@@ -9,7 +10,8 @@ namespace open_eg3d::triplane {
 
 constexpr double kDensityShift = 1, kTransmittanceFloor = 1e-10;
 
-// The first `count` samples of a ray in depth order; both arrays have room for whole vectors and one more number.
+// The first `count` samples of a ray in depth order; both arrays have room for whole vectors and
+// one more number.
 template <class T>
 struct Samples {
   const T* depths;
@@ -21,12 +23,16 @@ template <class T>
 class Compositor {
  public:
   explicit Compositor(int samples)
-      : alphas_(samples + kLanes<T>), passing_(alphas_.size()), transmittance_(alphas_.size()), weights_(alphas_.size()) {}
+      : alphas_(samples + kLanes<T>),
+        passing_(alphas_.size()),
+        transmittance_(alphas_.size()),
+        weights_(alphas_.size()) {}
 
   const T* weights() const { return weights_.data(); }
   T* weights() { return weights_.data(); }
 
-  // Weights of the intervals from..to-1, behind which so much light is left; `transmittance` is what reaches interval `from`.
+  // Weights of the intervals from..to-1, behind which so much light is left; `transmittance` is
+  // what reaches interval `from`.
   double weigh(const Samples<T>& samples, int from, int to, double transmittance) {
     for (int i = from; i < to; i += kLanes<T>) {
       const Vec<T> alpha = 1 - exp(-softplus<T>(midpoint(samples, i)) * delta(samples, i));
@@ -42,14 +48,17 @@ class Compositor {
   }
 
   // Weight of the k-th sample: an interval shows the mean of its ends.
-  T sample_weight(int k, int count) const { return ((k > 0 ? weights_[k - 1] : T(0)) + (k + 1 < count ? weights_[k] : T(0))) / 2; }
+  T sample_weight(int k, int count) const {
+    return ((k > 0 ? weights_[k - 1] : T(0)) + (k + 1 < count ? weights_[k] : T(0))) / 2;
+  }
 
   // Sum of the weights, and of the weighted depths, over the intervals.
   struct Totals {
     T opacity, depth;
   };
   Totals totals(const Samples<T>& samples) const {
-    double opacity[4] = {}, depth[4] = {};  // several of each, since an addition waits for the one before
+    double opacity[4] = {},
+           depth[4] = {};  // several of each, since an addition waits for the one before
     const auto add = [&](int to, int i) {
       opacity[to] += weights_[i];
       depth[to] += weights_[i] * ((samples.depths[i + 1] + samples.depths[i]) / 2);
@@ -58,11 +67,14 @@ class Compositor {
     for (; i + 4 < samples.count; i += 4)
       for (int k = 0; k < 4; ++k) add(k, i + k);
     for (; i + 1 < samples.count; ++i) add(0, i);
-    return {T((opacity[0] + opacity[1]) + (opacity[2] + opacity[3])), T((depth[0] + depth[1]) + (depth[2] + depth[3]))};
+    return {T((opacity[0] + opacity[1]) + (opacity[2] + opacity[3])),
+            T((depth[0] + depth[1]) + (depth[2] + depth[3]))};
   }
 
-  // From gradients of the weights to those of densities and depths, which are added to. `weight_gradients` has room for whole vectors.
-  void backward(const Samples<T>& samples, const T* weight_gradients, T* density_gradients, T* depth_gradients) {
+  // From gradients of the weights to those of densities and depths, which are added to.
+  // `weight_gradients` has room for whole vectors.
+  void backward(const Samples<T>& samples, const T* weight_gradients, T* density_gradients,
+                T* depth_gradients) {
     const int intervals = samples.count - 1;
     // What an interval lets pass counts in everything behind it.
     T behind = 0;
@@ -87,15 +99,20 @@ class Compositor {
   }
 
  private:
-  static Vec<T> delta(const Samples<T>& samples, int i) { return load(samples.depths + i + 1) - load(samples.depths + i); }
+  static Vec<T> delta(const Samples<T>& samples, int i) {
+    return load(samples.depths + i + 1) - load(samples.depths + i);
+  }
   static Vec<T> midpoint(const Samples<T>& samples, int i) {
-    return (load(samples.densities + i + 1) + load(samples.densities + i)) * T(0.5) - T(kDensityShift);
+    return (load(samples.densities + i + 1) + load(samples.densities + i)) * T(0.5) -
+           T(kDensityShift);
   }
 
-  Buffer<T> alphas_, passing_, transmittance_, weights_;  // of intervals; backward overwrites all but the weights
+  Buffer<T> alphas_, passing_, transmittance_,
+      weights_;  // of intervals; backward overwrites all but the weights
 };
 
-// Mean depth of what a ray sees, kept within its samples' range; the farthest sample where it sees nothing.
+// Mean depth of what a ray sees, kept within its samples' range; the farthest sample where it sees
+// nothing.
 template <class T>
 struct MeanDepth {
   T nearest, farthest, mean;
@@ -117,15 +134,18 @@ struct MeanDepth {
 
   T value() const { return mean < nearest ? nearest : mean > farthest ? farthest : mean; }
 
-  // Gradient of the value with respect to the sample's depths and the intervals' weights; both are added to.
-  void backward(const Samples<T>& samples, const T* weights, T opacity, T gradient, T* weight_gradients, T* depth_gradients) const {
+  // Gradient of the value with respect to the sample's depths and the intervals' weights; both are
+  // added to.
+  void backward(const Samples<T>& samples, const T* weights, T opacity, T gradient,
+                T* weight_gradients, T* depth_gradients) const {
     if (is_empty || mean > farthest) {
       to_extreme(samples, farthest, gradient, depth_gradients);
     } else if (mean < nearest) {
       to_extreme(samples, nearest, gradient, depth_gradients);
     } else {
       for (int i = 0; i + 1 < samples.count; ++i) {
-        const T middle = (samples.depths[i + 1] + samples.depths[i]) / 2, share = gradient / opacity;
+        const T middle = (samples.depths[i + 1] + samples.depths[i]) / 2,
+                share = gradient / opacity;
         weight_gradients[i] += share * (middle - mean);
         depth_gradients[i] += share * weights[i] / 2;
         depth_gradients[i + 1] += share * weights[i] / 2;

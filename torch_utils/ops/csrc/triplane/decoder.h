@@ -1,7 +1,8 @@
-// The standard decoder: linear, softplus, linear to colours and a density, sigmoid on the colours (EG3D, supplement).
+// The standard decoder: linear, softplus, linear to colours and a density, sigmoid on the colours
+// (EG3D, supplement).
 //
-// Weights are packed once a call: transposed, rows padded by zeros to whole vectors. A padded hidden unit is softplus(0), but the
-// weights that read it are zero; its gradient is zero as well.
+// Weights are packed once a call: transposed, rows padded by zeros to whole vectors. A padded
+// hidden unit is softplus(0), but the weights that read it are zero; its gradient is zero as well.
 #pragma once
 
 #include <algorithm>
@@ -11,12 +12,13 @@
 
 namespace open_eg3d::triplane {
 
-constexpr double kColorScale = 1.002, kColorShift = -0.001;  // beyond [0, 1] by a little (mip-NeRF, section 3.1)
+constexpr double kColorScale = 1.002,
+                 kColorShift = -0.001;  // beyond [0, 1] by a little (mip-NeRF, section 3.1)
 
 template <class T>
 class Decoder {
  public:
-  const int features, hidden, colors;                           // C, H, K
+  const int features, hidden, colors;  // C, H, K
   const int features_padded, hidden_padded, colors_padded, outputs_padded;
 
   // w0 (H, C), b0 (H), w1 (1 + K, H), b1 (1 + K), all contiguous; output 0 is the density.
@@ -37,17 +39,23 @@ class Decoder {
         density_bias_(b1[0]) {
     for (int h = 0; h < hidden; ++h) {
       bias0_[h] = b0[h];
-      for (int c = 0; c < features; ++c) forward0_[c * hidden_padded + h] = backward0_[h * features_padded + c] = w0[h * features + c] / kPlanes;
-      for (int k = 0; k < colors; ++k) forward1_[h * colors_padded + k] = backward1_[k * hidden_padded + h] = w1[(k + 1) * hidden + h];
+      for (int c = 0; c < features; ++c)
+        forward0_[c * hidden_padded + h] = backward0_[h * features_padded + c] =
+            w0[h * features + c] / kPlanes;
+      for (int k = 0; k < colors; ++k)
+        forward1_[h * colors_padded + k] = backward1_[k * hidden_padded + h] =
+            w1[(k + 1) * hidden + h];
       backward1_[colors * hidden_padded + h] = w1[h];
     }
     std::copy(b1 + 1, b1 + 1 + colors, bias1_.begin());
   }
 
-  // Hidden layer (count, hidden_padded) before and after its activation, and densities, from features (count, features_padded).
-  // `slopes`, if wanted, are the activation's derivatives.
-  void densities(const T* features_of_planes, int count, T* hidden_rows, T* slopes, T* densities) const {
-    multiply<T>(count, hidden_padded, features, {features_of_planes, features_padded, 1}, forward0_.data(), hidden_padded,
+  // Hidden layer (count, hidden_padded) before and after its activation, and densities, from
+  // features (count, features_padded). `slopes`, if wanted, are the activation's derivatives.
+  void densities(const T* features_of_planes, int count, T* hidden_rows, T* slopes,
+                 T* densities) const {
+    multiply<T>(count, hidden_padded, features, {features_of_planes, features_padded, 1},
+                forward0_.data(), hidden_padded,
                 {hidden_rows, hidden_padded, Start::kRow, bias0_.data()});
     const T* const weights = backward1_.data() + colors * hidden_padded;
     int i = 0;
@@ -55,19 +63,27 @@ class Decoder {
     for (; i < count; ++i) activate<1>(i, hidden_rows, slopes, densities);
   }
 
-  // Sigmoids (count, colors_padded) of the colours of chosen rows of the hidden layer (all in turn if `rows` is null).
+  // Sigmoids (count, colors_padded) of the colours of chosen rows of the hidden layer (all in turn
+  // if `rows` is null).
   void sigmoids(const T* hidden_rows, const int* rows, int count, T* result) const {
-    multiply<T>(count, colors_padded, hidden, {hidden_rows, hidden_padded, 1, rows}, forward1_.data(), colors_padded,
+    multiply<T>(count, colors_padded, hidden, {hidden_rows, hidden_padded, 1, rows},
+                forward1_.data(), colors_padded,
                 {result, colors_padded, Start::kRow, bias1_.data()});
-    for (int64_t i = 0; i < static_cast<int64_t>(count) * colors_padded; i += kLanes<T>) store(result + i, sigmoid<T>(load(result + i)));
+    for (int64_t i = 0; i < static_cast<int64_t>(count) * colors_padded; i += kLanes<T>)
+      store(result + i, sigmoid<T>(load(result + i)));
   }
 
-  // Gradients of the weights in packed form: one after the other, to be added up and unpacked at the end.
+  // Gradients of the weights in packed form: one after the other, to be added up and unpacked at
+  // the end.
   struct Gradients {
-    Buffer<T> w0, b0, w1, b1;  // (H, Cp) w.r.t. the sum over planes, (Hp), (K + 1, Hp) with the density last, (outputs_padded)
+    Buffer<T> w0, b0, w1, b1;  // (H, Cp) w.r.t. the sum over planes, (Hp), (K + 1, Hp) with the
+                               // density last, (outputs_padded)
 
     explicit Gradients(const Decoder& d)
-        : w0(d.hidden * d.features_padded), b0(d.hidden_padded), w1((d.colors + 1) * d.hidden_padded), b1(d.outputs_padded) {}
+        : w0(d.hidden * d.features_padded),
+          b0(d.hidden_padded),
+          w1((d.colors + 1) * d.hidden_padded),
+          b1(d.outputs_padded) {}
 
     void clear() {
       for (auto* values : {&w0, &b0, &w1, &b1}) std::fill(values->begin(), values->end(), T(0));
@@ -83,35 +99,43 @@ class Decoder {
     }
   };
 
-  // From gradients of the outputs (count, outputs_padded), colours before their sigmoid and then the density, to those of the features
-  // (count, features_padded) and, if wanted, of the weights. `first_output` = colors where no colour has a gradient.
-  void backward(const T* features_of_planes, const T* hidden_rows, const T* slopes, const T* output_gradients, int count, int first_output,
-                T* feature_gradients, Gradients* gradients, T* hidden_gradients) const {
+  // From gradients of the outputs (count, outputs_padded), colours before their sigmoid and then
+  // the density, to those of the features (count, features_padded) and, if wanted, of the weights.
+  // `first_output` = colors where no colour has a gradient.
+  void backward(const T* features_of_planes, const T* hidden_rows, const T* slopes,
+                const T* output_gradients, int count, int first_output, T* feature_gradients,
+                Gradients* gradients, T* hidden_gradients) const {
     const int outputs = colors + 1 - first_output;
     const T* const w1 = backward1_.data() + static_cast<int64_t>(first_output) * hidden_padded;
     const T* const output = output_gradients + first_output;
-    multiply<T>(count, hidden_padded, outputs, {output, outputs_padded, 1}, w1, hidden_padded, {hidden_gradients, hidden_padded});
+    multiply<T>(count, hidden_padded, outputs, {output, outputs_padded, 1}, w1, hidden_padded,
+                {hidden_gradients, hidden_padded});
     for (int64_t i = 0; i < static_cast<int64_t>(count) * hidden_padded; i += kLanes<T>)
       store(hidden_gradients + i, load(hidden_gradients + i) * load(slopes + i));
     if (gradients != nullptr) {
-      multiply<T>(outputs, hidden_padded, count, {output, 1, outputs_padded}, hidden_rows, hidden_padded,
-                  {gradients->w1.data() + static_cast<int64_t>(first_output) * hidden_padded, hidden_padded, Start::kOutput});
-      multiply<T>(hidden, features_padded, count, {hidden_gradients, 1, hidden_padded}, features_of_planes, features_padded,
+      multiply<T>(outputs, hidden_padded, count, {output, 1, outputs_padded}, hidden_rows,
+                  hidden_padded,
+                  {gradients->w1.data() + static_cast<int64_t>(first_output) * hidden_padded,
+                   hidden_padded, Start::kOutput});
+      multiply<T>(hidden, features_padded, count, {hidden_gradients, 1, hidden_padded},
+                  features_of_planes, features_padded,
                   {gradients->w0.data(), features_padded, Start::kOutput});
       add_columns(output_gradients, count, outputs_padded, gradients->b1.data());
       add_columns(hidden_gradients, count, hidden_padded, gradients->b0.data());
     }
     if (feature_gradients != nullptr)
-      multiply<T>(count, features_padded, hidden, {hidden_gradients, hidden_padded, 1}, backward0_.data(), features_padded,
-                  {feature_gradients, features_padded});
+      multiply<T>(count, features_padded, hidden, {hidden_gradients, hidden_padded, 1},
+                  backward0_.data(), features_padded, {feature_gradients, features_padded});
   }
 
   // Into tensors of the shapes that the constructor takes.
   void unpack(const Gradients& gradients, T* w0, T* b0, T* w1, T* b1) const {
     for (int h = 0; h < hidden; ++h) {
       b0[h] = gradients.b0[h];
-      for (int c = 0; c < features; ++c) w0[h * features + c] = gradients.w0[h * features_padded + c] / kPlanes;
-      for (int k = 0; k < colors; ++k) w1[(k + 1) * hidden + h] = gradients.w1[k * hidden_padded + h];
+      for (int c = 0; c < features; ++c)
+        w0[h * features + c] = gradients.w0[h * features_padded + c] / kPlanes;
+      for (int k = 0; k < colors; ++k)
+        w1[(k + 1) * hidden + h] = gradients.w1[k * hidden_padded + h];
       w1[h] = gradients.w1[colors * hidden_padded + h];
     }
     std::copy(gradients.b1.begin(), gradients.b1.begin() + colors, b1 + 1);

@@ -18,7 +18,8 @@ struct Scene {
   T density_gain;
   bool has_background;
   T background[3];
-  T stop;  // a ray ends where less light than this is left, and samples that together show less are not coloured; 0 = never
+  T stop;  // a ray ends where less light than this is left, and samples that together show less are
+           // not coloured; 0 = never
 
   int samples() const { return coarse + fine; }
   T fill(int channel) const { return channel < 3 ? background[channel] : T(1); }
@@ -49,7 +50,8 @@ struct RayGradients {
 
 template <class T, class P>
 class RayTracer {
-  static constexpr int kMarch = 24;  // samples decoded between two looks at the light that is left: whole register tiles of the products
+  static constexpr int kMarch = 24;  // samples decoded between two looks at the light that is left:
+                                     // whole register tiles of the products
 
  public:
   RayTracer(const Scene<T>& scene, const Decoder<T>& decoder, bool keeps_features)
@@ -59,10 +61,12 @@ class RayTracer {
         compositor_(scene.samples()),
         keeps_(keeps_features) {
     const int count = scene.samples(), room = count + 2 * kLanes<T> + kTile;
-    for (auto* values : {&depths_, &densities_, &sorted_depths_, &sorted_densities_, &new_densities_, &points_[0], &points_[1], &points_[2],
+    for (auto* values : {&depths_, &densities_, &sorted_depths_, &sorted_densities_,
+                         &new_densities_, &points_[0], &points_[1], &points_[2],
                          &density_gradients_, &depth_gradients_, &weight_gradients_, &shown_})
       values->assign(room, T(0));
-    for (auto* numbers : {&order_, &slots_, &decoded_, &pending_, &rows_}) numbers->assign(count, 0);
+    for (auto* numbers : {&order_, &slots_, &decoded_, &pending_, &rows_})
+      numbers->assign(count, 0);
     features_.assign(static_cast<size_t>(keeps_ ? count : kTile) * decoder.features_padded, T(0));
     hidden_.assign(static_cast<size_t>(count) * decoder.hidden_padded, T(0));
     sigmoids_.assign(static_cast<size_t>(count) * decoder.colors_padded, T(0));
@@ -85,17 +89,21 @@ class RayTracer {
       trace(planes, ray);
       const auto totals = compositor_.totals(seen());
       *opacity = totals.opacity;
-      *depth = MeanDepth<T>({sorted(), nullptr, scene_.samples()}, totals.opacity, totals.depth).value();
+      *depth =
+          MeanDepth<T>({sorted(), nullptr, scene_.samples()}, totals.opacity, totals.depth).value();
       shade(features);
     }
     for (int k = 0; k < decoder_.colors; ++k) {
-      const T color = scene_.has_background ? features[k] + (1 - *opacity) * scene_.fill(k) : features[k];
+      const T color =
+          scene_.has_background ? features[k] + (1 - *opacity) * scene_.fill(k) : features[k];
       features[k] = color * 2 - 1;
     }
   }
 
-  // Gradients of the features at all samples of a ray, (samples, features_padded), where these lie (x, y and z), and the rest where wanted.
-  void backward(const Planes<const P>& planes, const Ray<T>& ray, const RayGradients<T>& gradients, T* feature_gradients, T* const points[3],
+  // Gradients of the features at all samples of a ray, (samples, features_padded), where these lie
+  // (x, y and z), and the rest where wanted.
+  void backward(const Planes<const P>& planes, const Ray<T>& ray, const RayGradients<T>& gradients,
+                T* feature_gradients, T* const points[3],
                 typename Decoder<T>::Gradients* decoder_gradients) {
     const int count = scene_.samples();
     sampler_.coarse_depths(ray.near, ray.far, ray.u_coarse, ray.u_coarse_stride, depths_.data());
@@ -109,9 +117,11 @@ class RayTracer {
     decoder_.sigmoids(hidden_.data(), nullptr, count, sigmoids_.data());
     composite_backward(gradients);
     output_gradients(gradients.features != nullptr);
-    decoder_.backward(features_.data(), hidden_.data(), slopes_.data(), output_gradients_.data(), count,
-                      gradients.features != nullptr ? 0 : decoder_.colors, feature_gradients, decoder_gradients, hidden_gradients_.data());
-    for (int a = 0; a < 3; ++a) std::copy(points_[a].begin(), points_[a].begin() + count, points[a]);
+    decoder_.backward(features_.data(), hidden_.data(), slopes_.data(), output_gradients_.data(),
+                      count, gradients.features != nullptr ? 0 : decoder_.colors, feature_gradients,
+                      decoder_gradients, hidden_gradients_.data());
+    for (int a = 0; a < 3; ++a)
+      std::copy(points_[a].begin(), points_[a].begin() + count, points[a]);
     if (gradients.origin != nullptr) {
       to_ray(planes, ray, gradients, feature_gradients);
       to_limits(ray, gradients);
@@ -120,7 +130,9 @@ class RayTracer {
 
  private:
   const T* sorted() const { return scene_.fine > 0 ? sorted_depths_.data() : depths_.data(); }
-  Samples<T> seen() const { return {sorted(), scene_.fine > 0 ? sorted_densities_.data() : densities_.data(), used_}; }
+  Samples<T> seen() const {
+    return {sorted(), scene_.fine > 0 ? sorted_densities_.data() : densities_.data(), used_};
+  }
 
   // Samples a ray and weighs what it meets.
   void trace(const Planes<const P>& planes, const Ray<T>& ray) {
@@ -134,7 +146,8 @@ class RayTracer {
       used_ = std::min(first + coarse_step, coarse);
       for (int i = first; i < used_; ++i) pending_[i - first] = i;
       decode(planes, ray, used_ - first);
-      light = compositor_.weigh({depths_.data(), densities_.data(), used_}, std::max(first - 1, 0), used_ - 1, light);
+      light = compositor_.weigh({depths_.data(), densities_.data(), used_}, std::max(first - 1, 0),
+                                used_ - 1, light);
     }
     if (scene_.fine == 0) {
       for (int k = 0; k < used_; ++k) order_[k] = k;
@@ -152,24 +165,29 @@ class RayTracer {
         if (slots_[order_[used_]] < 0) pending_[pending++] = order_[used_];
       decode(planes, ray, pending);
       for (int k = first; k < used_; ++k) sorted_densities_[k] = densities_[order_[k]];
-      light = compositor_.weigh({sorted_depths_.data(), sorted_densities_.data(), used_}, std::max(first - 1, 0), used_ - 1, light);
+      light = compositor_.weigh({sorted_depths_.data(), sorted_densities_.data(), used_},
+                                std::max(first - 1, 0), used_ - 1, light);
     }
   }
 
-  // Densities of the first `count` pending samples; what is computed on the way is kept in the next free slots.
+  // Densities of the first `count` pending samples; what is computed on the way is kept in the next
+  // free slots.
   void decode(const Planes<const P>& planes, const Ray<T>& ray, int count) {
     for (int start = 0; start < count; start += kTile) {
       const int tile = std::min(kTile, count - start), slot = decoded_count_;
       const int* const samples = pending_.data() + start;
-      T* const at[3] = {points_[0].data() + slot, points_[1].data() + slot, points_[2].data() + slot};
+      T* const at[3] = {points_[0].data() + slot, points_[1].data() + slot,
+                        points_[2].data() + slot};
       for (int i = 0; i < tile; ++i) {
         const T depth = depths_[samples[i]];
         for (int a = 0; a < 3; ++a) at[a][i] = ray.origin[a] + depth * ray.direction[a];
       }
-      T* const features = features_.data() + (keeps_ ? static_cast<int64_t>(slot) * decoder_.features_padded : 0);
+      T* const features =
+          features_.data() + (keeps_ ? static_cast<int64_t>(slot) * decoder_.features_padded : 0);
       gather<T, P>(planes, scene_.mapping, at, tile, features, decoder_.features_padded);
       const int64_t row = static_cast<int64_t>(slot) * decoder_.hidden_padded;
-      decoder_.densities(features, tile, hidden_.data() + row, keeps_ ? slopes_.data() + row : nullptr, new_densities_.data());
+      decoder_.densities(features, tile, hidden_.data() + row,
+                         keeps_ ? slopes_.data() + row : nullptr, new_densities_.data());
       for (int i = 0; i < tile; ++i) {
         densities_[samples[i]] = new_densities_[i] * scene_.density_gain;
         slots_[samples[i]] = slot + i;
@@ -196,13 +214,16 @@ class RayTracer {
       decoder_.sigmoids(hidden_.data(), rows_.data() + start, tile, sigmoids_.data());
       for (int n = 0; n < decoder_.colors; n += kLanes<T>) {
         Vec<T> sums[4] = {};  // several, since an addition waits for the one before
-        const auto add = [&](int to, int i) { sums[to] += shown_[start + i] * load(sigmoids_.data() + i * decoder_.colors_padded + n); };
+        const auto add = [&](int to, int i) {
+          sums[to] += shown_[start + i] * load(sigmoids_.data() + i * decoder_.colors_padded + n);
+        };
         int i = 0;
         for (; i + 4 <= tile; i += 4)
           for (int k = 0; k < 4; ++k) add(k, i + k);
         for (; i < tile; ++i) add(0, i);
         const Vec<T> sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-        for (int k = 0; k < kLanes<T> && n + k < decoder_.colors; ++k) features[n + k] += T(kColorScale) * sum[k];
+        for (int k = 0; k < kLanes<T> && n + k < decoder_.colors; ++k)
+          features[n + k] += T(kColorScale) * sum[k];
       }
     }
     for (int k = 0; k < decoder_.colors; ++k) features[k] += T(kColorShift) * total;
@@ -221,19 +242,24 @@ class RayTracer {
       }
     }
     for (int k = 0; k < samples.count; ++k) {
-      const T* const row = sigmoids_.data() + static_cast<int64_t>(slots_[order_[k]]) * decoder_.colors_padded;
+      const T* const row =
+          sigmoids_.data() + static_cast<int64_t>(slots_[order_[k]]) * decoder_.colors_padded;
       Vec<T> dot{};
-      for (int n = 0; n < decoder_.colors_padded; n += kLanes<T>) dot += load(color_gradients_.data() + n) * load(row + n);
+      for (int n = 0; n < decoder_.colors_padded; n += kLanes<T>)
+        dot += load(color_gradients_.data() + n) * load(row + n);
       shown_[k] = T(kColorScale) * sum_lanes<T>(dot) + T(kColorShift) * sum;
     }
-    for (int i = 0; i + 1 < samples.count; ++i) weight_gradients_[i] = (shown_[i] + shown_[i + 1]) / 2 + opacity_gradient;
+    for (int i = 0; i + 1 < samples.count; ++i)
+      weight_gradients_[i] = (shown_[i] + shown_[i + 1]) / 2 + opacity_gradient;
     if (gradients.depth != nullptr) {
       const auto totals = compositor_.totals(samples);
       MeanDepth<T>(samples, totals.opacity, totals.depth)
-          .backward(samples, compositor_.weights(), totals.opacity, *gradients.depth, weight_gradients_.data(), depth_gradients_.data());
+          .backward(samples, compositor_.weights(), totals.opacity, *gradients.depth,
+                    weight_gradients_.data(), depth_gradients_.data());
     }
     std::fill(density_gradients_.begin(), density_gradients_.end(), T(0));
-    compositor_.backward(samples, weight_gradients_.data(), density_gradients_.data(), depth_gradients_.data());
+    compositor_.backward(samples, weight_gradients_.data(), density_gradients_.data(),
+                         depth_gradients_.data());
   }
 
   // Of the decoder's outputs before the colours' sigmoid, in the order of the slots.
@@ -254,16 +280,21 @@ class RayTracer {
     }
   }
 
-  void to_ray(const Planes<const P>& planes, const Ray<T>& ray, const RayGradients<T>& gradients, const T* feature_gradients) {
+  void to_ray(const Planes<const P>& planes, const Ray<T>& ray, const RayGradients<T>& gradients,
+              const T* feature_gradients) {
     for (int k = 0; k < used_; ++k) shown_[order_[k]] = depth_gradients_[k];
-    std::copy(shown_.begin(), shown_.begin() + used_, depth_gradients_.begin());  // now by number of the sample
+    std::copy(shown_.begin(), shown_.begin() + used_,
+              depth_gradients_.begin());  // now by number of the sample
     alignas(64) T found[3][kTile];
     T* const tile_gradients[3] = {found[0], found[1], found[2]};
     for (int start = 0; start < used_; start += kTile) {
       const int tile = std::min(kTile, used_ - start);
-      const T* const at[3] = {points_[0].data() + start, points_[1].data() + start, points_[2].data() + start};
-      points_gradient<T, P>(planes, scene_.mapping, at, tile, feature_gradients + static_cast<int64_t>(start) * decoder_.features_padded,
-                            decoder_.features_padded, tile_gradients);
+      const T* const at[3] = {points_[0].data() + start, points_[1].data() + start,
+                              points_[2].data() + start};
+      points_gradient<T, P>(
+          planes, scene_.mapping, at, tile,
+          feature_gradients + static_cast<int64_t>(start) * decoder_.features_padded,
+          decoder_.features_padded, tile_gradients);
       for (int i = 0; i < tile; ++i) {
         const int sample = decoded_[start + i];
         for (int a = 0; a < 3; ++a) {
@@ -285,30 +316,35 @@ class RayTracer {
   }
 
   // A ray that misses sees nothing; only its depth follows its farthest sample.
-  void backward_of_miss(const RayGradients<T>& gradients, T* feature_gradients, T* const points[3]) {
+  void backward_of_miss(const RayGradients<T>& gradients, T* feature_gradients,
+                        T* const points[3]) {
     const int count = scene_.samples();
-    std::fill(feature_gradients, feature_gradients + static_cast<int64_t>(count) * decoder_.features_padded, T(0));
-    for (int a = 0; a < 3; ++a) std::fill(points[a], points[a] + count, T(4 / scene_.mapping.scale));  // outside
+    std::fill(feature_gradients,
+              feature_gradients + static_cast<int64_t>(count) * decoder_.features_padded, T(0));
+    for (int a = 0; a < 3; ++a)
+      std::fill(points[a], points[a] + count, T(4 / scene_.mapping.scale));  // outside
     if (gradients.depth == nullptr) return;
     const Samples<T> samples = {depths_.data(), nullptr, scene_.coarse};
-    MeanDepth<T>(samples, 0, 0).backward(samples, nullptr, 0, *gradients.depth, nullptr, depth_gradients_.data());
+    MeanDepth<T>(samples, 0, 0)
+        .backward(samples, nullptr, 0, *gradients.depth, nullptr, depth_gradients_.data());
   }
 
   const Scene<T>& scene_;
   const Decoder<T>& decoder_;
   DepthSampler<T> sampler_;
   Compositor<T> compositor_;
-  const bool keeps_;        // features and slopes, for the backward pass
-  int used_ = 0;            // samples in depth order up to where the ray ends
-  int decoded_count_ = 0;   // slots in use
-  Buffer<T> depths_, densities_;                // by number of the sample: coarse ones, then fine ones
+  const bool keeps_;              // features and slopes, for the backward pass
+  int used_ = 0;                  // samples in depth order up to where the ray ends
+  int decoded_count_ = 0;         // slots in use
+  Buffer<T> depths_, densities_;  // by number of the sample: coarse ones, then fine ones
   Buffer<T> sorted_depths_, sorted_densities_;  // in depth order
-  std::vector<int> order_;                           // number of the k-th sample in depth order
-  std::vector<int> slots_, decoded_;                 // row of a sample in the buffers below, -1 = none; and back
+  std::vector<int> order_;                      // number of the k-th sample in depth order
+  std::vector<int> slots_, decoded_;  // row of a sample in the buffers below, -1 = none; and back
   Buffer<T> points_[3], features_, hidden_, slopes_, sigmoids_;  // by slot
   Buffer<T> new_densities_, shown_, color_gradients_;
   std::vector<int> pending_, rows_;
-  Buffer<T> density_gradients_, depth_gradients_, weight_gradients_, output_gradients_, hidden_gradients_;
+  Buffer<T> density_gradients_, depth_gradients_, weight_gradients_, output_gradients_,
+      hidden_gradients_;
 };
 
 }  // namespace open_eg3d::triplane

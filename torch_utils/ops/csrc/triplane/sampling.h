@@ -1,4 +1,5 @@
-// Where a ray is looked at: even depths, depths drawn by importance (NeRF, section 5.2), and the order of both together.
+// Where a ray is looked at: even depths, depths drawn by importance (NeRF, section 5.2), and the
+// order of both together.
 #pragma once
 
 #include <algorithm>
@@ -11,16 +12,19 @@ namespace open_eg3d::triplane {
 
 constexpr double kWeightFloor = 0.01, kCdfEpsilon = 1e-5;
 
-// Position i of `count` even ones from 0 to 1, counted from the nearer end so that the last is exactly 1.
+// Position i of `count` even ones from 0 to 1, counted from the nearer end so that the last is
+// exactly 1.
 template <class T>
 inline T even_position(int i, int count) {
   const T step = T(1) / T(count - 1);
   return i < count / 2 ? step * T(i) : 1 - step * T(count - 1 - i);
 }
 
-// counts[j] += how many of `values` are below queries[j], or not above it. Queries and counts are padded to whole vectors.
+// counts[j] += how many of `values` are below queries[j], or not above it. Queries and counts are
+// padded to whole vectors.
 template <class T, bool kOrEqual>
-inline void count_below(const T* values, int count, const T* queries, int queried, typename Simd<T>::Integer* counts) {
+inline void count_below(const T* values, int count, const T* queries, int queried,
+                        typename Simd<T>::Integer* counts) {
   for (int j = 0; j < queried; j += kLanes<T>) {
     const Vec<T> query = load(queries + j);
     IntVec<T> total;
@@ -43,7 +47,8 @@ inline void count_ranks(const T* values, int count, typename Simd<T>::Integer* c
     const Vec<T> query = load(values + j);
     IntVec<T> total;
     std::memcpy(&total, counts + j, sizeof total);
-    for (int i = j; i < end; ++i) total -= (values[i] < query) | ((values[i] == query) & (lane > i - j));
+    for (int i = j; i < end; ++i)
+      total -= (values[i] < query) | ((values[i] == query) & (lane > i - j));
     std::memcpy(counts + j, &total, sizeof total);
   }
 }
@@ -111,8 +116,10 @@ class DepthSampler {
     for (int first = 0; first < fine_; first += kLanes<T>) {
       Vec<T> start{}, end{}, near{}, far{};
       for (int lane = 0; lane < kLanes<T>; ++lane) {
-        const int above = std::min<int>(static_cast<int>(counts_[first + lane]), bins), below = std::max(above - 1, 0);
-        start[lane] = cdf_[below], end[lane] = cdf_[above], near[lane] = edges[below], far[lane] = edges[above];
+        const int above = std::min<int>(static_cast<int>(counts_[first + lane]), bins),
+                  below = std::max(above - 1, 0);
+        start[lane] = cdf_[below], end[lane] = cdf_[above], near[lane] = edges[below],
+        far[lane] = edges[above];
       }
       Vec<T> width = end - start;
       width = width < T(kCdfEpsilon) ? splat(T(1)) : width;
@@ -120,7 +127,8 @@ class DepthSampler {
     }
   }
 
-  // Stable order of all depths: order[k] is the number of the k-th nearest, sorted[k] its depth. NaN come last.
+  // Stable order of all depths: order[k] is the number of the k-th nearest, sorted[k] its depth.
+  // NaN come last.
   void sort(const T* depths, int* order, T* sorted) {
     const int count = coarse_ + fine_;
     if (is_ascending(depths, coarse_) && !has_nan(depths + coarse_, fine_)) {
@@ -144,7 +152,8 @@ class DepthSampler {
       smooth_[i] = (before + after) / 2 + T(kWeightFloor);
       before = after;
     }
-    const int first = is_released_ ? 1 : 0, bins = is_released_ ? std::max(coarse_ - 3, 0) : intervals;
+    const int first = is_released_ ? 1 : 0,
+              bins = is_released_ ? std::max(coarse_ - 3, 0) : intervals;
     if (is_released_)
       for (int i = 0; i <= bins; ++i) edges_[i] = (depths[i] + depths[i + 1]) / 2;
     double total = 0, sum = 0;

@@ -1,7 +1,8 @@
-// Vectors of the widest kind that the compiler is allowed to use, and the transcendental functions of the renderer on them.
+// Vectors of the widest kind that the compiler is allowed to use, and the transcendental functions
+// of the renderer on them.
 //
-// float: polynomials with a relative error of about 2e-7 at any argument, infinities and NaN as in the C library.
-// double: the C library, element by element; it serves the gradient checks.
+// float: polynomials with a relative error of about 2e-7 at any argument, infinities and NaN as in
+// the C library. double: the C library, element by element; it serves the gradient checks.
 #pragma once
 
 #include <cmath>
@@ -86,13 +87,15 @@ inline void store(T* to, const Vec<T>& v) {
 
 template <class T>
 inline Vec<T> splat(T x) {
-  return x - Vec<T>{};  // x - 0 is x, the sign of a zero included, so nothing is left of the subtraction
+  return x - Vec<T>{};  // x - 0 is x, the sign of a zero included, so nothing is left of the
+                        // subtraction
 }
 
 template <class T>
 inline T sum_lanes(const Vec<T>& v) {
   if constexpr (kLanes<T> > 2 && kVectorBytes > 16) {
-    typedef T Part __attribute__((vector_size(16)));  // the sums of four parts or two, which are added lane by lane
+    typedef T Part __attribute__((
+        vector_size(16)));  // the sums of four parts or two, which are added lane by lane
     Part parts[kVectorBytes / 16];
     std::memcpy(parts, &v, sizeof v);
     Part sum = parts[0] + parts[1];
@@ -110,12 +113,16 @@ inline T sum_lanes(const Vec<T>& v) {
 template <class T>
 inline void sum_lanes(const Vec<T> (&v)[4], T* sums) {
   if constexpr (kLanes<T> == 16) {
-    // Neighbouring lanes are added while two vectors become one, twice; what remains are parts of four sums, four of them side by side.
-    const IntVec<T> low = {0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29}, high = low + 2;
-    const IntVec<T> low_pair = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29}, high_pair = low_pair + 2;
+    // Neighbouring lanes are added while two vectors become one, twice; what remains are parts of
+    // four sums, four of them side by side.
+    const IntVec<T> low = {0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29},
+                    high = low + 2;
+    const IntVec<T> low_pair = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29},
+                    high_pair = low_pair + 2;
     const Vec<T> first = __builtin_shuffle(v[0], v[1], low) + __builtin_shuffle(v[0], v[1], high);
     const Vec<T> second = __builtin_shuffle(v[2], v[3], low) + __builtin_shuffle(v[2], v[3], high);
-    const Vec<T> all = __builtin_shuffle(first, second, low_pair) + __builtin_shuffle(first, second, high_pair);
+    const Vec<T> all =
+        __builtin_shuffle(first, second, low_pair) + __builtin_shuffle(first, second, high_pair);
     typedef T Part __attribute__((vector_size(16)));
     Part parts[4];
     std::memcpy(parts, &all, sizeof all);
@@ -137,8 +144,12 @@ inline V at_least(V x, V limit) {
 }
 #if defined(__AVX512F__)
 // One instruction, which compilers do not find: it returns its second operand where either is NaN.
-inline Vec<float> at_most(Vec<float> x, Vec<float> limit) { return (Vec<float>)_mm512_min_ps((__m512)limit, (__m512)x); }
-inline Vec<float> at_least(Vec<float> x, Vec<float> limit) { return (Vec<float>)_mm512_max_ps((__m512)limit, (__m512)x); }
+inline Vec<float> at_most(Vec<float> x, Vec<float> limit) {
+  return (Vec<float>)_mm512_min_ps((__m512)limit, (__m512)x);
+}
+inline Vec<float> at_least(Vec<float> x, Vec<float> limit) {
+  return (Vec<float>)_mm512_max_ps((__m512)limit, (__m512)x);
+}
 #endif
 
 // exp for x from -104, where it vanishes, to 88.8, where it is infinite.
@@ -163,7 +174,9 @@ inline Vec<float> exp_in_range(Vec<float> x) {
 #endif
 }
 
-inline Vec<float> exp(Vec<float> x) { return exp_in_range(at_least(at_most(x, splat(88.8f)), splat(-104.f))); }
+inline Vec<float> exp(Vec<float> x) {
+  return exp_in_range(at_least(at_most(x, splat(88.8f)), splat(-104.f)));
+}
 
 // exp(-|x|)
 inline Vec<float> exp_of_negative(Vec<float> x) {
@@ -204,7 +217,8 @@ inline Vec<double> reciprocal(Vec<double> x) { return 1 / x; }
 inline Vec<float> reciprocal(Vec<float> x) {
 #if defined(__AVX512F__)
   const Vec<float> guess = (Vec<float>)_mm512_rcp14_ps((__m512)x);
-  return guess + guess * (1 - x * guess);  // one step of Newton's method: faster than a division, and right to the last bit or two
+  return guess + guess * (1 - x * guess);  // one step of Newton's method: faster than a division,
+                                           // and right to the last bit or two
 #else
   return 1 / x;
 #endif
@@ -215,11 +229,13 @@ struct Softplus {
   Vec<T> value, slope;
 };
 
-// Torch's softplus is the identity above 20. In float that needs no help: exp(-20) is lost in the sum.
+// Torch's softplus is the identity above 20. In float that needs no help: exp(-20) is lost in the
+// sum.
 template <class T>
 inline Softplus<T> softplus_with_slope(Vec<T> x) {
   const Vec<T> z = exp_of_negative(x);
-  const Vec<T> value = at_least(x, Vec<T>{}) + log1p_unit(z), slope = (x < 0 ? z : splat(T(1))) * reciprocal(1 + z);
+  const Vec<T> value = at_least(x, Vec<T>{}) + log1p_unit(z),
+               slope = (x < 0 ? z : splat(T(1))) * reciprocal(1 + z);
   if constexpr (sizeof(T) == 4) return {value, slope};
   return {x > 20 ? x : value, x > 20 ? splat(T(1)) : slope};
 }

@@ -16,13 +16,20 @@ namespace open_eg3d::cuda {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-inline const void* data_of(const at::Tensor& x) { return x.defined() ? x.const_data_ptr() : nullptr; }
-inline void* room_of(const at::Tensor& x) { return x.defined() && x.numel() > 0 ? x.mutable_data_ptr() : nullptr; }
-inline at::Tensor dense(const OptionalTensor& x) { return x.has_value() ? x->contiguous() : at::Tensor(); }
+inline const void* data_of(const at::Tensor& x) {
+  return x.defined() ? x.const_data_ptr() : nullptr;
+}
+inline void* room_of(const at::Tensor& x) {
+  return x.defined() && x.numel() > 0 ? x.mutable_data_ptr() : nullptr;
+}
+inline at::Tensor dense(const OptionalTensor& x) {
+  return x.has_value() ? x->contiguous() : at::Tensor();
+}
 
 // The tensor itself where a texel's channels are neighbours in memory, else a copy where they are.
 inline at::Tensor as_channels_last(const at::Tensor& planes) {
-  TORCH_CHECK(planes.dim() == 5 && planes.size(1) == 3, "planes must be (N, 3, C, H, W), not ", planes.sizes());
+  TORCH_CHECK(planes.dim() == 5 && planes.size(1) == 3, "planes must be (N, 3, C, H, W), not ",
+              planes.sizes());
   if (planes.stride(2) == 1 || planes.size(2) == 1) return planes;
   return planes.permute({0, 1, 3, 4, 2}).contiguous().permute({0, 1, 4, 2, 3});
 }
@@ -30,27 +37,35 @@ inline at::Tensor as_channels_last(const at::Tensor& planes) {
 // Planes whose texels' channels are neighbours.
 inline Planes planes_of(const at::Tensor& x, double box_warp, bool has_released_axes) {
   TORCH_CHECK(box_warp > 0, "box_warp is ", box_warp);
-  for (const int d : {0, 2, 3, 4}) TORCH_CHECK(x.size(d) <= std::numeric_limits<int32_t>::max() / 2, "planes of ", x.sizes(), " are too large");
-  return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(3), x.stride(4), int(x.size(2)), int(x.size(3)), int(x.size(4)), has_released_axes,
-          2 / box_warp};
+  for (const int d : {0, 2, 3, 4})
+    TORCH_CHECK(x.size(d) <= std::numeric_limits<int32_t>::max() / 2, "planes of ", x.sizes(),
+                " are too large");
+  return {x.const_data_ptr(), x.stride(0),    x.stride(1),    x.stride(3),       x.stride(4),
+          int(x.size(2)),     int(x.size(3)), int(x.size(4)), has_released_axes, 2 / box_warp};
 }
 
 // All is double, or positions and the decoder are float and planes of any type.
 inline void check_types(const at::Tensor& planes, const at::Tensor& positions) {
   const auto type = positions.scalar_type();
-  TORCH_CHECK(type == at::kFloat || type == at::kDouble, "positions are ", type, "; expected float or double");
-  TORCH_CHECK((type == at::kDouble) == (planes.scalar_type() == at::kDouble), "planes are ", planes.scalar_type(), " where positions are ", type);
+  TORCH_CHECK(type == at::kFloat || type == at::kDouble, "positions are ", type,
+              "; expected float or double");
+  TORCH_CHECK((type == at::kDouble) == (planes.scalar_type() == at::kDouble), "planes are ",
+              planes.scalar_type(), " where positions are ", type);
 }
 
 // The decoder in the layout that kernels read.
 class PackedDecoder {
  public:
-  PackedDecoder(const at::Tensor& planes, const at::Tensor& w0, const at::Tensor& b0, const at::Tensor& w1, const at::Tensor& b1, Stream stream)
+  PackedDecoder(const at::Tensor& planes, const at::Tensor& w0, const at::Tensor& b0,
+                const at::Tensor& w1, const at::Tensor& b1, Stream stream)
       : layout(check(planes, w0, b0, w1, b1)), type_(dtype_of(planes)), stream_(stream) {
     const auto type = wide_type(planes);
-    const at::Tensor weights[] = {w0.to(type).contiguous(), b0.to(type).contiguous(), w1.to(type).contiguous(), b1.to(type).contiguous()};
+    const at::Tensor weights[] = {w0.to(type).contiguous(), b0.to(type).contiguous(),
+                                  w1.to(type).contiguous(), b1.to(type).contiguous()};
     packed_ = at::empty({layout.total}, w0.options().dtype(type));
-    pack_decoder({data_of(weights[0]), data_of(weights[1]), data_of(weights[2]), data_of(weights[3])}, layout, room_of(packed_), type_, stream);
+    pack_decoder(
+        {data_of(weights[0]), data_of(weights[1]), data_of(weights[2]), data_of(weights[3])},
+        layout, room_of(packed_), type_, stream);
   }
 
   const void* data() const { return packed_.const_data_ptr(); }
@@ -61,7 +76,8 @@ class PackedDecoder {
   }
 
   // Gradients of w0, b0, w1 and b1 from them; empty where there are none.
-  std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gradients(const at::Tensor& partial_sums) const {
+  std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gradients(
+      const at::Tensor& partial_sums) const {
     if (!partial_sums.defined()) {
       const auto none = [&] { return at::empty({0}, packed_.options()); };
       return {none(), none(), none(), none()};
@@ -72,22 +88,29 @@ class PackedDecoder {
       return sum.as_strided({count, length}, {DecoderLayout::row(padded), 1}, first);
     };
     const auto numbers = [&](int64_t count, int64_t first) { return sum.narrow(0, first, count); };
-    return {rows(layout.hidden, layout.features, layout.features4, layout.w0).div(3), numbers(layout.hidden, layout.b0).clone(),
-            at::cat({rows(1, layout.hidden, layout.hidden4, layout.density), rows(layout.colors, layout.hidden, layout.hidden4, layout.w1)}),
+    return {rows(layout.hidden, layout.features, layout.features4, layout.w0).div(3),
+            numbers(layout.hidden, layout.b0).clone(),
+            at::cat({rows(1, layout.hidden, layout.hidden4, layout.density),
+                     rows(layout.colors, layout.hidden, layout.hidden4, layout.w1)}),
             at::cat({numbers(1, layout.density_bias), numbers(layout.colors, layout.b1)})};
   }
 
   const DecoderLayout layout;
 
  private:
-  static DecoderLayout check(const at::Tensor& planes, const at::Tensor& w0, const at::Tensor& b0, const at::Tensor& w1, const at::Tensor& b1) {
+  static DecoderLayout check(const at::Tensor& planes, const at::Tensor& w0, const at::Tensor& b0,
+                             const at::Tensor& w1, const at::Tensor& b1) {
     check_devices(planes, {w0, b0, w1, b1});
     const int64_t features = planes.size(2), hidden = w0.size(0), outputs = w1.size(0);
-    TORCH_CHECK(w0.dim() == 2 && w0.size(1) == features && b0.sizes() == at::IntArrayRef({hidden}), "first layer ", w0.sizes(), " and ", b0.sizes(),
-                " does not fit ", features, " features");
-    TORCH_CHECK(w1.dim() == 2 && w1.size(1) == hidden && outputs >= 2 && b1.sizes() == at::IntArrayRef({outputs}), "second layer ", w1.sizes(),
-                " and ", b1.sizes(), " does not fit ", hidden, " hidden units");
-    TORCH_CHECK(std::max({features, hidden, outputs}) < 1 << 14, "a decoder of ", w0.sizes(), " and ", w1.sizes(), " is too large");
+    TORCH_CHECK(w0.dim() == 2 && w0.size(1) == features && b0.sizes() == at::IntArrayRef({hidden}),
+                "first layer ", w0.sizes(), " and ", b0.sizes(), " does not fit ", features,
+                " features");
+    TORCH_CHECK(w1.dim() == 2 && w1.size(1) == hidden && outputs >= 2 &&
+                    b1.sizes() == at::IntArrayRef({outputs}),
+                "second layer ", w1.sizes(), " and ", b1.sizes(), " does not fit ", hidden,
+                " hidden units");
+    TORCH_CHECK(std::max({features, hidden, outputs}) < 1 << 14, "a decoder of ", w0.sizes(),
+                " and ", w1.sizes(), " is too large");
     return DecoderLayout(features, hidden, outputs - 1);
   }
 
@@ -99,7 +122,8 @@ class PackedDecoder {
 // Room for the integers that the planes' gradient is summed up in, where it is wanted.
 class PlaneGradientSums {
  public:
-  PlaneGradientSums(const at::Tensor& planes, int64_t rows_per_sample, bool is_wanted, Stream stream)
+  PlaneGradientSums(const at::Tensor& planes, int64_t rows_per_sample, bool is_wanted,
+                    Stream stream)
       : planes_(planes), rows_per_sample_(rows_per_sample), stream_(stream) {
     if (!is_wanted) return;
     const int64_t count = planes.numel();
@@ -118,8 +142,19 @@ class PlaneGradientSums {
   at::Tensor finish() const {
     if (!sums_.defined()) return at::empty({0}, planes_.options());
     const at::Tensor result = at::empty_like(planes_);
-    const PlaneGradient p{sums(), marks(), bounds(), rows_per_sample_, result.size(0), int(result.size(2)), int(result.size(3)),
-                          int(result.size(4)), room_of(result), result.stride(0), result.stride(1), result.stride(2), result.stride(3),
+    const PlaneGradient p{sums(),
+                          marks(),
+                          bounds(),
+                          rows_per_sample_,
+                          result.size(0),
+                          int(result.size(2)),
+                          int(result.size(3)),
+                          int(result.size(4)),
+                          room_of(result),
+                          result.stride(0),
+                          result.stride(1),
+                          result.stride(2),
+                          result.stride(3),
                           result.stride(4)};
     finish_plane_gradient(p, dtype_of(planes_), stream_);
     return result;

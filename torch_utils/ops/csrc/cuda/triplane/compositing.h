@@ -1,4 +1,5 @@
-// From densities along one ray to weights, depth and coverage, and back (Max 1995; NeRF, section 4; EG3D's midpoint rule). A warp has a ray.
+// From densities along one ray to weights, depth and coverage, and back (Max 1995; NeRF, section 4;
+// EG3D's midpoint rule). A warp has a ray.
 #pragma once
 
 #include "cuda/triplane/sampling.h"
@@ -9,12 +10,14 @@ constexpr double kDensityShift = 1, kTransmittanceFloor = 1e-10;
 
 template <class T>
 __device__ __forceinline__ T warp_min(T value) {
-  for (int offset = kLanes / 2; offset > 0; offset /= 2) value = min(value, __shfl_xor_sync(kAllLanes, value, offset));
+  for (int offset = kLanes / 2; offset > 0; offset /= 2)
+    value = min(value, __shfl_xor_sync(kAllLanes, value, offset));
   return value;
 }
 template <class T>
 __device__ __forceinline__ T warp_max(T value) {
-  for (int offset = kLanes / 2; offset > 0; offset /= 2) value = max(value, __shfl_xor_sync(kAllLanes, value, offset));
+  for (int offset = kLanes / 2; offset > 0; offset /= 2)
+    value = max(value, __shfl_xor_sync(kAllLanes, value, offset));
   return value;
 }
 
@@ -32,7 +35,8 @@ struct Samples {
 // What lies between a sample and the next.
 template <class T>
 struct Interval {
-  T delta, middle, density, sigma, passed, passing;  // `middle` in depth; raw density less its shift; what passes, without and with a floor
+  T delta, middle, density, sigma, passed, passing;  // `middle` in depth; raw density less its
+                                                     // shift; what passes, without and with a floor
 
   __device__ __forceinline__ Interval(const Samples<T>& samples, int i) {
     const T near = samples.depths[i], far = samples.depths[i + 1];
@@ -46,10 +50,11 @@ struct Interval {
   __device__ __forceinline__ T alpha() const { return 1 - passed; }
 };
 
-// Weights of the intervals from..to-1, behind which so much light is left; `light` is what reaches the first. What reaches each is kept in
-// `transmittance` unless that is null.
+// Weights of the intervals from..to-1, behind which so much light is left; `light` is what reaches
+// the first. What reaches each is kept in `transmittance` unless that is null.
 template <class T>
-__device__ __forceinline__ T weigh(const Samples<T>& samples, int from, int to, T light, T* weights, T* transmittance) {
+__device__ __forceinline__ T weigh(const Samples<T>& samples, int from, int to, T light, T* weights,
+                                   T* transmittance) {
   for (int base = from; base < to; base += kLanes) {
     const int i = base + lane_index();
     T alpha = 0, product = 1;
@@ -61,7 +66,8 @@ __device__ __forceinline__ T weigh(const Samples<T>& samples, int from, int to, 
       const T other = __shfl_up_sync(kAllLanes, product, offset);
       if (lane_index() >= offset) product *= other;
     }
-    const T before = __shfl_up_sync(kAllLanes, product, 1), here = lane_index() == 0 ? light : light * before;
+    const T before = __shfl_up_sync(kAllLanes, product, 1),
+            here = lane_index() == 0 ? light : light * before;
     if (i < to) {
       weights[i] = alpha * here;
       if (transmittance != nullptr) transmittance[i] = here;
@@ -78,13 +84,15 @@ __device__ __forceinline__ T sample_weight(const T* weights, int k, int count) {
   return ((k > 0 ? weights[k - 1] : T(0)) + (k + 1 < count ? weights[k] : T(0))) / 2;
 }
 
-// Mean depth of what a ray sees, kept within its samples' range; the farthest sample where it sees nothing. In every lane.
+// Mean depth of what a ray sees, kept within its samples' range; the farthest sample where it sees
+// nothing. In every lane.
 template <class T>
 struct MeanDepth {
   T nearest, farthest, mean, opacity;
 
   // `seen` samples have weights, of `count` there are.
-  __device__ __forceinline__ MeanDepth(const T* depths, const T* weights, int seen, int count) : nearest(depths[0]), farthest(depths[0]) {
+  __device__ __forceinline__ MeanDepth(const T* depths, const T* weights, int seen, int count)
+      : nearest(depths[0]), farthest(depths[0]) {
     T weighted = 0;
     opacity = 0;
     for (int k = lane_index(); k < count; k += kLanes) {
@@ -99,14 +107,22 @@ struct MeanDepth {
     mean = opacity == 0 ? farthest : weighted / opacity;
   }
 
-  __device__ __forceinline__ T value() const { return mean < nearest ? nearest : mean > farthest ? farthest : mean; }
-  __device__ __forceinline__ bool is_extreme() const { return opacity == 0 || mean > farthest || mean < nearest; }
+  __device__ __forceinline__ T value() const {
+    return mean < nearest ? nearest : mean > farthest ? farthest : mean;
+  }
+  __device__ __forceinline__ bool is_extreme() const {
+    return opacity == 0 || mean > farthest || mean < nearest;
+  }
 
   // Gradient of the value with respect to an interval's weight, where the value is the mean.
-  __device__ __forceinline__ T weight_gradient(T middle) const { return is_extreme() ? T(0) : (middle - mean) / opacity; }
+  __device__ __forceinline__ T weight_gradient(T middle) const {
+    return is_extreme() ? T(0) : (middle - mean) / opacity;
+  }
 
-  // And with respect to the k-th sample's depth; `share` is one over the number of samples at the extreme.
-  __device__ __forceinline__ T depth_gradient(const T* depths, const T* weights, int k, int count, T share) const {
+  // And with respect to the k-th sample's depth; `share` is one over the number of samples at the
+  // extreme.
+  __device__ __forceinline__ T depth_gradient(const T* depths, const T* weights, int k, int count,
+                                              T share) const {
     if (is_extreme()) return depths[k] == value() ? share : T(0);
     return sample_weight(weights, k, count) / opacity;
   }
@@ -120,14 +136,18 @@ struct MeanDepth {
   }
 };
 
-// From gradients of the intervals' weights, gradient(i, interval), to terms that are added to both ends of each: of a density, and of a
-// depth with opposite signs. `transmittance` is what `weigh` kept; the depths' terms take its place.
+// From gradients of the intervals' weights, gradient(i, interval), to terms that are added to both
+// ends of each: of a density, and of a depth with opposite signs. `transmittance` is what `weigh`
+// kept; the depths' terms take its place.
 template <class T, class Gradient>
-__device__ __forceinline__ void composite_backward(const Samples<T>& samples, int intervals, const Gradient& gradient, T* transmittance,
+__device__ __forceinline__ void composite_backward(const Samples<T>& samples, int intervals,
+                                                   const Gradient& gradient, T* transmittance,
                                                    T* density_terms) {
   T carried = 0;  // gradient of the light behind the intervals that are done
   for (int base = 0; base < intervals; base += kLanes) {
-    const int i = intervals - 1 - base - lane_index();  // from the farthest on, for what an interval lets pass counts in all behind it
+    const int i =
+        intervals - 1 - base - lane_index();  // from the farthest on, for what an interval lets
+                                              // pass counts in all behind it
     // Light in front of an interval as a function of that behind it: factor * behind + summand.
     T factor = 1, summand = 0, of_weight = 0;
     if (i >= 0) {
@@ -136,15 +156,18 @@ __device__ __forceinline__ void composite_backward(const Samples<T>& samples, in
       factor = interval.passing, summand = of_weight * interval.alpha();
     }
     for (int offset = 1; offset < kLanes; offset *= 2) {
-      const T other_factor = __shfl_up_sync(kAllLanes, factor, offset), other_summand = __shfl_up_sync(kAllLanes, summand, offset);
+      const T other_factor = __shfl_up_sync(kAllLanes, factor, offset),
+              other_summand = __shfl_up_sync(kAllLanes, summand, offset);
       if (lane_index() >= offset) {
         summand += factor * other_summand;
         factor *= other_factor;
       }
     }
-    const T behind_factor = __shfl_up_sync(kAllLanes, factor, 1), behind_summand = __shfl_up_sync(kAllLanes, summand, 1);
+    const T behind_factor = __shfl_up_sync(kAllLanes, factor, 1),
+            behind_summand = __shfl_up_sync(kAllLanes, summand, 1);
     const T behind = lane_index() == 0 ? carried : behind_summand + behind_factor * carried;
-    carried = __shfl_sync(kAllLanes, summand, kLanes - 1) + __shfl_sync(kAllLanes, factor, kLanes - 1) * carried;
+    carried = __shfl_sync(kAllLanes, summand, kLanes - 1) +
+              __shfl_sync(kAllLanes, factor, kLanes - 1) * carried;
     if (i >= 0) {
       const Interval<T> interval(samples, i);
       const T common = transmittance[i] * (of_weight - behind) * interval.passed;

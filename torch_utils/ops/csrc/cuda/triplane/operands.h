@@ -1,4 +1,5 @@
-// What bindings hand to the kernels on tri-planes: plain pointers, sizes and strides. Free of torch and of CUDA.
+// What bindings hand to the kernels on tri-planes: plain pointers, sizes and strides. Free of torch
+// and of CUDA.
 #pragma once
 
 #include <algorithm>
@@ -10,7 +11,8 @@
 
 namespace open_eg3d::cuda {
 
-// T is float, or double where the planes are double; numbers of planes have the type that `Dtype` names.
+// T is float, or double where the planes are double; numbers of planes have the type that `Dtype`
+// names.
 
 // Planes whose texels' channels are neighbours in memory; strides in elements.
 struct Planes {
@@ -21,21 +23,23 @@ struct Planes {
   double scale;  // 2 / box_warp
 };
 
-// Where each part of the packed decoder lies, in numbers of type T from its start. Rows are padded by zeros to whole packs of four, and
-// their lengths are odd numbers of packs, so that packs of neighbouring rows lie in different banks of shared memory.
+// Where each part of the packed decoder lies, in numbers of type T from its start. Rows are padded
+// by zeros to whole packs of four, and their lengths are odd numbers of packs, so that packs of
+// neighbouring rows lie in different banks of shared memory.
 struct DecoderLayout {
   int features, hidden, colors;     // C, H, K
   int features4, hidden4, colors4;  // whole packs
   int w0, w1, density, b0, b1, density_bias, total;
 
-  DecoderLayout(int64_t features_, int64_t hidden_, int64_t colors_) : features(features_), hidden(hidden_), colors(colors_) {
+  DecoderLayout(int64_t features_, int64_t hidden_, int64_t colors_)
+      : features(features_), hidden(hidden_), colors(colors_) {
     features4 = whole_packs(features), hidden4 = whole_packs(hidden), colors4 = whole_packs(colors);
-    w0 = 0;                                      // (H, C), divided by the number of planes, whose features are summed
-    w1 = w0 + hidden4 * row(features4);          // (K, H)
-    density = w1 + colors4 * row(hidden4);       // (H)
-    b0 = density + row(hidden4);                 // (H)
-    b1 = b0 + hidden4;                           // (K)
-    density_bias = b1 + colors4;                 // a single number
+    w0 = 0;  // (H, C), divided by the number of planes, whose features are summed
+    w1 = w0 + hidden4 * row(features4);     // (K, H)
+    density = w1 + colors4 * row(hidden4);  // (H)
+    b0 = density + row(hidden4);            // (H)
+    b1 = b0 + hidden4;                      // (K)
+    density_bias = b1 + colors4;            // a single number
     total = density_bias + 4;
   }
 
@@ -43,31 +47,38 @@ struct DecoderLayout {
 #ifdef __CUDACC__
   __host__ __device__
 #endif
-  static constexpr int row(int padded) { return padded / 4 % 2 == 1 ? padded : padded + 4; }
+      static constexpr int row(int padded) {
+    return padded / 4 % 2 == 1 ? padded : padded + 4;
+  }
 };
 
 constexpr int kMostTileRows = 64;
-constexpr size_t kMostSharedMemory = 60 << 10;  // a block has 64 KB on the smallest GPU; the rest is for what is not sized here
+constexpr size_t kMostSharedMemory =
+    60 << 10;  // a block has 64 KB on the smallest GPU; the rest is for what is not sized here
 
-// How many samples a block decodes at once: as many as fit beside the decoder into shared memory, where a sample takes `row_numbers`.
+// How many samples a block decodes at once: as many as fit beside the decoder into shared memory,
+// where a sample takes `row_numbers`.
 //
 // Throws std::runtime_error where even 16 do not fit.
 inline int tile_rows(const DecoderLayout& layout, int row_numbers, size_t number_bytes) {
   for (int rows = kMostTileRows; rows >= 16; rows /= 2) {
-    if ((layout.total + size_t(rows) * row_numbers) * number_bytes <= kMostSharedMemory) return rows;
+    if ((layout.total + size_t(rows) * row_numbers) * number_bytes <= kMostSharedMemory)
+      return rows;
   }
-  throw std::runtime_error("a decoder of " + std::to_string(layout.features) + " features, " + std::to_string(layout.hidden) +
-                           " hidden units and " + std::to_string(layout.colors) +
-                           " colours does not fit into a GPU's shared memory; OPEN_EG3D_OPS=reference renders it");
+  throw std::runtime_error(
+      "a decoder of " + std::to_string(layout.features) + " features, " +
+      std::to_string(layout.hidden) + " hidden units and " + std::to_string(layout.colors) +
+      " colours does not fit into a GPU's shared memory; OPEN_EG3D_OPS=reference renders it");
 }
 
-// A decoder as its linear layers are given: w0 (H, C), b0 (H), w1 (1 + K, H), b1 (1 + K), all T, contiguous.
+// A decoder as its linear layers are given: w0 (H, C), b0 (H), w1 (1 + K, H), b1 (1 + K), all T,
+// contiguous.
 struct DecoderWeights {
   const void *w0, *b0, *w1, *b1;
 };
 
-// Sums of gradients over blocks or texels must not depend on which block comes first. Those of the decoder are kept apart for each of
-// this many blocks, whatever the GPU, and added up in turn.
+// Sums of gradients over blocks or texels must not depend on which block comes first. Those of the
+// decoder are kept apart for each of this many blocks, whatever the GPU, and added up in turn.
 constexpr int64_t kPartialSums = 2048;
 
 }  // namespace open_eg3d::cuda

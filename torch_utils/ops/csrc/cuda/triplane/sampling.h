@@ -1,5 +1,5 @@
-// Where a ray is looked at: even depths, depths drawn by importance (NeRF, section 5.2), and the order of both together. A warp has a ray;
-// its numbers are in memory that all lanes see.
+// Where a ray is looked at: even depths, depths drawn by importance (NeRF, section 5.2), and the
+// order of both together. A warp has a ray; its numbers are in memory that all lanes see.
 #pragma once
 
 #include "cuda/triplane/decoder.h"
@@ -12,7 +12,8 @@ constexpr double kWeightFloor = 0.01, kCdfEpsilon = 1e-5;
 __device__ __forceinline__ int lane_index() { return threadIdx.x % kLanes; }
 __device__ __forceinline__ int warp_index() { return threadIdx.x / kLanes; }
 
-// Position i of `count` even ones from 0 to 1, counted from the nearer end so that the last is exactly 1.
+// Position i of `count` even ones from 0 to 1, counted from the nearer end so that the last is
+// exactly 1.
 template <class T>
 __device__ __forceinline__ T even_position(int i, int count) {
   const T step = T(1) / T(count - 1);
@@ -44,17 +45,20 @@ __device__ __forceinline__ int search(const T* values, int count, T x) {
 template <class T>
 __device__ __forceinline__ bool is_ascending(const T* values, int count) {
   bool is_good = true;
-  for (int i = lane_index(); i < count; i += kLanes) is_good = is_good && (i + 1 < count ? values[i] <= values[i + 1] : values[i] == values[i]);
+  for (int i = lane_index(); i < count; i += kLanes)
+    is_good = is_good && (i + 1 < count ? values[i] <= values[i + 1] : values[i] == values[i]);
   return __all_sync(kAllLanes, is_good);
 }
 
 // The cumulated distribution of the coarse samples' weights; returns the number of bins.
 template <class T>
-__device__ __forceinline__ int build_cdf(const T* weights, int intervals, bool has_released_placement, T* cdf) {
+__device__ __forceinline__ int build_cdf(const T* weights, int intervals,
+                                         bool has_released_placement, T* cdf) {
   const int first = has_released_placement ? 1 : 0, bins = max(intervals - 2 * first, 0);
   // Larger of neighbours, mean of neighbours, plus a floor (mip-NeRF, section 3.1).
   const auto smooth = [&](int i) {
-    const T before = i > 0 ? weights[i - 1] : T(0), here = weights[i], after = i + 1 < intervals ? weights[i + 1] : T(0);
+    const T before = i > 0 ? weights[i - 1] : T(0), here = weights[i],
+            after = i + 1 < intervals ? weights[i + 1] : T(0);
     return (larger(before, here) + larger(here, after)) / 2 + T(kWeightFloor) + T(kCdfEpsilon);
   };
   T total = 0;
@@ -78,20 +82,26 @@ __device__ __forceinline__ int build_cdf(const T* weights, int intervals, bool h
 
 // Where in the cumulated distribution u lies, as a depth.
 template <class T>
-__device__ __forceinline__ T invert_cdf(const T* cdf, int bins, const T* depths, bool has_released_placement, T u) {
+__device__ __forceinline__ T invert_cdf(const T* cdf, int bins, const T* depths,
+                                        bool has_released_placement, T u) {
   const int above = min(search<true>(cdf, bins + 1, u), bins), below = max(above - 1, 0);
-  const auto edge = [&](int i) { return has_released_placement ? (depths[i] + depths[i + 1]) / 2 : depths[i]; };
+  const auto edge = [&](int i) {
+    return has_released_placement ? (depths[i] + depths[i + 1]) / 2 : depths[i];
+  };
   const T width = cdf[above] - cdf[below], near = edge(below);
   return near + (u - cdf[below]) / (width < T(kCdfEpsilon) ? T(1) : width) * (edge(above) - near);
 }
 
-// Stable order of all depths, coarse ones and then fine ones: order[k] is the number of the k-th nearest, sorted[k] its depth. NaN come last.
+// Stable order of all depths, coarse ones and then fine ones: order[k] is the number of the k-th
+// nearest, sorted[k] its depth. NaN come last.
 template <class T>
-__device__ __forceinline__ void sort_depths(const T* depths, int coarse, int fine, int* order, T* sorted) {
+__device__ __forceinline__ void sort_depths(const T* depths, int coarse, int fine, int* order,
+                                            T* sorted) {
   const T* const drawn = depths + coarse;
   bool has_nan = false;
   for (int j = lane_index(); j < fine; j += kLanes) has_nan = has_nan || drawn[j] != drawn[j];
-  const bool are_merged = is_ascending(depths, coarse) && !__any_sync(kAllLanes, has_nan), is_drawn_ascending = is_ascending(drawn, fine);
+  const bool are_merged = is_ascending(depths, coarse) && !__any_sync(kAllLanes, has_nan),
+             is_drawn_ascending = is_ascending(drawn, fine);
   for (int i = lane_index(); i < coarse + fine; i += kLanes) {
     const T depth = depths[i];
     int rank = 0;
@@ -113,7 +123,8 @@ __device__ __forceinline__ void sort_depths(const T* depths, int coarse, int fin
       if (is_drawn_ascending) {
         rank += i - coarse;
       } else {
-        for (int j = 0; j < fine; ++j) rank += drawn[j] < depth || (drawn[j] == depth && coarse + j < i);
+        for (int j = 0; j < fine; ++j)
+          rank += drawn[j] < depth || (drawn[j] == depth && coarse + j < i);
       }
     }
     order[rank] = i;

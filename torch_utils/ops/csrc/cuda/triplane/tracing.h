@@ -1,5 +1,6 @@
-// A few rays by a block of threads: sample, decode, weigh, resample, decode, merge. Each warp minds its own rays' depths and weights;
-// samples of all rays together are decoded in tiles by the whole block.
+// A few rays by a block of threads: sample, decode, weigh, resample, decode, merge. Each warp minds
+// its own rays' depths and weights; samples of all rays together are decoded in tiles by the whole
+// block.
 #pragma once
 
 #include "cuda/render_rays.h"
@@ -10,7 +11,8 @@ namespace open_eg3d::cuda {
 
 constexpr int kRays = 8;  // of a block at a time
 
-// Memory of a block for its rays' samples. It is small enough to stay in the caches, and lets the number of samples be any.
+// Memory of a block for its rays' samples. It is small enough to stay in the caches, and lets the
+// number of samples be any.
 template <class T>
 struct Workspace {
   static constexpr int kNumbers = 7, kIntegers = 2;
@@ -27,7 +29,8 @@ struct Workspace {
   __device__ __forceinline__ Workspace(unsigned char* memory, int samples) : stride(samples + 1) {
     const int64_t rows = int64_t(kRays) * stride;
     T* const numbers = reinterpret_cast<T*>(memory);
-    depths = numbers, densities = numbers + rows, sorted = numbers + 2 * rows, weights = numbers + 3 * rows, cdf = numbers + 4 * rows;
+    depths = numbers, densities = numbers + rows, sorted = numbers + 2 * rows,
+    weights = numbers + 3 * rows, cdf = numbers + 4 * rows;
     shown = numbers + 5 * rows, transmittance = numbers + 6 * rows;
     order = reinterpret_cast<int*>(numbers + kNumbers * rows), list = order + rows;
   }
@@ -36,17 +39,18 @@ struct Workspace {
 // How far a block's rays are, in shared memory.
 template <class T>
 struct Progress {
-  int64_t first;         // number of the first ray
-  bool is_seen[kRays];   // the ray exists and meets something
-  int used[kRays];       // samples, in depth order, that are weighed
-  int coarse[kRays];     // coarse samples that are decoded
-  int next[kRays];       // `used` after this step
-  int listed[kRays];     // samples to be decoded in this step
-  T light[kRays];        // that is left
+  int64_t first;        // number of the first ray
+  bool is_seen[kRays];  // the ray exists and meets something
+  int used[kRays];      // samples, in depth order, that are weighed
+  int coarse[kRays];    // coarse samples that are decoded
+  int next[kRays];      // `used` after this step
+  int listed[kRays];    // samples to be decoded in this step
+  T light[kRays];       // that is left
   T opacity[kRays];
 };
 
-// With `is_backward` it is found as well what each sample would show of the gradients of its ray's colours, and the light in front of it.
+// With `is_backward` it is found as well what each sample would show of the gradients of its ray's
+// colours, and the light in front of it.
 template <class P, bool is_backward>
 struct Tracer {
   using T = compute_t<P>;
@@ -61,14 +65,16 @@ struct Tracer {
 
   __device__ __forceinline__ int samples() const { return p.coarse + p.fine; }
   __device__ __forceinline__ Samples<T> in_depth_order(int r) const {
-    return {work.sorted + r * work.stride, work.densities + r * work.stride, work.order + r * work.stride};
+    return {work.sorted + r * work.stride, work.densities + r * work.stride,
+            work.order + r * work.stride};
   }
 
   // Takes the next rays; false where there are none.
   __device__ __forceinline__ bool begin() const {
     __syncthreads();
     if (threadIdx.x == 0) {
-      progress.first = static_cast<int64_t>(atomicAdd(static_cast<unsigned long long*>(p.workspace), static_cast<unsigned long long>(kRays)));
+      progress.first = static_cast<int64_t>(atomicAdd(static_cast<unsigned long long*>(p.workspace),
+                                                      static_cast<unsigned long long>(kRays)));
     }
     __syncthreads();
     if (progress.first >= p.rays) return false;
@@ -81,8 +87,10 @@ struct Tracer {
       const int r = i / p.coarse, k = i % p.coarse;
       const int64_t ray = progress.first + r;
       if (ray >= p.rays) break;
-      const T near = static_cast<const T*>(p.near)[ray], range = static_cast<const T*>(p.far)[ray] - near;
-      work.depths[r * work.stride + k] = near + range * even_position<T>(k, p.coarse) + offset(p.u_coarse, ray, k) * (range / T(p.coarse - 1));
+      const T near = static_cast<const T*>(p.near)[ray],
+              range = static_cast<const T*>(p.far)[ray] - near;
+      work.depths[r * work.stride + k] = near + range * even_position<T>(k, p.coarse) +
+                                         offset(p.u_coarse, ray, k) * (range / T(p.coarse - 1));
     }
     __syncthreads();
     return true;
@@ -90,7 +98,9 @@ struct Tracer {
 
   __device__ __forceinline__ T offset(const Offsets& u, int64_t ray, int k) const {
     const int64_t sample = ray / p.rays_per_sample;
-    return static_cast<const T*>(u.data)[sample * u.sample_stride + (ray - sample * p.rays_per_sample) * u.ray_stride + k * u.stride];
+    return static_cast<const T*>(
+        u.data)[sample * u.sample_stride + (ray - sample * p.rays_per_sample) * u.ray_stride +
+                k * u.stride];
   }
 
   // Both passes.
@@ -108,7 +118,8 @@ struct Tracer {
   // A warp finds its ray's fine samples and the order of all.
   __device__ __forceinline__ void resample(int r) const {
     const int lane = lane_index(), used = progress.used[r];
-    T *const depths = work.depths + r * work.stride, *const weights = work.weights + r * work.stride;
+    T *const depths = work.depths + r * work.stride, *const weights =
+                                                         work.weights + r * work.stride;
     T *const cdf = work.cdf + r * work.stride, *const sorted = work.sorted + r * work.stride;
     int* const order = work.order + r * work.stride;
     if (!progress.is_seen[r]) return;
@@ -120,19 +131,21 @@ struct Tracer {
     __syncwarp();
     const int bins = build_cdf(weights, p.coarse - 1, p.has_released_placement, cdf);
     for (int j = lane; j < p.fine; j += kLanes) {
-      depths[p.coarse + j] = invert_cdf(cdf, bins, depths, p.has_released_placement, offset(p.u_fine, progress.first + r, j));
+      depths[p.coarse + j] = invert_cdf(cdf, bins, depths, p.has_released_placement,
+                                        offset(p.u_fine, progress.first + r, j));
     }
     __syncwarp();
     sort_depths(depths, p.coarse, p.fine, order, sorted);
     if (lane == 0) progress.coarse[r] = used, progress.used[r] = 0, progress.light[r] = 1;
   }
 
-  // Decodes and weighs the next samples, of `limit`, of rays that still have light: a warp's width of each, or all where rays never stop.
-  // False where there is nothing to do.
+  // Decodes and weighs the next samples, of `limit`, of rays that still have light: a warp's width
+  // of each, or all where rays never stop. False where there is nothing to do.
   __device__ __forceinline__ bool advance(bool is_sorted, int limit) const {
     for (int r = warp_index(); r < kRays; r += kWarps) {
       const int used = progress.used[r];
-      const bool goes_on = progress.is_seen[r] && used < limit && (used == 0 || progress.light[r] >= static_cast<T>(p.stop));
+      const bool goes_on = progress.is_seen[r] && used < limit &&
+                           (used == 0 || progress.light[r] >= static_cast<T>(p.stop));
       const int next = !goes_on ? used : p.stop > 0 ? min(used + kLanes, limit) : limit;
       const int listed = for_each_new(is_sorted, r, used, next, [](int, int) {});
       __syncwarp();
@@ -140,7 +153,8 @@ struct Tracer {
     }
     __syncthreads();
     int total = 0, steps = 0;
-    for (int r = 0; r < kRays; ++r) total += progress.listed[r], steps += progress.next[r] - progress.used[r];
+    for (int r = 0; r < kRays; ++r)
+      total += progress.listed[r], steps += progress.next[r] - progress.used[r];
     for (int r = warp_index(); r < kRays; r += kWarps) {
       int first = 0;
       for (int other = 0; other < r; ++other) first += progress.listed[other];
@@ -154,10 +168,11 @@ struct Tracer {
     for (int r = warp_index(); r < kRays; r += kWarps) {
       const int used = progress.used[r], next = progress.next[r], first = r * work.stride;
       if (next > used) {
-        const Samples<T> samples{is_sorted ? work.sorted + first : work.depths + first, work.densities + first,
-                                 is_sorted ? work.order + first : nullptr};
-        const T light = weigh(samples, max(used - 1, 0), next - 1, progress.light[r], work.weights + first,
-                              is_backward ? work.transmittance + first : nullptr);
+        const Samples<T> samples{is_sorted ? work.sorted + first : work.depths + first,
+                                 work.densities + first, is_sorted ? work.order + first : nullptr};
+        const T light =
+            weigh(samples, max(used - 1, 0), next - 1, progress.light[r], work.weights + first,
+                  is_backward ? work.transmittance + first : nullptr);
         if (lane_index() == 0) progress.light[r] = light, progress.used[r] = next;
       }
     }
@@ -165,12 +180,16 @@ struct Tracer {
     return true;
   }
 
-  // body(place, number of the sample) for samples from..to-1 in depth order that are not decoded yet; returns how many there are.
+  // body(place, number of the sample) for samples from..to-1 in depth order that are not decoded
+  // yet; returns how many there are.
   template <class Body>
-  __device__ __forceinline__ int for_each_new(bool is_sorted, int r, int from, int to, const Body& body) const {
+  __device__ __forceinline__ int for_each_new(bool is_sorted, int r, int from, int to,
+                                              const Body& body) const {
     int count = 0;
     for (int base = from; base < to; base += kLanes) {
-      const int k = base + lane_index(), number = k >= to ? 0 : is_sorted ? work.order[r * work.stride + k] : k;
+      const int k = base + lane_index(), number = k >= to     ? 0
+                                                  : is_sorted ? work.order[r * work.stride + k]
+                                                              : k;
       const bool is_new = k < to && (!is_sorted || number >= progress.coarse[r]);
       const unsigned all = __ballot_sync(kAllLanes, is_new);
       if (is_new) body(count + __popc(all & ((1u << lane_index()) - 1)), number);
@@ -188,17 +207,21 @@ struct Tracer {
       rows.planes[s] = exists ? static_cast<int>(ray / p.rays_per_sample) : -1;
       for (int a = 0; a < 3; ++a) {
         rows.at[a][s] =
-            exists ? static_cast<const T*>(p.origins)[ray * 3 + a] + work.depths[slot] * static_cast<const T*>(p.directions)[ray * 3 + a] : T(0);
+            exists ? static_cast<const T*>(p.origins)[ray * 3 + a] +
+                         work.depths[slot] * static_cast<const T*>(p.directions)[ray * 3 + a]
+                   : T(0);
       }
     }
     __syncthreads();
-    gather(reader, rows, decoder.rows, decoder.features, decoder.layout.features4, decoder.features_row());
+    gather(reader, rows, decoder.rows, decoder.features, decoder.layout.features4,
+           decoder.features_row());
     __syncthreads();
     decoder.to_hidden();
     __syncthreads();
   }
 
-  // Densities of the samples in the list and, where asked for, the product of what they would show with its gradient.
+  // Densities of the samples in the list and, where asked for, the product of what they would show
+  // with its gradient.
   __device__ __forceinline__ void decode(int total) const {
     const int colors = decoder.layout.colors, row = decoder.colors_row();
     for (int start = 0; start < total; start += decoder.rows) {
@@ -207,11 +230,14 @@ struct Tracer {
         work.densities[work.list[start + s]] = decoder.density(s) * static_cast<T>(p.density_gain);
       }
       if (is_backward && color_gradients != nullptr) {
-        decoder.to_colors([&](int s, int k, T y) { decoder.colors[s * row + k] = y * T(kColorScale) + T(kColorShift); });
+        decoder.to_colors([&](int s, int k, T y) {
+          decoder.colors[s * row + k] = y * T(kColorScale) + T(kColorShift);
+        });
         __syncthreads();
         for (int s = threadIdx.x; s < decoder.rows && start + s < total; s += kThreads) {
           const int slot = work.list[start + s];
-          const T* const gradients = color_gradients + (progress.first + slot / work.stride) * colors;
+          const T* const gradients =
+              color_gradients + (progress.first + slot / work.stride) * colors;
           T sum = 0;
           for (int k = 0; k < colors; ++k) sum += gradients[k] * decoder.colors[s * row + k];
           work.shown[slot] = 2 * sum;

@@ -1,0 +1,1 @@
+"""Turn portraits into a data set: find faces, estimate their poses, crop."""

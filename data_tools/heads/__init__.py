@@ -1,0 +1,1 @@
+"""Render the built-in data set: random heads with exactly known cameras."""

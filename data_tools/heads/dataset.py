@@ -1,0 +1,255 @@
+"""The built-in data set: pictures of random heads with exactly known cameras, in the format that
+training reads (SPEC section 3).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from data_tools.heads.basis import HeadBasis, load_basis
+from data_tools.heads.paint import light, paint
+from data_tools.heads.person import Head, build_head, head_mesh, random_person
+from data_tools.heads.render import Array, Picture, Raycaster
+from data_tools.sinks import Sink, check_dest, image_name, open_sink
+from dnnlib.console import UserError, progress
+from training.cameras import orbit_pose, pack_label, pinhole_intrinsics, unpack_label
+from training.config.presets import (
+    HEADS_BACKGROUND,
+    HEADS_FAR,
+    HEADS_FOCAL,
+    HEADS_NEAR,
+    HEADS_RADIUS,
+)
+from training.data.depth_maps import DEPTH_UNIT
+from training.data.files import LABEL_FILE, RESOLUTIONS
+
+__all__ = [
+    "DEPTH_UNIT",
+    "HEADS_BACKGROUND",
+    "HEADS_BOX",
+    "HEADS_FAR",
+    "HEADS_FOCAL",
+    "HEADS_NEAR",
+    "HEADS_PIVOT",
+    "HEADS_RADIUS",
+]
+__all__ += [
+    "Head",
+    "HeadsConfig",
+    "generate_heads",
+    "head_mesh",
+    "image_name",
+    "random_labels",
+    "render_head",
+]
+
+HEADS_PIVOT = (0.0, 0.0, 0.0)
+HEADS_BOX = 1.0
+HEADS_YAW, HEADS_PITCH = 45.0, 20.0
+# Streams of random numbers of one identity: its head, its cameras. Views added later leave the
+# heads as they are.
+HEAD_STREAM, CAMERA_STREAM = 0, 1
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    """Settings of `generate_heads`.
+
+    Attributes:
+        count: number of images. resolution: side in pixels, a power of two up to 1024. seed: of the
+            whole data set.
+        views_per_identity: images of each head, from different cameras; they follow one another.
+        background: plain colour, 0..255, the same on all images. depth: also write exact depth maps
+            and masks.
+        supersampling: rays along a pixel's side, odd. workers: processes; 0 = as many as there are
+            cores (a script that calls with other than 1 needs the usual `if __name__ ==
+            "__main__"`).
+    """
+
+    count: int = 6000
+    resolution: int = 64
+    seed: int = 0
+    views_per_identity: int = 2
+    background: tuple[int, int, int] = HEADS_BACKGROUND
+    depth: bool = False
+    supersampling: int = 3
+    workers: int = 0
+
+
+def random_labels(seed: int, identity: int, count: int) -> torch.Tensor:
+    """Camera labels (count, 25) of the views of one identity: yaw and pitch uniform, orbit of
+    `HEADS_RADIUS` around the origin.
+    """
+    rng = np.random.default_rng((seed, identity, CAMERA_STREAM))
+    yaw, pitch = torch.from_numpy(
+        np.radians(rng.uniform(-1, 1, (count, 2)) * (HEADS_YAW, HEADS_PITCH)).T
+    )
+    return pack_label(
+        orbit_pose(yaw.float(), pitch.float(), HEADS_RADIUS, HEADS_PIVOT),
+        pinhole_intrinsics(HEADS_FOCAL),
+    )
+
+
+def render_head(
+    head: Head, label: Array, config: HeadsConfig, raycaster: Raycaster | None = None
+) -> Picture:
+    """Picture of a lit head seen by a camera label (25,); pass a raycaster to reuse it for more
+    views.
+    """
+    raycaster = raycaster or Raycaster(head.mesh)
+    cam2world, intrinsics = unpack_label(torch.as_tensor(label, dtype=torch.float64))
+    return raycaster.render(
+        cam2world.numpy(),
+        intrinsics.numpy(),
+        config.resolution,
+        lambda tags, normals: paint(tags, head.look) * light(normals),
+        config.background,
+        config.supersampling,
+    )
+
+
+@cache
+def _basis() -> HeadBasis:
+    return load_basis()
+
+
+def _render_identity(
+    job: tuple[HeadsConfig, int],
+) -> list[tuple[str, list[float], dict[str, bytes]]]:
+    """Images of one identity: name, label and files (relative name -> content) of each view."""
+    config, identity = job
+    first = identity * config.views_per_identity
+    views = min(config.views_per_identity, config.count - first)
+    basis = _basis()
+    head = build_head(
+        basis, random_person(basis, np.random.default_rng((config.seed, identity, HEAD_STREAM)))
+    )
+    raycaster = Raycaster(head.mesh)
+    rendered = []
+    for view, label in enumerate(
+        random_labels(config.seed, identity, config.views_per_identity)[:views]
+    ):
+        name = image_name(first + view)
+        picture = render_head(head, label.double().numpy(), config, raycaster)
+        rendered.append((name, label.tolist(), _files(name, picture, config.depth)))
+    return rendered
+
+
+def _files(name: str, picture: Picture, depth: bool) -> dict[str, bytes]:
+    files = {name: _png(picture.image)}
+    if depth:
+        files[f"depth/{name}"] = _png(np.round(picture.depth / DEPTH_UNIT).astype(np.uint16))
+        files[f"mask/{name}"] = _png(picture.mask.astype(np.uint8) * 255)
+    return files
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _start_worker() -> None:
+    # Ctrl-C reaches the whole process group; the parent alone reacts and ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _core_count() -> int:
+    """Cores this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _identities(config: HeadsConfig) -> Iterator[list[tuple[str, list[float], dict[str, bytes]]]]:
+    jobs = [(config, identity) for identity in range(-(-config.count // config.views_per_identity))]
+    workers = min(config.workers or _core_count(), len(jobs))
+    if workers == 1:
+        yield from map(_render_identity, jobs)
+        return
+    # spawn: forking a process that runs torch's threads can hang.
+    with multiprocessing.get_context("spawn").Pool(workers, _start_worker) as pool:
+        yield from pool.imap(_render_identity, jobs, chunksize=4)
+
+
+def _fill(sink: Sink, config: HeadsConfig) -> None:
+    labels = []
+    nothing: list[None] = []
+    with progress(nothing, "Rendering heads", total=config.count, unit="img") as bar:
+        for views in _identities(config):
+            for name, label, files in views:
+                for file_name, data in files.items():
+                    sink.write(file_name, data)
+                labels.append([name, label])
+            bar.update(len(views))
+    sink.write(LABEL_FILE, json.dumps({"labels": labels}).encode())
+
+
+def check_config(config: HeadsConfig) -> None:
+    """Refuse settings that cannot be rendered.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    positive = {
+        "count": config.count,
+        "views_per_identity": config.views_per_identity,
+        "supersampling": config.supersampling,
+    }
+    for name, value in positive.items():
+        if value < 1:
+            raise UserError(f"{name} must be at least 1, not {value}")
+    if config.supersampling % 2 == 0:
+        raise UserError(f"supersampling must be odd, not {config.supersampling}")
+    largest = RESOLUTIONS[-1]
+    if not 1 <= config.resolution <= largest or config.resolution & (config.resolution - 1):
+        raise UserError(
+            f"resolution must be a power of two up to {largest}, not {config.resolution}"
+        )
+    if config.seed < 0 or config.workers < 0:
+        raise UserError(
+            f"seed and workers must not be negative, not {config.seed} and {config.workers}"
+        )
+    if len(config.background) != 3 or not all(0 <= channel <= 255 for channel in config.background):
+        raise UserError(f"background must be three numbers from 0 to 255, not {config.background}")
+
+
+def generate_heads(
+    dest: str | os.PathLike[str], config: HeadsConfig | None = None, *, overwrite: bool = False
+) -> Path:
+    """Render a data set of random heads.
+
+    The archive (or folder, if `dest` does not end in .zip) holds PNGs named as `image_name` says
+    and dataset.json. With `config.depth` also depth/<name> (16-bit, `DEPTH_UNIT` per step along the
+    pixel's viewing ray, 0 = background) and mask/<name> (8-bit, 255 = head), both of the ray
+    through the pixel's centre; dataset.json does not list them. `dest` appears only when complete.
+    The same settings give the same bytes, whatever the number of workers.
+
+    Returns:
+        The path written.
+
+    Raises:
+        UserError: settings out of range, `dest` exists and is not empty, `anny` is missing, or the
+            disk is full.
+    """
+    config = config or HeadsConfig()
+    check_config(config)
+    dest = Path(dest)
+    check_dest(dest, overwrite)
+    # In this process, so that a missing package or a full disk is one line and not a worker's
+    # traceback.
+    _basis()
+    with open_sink(dest, overwrite=overwrite) as sink:
+        _fill(sink, config)
+    return dest

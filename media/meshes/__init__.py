@@ -1,0 +1,1 @@
+"""Extract surfaces from densities, colour them, write mesh and volume files."""

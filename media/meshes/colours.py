@@ -1,0 +1,225 @@
+"""Colours of a surface: what the model shows there, as vertex colours or baked into a texture.
+
+A model's surface is not infinitely thin: a picture's colour comes from the layer in which light
+fades. So the colour of a surface point is composited like a picture's (NeRF, equation 3), from it
+on inward, in the direction in which cameras of the data look at it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import fast_simplification
+import numpy as np
+import torch
+import trimesh
+import xatlas
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+from trimesh.visual import TextureVisuals
+from trimesh.visual.material import SimpleMaterial
+
+from media import DensityModel
+from media.meshes.region import CHUNK_POINTS
+from training.cameras import unpack_label
+from training.rendering.compositing import interval_weights
+
+SKIN_DEPTH = 0.1  # of the box's side: so far inward a colour is looked for
+# the denser the nearer to the surface: how soon light fades differs between models
+SKIN_SAMPLES = 24
+LEAST_OPACITY = 0.05  # of the way inward, else the colour at the point itself is all there is
+# how much more a camera counts the more it faces a point; much more shows seams between cameras
+FACING = 3.0
+GRAZING = 0.4  # cosine below which a view is no longer straight enough and gives way to the normal
+# texels between charts, filled with their neighbours' colours, so that filtering finds no foreign
+# ones
+GUTTER = 4
+BAKE_TEXELS = 1 << 20  # candidates looked at at once
+
+Colors = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Skin:
+    """Tells colours of one identity's surface: planes (1, 3, C, H, W), seen by cameras (K, 25)."""
+
+    generator: DensityModel
+    planes: Tensor
+    cameras: Tensor
+
+    @torch.no_grad()
+    def colors(self, points: NDArray[np.floating], normals: NDArray[np.floating]) -> Colors:
+        """sRGB colours (V, 3) at surface points (V, 3) with outward unit normals (V, 3), in the
+        world.
+        """
+        found = [torch.zeros(0, 3).to(self.planes)]
+        depths = (
+            SKIN_DEPTH
+            * self.generator.rendering.box_warp
+            * torch.linspace(0, 1, SKIN_SAMPLES).square().to(self.planes)
+        )
+        for chunk in np.array_split(
+            np.arange(len(points)), len(points) * SKIN_SAMPLES // CHUNK_POINTS + 1
+        ):
+            start, normal = (
+                torch.from_numpy(np.ascontiguousarray(values[chunk])).to(self.planes)
+                for values in (points, normals)
+            )
+            along = start[:, None] + depths[:, None] * self.view_directions(start, normal)[:, None]
+            densities, colors = self.generator.sample_planes(along.flatten(0, 1)[None], self.planes)
+            found.append(
+                _composite(
+                    depths, densities.view(along.shape[:2]), colors[0, :, :3].view(along.shape)
+                )
+            )
+        return (torch.cat(found).float() * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+    def view_directions(self, points: Tensor, normals: Tensor) -> Tensor:
+        """Unit directions (V, 3) in which cameras that face a point look at it; straight inward
+        where none does.
+
+        A mean over all cameras, so that neighbouring points are looked at from almost the same
+        side.
+        """
+        positions = unpack_label(self.cameras.to(points))[0][:, :3, 3]
+        looks = torch.nn.functional.normalize(points[:, None] - positions, dim=-1)
+        facing = -(looks * normals[:, None]).sum(dim=-1)
+        view = torch.nn.functional.normalize(
+            ((FACING * facing).softmax(dim=1)[..., None] * looks).sum(dim=1), dim=-1
+        )
+        seen = (-(view * normals).sum(dim=-1, keepdim=True) / GRAZING).clamp(0, 1)
+        return torch.nn.functional.normalize(seen * view - (1 - seen) * normals, dim=-1)
+
+
+def _composite(depths: Tensor, densities: Tensor, colors: Tensor) -> Tensor:
+    """Colours (V, 3) that rays with depths (S,), raw densities (V, S) and colours (V, S, 3) show,
+    as if nothing were behind them.
+    """
+    weights = interval_weights(depths.expand_as(densities)[None], densities[None])[0]
+    opacity = weights.sum(dim=-1, keepdim=True)
+    middle = (colors[:, 1:] + colors[:, :-1]) / 2
+    shown = torch.einsum("vs,vsk->vk", weights, middle) / opacity.clamp(min=LEAST_OPACITY)
+    return shown.where(opacity > LEAST_OPACITY, colors[:, 0])
+
+
+# --------------------------------------------------------------------------------------------------
+# Texture
+
+
+def simplify(
+    points: NDArray[np.float32], faces: NDArray[np.int32], count: int
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Surface with about `count` triangles (Garland & Heckbert 1997); one that has no more stays as
+    it is.
+    """
+    if len(faces) <= count:
+        return points, faces
+    fewer, corners = fast_simplification.simplify(points, faces, target_count=count)
+    return fewer.astype(np.float32), corners.astype(np.int32)
+
+
+def textured(skin: Skin, mesh: trimesh.Trimesh, size: int) -> trimesh.Trimesh:
+    """A mesh cut open and laid flat (xatlas), with a baked texture of size x size.
+
+    Vertices on cuts are doubled, as they have two places in the texture; the surface is the same.
+    """
+    atlas = xatlas.Atlas()
+    normals = np.asarray(mesh.vertex_normals, dtype=np.float32)
+    atlas.add_mesh(mesh.vertices.astype(np.float32), mesh.faces.astype(np.uint32), normals)
+    packing = xatlas.PackOptions()
+    packing.resolution, packing.padding, packing.bilinear = size, GUTTER, True
+    atlas.generate(pack_options=packing)
+    source, faces, uv = atlas[0]
+    uv = uv.astype(np.float64)
+    points, normals = np.asarray(mesh.vertices)[source], normals[source]
+    picture = bake(skin, points, normals, faces.astype(np.int64), uv, size)
+    material = SimpleMaterial(
+        image=Image.fromarray(picture),
+        diffuse=(255, 255, 255, 255),
+        ambient=(255, 255, 255, 255),
+        glossiness=0.0,
+    )
+    # there v runs upward
+    visual = TextureVisuals(uv=np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1), material=material)
+    return trimesh.Trimesh(
+        points, faces.astype(np.int64), vertex_normals=normals, visual=visual, process=False
+    )
+
+
+def bake(
+    skin: Skin,
+    points: NDArray[np.floating],
+    normals: NDArray[np.floating],
+    faces: NDArray[np.int64],
+    uv: NDArray[np.float64],
+    size: int,
+) -> Colors:
+    """Texture (size, size, 3) of vertices (V, 3) at places uv (V, 2), v downward: the skin's colour
+    at every texel's centre.
+
+    Texels outside all triangles get the colour of the nearest one inside.
+    """
+    texels, corners, shares = covered_texels(uv[faces] * size, size)
+    corners = faces[corners]
+    where = np.einsum("tk,tkc->tc", shares, points[corners])
+    direction = np.einsum("tk,tkc->tc", shares, normals[corners])
+    direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-12)
+    picture = np.zeros((size, size, 3), dtype=np.uint8)
+    is_empty = np.ones((size, size), dtype=bool)
+    picture[texels[:, 1], texels[:, 0]] = skin.colors(where, direction)
+    is_empty[texels[:, 1], texels[:, 0]] = False
+    rows, columns = distance_transform_edt(is_empty, return_distances=False, return_indices=True)
+    return picture[rows, columns]
+
+
+def covered_texels(
+    triangles: NDArray[np.float64], size: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Texels whose centres lie in triangles (F, 3, 2), coordinates in texels.
+
+    Returns:
+        Texels (T, 2) as column and row, the triangle (T,) of each and its barycentric coordinates
+        (T, 3) there.
+    """
+    low = np.clip(np.floor(triangles.min(axis=1) - 0.5).astype(np.int64), 0, size - 1)
+    high = np.clip(np.ceil(triangles.max(axis=1) - 0.5).astype(np.int64), 0, size - 1)
+    spans = high - low + 1
+    counts = spans.prod(axis=1)
+    parts = []
+    for group in np.array_split(np.arange(len(triangles)), counts.sum() // BAKE_TEXELS + 1):
+        owner = np.repeat(group, counts[group])
+        rank = np.arange(len(owner)) - np.repeat(
+            np.cumsum(counts[group]) - counts[group], counts[group]
+        )
+        texel = low[owner] + np.stack([rank % spans[owner, 0], rank // spans[owner, 0]], axis=1)
+        share = _barycentric(texel + 0.5, triangles[owner])
+        inside = (share >= -1e-9).all(axis=1)
+        parts.append((texel[inside], owner[inside], share[inside]))
+    texels, owners, shares = (np.concatenate(values) for values in zip(*parts, strict=True))
+    return texels, owners, shares
+
+
+def _barycentric(
+    points: NDArray[np.float64], triangles: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Barycentric coordinates (T, 3) of points (T, 2) in triangles (T, 3, 2); -1 where a triangle
+    has no area.
+    """
+    a, b, c = triangles.swapaxes(0, 1)
+
+    def cross(u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:
+        return u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]
+
+    area = cross(b - a, c - a)
+    flat = np.abs(area) < 1e-12
+    parts = np.stack(
+        [
+            cross(b - points, c - points),
+            cross(c - points, a - points),
+            cross(a - points, b - points),
+        ],
+        axis=1,
+    )
+    return np.where(flat[:, None], -1.0, parts / np.where(flat, 1.0, area)[:, None])

@@ -1,0 +1,1 @@
+"""Draw grids and strips of pictures, renderings and depths."""

@@ -1,0 +1,1 @@
+"""Write the report page of a run or a model: figures, curves, pictures."""

@@ -1,0 +1,1 @@
+"""Fly a camera around identities and write videos."""

@@ -1,0 +1,176 @@
+"""Videos of identities: the camera moves, the latent moves, or both.
+
+The planes of an identity are computed once while only the camera moves. Frames are rendered one at
+a time and deterministically, so that the same camera and latent give the same picture, bit for bit,
+wherever in a video they come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from media.pictures.grids import Pictures, tile
+from media.pictures.panels import PictureModel, render_panels, resize, shared_limits
+from media.videos.files import open_video
+from media.videos.paths import latent_loop, loop_times
+
+PROBES = 8  # frames that are rendered beforehand to find the scale of depth
+
+
+@dataclass
+class Identity:
+    """One cell of a video: latents `keys` (K, num_ws, w_dim) that it passes through; one key stays
+    as it is.
+    """
+
+    generator: PictureModel
+    keys: Tensor
+    kept: tuple[Tensor, Tensor] | None = None  # planes and ws that do not change
+    curve: Callable[[float], Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.curve = latent_loop(self.keys)
+
+    def at(self, time: float) -> tuple[Tensor, Tensor]:
+        """Planes (1, 3, C, H, W) and ws (1, num_ws, w_dim) at a time of the loop, 0 to 1."""
+        if self.kept is not None:
+            return self.kept
+        with torch.no_grad():
+            ws = self.curve(time)
+            found = self.generator.planes(ws, noise_mode="const"), ws
+        if len(self.keys) == 1:
+            self.kept = found
+        return found
+
+
+@dataclass
+class Film:
+    """What a video shows.
+
+    Attributes:
+        cells: Latents (K, num_ws, w_dim) of each identity, row by row.
+        labels: Camera (F, 25) of each frame.
+        columns: Cells in a row.
+        panels: Kinds of pictures side by side in a cell, of `PANELS`.
+        size: Pixels of a panel's side; none = the final picture's.
+    """
+
+    generator: PictureModel
+    cells: Sequence[Tensor]
+    labels: Tensor
+    columns: int = 1
+    panels: Sequence[str] = ("image",)
+    neural_rendering_resolution: int | None = None
+    size: int | None = None
+    identities: list[Identity] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.identities = [Identity(self.generator, keys) for keys in self.cells]
+
+    def frames(self) -> Iterator[Pictures]:
+        """The frames (H, W, 3) in order."""
+        limits = self._depth_limits() if "depth" in self.panels else [None] * len(self.cells)
+        for time, c in zip(loop_times(len(self.labels)), self.labels.split(1), strict=True):
+            shown = [
+                self._cell(identity, time, c, scale)
+                for identity, scale in zip(self.identities, limits, strict=True)
+            ]
+            yield tile(np.stack(shown), len(shown) // self.columns, self.columns)
+
+    def _cell(
+        self, identity: Identity, time: float, c: Tensor, limits: tuple[float, float] | None
+    ) -> Pictures:
+        planes, ws = identity.at(time)
+        pictures = render_panels(
+            self.generator,
+            planes,
+            ws,
+            c.to(ws),
+            self.panels,
+            self.neural_rendering_resolution,
+            limits,
+        )
+        size = self.size or pictures[self.panels[0]].shape[0]
+        return np.concatenate([resize(picture, size) for picture in pictures.values()], axis=1)
+
+    @torch.no_grad()
+    def _depth_limits(self) -> list[tuple[float, float] | None]:
+        """Of each cell, from a few of its frames."""
+        chosen = np.unique(
+            np.linspace(0, len(self.labels) - 1, PROBES).round().astype(int)
+        ).tolist()
+        times = loop_times(len(self.labels))
+        found = []
+        for identity in self.identities:
+            states = ((index, *identity.at(times[index])) for index in chosen)
+            outputs = (
+                self.generator.render(
+                    planes,
+                    ws,
+                    self.labels[index : index + 1].to(ws),
+                    self.neural_rendering_resolution,
+                )
+                for index, planes, ws in states
+            )
+            found.append(shared_limits(outputs))
+        return found
+
+
+def write_video(
+    film: Film,
+    paths: Sequence[Path],
+    fps: float,
+    bar: tqdm,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> int:
+    """Write one film to each of `paths` (formats by their endings); returns the number of frames
+    written.
+
+    Args:
+        bar: Moved on by one a frame.
+        should_stop: Asked after each frame; the files then are closed early, and are whole.
+
+    Raises:
+        UserError: if a file cannot be written; none of `paths` is touched then.
+    """
+    written = 0
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(open_video(path, fps)) for path in paths]
+        for frame in film.frames():
+            for writer in writers:
+                writer.add(frame)
+            written += 1
+            bar.update()
+            if should_stop():
+                break
+    return written
+
+
+@contextlib.contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C sets what the yielded function tells, instead of breaking off; a second one breaks off
+    as usual.
+    """
+    asked = threading.Event()
+    usual = signal.getsignal(signal.SIGINT)
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, usual)

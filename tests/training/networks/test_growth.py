@@ -1,0 +1,139 @@
+"""Larger generators that begin with smaller ones' weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dnnlib.console import UserError
+from tests.tiny import TINY_OPTIONS, finish, kimg, only_run, start, tiny_config, write_dataset
+from training.checkpoints.checkpoint import load_checkpoint, load_state
+from training.networks.generator import Generator
+from training.networks.growth import grow_state
+from training.networks.stylegan2 import SynthesisBlock
+
+LARGER = (
+    "generator.plane_resolution=32",
+    "superresolution.input_resolution=32",
+    "superresolution.channels=[4]",
+)
+NO_NOISE = "generator.use_noise=false"
+
+
+def generator(*assignments: str, seed: int) -> Generator:
+    torch.manual_seed(seed)
+    return Generator(tiny_config(*assignments).model).eval()
+
+
+def planes_of(network: Generator) -> Tensor:
+    with torch.no_grad():
+        return network.planes(
+            network.mapping(torch.linspace(-2, 2, 16).view(2, 8), torch.zeros(2, 25))
+        )
+
+
+def upsample_in_loops(image: Tensor) -> Tensor:
+    """SPEC: zeros inserted, the filter [1,3,3,1] with gain 4 in all, zeros outside, centred."""
+    size = image.shape[-1]
+    taps = {-1.5: 1 / 8, -0.5: 3 / 8, 0.5: 3 / 8, 1.5: 1 / 8}
+    matrix = torch.zeros(2 * size, size, dtype=torch.float64)
+    for fine in range(2 * size):
+        for coarse in range(size):
+            offset = fine - (2 * coarse + 0.5)
+            matrix[fine, coarse] = 2 * taps.get(offset, 0)
+    return matrix @ image.double() @ matrix.T
+
+
+def test_a_grown_generator_begins_with_the_planes_of_the_smaller_one() -> None:
+    small, large = generator(NO_NOISE, seed=0), generator(NO_NOISE, *LARGER, seed=1)
+    grown = grow_state(large, small.state_dict())
+    load_state(large, grown.state, "large")
+    assert (grown.added, grown.dropped) == (["backbone.synthesis.b32"], ["superresolution.block1"])
+    assert grown.describe() == "new backbone.synthesis.b32; left out superresolution.block1"
+    torch.testing.assert_close(
+        planes_of(large).double(), upsample_in_loops(planes_of(small)), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_new_blocks_learn() -> None:
+    small, large = generator(NO_NOISE, seed=0), generator(NO_NOISE, *LARGER, seed=1)
+    load_state(large, grow_state(large, small.state_dict()).state, "large")
+    block = large.get_submodule("backbone.synthesis.b32")
+    assert isinstance(block, SynthesisBlock)
+    planes = large.planes(large.mapping(torch.randn(1, 8), torch.zeros(1, 25)))
+    (gradient,) = torch.autograd.grad(
+        (planes * torch.randn_like(planes)).sum(), [block.torgb.weight]
+    )
+    assert gradient.abs().min() > 0
+    assert block.conv1.weight.std() > 0.5
+
+
+def test_weights_that_fit_are_taken_as_they_are() -> None:
+    source, target = generator(seed=0), generator(seed=1)
+    grown = grow_state(target, source.state_dict())
+    assert grown.describe() == ""
+    assert grown.state.keys() == source.state_dict().keys()
+    assert all(torch.equal(grown.state[name], value) for name, value in source.state_dict().items())
+
+
+def test_a_smaller_generator_leaves_blocks_out() -> None:
+    large, small = (
+        generator(NO_NOISE, "generator.plane_resolution=32", seed=0),
+        generator(NO_NOISE, seed=1),
+    )
+    grown = grow_state(small, large.state_dict())
+    load_state(small, grown.state, "small")
+    assert (grown.added, grown.dropped) == ([], ["backbone.synthesis.b32"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "generator.channel_max=16",
+        "generator.mapping_layers=3",
+        "generator.plane_channels=8",
+        NO_NOISE,
+    ],
+)
+def test_what_is_no_matter_of_blocks_is_refused(change: str) -> None:
+    source, target = generator(seed=0), generator(change, *LARGER, seed=1)
+    with pytest.raises(UserError, match="do not fit"):
+        load_state(target, grow_state(target, source.state_dict()).state, "target")
+
+
+def test_on_the_command_line(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data.zip", count=8)
+    options: tuple[str | Path, ...] = (
+        "--data",
+        data,
+        *TINY_OPTIONS,
+        "--set",
+        NO_NOISE,
+        "--kimg",
+        kimg(1),
+    )
+    finish(start("train.py", *options, "--outdir", tmp_path / "small")).assert_done()
+    small = next(only_run(tmp_path / "small").glob("*.pkl"))
+    larger = tuple(text for setting in LARGER for text in ("--set", setting))
+    finish(
+        start("train.py", *options, "--outdir", tmp_path / "large", "--init-from", small, *larger)
+    ).assert_done()
+    run_dir = only_run(tmp_path / "large")
+    assert (
+        "new backbone.synthesis.b32; left out superresolution.block1"
+        in (run_dir / "log.txt").read_text()
+    )
+    assert (
+        json.loads((run_dir / "training_options.json").read_text())["model"]["generator"][
+            "plane_resolution"
+        ]
+        == 32
+    )
+    grown = load_checkpoint(next(run_dir.glob("*.pkl")))
+    assert grown.G_ema is not None
+    assert "backbone.synthesis.b32.torgb.weight" in grown.G_ema
+    assert "superresolution.block1.torgb.weight" not in grown.G_ema

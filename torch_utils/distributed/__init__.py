@@ -1,0 +1,1 @@
+"""Work in several processes: start and join them, collective operations, who is alive."""

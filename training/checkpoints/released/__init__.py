@@ -1,0 +1,1 @@
+"""Read released snapshots without executing anything in them."""

@@ -1,0 +1,1 @@
+"""Declare the settings, their presets and their checks."""

@@ -1,0 +1,153 @@
+"""Starting points for runs: published recipes, and sizes that a laptop trains.
+
+A preset is a scene with its regularisation (EG3D, supplement); sizes are chosen apart from it,
+because the published ones need GPUs. `auto` reads the scene from the camera labels
+(training/data/scene.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from training.config.settings import (
+    Config,
+    DiscriminatorConfig,
+    GeneratorConfig,
+    SuperResolutionConfig,
+)
+from training.networks.superresolution import block_sizes
+
+PresetName = Literal["auto", "ffhq", "afhq", "shapenet", "heads"]
+Sizes = Literal["published", "laptop"]
+PRESETS: tuple[str, ...] = get_args(PresetName)
+
+LAPTOP_MAX_RESOLUTION = 128
+# smallest picture whose super-resolution takes the published 64 pixels
+PUBLISHED_RENDERING = 2 * 64
+# The scene of the built-in heads, which data_tools/heads/dataset.py renders.
+HEADS_FOCAL, HEADS_RADIUS = 3.1, 2.7
+HEADS_NEAR, HEADS_FAR = 2.2, 3.2
+# never white: eyes of its colour teach a GAN to drill holes through the head
+HEADS_BACKGROUND = (77, 153, 158)
+
+
+def make_config(preset: PresetName, resolution: int, sizes: Sizes) -> Config:
+    """Settings of `preset` for pictures of `resolution` pixels."""
+    config = Config(preset=preset, sizes=sizes)
+    config.model.resolution = resolution
+    if sizes == "laptop":
+        use_laptop_sizes(config)
+    elif resolution < PUBLISHED_RENDERING:
+        render_all_pixels(config)
+    scenes: dict[str, Callable[[Config], None]] = {
+        "auto": _auto,
+        "ffhq": _ffhq,
+        "afhq": _afhq,
+        "shapenet": _shapenet,
+        "heads": _heads,
+    }
+    scenes[preset](config)
+    return config
+
+
+def use_laptop_sizes(config: Config) -> None:
+    """Networks, sample counts and schedules with which two CPU cores train pictures of up to 128
+    pixels in under an hour.
+    """
+    model, training = config.model, config.training
+    model.generator = GeneratorConfig(
+        z_dim=64,
+        w_dim=128,
+        plane_resolution=64,
+        plane_channels=16,
+        channel_base=3072,
+        channel_max=128,
+        use_noise=False,
+        decoder_hidden=32,
+    )
+    render = min(32, model.resolution)
+    blocks = len(block_sizes(model.resolution, render)[1])
+    model.superresolution = SuperResolutionConfig(
+        channels=(32,) * blocks, input_resolution=render, use_noise=False, conv_clamp=None
+    )
+    model.discriminator = DiscriminatorConfig(
+        channel_base=2048, channel_max=256, mapping_layers=2, conv_clamp=None
+    )
+    model.rendering.depth_resolution = model.rendering.depth_resolution_importance = 16
+    model.rendering.resolution = training.nrr_initial = training.nrr_final = render
+    model.rendering.density_gain = 5.0
+    training.batch = 8
+    training.kimg = 200.0
+    training.ema_kimg = 1.0
+    training.blur_sigma, training.blur_fade_kimg = 2.0, 5.0
+    training.shared_fakes = True
+    config.snapshot.tick_kimg, config.snapshot.snap_ticks = 1.0, 5
+
+
+def render_all_pixels(config: Config) -> None:
+    """Render pictures too small for the published rendering at their own size, so that
+    super-resolution drops no detail.
+    """
+    model, training = config.model, config.training
+    size = model.resolution
+    model.rendering.resolution = training.nrr_initial = training.nrr_final = (
+        model.superresolution.input_resolution
+    ) = size
+
+
+def r1_gamma(resolution: int, batch: int) -> float:
+    """R1 weight by the size of the picture and of the batch (Karras et al. 2020a, StyleGAN2-ADA,
+    appendix C).
+    """
+    return 0.0002 * resolution**2 / batch
+
+
+def _leave_camera_out_of_mapping(config: Config) -> None:
+    """Map latents alone.
+
+    The embedding of a label of zeros is its bias. Scaled to unit second moment, it becomes at the
+    first update a constant of full strength beside the latent, in which the latent drowns: all
+    seeds come to look alike.
+    """
+    config.model.generator.pose_conditioning = config.model.generator.constant_embedding = False
+
+
+def _auto(config: Config) -> None:
+    # Whether poses go with looks (smiles towards the camera) is not known; where they do,
+    # --gen-pose-cond helps.
+    _leave_camera_out_of_mapping(config)
+
+
+def _ffhq(config: Config) -> None:
+    config.training.gamma = 1.0
+
+
+def _afhq(config: Config) -> None:
+    config.training.gamma = 5.0
+    config.training.swap_final = 0.8
+
+
+def _shapenet(config: Config) -> None:
+    rendering = config.model.rendering
+    rendering.ray_start, rendering.ray_end, rendering.box_warp = 0.1, 2.6, 1.6
+    rendering.background = (1.0, 1.0, 1.0)
+    samples = 64 if config.sizes == "published" else 24
+    rendering.depth_resolution = rendering.depth_resolution_importance = samples
+    if config.sizes == "published":
+        config.model.generator.pose_conditioning = False
+    else:
+        _leave_camera_out_of_mapping(config)
+    config.training.gamma = 0.3
+
+
+def _heads(config: Config) -> None:
+    """The built-in heads (dataset_tool.py heads)."""
+    rendering, training = config.model.rendering, config.training
+    rendering.ray_start, rendering.ray_end = HEADS_NEAR, HEADS_FAR
+    rendering.depth_resolution = rendering.depth_resolution_importance = 12
+    red, green, blue = HEADS_BACKGROUND
+    rendering.background = (red / 255, green / 255, blue / 255)
+    _leave_camera_out_of_mapping(config)
+    training.gamma = 0.5
+    training.density_reg = 0.1

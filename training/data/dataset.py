@@ -1,0 +1,235 @@
+"""Training pictures with camera labels: a data set that is checked when it is opened, and read by
+item.
+
+A data set is a ZIP or a folder of PNG/JPEG/WebP files plus `dataset.json`: {"labels":
+[["00000/img00000000.png", [25 numbers]], ...]} (the layout of the released tools). Everything that
+can be wrong without decoding pixels is found when the data set is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import sys
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dnnlib.console import UserError
+from dnnlib.files import local_file
+from training.cameras import LABEL_SIZE, mirror_label
+from training.data.files import (
+    AUXILIARY_FOLDERS,
+    LABEL_FILE,
+    TRAINING_SUFFIXES,
+    BrokenPicture,
+    check_pictures,
+    decode_picture,
+    long_loop,
+    open_files,
+    read_file,
+)
+from training.data.labels import check_labels, match_labels, read_labels
+
+IN_MEMORY_BYTES = 512 << 20  # a data set of up to this many bytes is decoded once
+LONG_READ = 100 << 20  # bytes of pixels whose decoding takes long enough for a progress bar
+
+
+class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
+    """Pictures and camera labels of a ZIP or folder (or the URL of a ZIP), in the order of the file
+    names.
+
+    With `mirror`, item M + i is the left-right mirrored picture i with the mirrored camera.
+
+    Attributes:
+        path, name: where it lies on this machine; a short name for run folders.
+        resolution: pixels a side.
+        is_mirrored: whether every picture is there twice.
+        labels: (len, 25) float32 camera labels, those of mirrored pictures included.
+        file_names: the M names inside the ZIP or folder.
+        broken: pictures that turned out to be unreadable and are replaced by the next readable one,
+            by file number, with the reasons.
+        has_labels: false for a set without dataset.json, where that is allowed; its labels are all
+            zero.
+        key: text that changes with names, contents (ZIP: checksums; folder: sizes and times),
+            labels and `mirror`; for caches.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        mirror: bool = False,
+        check: bool = True,
+        max_broken: int = 0,
+        needs_labels: bool = True,
+    ) -> None:
+        """Open and check a data set.
+
+        Args:
+            path: ZIP, folder or URL.
+            mirror: add every picture's mirror image.
+            check: read every picture's header; off where another process has just done so.
+            max_broken: so many pictures may be unreadable, now or when they are decoded.
+            needs_labels: refuse a set without dataset.json.
+
+        Raises:
+            UserError: what is wrong, in which file or label, and what to do.
+        """
+        self._files, stamps = open_files(local_file(path))
+        self.path = self._files.path
+        name = self.path.stem if self.path.is_file() else self.path.resolve().name
+        self.name = re.sub("[\ud800-\udfff]", "_", name)  # bytes that are no UTF-8
+        self.has_labels = needs_labels or any(name.split("/")[-1] == LABEL_FILE for name in stamps)
+        if self.has_labels:
+            labelled, labels = read_labels(self._files, stamps)
+            check_labels(labels, labelled, f"{self.path}: {LABEL_FILE}")
+        else:
+            labelled = _picture_names(stamps, set())
+            labels = np.zeros((len(labelled), LABEL_SIZE))
+        self.file_names = _picture_names(stamps, set(labelled))
+        if not self.file_names:
+            raise UserError(f"data {self.path} holds no pictures; add PNG, JPEG or WebP files")
+        order = match_labels(self._files, self.file_names, labelled)
+        self.max_broken, self.broken = max_broken, dict[int, str]()
+        self.resolution = check_pictures(
+            self._files,
+            self.file_names if check else self.file_names[: 1 + max_broken],
+            self.note_broken,
+        )
+        self.labels = torch.from_numpy(labels[order]).float()
+        self.is_mirrored = mirror
+        if mirror:
+            self.labels = torch.cat([self.labels, mirror_label(self.labels)])
+        self.key = _content_key([f"{name} {stamps[name]}" for name in self.file_names], self.labels)
+        self._pixels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Picture (3, H, W), uint8, and label (25,), float32."""
+        images, labels = self.read([range(len(self))[index]])
+        return images[0], labels[0]
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
+        """Pictures (N, 3, H, W), uint8, and labels (N, 25), float32, of several items.
+
+        An unreadable picture is replaced by the next readable one, label and all, as long as there
+        are at most `max_broken`.
+
+        Raises:
+            UserError: if one more picture cannot be decoded, with its file's name.
+        """
+        items = torch.as_tensor(indices)
+        count = len(self.file_names)
+        pictures, mirrored = items % count, items >= count
+        if self._pixels is None:
+            decoded = [self._decode_readable(i) for i in pictures.tolist()]
+            pictures, images = (
+                torch.tensor([i for i, _ in decoded]),
+                torch.stack([image for _, image in decoded]),
+            )
+        else:
+            pictures = (
+                torch.tensor([self._readable(i) for i in pictures.tolist()])
+                if self.broken
+                else pictures
+            )
+            images = self._pixels[pictures]
+        if mirrored.any():
+            images[mirrored] = images[mirrored].flip(-1)
+        return images, self.labels[pictures + count * mirrored]
+
+    def preload(self) -> None:
+        """Decode all pictures once and keep them in memory.
+
+        Raises:
+            UserError: if a picture cannot be decoded, with its file's name.
+        """
+        if self._pixels is None:
+            pixels = torch.empty(
+                len(self.file_names), 3, self.resolution, self.resolution, dtype=torch.uint8
+            )
+            for index in long_loop(
+                range(len(pixels)), self.pixel_bytes > LONG_READ, "Reading pictures"
+            ):
+                pixels[index] = self._decode_readable(index)[1]
+            self._pixels = pixels
+
+    @property
+    def pixel_bytes(self) -> int:
+        """Memory that `preload` takes."""
+        return len(self.file_names) * 3 * self.resolution**2
+
+    @property
+    def fits_memory(self) -> bool:
+        """Whether the set is small enough to be decoded once and kept."""
+        return self.pixel_bytes <= IN_MEMORY_BYTES
+
+    def note_broken(self, broken: dict[int, str]) -> None:
+        """Remember unreadable pictures, reasons by file number, and say so.
+
+        Raises:
+            UserError: the first reason, if there are more than `max_broken`.
+        """
+        for index in sorted(broken.keys() - self.broken.keys()):
+            if len(self.broken) >= min(self.max_broken, len(self.file_names) - 1):
+                more = (
+                    f" (the limit of {self.max_broken} such pictures, data.max_broken, is reached)"
+                    if self.max_broken
+                    else ""
+                )
+                raise UserError(broken[index] + more)
+            self.broken[index] = broken[index]
+            if torch.utils.data.get_worker_info() is None:
+                tqdm.write(f"left out: {broken[index]}", file=sys.stderr)
+
+    def _readable(self, index: int) -> int:
+        """File number of the first picture from `index` on that is not known to be broken."""
+        while index in self.broken:
+            index = (index + 1) % len(self.file_names)
+        return index
+
+    def _decode_readable(self, index: int) -> tuple[int, Tensor]:
+        """File number and pixels (3, H, W) of the first readable picture from `index` on."""
+        while True:
+            index = self._readable(index)
+            try:
+                return index, self._decode(index)
+            except BrokenPicture as error:
+                self.note_broken({index: str(error)})
+
+    def _decode(self, index: int) -> Tensor:
+        """Picture (3, H, W) of file number `index`."""
+        name = self.file_names[index]
+        pixels = decode_picture(io.BytesIO(read_file(self._files, name)), f"{self.path}: {name}")
+        if len(pixels) != self.resolution:
+            raise UserError(
+                f"{self.path}: {name} is {len(pixels)} pixels wide instead of {self.resolution}; do"
+                " not change data in use"
+            )
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _picture_names(names: Iterable[str], labelled: set[str]) -> list[str]:
+    pictures = (name for name in names if name.lower().endswith(TRAINING_SUFFIXES))
+    return sorted(
+        name for name in pictures if name.split("/")[0] not in AUXILIARY_FOLDERS or name in labelled
+    )
+
+
+def _content_key(files: list[str], labels: Tensor) -> str:
+    # file systems have names that are no UTF-8
+    content = hashlib.sha256("\0".join(files).encode(errors="surrogatepass"))
+    content.update(labels.numpy().tobytes())
+    return content.hexdigest()[:32]
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Pixels 0..255 (any shape) as the networks' -1..1, float32."""
+    return images.to(torch.float32) / 127.5 - 1

@@ -1,0 +1,1 @@
+"""Train: losses, one step, updates, micro-batches, augmentation and its adaptation."""

@@ -1,0 +1,107 @@
+"""Adaptive augmentation: how often, from what the discriminator makes of real images (Karras et al.
+2020, section 3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnnlib.console import UserError
+from training.config.settings import AugmentConfig
+from training.gan.augment import AugmentPipe
+
+
+class AdaptiveProbability:
+    """Sets an AugmentPipe's p as the settings say; with `ada`, from the share of real images that D
+    takes for real (section 3, r_t).
+
+    Call `observe` with every batch of D(real) and `end_batch` once after each batch.
+    """
+
+    def __init__(self, pipe: AugmentPipe, config: AugmentConfig) -> None:
+        """Give `pipe` the probability that `config` starts with (none without augmentation).
+
+        Raises:
+            UserError: for settings out of range.
+        """
+        check_settings(config)
+        self.pipe, self.config = pipe, config
+        # of sign(D(real)), of their number, since the last adjustment, over all processes
+        self.sums = torch.zeros(2)
+        self.seen = torch.zeros(2)  # the same of this process in this batch
+        self.images = 0  # since the last adjustment
+        self.batches = 0
+        pipe.p.fill_(0.0 if config.mode == "noaug" else config.p)
+
+    def observe(self, real_logits: Tensor) -> None:
+        """Take note of D's logits (any shape) for augmented real images."""
+        if self.config.mode == "ada":
+            signs = real_logits.detach().float().sign()
+            self.seen = self.seen.to(signs.device) + torch.stack(
+                [signs.sum(), signs.new_tensor(float(signs.numel()))]
+            )
+
+    def end_batch(self, batch_size: int, reduce: Callable[[Tensor], Any] | None = None) -> None:
+        """Count a batch of `batch_size` images (of all processes together); every `interval`
+        batches move p one step, within [0, 1].
+
+        Args:
+            batch_size: images, a fixed number a batch.
+            reduce: adds a tensor in place over all processes; none = there is one process.
+        """
+        if self.config.mode != "ada":
+            return
+        self.images += batch_size
+        self.batches += 1
+        if reduce is not None:
+            reduce(self.seen)
+        self.sums = self.sums.to(self.seen.device) + self.seen
+        self.seen = torch.zeros_like(self.seen)
+        if self.batches < self.config.interval:
+            return
+        sign_sum, count = self.sums.tolist()
+        if count:
+            excess = sign_sum / count - self.config.target
+            step = self.images / (self.config.kimg * 1000)
+            self.pipe.p.add_(math.copysign(step, excess) if excess else 0.0).clamp_(0, 1)
+        self.sums = torch.zeros_like(self.sums)
+        self.images = self.batches = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that an exact resume needs, p included, as plain numbers."""
+        return {
+            "p": float(self.pipe.p),
+            "sums": self.sums.tolist(),
+            "images": self.images,
+            "batches": self.batches,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned; sets the pipe's p too."""
+        self.pipe.p.fill_(state["p"])
+        self.sums = torch.tensor(state["sums"], device=self.sums.device)
+        self.images, self.batches = int(state["images"]), int(state["batches"])
+
+
+def check_settings(config: AugmentConfig) -> None:
+    """Raise a UserError for augmentation settings out of range."""
+    problems = (
+        (not 0 <= config.p <= 1, f"augment.p is {config.p}; choose a probability from 0 to 1"),
+        (
+            not -1 <= config.target <= 1,
+            f"augment.target is {config.target}; a mean sign lies from -1 to 1",
+        ),
+        (config.interval < 1, f"augment.interval is {config.interval}; choose at least 1 batch"),
+        (
+            not config.kimg > 0,
+            f"augment.kimg is {config.kimg}; choose a positive number of thousands of images",
+        ),
+    )
+    for wrong, message in problems:
+        if wrong:
+            raise UserError(message)

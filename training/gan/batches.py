@@ -1,0 +1,90 @@
+"""How the samples of a batch are dealt to processes and micro-batches, such that neither changes
+what is computed.
+
+Sample p of a batch of B goes to process p mod N. A group of the minibatch statistics is the samples
+n, n + B/G, n + 2 B/G, ... of the whole batch; every micro-batch holds whole groups, in an order in
+which the discriminator finds the same ones.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_utils.sample_random import SampleStreams
+from training.config.settings import Config
+
+
+class Draw(enum.IntEnum):
+    """What random numbers are drawn for: each has streams of its own."""
+
+    CAMERAS = 0
+    LATENTS = 1
+    G = 2
+    GREG = 3
+    D = 4
+    DREG = 5
+
+
+class Share:
+    """The samples of each batch that one process handles.
+
+    Attributes:
+        positions: (S,) places in the whole batch.
+        parts: indices (M,) into the S samples, for each micro-batch.
+    """
+
+    def __init__(self, config: Config, rank: int = 0, processes: int = 1) -> None:
+        """Deal as `config.training` says; `check_batch` has found that it can be done."""
+        batch = config.training.batch
+        self.positions = torch.arange(rank, batch, processes)
+        size = len(self.positions)
+        group = min(config.model.discriminator.mbstd_group_size, config.training.batch_gpu or size)
+        members = torch.arange(size).view(group, -1)  # a column is a group
+        groups_at_once = (config.training.batch_gpu or size) // group
+        self.parts = [part.flatten() for part in members.split(groups_at_once, dim=1)]
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def streams(
+        self, seed: int, images: int, draw: Draw, part: Tensor | None = None
+    ) -> SampleStreams:
+        """Streams of the samples in `part` (None = all), in the step after `images` images."""
+        positions = self.positions if part is None else self.positions[part]
+        return SampleStreams(
+            [draw_seed(seed, images + position, draw) for position in positions.tolist()]
+        )
+
+
+def draw_seed(seed: int, image: int, draw: Draw) -> int:
+    """Seed of what is drawn for one purpose for the sample number `image` of a run."""
+    low, high = np.random.SeedSequence([seed % (1 << 64), image, int(draw)]).generate_state(2)
+    return int(low) + (int(high) << 32)
+
+
+def draw_cameras(
+    labels: Tensor, phases: int, batch: int, seed: int, images: int
+) -> tuple[Tensor, Tensor]:
+    """Cameras of all fakes of a step, and of each one's neighbour: (phases, batch, 25) both; every
+    process draws the same.
+
+    The neighbour is the sample before. A batch of one has none: then it is one more camera of the
+    data set.
+    """
+    generator = torch.Generator().manual_seed(draw_seed(seed, images, Draw.CAMERAS))
+    indices, others = (
+        torch.randint(len(labels), (phases, batch), generator=generator).to(labels.device)
+        for _ in range(2)
+    )
+    c = labels[indices]
+    return c, c.roll(1, dims=1) if batch > 1 else labels[others]
+
+
+def camera_spread(batches: Iterable[Tensor]) -> Tensor:
+    """Standard deviation (len(batches), 1, 25) of the cameras (B, 25) of each whole batch."""
+    return torch.stack([c.std(dim=0, keepdim=True, correction=min(1, len(c) - 1)) for c in batches])

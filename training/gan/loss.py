@@ -1,0 +1,186 @@
+"""Losses, regularisers and their schedules (EG3D, section 4 and supplement; Karras et al. 2020;
+Mescheder et al. 2018).
+
+Everything here works on one micro-batch and returns per-sample values or scalars; nothing steps an
+optimiser. Schedules are functions of the number of real images shown so far.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torch_utils.ops.upfirdn2d import filter2d
+from torch_utils.sample_random import rand, randn
+from training.config.settings import TrainingConfig
+from training.gan.augment import AugmentPipe
+from training.networks.generator import Generator, GeneratorOutput
+from training.networks.layers import resize_image
+
+REFERENCE_BATCH = 32  # the published schedules that scale with the batch are given for this one
+
+
+class Schedule(NamedTuple):
+    """What varies in the course of a run, at one moment."""
+
+    resolution: int  # of the neural rendering, pixels
+    blur_sigma: float  # of what the discriminator sees, pixels
+    swap_probability: float  # of conditioning the mapping on another sample's camera
+
+
+class Pictures(NamedTuple):
+    """What the discriminator sees of each sample."""
+
+    image: Tensor  # (N, 3, resolution, resolution)
+    image_raw: Tensor  # (N, 3, r, r)
+
+
+def fade(start: float, end: float, images: int, kimg: float) -> float:
+    """Linear from `start` to `end` over the first `kimg` thousand images."""
+    t = 1.0 if kimg <= 0 else min(images / (kimg * 1000), 1.0)
+    return start + (end - start) * t
+
+
+def schedule_at(config: TrainingConfig, images: int) -> Schedule:
+    """The schedule's values after `images` real images."""
+    blur_kimg = (
+        config.batch * 200 / REFERENCE_BATCH
+        if config.blur_fade_kimg is None
+        else config.blur_fade_kimg
+    )
+    return Schedule(
+        resolution=round(fade(config.nrr_initial, config.nrr_final, images, config.nrr_fade_kimg)),
+        blur_sigma=fade(config.blur_sigma, 0, images, blur_kimg),
+        swap_probability=fade(config.swap_start, config.swap_final, images, config.swap_fade_kimg),
+    )
+
+
+def ema_decay(config: TrainingConfig, images: int) -> float:
+    """Factor on the averaged weights for one batch: half-life in images, bounded by a part of the
+    images seen.
+    """
+    half_life = 1000 * (
+        config.batch * 10 / REFERENCE_BATCH if config.ema_kimg is None else config.ema_kimg
+    )
+    if config.ema_rampup is not None:
+        half_life = min(half_life, images * config.ema_rampup)
+    return 0.5 ** (config.batch / max(half_life, 1e-8))
+
+
+def swap_cameras(c: Tensor, probability: float, neighbours: Tensor | None = None) -> Tensor:
+    """Cameras (N, 25) to condition the mapping on: each sample's own, or with `probability` its
+    neighbour's.
+
+    `neighbours` (N, 25) are those of a larger batch that `c` is a part of; None = the samples of
+    `c` are each other's.
+    """
+    if probability <= 0:
+        return c
+    swap = rand(c.shape[0], 1, device=c.device) < probability
+    return torch.where(swap, c.roll(1, dims=0) if neighbours is None else neighbours, c)
+
+
+def blur_kernel(sigma: float) -> Tensor | None:
+    """Separable Gaussian (k,) with weight 2^-((x/sigma)^2) up to radius floor(3 sigma); None where
+    that leaves one tap.
+    """
+    radius = math.floor(3 * sigma)
+    if radius < 1:
+        return None
+    taps = torch.arange(-radius, radius + 1).div(sigma).square().neg().exp2()
+    return taps / taps.sum()
+
+
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Blur (N, C, H, W) with zeros outside."""
+    kernel = blur_kernel(sigma)
+    return images if kernel is None else filter2d(images, kernel)
+
+
+def augment_pictures(augment: AugmentPipe, pictures: Pictures) -> Pictures:
+    """Augmented pictures: image and raw, resized up to it, go through one transform as six
+    channels; raw is resized back.
+    """
+    if augment.p <= 0:
+        return pictures
+    image, raw = pictures
+    both = augment(torch.cat([image, resize_image(raw, image.shape[-1])], dim=1))
+    return Pictures(both[:, :3], resize_image(both[:, 3:], raw.shape[-1]))
+
+
+def real_pictures(images: Tensor, schedule: Schedule) -> Pictures:
+    """Real images (N, 3, H, W) and their version at the rendering resolution, both blurred."""
+    raw = resize_image(images, schedule.resolution)
+    return Pictures(blur(images, schedule.blur_sigma), blur(raw, schedule.blur_sigma))
+
+
+def fake_pictures(fakes: GeneratorOutput, schedule: Schedule) -> Pictures:
+    """Generated pictures; only the final image is blurred."""
+    return Pictures(blur(fakes.image, schedule.blur_sigma), fakes.image_raw)
+
+
+def generate(
+    G: Generator,
+    z: Tensor,
+    c: Tensor,
+    schedule: Schedule,
+    update_w_avg: bool = False,
+    neighbours: Tensor | None = None,
+) -> GeneratorOutput:
+    """Training fakes of z (N, z_dim) seen from cameras c (N, 25): random noise, sample offsets and
+    pose swapping.
+    """
+    ws = G.mapping(
+        z, swap_cameras(c, schedule.swap_probability, neighbours), update_w_avg=update_w_avg
+    )
+    return G.synthesis(
+        ws,
+        c,
+        neural_rendering_resolution=schedule.resolution,
+        noise_mode="random",
+        deterministic=False,
+    )
+
+
+def loss_real(logits: Tensor) -> Tensor:
+    """-log sigmoid(logits): how far logits are from saying 'real' (non-saturating logistic loss,
+    Goodfellow et al. 2014).
+    """
+    return F.softplus(-logits)
+
+
+def loss_fake(logits: Tensor) -> Tensor:
+    """-log(1 - sigmoid(logits)): how far logits are from saying 'fake'."""
+    return F.softplus(logits)
+
+
+def r1_penalty(logits: Tensor, pictures: Pictures) -> Tensor:
+    """Squared gradient (N,) of logits (N, 1) with respect to both pictures of each sample, which
+    must require gradients.
+    """
+    gradients = torch.autograd.grad(logits.sum(), pictures, create_graph=True)
+    return torch.stack([g.square().sum(dim=(1, 2, 3)) for g in gradients]).sum(dim=0)
+
+
+def density_regularisation(
+    G: Generator,
+    z: Tensor,
+    c: Tensor,
+    schedule: Schedule,
+    points: int,
+    distance: float,
+    neighbours: Tensor | None = None,
+) -> Tensor:
+    """Mean difference of raw density between nearby points, uniform in [-1, 1]^3: noise and
+    floaters cost (EG3D, supplement).
+    """
+    ws = G.mapping(z, swap_cameras(c, schedule.swap_probability, neighbours))
+    here = rand(z.shape[0], points, 3, device=z.device) * 2 - 1
+    there = here + randn(*here.shape, device=z.device) * distance
+    density = G.sample_densities(torch.cat([here, there], dim=1), G.planes(ws, noise_mode="random"))
+    first, second = density.chunk(2, dim=1)
+    return (first - second).abs().mean()

@@ -1,0 +1,1 @@
+"""Run a training from launch to end: loop, folder, saving, settings of a new run."""

@@ -1,0 +1,422 @@
+"""The training loop: batches in, ticks and snapshots out, stop and resume without loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dnnlib.console import UserError
+from torch_utils.distributed.collectives import any_process, rank, world_size
+from torch_utils.distributed.processes import StopSignals
+from torch_utils.memory import keep_freed_memory
+from torch_utils.precision import use_full_fp32
+from training.checkpoints.checkpoint import Checkpoint, Weights, load_state
+from training.config.settings import Config, DataConfig
+from training.data.balance import balance_copies, balance_weights
+from training.data.dataset import ImageDataset, to_float
+from training.data.order import training_batches
+from training.data.scene import CameraSummary
+from training.gan.loss import schedule_at
+from training.gan.trainer import Trainer
+from training.networks.growth import grow_state
+from training.run.folder import Events, RunFolder
+from training.run.saving import SnapshotWriter, is_finite, snapshot_name
+
+
+@dataclass
+class SnapshotState:
+    """What functions that look at a run are given at its snapshots."""
+
+    trainer: Trainer
+    dataset: ImageDataset
+    cameras: CameraSummary
+    run_dir: Path
+    resolution: int  # of the neural rendering at this moment
+    checkpoint: Path | None  # is being written there; None at the start, before anything is trained
+    writer: Events
+    log: Callable[[str], None] = print  # shows a line and keeps it in the run's log; in process 0
+    is_stopping: Callable[[], bool] = lambda: False  # whether this process was told to stop
+
+
+Observer = Callable[[SnapshotState], None]
+
+
+@dataclass
+class RunOptions:
+    """How a run is carried out, apart from what it computes."""
+
+    run_dir: Path
+    device: torch.device
+    resume: Checkpoint | None = None
+    init_from: Weights | None = None
+    time_limit: float | None = None  # seconds
+    observers: tuple[Observer, ...] = ()  # called in process 0
+    measures: tuple[Observer, ...] = ()  # called in all processes
+
+
+def run_training(config: Config, options: RunOptions) -> None:
+    """Train until `config.training.kimg`, a signal or the time limit; the last state is always
+    saved.
+
+    Raises:
+        UserError: for bad data or settings, a full disk, or a run that diverged.
+    """
+    started = time.monotonic()
+    use_full_fp32()
+    keep_freed_memory()
+    with StopSignals() as stop:
+        dataset = open_dataset(config)
+        trainer = Trainer(config, camera_labels(config.data, dataset.labels), options.device)
+        is_resumed = options.resume is not None
+        processes = options.resume.rng.get("processes") if options.resume else None
+        if options.resume is not None:
+            trainer.load_state_dict(vars(options.resume))
+        growth = initialise(trainer, options.init_from) if options.init_from is not None else ""
+        options.resume = options.init_from = None  # their memory is not needed any more
+        try:
+            with RunFolder(options.run_dir, config, trainer.progress.kimg) as folder:
+                if growth:
+                    folder.log(f"Blocks of the generator that are not as in --init-from: {growth}")
+                if processes not in (None, world_size()):
+                    folder.log(
+                        f"The run had {processes} process(es) so far and has {world_size()} now: it"
+                        " goes on with the same data and random numbers, equal up to rounding, no"
+                        " longer bit for bit"
+                    )
+                _Run(config, options, dataset, trainer, folder, stop, started, is_resumed).execute()
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                "out of GPU memory; choose a smaller --batch-gpu, or a smaller --nrr-final"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {options.run_dir}: {error.strerror or error}; free some space and"
+                " resume"
+            ) from error
+
+
+def open_dataset(config: Config) -> ImageDataset:
+    """The training data. What fits into memory is decoded at once, so that a damaged picture shows
+    before a run has begun.
+
+    Raises:
+        UserError: for bad data, or pictures of another size than the model's.
+    """
+    dataset = ImageDataset(
+        config.data.path,
+        mirror=config.data.mirror,
+        check=rank() == 0,
+        max_broken=config.data.max_broken,
+    )
+    if dataset.resolution != config.model.resolution:
+        sizes = f"{dataset.resolution} pixels, the model makes {config.model.resolution}"
+        raise UserError(
+            f"data {dataset.path} has pictures of {sizes}; train with the data the model was"
+            " made for"
+        )
+    if dataset.fits_memory:
+        dataset.preload()
+    return dataset
+
+
+def sampling_weights(data: DataConfig, labels: Tensor) -> np.ndarray | None:
+    """How often each item with `labels` (M, 25) is shown an epoch (M,); None = once."""
+    return (
+        balance_weights(labels, data.rebalance_bins, data.rebalance) if data.rebalance > 1 else None
+    )
+
+
+def camera_labels(data: DataConfig, labels: Tensor) -> Tensor:
+    """Labels (K, 25) that the cameras of fakes are drawn from: distributed over yaws as the real
+    ones that are shown.
+    """
+    if data.rebalance <= 1:
+        return labels
+    return labels.repeat_interleave(
+        torch.from_numpy(balance_copies(labels, data.rebalance_bins, data.rebalance)), dim=0
+    )
+
+
+def initialise(trainer: Trainer, weights: Weights) -> str:
+    """Take the weights of another run, and nothing else. The generator may have more blocks, or
+    fewer; returns a line on these.
+
+    Raises:
+        UserError: with the list of names if they do not fit.
+    """
+    growth = ""
+    for network, state in (
+        ("G", weights.G or weights.G_ema),
+        ("G_ema", weights.G_ema or weights.G),
+    ):
+        if state is not None:
+            grown = grow_state(getattr(trainer, network), state)
+            load_state(getattr(trainer, network), grown.state, f"--init-from: {network}")
+            growth = grown.describe()
+    if weights.D is not None:
+        load_state(trainer.D, weights.D, "--init-from: D")
+    return growth
+
+
+@dataclass
+class _Run:
+    """The loop itself, with what its parts share."""
+
+    config: Config
+    options: RunOptions
+    dataset: ImageDataset
+    trainer: Trainer
+    folder: RunFolder
+    stop: StopSignals
+    started: float  # seconds of the monotonic clock
+    is_resumed: bool
+
+    def __post_init__(self) -> None:
+        self.cameras = CameraSummary.from_labels(self.dataset.labels)
+        self.snapshots = SnapshotWriter(self.config.snapshot, self.folder.log)
+        self.saved_at = self.trainer.progress.images if self.is_resumed else -1
+        self.tick_images = self.trainer.progress.images
+        self.tick_time = time.monotonic()
+
+    def execute(self) -> None:
+        """Train to the end, or until told to stop."""
+        progress, total = self.trainer.progress, round(self.config.training.kimg * 1000)
+        if not self.is_resumed:
+            self._observe(None)
+        elif progress.images >= total:
+            self.folder.log(
+                f"The run has all of its {progress.kimg:g} kimg; a larger --kimg goes on"
+            )
+        try:
+            reason = self._train(total)
+        except UserError:
+            self.snapshots.wait()  # what is being written must not be lost
+            raise
+        if progress.images != self.tick_images:
+            self._tick()
+        self._save()
+        self.snapshots.finish()
+        if reason and progress.images < total:
+            self.folder.log(
+                f"{reason} at {progress.kimg:.3f} kimg; go on with: python train.py --resume"
+                f" {self.folder.path}"
+            )
+
+    def _train(self, total: int) -> str | None:
+        """Take steps up to `total` images. Returns why it ended, if before."""
+        progress, batch = self.trainer.progress, self.config.training.batch
+        batches = training_batches(
+            self.dataset,
+            batch,
+            rank=rank(),
+            world_size=world_size(),
+            seed=self.config.training.seed,
+            start_image=progress.images,
+            workers=self.config.data.workers,
+            weights=sampling_weights(self.config.data, self.dataset.labels),
+        )
+        start, hidden = progress.images, rank() != 0
+        bar = tqdm(
+            total=total,
+            initial=start,
+            unit="img",
+            desc="Training",
+            disable=hidden,
+            dynamic_ncols=True,
+            mininterval=1,
+        )
+        reason = None
+        try:
+            while progress.images < total and reason is None:
+                images, labels = self._next(batches)
+                skipped = progress.skipped
+                self.trainer.step(to_float(images), labels)
+                bar.update(batch)
+                self._tell_skipped(skipped)
+                self._maintain()
+                reason = self._stop_reason()
+        finally:
+            bar.close()
+            batches.close()
+        return reason
+
+    def _next(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """The next batch. A picture that turns out to be damaged, in whichever process, must not
+        cost what was trained so far.
+        """
+        problem: UserError | None = None
+        try:
+            batch = next(batches)
+        except UserError as error:
+            problem = error
+        if not self._any(problem is not None):
+            return batch
+        if self.trainer.progress.steps:
+            self._tick()
+            self._save()
+            self.snapshots.wait()
+        raise problem or UserError("another process cannot read its pictures")
+
+    def _any(self, value: bool) -> bool:
+        """Whether `value` is true in any process."""
+        return any_process(value, self.options.device)
+
+    def _tell_skipped(self, before: int) -> None:
+        """Log updates that the last step left out."""
+        progress = self.trainer.progress
+        if progress.skipped > before:
+            phases = ", ".join(
+                f"{phase} ({count} in a row)"
+                for phase, count in progress.bad_steps.items()
+                if count
+            )
+            self.folder.log(
+                f"warning: skipped at {progress.kimg:.3f} kimg, loss or gradient not finite:"
+                f" {phases}"
+            )
+
+    def _stop_reason(self) -> str | None:
+        limit = self.options.time_limit
+        is_late = limit is not None and self._any(time.monotonic() - self.started > limit)
+        if self.stop.agreed(self.options.device):
+            return f"Stopped by {self.stop.received or 'another process'}"
+        return "Time limit reached" if is_late else None
+
+    def _maintain(self) -> None:
+        """Tick and snapshot where they are due."""
+        self.snapshots.poll()
+        options, images = self.config.snapshot, self.trainer.progress.images
+        tick_size = max(round(options.tick_kimg * 1000), 1)
+        if images // tick_size == self.tick_images // tick_size:
+            return
+        self._tick()
+        snap_size = tick_size * options.snap_ticks
+        is_due = (
+            snap_size and images // snap_size != (images - self.config.training.batch) // snap_size
+        )
+        if is_due:
+            self._save()
+        elif self.snapshots.is_behind:
+            self._write_checkpoint()
+
+    def _tick(self) -> None:
+        """Statistics since the last tick."""
+        now, progress = time.monotonic(), self.trainer.progress
+        values = {name: value["mean"] for name, value in self.trainer.statistics.collect().items()}
+        speed = (progress.images - self.tick_images) / max(now - self.tick_time, 1e-9)
+        values["Progress/skipped_updates"] = progress.skipped
+        values |= {
+            "Progress/images_per_second": speed,
+            "Progress/seconds": now - self.started,
+            **memory_gib(self.options.device),
+        }
+        self.folder.record(progress.kimg, values)
+        self.folder.log(tick_line(progress.kimg, values))
+        self.tick_images, self.tick_time = progress.images, now
+
+    def _save(self) -> None:
+        """Begin to write a checkpoint, unless this state has one, and let the observers look at
+        it.
+        """
+        images = self.trainer.progress.images
+        self.snapshots.wait()
+        if images != self.saved_at:
+            path = self._write_checkpoint()
+            self.saved_at = images
+            self._observe(path)
+        elif self.snapshots.is_behind:
+            self._write_checkpoint()
+
+    def _write_checkpoint(self) -> Path:
+        """Begin to write a checkpoint in process 0; returns where."""
+        images = self.trainer.progress.images
+        path = self.folder.path / snapshot_name(images)
+        if rank() != 0:
+            return path
+        state = self.trainer.state_dict()
+        if not is_finite(state):
+            self.folder.log(
+                f"warning: {path.name} not written: weights are not finite at {images / 1000:.3f}"
+                " kimg"
+            )
+            return path
+        seeds = {"seed": self.config.training.seed, "images": images, "processes": world_size()}
+        self.trainer.G_ema.rendering.resolution = self._resolution_now()
+        config = dataclasses.replace(self.config, model=self.trainer.G_ema.config)
+        self.snapshots.submit(
+            path, Checkpoint(config=config, rng=seeds, cameras=self.cameras.to_dict(), **state)
+        )
+        return path
+
+    def _resolution_now(self) -> int:
+        return schedule_at(self.config.training, self.trainer.progress.images).resolution
+
+    def _observe(self, checkpoint: Path | None) -> None:
+        state = SnapshotState(
+            self.trainer,
+            self.dataset,
+            self.cameras,
+            self.folder.path,
+            self._resolution_now(),
+            checkpoint,
+            self.folder.writer,
+            self.folder.log,
+            lambda: self.stop.received is not None,
+        )
+        for observer in self.options.observers if rank() == 0 else ():
+            self._call(observer, state)
+        if self.options.measures:
+            # measures read the file, in every process; to ask all of them lets them wait for it,
+            # too
+            self.snapshots.wait()
+            is_missing = self._any(self.snapshots.is_behind)
+            for measure in () if is_missing else self.options.measures:
+                self._call(measure, state)
+        self.tick_time = time.monotonic()
+
+    def _call(self, observer: Observer, state: SnapshotState) -> None:
+        """Let an observer look. A full disk costs what it writes, not the run."""
+        try:
+            observer(state)
+        except OSError as error:
+            self.folder.warn(f"cannot write to {self.folder.path}: {error.strerror or error}")
+        except UserError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            self.folder.warn(str(error))
+
+
+def memory_gib(device: torch.device) -> dict[str, float]:
+    """Memory this process holds, in GiB."""
+    values = {"Memory/cpu_gib": psutil.Process().memory_info().rss / 2**30}
+    if device.type == "cuda":
+        values["Memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return values
+
+
+def tick_line(kimg: float, values: dict[str, float]) -> str:
+    """One line for people about a tick."""
+    shown = (
+        ("G", "Loss/G", "6.3f"),
+        ("D", "Loss/D", "6.3f"),
+        ("real", "Logits/real", "6.2f"),
+        ("fake", "Logits/fake", "6.2f"),
+        ("r1", "Loss/R1", "8.3g"),
+        ("depth", "Depth/spread", "6.3f"),
+        ("aug", "Augment/p", "5.3f"),
+        ("skipped", "Progress/skipped_updates", "g"),
+        ("GiB", "Memory/cpu_gib", "5.2f"),
+        ("img/s", "Progress/images_per_second", "6.1f"),
+    )
+    return f"kimg {kimg:9.3f}  " + "  ".join(
+        f"{label} {values[name]:{style}}" for label, name, style in shown if name in values
+    )

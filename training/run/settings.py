@@ -1,0 +1,137 @@
+"""The settings of a run: those of a new one from its preset, its data and what was asked for, and
+what one that goes on must keep.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dnnlib.console import UserError
+from torch_utils.devices import has_fast_bf16
+from training.checkpoints.checkpoint import load_weights
+from training.config.presets import LAPTOP_MAX_RESOLUTION, PresetName, Sizes, make_config, r1_gamma
+from training.config.settings import Config, Precision, differences, set_option
+from training.data.dataset import ImageDataset
+from training.data.scene import apply_scene, fit_dataset_scene
+from training.networks.superresolution import block_sizes
+
+# settings and sections that may change
+FREE_ON_RESUME = ("data.workers", "data.max_broken", "training.kimg", "snapshot.")
+FINE_TUNING_ADA_KIMG = 100.0
+FP16_CLAMP = 256.0
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a new run is asked to be.
+
+    Attributes:
+        preset, sizes: as in training/config/presets.py; no sizes = those that suit device and data.
+        init_from: file or address whose networks and scene to take.
+        assignments: `section.field=value`, which go before all else.
+    """
+
+    preset: PresetName
+    sizes: Sizes | None = None
+    init_from: str | None = None
+    assignments: Sequence[str] = ()
+
+
+def new_config(request: RunRequest, dataset: ImageDataset, device: str) -> tuple[Config, list[str]]:
+    """Settings of a new run on a kind of device, and lines to tell about choices that were made for
+    the user.
+
+    Raises:
+        UserError: for a wrong assignment, and networks that cannot be taken over.
+    """
+    preset = request.preset
+    is_small = device != "cuda" and dataset.resolution <= LAPTOP_MAX_RESOLUTION
+    sizes: Sizes = request.sizes or ("laptop" if preset == "heads" or is_small else "published")
+    config = make_config(preset, dataset.resolution, sizes)
+    notes = [f"Preset {preset} with {sizes} sizes (--sizes)"]
+    if request.init_from:
+        fine_tune(config, request.init_from)
+        notes = [
+            f"Preset {preset}; networks and scene from {request.init_from}, fine-tuning schedules"
+        ]
+    elif preset == "auto":
+        fit = fit_dataset_scene(dataset)
+        apply_scene(config.model.rendering, fit)
+        notes += [
+            f"Scene from the labels: box {fit.box_warp:.3g}, background {fit.background}",
+            *fit.notes,
+        ]
+    config.training.precision = default_precision(device, preset)
+    for assignment in request.assignments:
+        set_option(config, assignment)
+    config.data.path = str(dataset.path.resolve())
+    settle(config, {assignment.partition("=")[0].strip() for assignment in request.assignments})
+    notes.append(f"Precision {config.training.precision} (--precision)")
+    return config, notes
+
+
+def fine_tune(config: Config, init_from: str) -> None:
+    """Networks and scene of another run; no EMA ramp, no blur, full pose swapping at once, faster
+    adaptation of augmentation.
+
+    Raises:
+        UserError: if they cannot be read, or make pictures of another size.
+    """
+    weights = load_weights(init_from)
+    if weights.config.resolution != config.model.resolution:
+        raise UserError(
+            f"--init-from {init_from} makes pictures of {weights.config.resolution} pixels, the"
+            f" data have {config.model.resolution}; resize the data to that size"
+        )
+    config.model = copy.deepcopy(weights.config)
+    training = config.training
+    training.nrr_initial = training.nrr_final = config.model.rendering.resolution
+    training.ema_rampup = None
+    training.blur_sigma = 0.0
+    training.swap_start = training.swap_final
+    config.augment.kimg = FINE_TUNING_ADA_KIMG
+
+
+def default_precision(device: str, preset: PresetName) -> Precision:
+    """fp16 on CUDA; on CPUs that compute bf16 in hardware bf16 for the built-in heads; else
+    fp32.
+    """
+    if device == "cuda":
+        return "fp16"
+    return "bf16" if preset == "heads" and device == "cpu" and has_fast_bf16() else "fp32"
+
+
+def settle(config: Config, given: set[str]) -> None:
+    """Settings that follow from others, but for those that were given, as `section.field`."""
+    training, model = config.training, config.model
+    if config.preset == "auto" and "training.gamma" not in given:
+        training.gamma = r1_gamma(model.resolution, training.batch)
+    superresolution = model.superresolution
+    if (
+        "superresolution.input_resolution" in given
+        and "superresolution.channels" not in given
+        and superresolution.channels
+    ):
+        _, sizes = block_sizes(model.resolution, superresolution.input_resolution)
+        superresolution.channels = superresolution.channels[-1:] * len(sizes)
+    if "training.nrr_initial" in given and "training.nrr_final" not in given:
+        training.nrr_final = training.nrr_initial
+    if "rendering.resolution" in given:
+        training.nrr_initial = training.nrr_final = model.rendering.resolution
+    model.rendering.resolution = training.nrr_final
+    if training.precision == "fp16":
+        for name, section in (
+            ("superresolution", model.superresolution),
+            ("discriminator", model.discriminator),
+        ):
+            if f"{name}.conv_clamp" not in given:
+                section.conv_clamp = section.conv_clamp or FP16_CLAMP
+
+
+def changes_refused_on_resume(own: Config, wanted: Config) -> list[str]:
+    """Names (`section.field`) of settings that differ though a run must keep them when it goes
+    on.
+    """
+    return [name for name in differences(own, wanted) if not name.startswith(FREE_ON_RESUME)]
