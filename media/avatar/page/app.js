@@ -186,9 +186,8 @@ class Page {
     this.showView(told.get("view") === "depth" ? "depth" : "image");
     const head = number("head");
     await this.showHead(
-        Number.isInteger(head) && head >= 0 && head < this.scene.heads.length ?
-            head :
-            (this.wanted ?? 0));
+        Number.isInteger(head) && head >= 0 && head < this.scene.heads.length ? head :
+                                                                                (this.wanted ?? 0));
     this.orbit.move(change);
   }
 
@@ -255,7 +254,7 @@ function connect(page) {
   elements.canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
   elements.canvas.addEventListener("webglcontextrestored", () => {
     renderer.start();
-    page.head = -1; // its planes are gone; until they are here again nothing is drawn
+    page.head = -1;  // its planes are gone; until they are here again nothing is drawn
     page.full = null;
     page.showHead(page.wanted);
   });
