@@ -152,7 +152,7 @@ class Ended:
     lines: list[str] = field(init=False)  # of stderr, without progress bars
 
     def __post_init__(self) -> None:
-        parts = self.err.replace("\r", "\n").split("\n")
+        parts = self.err.replace("\x1b[A", "").replace("\r", "\n").split("\n")
         self.lines = [
             part for part in parts if part.strip() and "/s]" not in part and "?img" not in part
         ]
