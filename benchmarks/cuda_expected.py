@@ -174,7 +174,7 @@ class Published:
     def g_reg(self) -> None:
         """Densities at 1000 points, twice."""
         points = torch.rand(self.batch, 2000, 3)
-        sigma, _ = self.G.sample(points, self.G.mapping(self.z, self.c))
+        sigma, _ = self.G.query(points, self.G.planes(self.G.mapping(self.z, self.c)))
         sigma.mean().backward()
 
     def d_main(self) -> None:

@@ -21,7 +21,7 @@ from training.cameras import orbit_pose, pinhole_intrinsics
 from training.config.settings import RenderingConfig
 from training.networks.generator import TriPlaneDecoder
 from training.rendering.rays import sample_rays
-from training.rendering.renderer import render_rays
+from training.rendering.renderer import render
 
 PATHS = {"composable": "reference", "fused": "cpp"}
 MEGABYTE = 2.0**20
@@ -69,7 +69,7 @@ class Scene:
     def picture(self) -> Tensor:
         """Features without gradients, as for a frame of a video."""
         with torch.no_grad():
-            return render_rays(
+            return render(
                 self.planes, self.decoder, *self.rays, self.config, deterministic=True
             ).features
 
@@ -77,8 +77,8 @@ class Scene:
         """Gradients of planes and decoder."""
         planes = self.planes.detach().requires_grad_()
         self.decoder.zero_grad()
-        rendered = render_rays(planes, self.decoder, *self.rays, self.config)
-        (rendered.features.square().mean() + rendered.weights_sum.mean()).backward()
+        rendered = render(planes, self.decoder, *self.rays, self.config)
+        (rendered.features.square().mean() + rendered.alpha.mean()).backward()
         assert planes.grad is not None
         return planes.grad
 

@@ -15,10 +15,10 @@ from training.config.settings import RenderingConfig
 
 
 class RenderOutput(MeasuredOutput, Protocol):
-    """The pictures that metrics look at, and `weights_sum` (N, 1, r, r), opacity in [0, 1]."""
+    """The pictures that metrics look at, and `alpha` (N, 1, r, r) in [0, 1]."""
 
     @property
-    def weights_sum(self) -> Tensor: ...
+    def alpha(self) -> Tensor: ...
 
 
 class DensityModel(Protocol):
@@ -27,11 +27,11 @@ class DensityModel(Protocol):
     @property
     def rendering(self) -> RenderingConfig: ...
 
-    def sample_densities(self, points: Tensor, planes: Tensor) -> Tensor:
+    def query_density(self, points: Tensor, planes: Tensor) -> Tensor:
         """Raw densities (N, M, 1) at world points (N, M, 3) of planes (N, 3, C, H, W)."""
         ...
 
-    def sample_planes(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
+    def query(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
         """The same densities, and colours (N, M, C >= 3) in [0, 1]."""
         ...
 

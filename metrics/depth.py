@@ -30,7 +30,7 @@ def relief(sampler: GeneratorSampler, count: int, batch: int, team: Team) -> dic
         relief: extent of the visible points across the plane that fits them best, over their
             largest extent; 0 for a card however it is turned, 0.47 for the half of a sphere that a
             far camera sees.
-        coverage: share of solid pixels. pictures: those with enough solid pixels to count.
+        alpha: share of solid pixels. pictures: those with enough solid pixels to count.
     """
     sums = torch.zeros(4, dtype=torch.float64)
     for start, size in sampler.batches(count, batch, team, "Relief"):
@@ -48,12 +48,12 @@ def relief(sampler: GeneratorSampler, count: int, batch: int, team: Team) -> dic
                     [float(_spread(depth[solid])), relief_of_points(place[:, solid[0]].T), 0, 1],
                     dtype=torch.float64,
                 )
-    spread, ratio, coverage, pictures = team.sum(sums).tolist()
+    spread, ratio, alpha, pictures = team.sum(sums).tolist()
     seen = max(pictures, 1)
     return {
         "depth_spread": spread / seen if pictures else math.nan,
         "relief": ratio / seen if pictures else math.nan,
-        "coverage": coverage / count,
+        "alpha": alpha / count,
         "pictures": pictures,
     }
 

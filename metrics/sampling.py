@@ -40,7 +40,7 @@ class RenderOutput(Protocol):
     """Pictures of N views: `image` (N, 3, R, R) and `image_raw` (N, 3, r, r) in [-1, 1],
     `image_depth` (N, 1, r, r) along the ray in world units.
 
-    A model that also gives `weights_sum` (N, 1, r, r), coverage in [0, 1], has its background left
+    A model that also gives `alpha` (N, 1, r, r) in [0, 1], has its background left
     out of the 3D measures.
     """
 

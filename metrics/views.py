@@ -1,4 +1,4 @@
-"""What the measures of 3D share: views of fakes with depth and coverage."""
+"""What the measures of 3D share: views of fakes with depth and alpha."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class View:
 
 
 def make_view(output: RenderOutput, cameras: Tensor) -> View:
-    """The view that a model rendered. Without coverage all of it counts as solid."""
+    """The view that a model rendered. Without alpha all of it counts as solid."""
     depth = in_double(output.image_depth)
-    coverage = getattr(output, "weights_sum", None)
+    alpha = getattr(output, "alpha", None)
     solid = (
         torch.ones_like(depth, dtype=torch.bool)
-        if coverage is None
-        else coverage.to(depth.device) > SOLID
+        if alpha is None
+        else alpha.to(depth.device) > SOLID
     )
     image, raw = (
         ((in_double(pixels) + 1) / 2).clamp(0, 1) for pixels in (output.image, output.image_raw)

@@ -317,7 +317,7 @@ def write_depth_data(path: Path, count: int = 6) -> Path:
     out = Scene(raw=SIZE).render(
         torch.zeros(count, 1, 4, 1, 1), torch.zeros(count, 1, 4), labels, SIZE
     )
-    depth = (out.image_depth * out.weights_sum / DEPTH_UNIT).round()[:, 0].numpy().astype(np.uint16)
+    depth = (out.image_depth * out.alpha / DEPTH_UNIT).round()[:, 0].numpy().astype(np.uint16)
     maps = {f"depth/00000/img{i:08d}.png": encode(values) for i, values in enumerate(depth)}
     return write_dataset(
         path,
@@ -335,7 +335,7 @@ def test_depth_maps_of_the_data_are_the_truth(network: Path, tmp_path: Path):
     truth = reals.read_depth(np.array([4, 1]))
     c = orbit_labels(6)[[4, 1]]
     expected = Scene(raw=SIZE).render(torch.zeros(2, 1, 4, 1, 1), torch.zeros(2, 1, 4), c, SIZE)
-    solid = expected.weights_sum > 0
+    solid = expected.alpha > 0
     assert torch.equal(truth > 0, solid)
     torch.testing.assert_close(
         truth[solid], expected.image_depth[solid].double(), atol=DEPTH_UNIT, rtol=0

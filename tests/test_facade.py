@@ -70,7 +70,7 @@ def test_documented_use(released: Path) -> None:
     assert out.image_raw.shape == (2, 3, 16, 16)
     assert out.image_depth.shape == (2, 1, 16, 16)
     assert torch.equal(out.image, again.image)
-    sigma, rgb = G.sample(torch.zeros(2, 5, 3), ws, noise_mode="const")
+    sigma, rgb = G.query(torch.zeros(2, 5, 3), G.planes(ws, noise_mode="const"))
     assert sigma.shape == (2, 5, 1)
     assert rgb.shape == (2, 5, 4)
     assert D(out.image, out.image_raw, c).shape == (2, 1)
@@ -92,9 +92,9 @@ def test_settings_are_live(released: Path) -> None:
     G = open_eg3d.load_generator(released)
     ws, points = torch.randn(1, G.num_ws, 24), torch.rand(1, 50, 3) - 0.5
     assert G.rendering.plane_axes == "released"
-    before = G.sample(points, ws)[0]
+    before = G.query(points, G.planes(ws))[0]
     G.rendering.plane_axes = "corrected"
-    assert not torch.allclose(G.sample(points, ws)[0], before)
+    assert not torch.allclose(G.query(points, G.planes(ws))[0], before)
 
 
 def test_ours_and_released_give_the_same_networks(released: Path, tmp_path: Path) -> None:

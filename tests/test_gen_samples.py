@@ -212,10 +212,10 @@ def test_shapes_are_written_in_the_world_of_the_model(network: Path, tmp_path: P
     with torch.no_grad():
         cameras = CameraSummary.from_dict(generator.cameras or {})
         ws = generator.mapping(gen_samples.seed_latent(0, 16), cameras.frontal_label()[None])
-        at_vertices, _ = generator.sample(
-            torch.tensor(mesh.vertices[None], dtype=torch.float32), ws
+        at_vertices, _ = generator.query(
+            torch.tensor(mesh.vertices[None], dtype=torch.float32), generator.planes(ws)
         )
-        centre, _ = generator.sample(torch.full((1, 1, 3), 0.5 / 24), ws)
+        centre, _ = generator.query(torch.full((1, 1, 3), 0.5 / 24), generator.planes(ws))
     assert density[12, 12, 12] == pytest.approx(float(centre), rel=1e-3, abs=1e-3)
     on_cut = np.abs(mesh.vertices).max(axis=1) > 0.44  # or on the border of the cameras' view
     assert (~on_cut).sum() > 50

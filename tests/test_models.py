@@ -71,11 +71,11 @@ def test_heads_fill_their_part_of_the_picture_and_have_relief(
     generator: Generator, yaw: float
 ) -> None:
     shown = heads(generator, yaw)
-    coverage = shown.weights_sum.mean(dim=(1, 2, 3))
-    assert ((coverage > 0.25) & (coverage < 0.75)).all()
-    for depth, weight in zip(shown.image_depth, shown.weights_sum, strict=True):
+    alpha = shown.alpha.mean(dim=(1, 2, 3))
+    assert ((alpha > 0.25) & (alpha < 0.75)).all()
+    for depth, weight in zip(shown.image_depth, shown.alpha, strict=True):
         assert float(depth[weight > 0.9].std()) > 0.05  # a flat card has none; heads are 0.2 deep
-    border = shown.weights_sum[:, :, :2]
+    border = shown.alpha[:, :, :2]
     assert border.mean() < 0.1  # nothing floats above the heads
 
 

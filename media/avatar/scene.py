@@ -147,7 +147,7 @@ def _depth_range(
     for c in camera_grid(cameras, *DEPTH_VIEWS).to(planes.device).split(1):
         out = generator.render(planes, ws, c)
         distance = (unpack_label(c)[0][0, :3, 3].cpu() - torch.tensor(cameras.pivot)).norm()
-        solid = (out.weights_sum > OPAQUE) & out.image_depth.isfinite()
+        solid = (out.alpha > OPAQUE) & out.image_depth.isfinite()
         depths.append(out.image_depth[solid].cpu().float() - distance)
     seen = torch.cat(depths).numpy()
     if not len(seen):

@@ -29,7 +29,7 @@ from training.rendering.compositing import interval_weights
 SKIN_DEPTH = 0.1  # of the box's side: so far inward a colour is looked for
 # the denser the nearer to the surface: how soon light fades differs between models
 SKIN_SAMPLES = 24
-LEAST_OPACITY = 0.05  # of the way inward, else the colour at the point itself is all there is
+LEAST_ALPHA = 0.05  # of the way inward, else the colour at the point itself is all there is
 # how much more a camera counts the more it faces a point; much more shows seams between cameras
 FACING = 3.0
 GRAZING = 0.4  # cosine below which a view is no longer straight enough and gives way to the normal
@@ -68,7 +68,7 @@ class Skin:
                 for values in (points, normals)
             )
             along = start[:, None] + depths[:, None] * self.view_directions(start, normal)[:, None]
-            densities, colors = self.generator.sample_planes(along.flatten(0, 1)[None], self.planes)
+            densities, colors = self.generator.query(along.flatten(0, 1)[None], self.planes)
             found.append(
                 _composite(
                     depths, densities.view(along.shape[:2]), colors[0, :, :3].view(along.shape)
@@ -98,10 +98,10 @@ def _composite(depths: Tensor, densities: Tensor, colors: Tensor) -> Tensor:
     as if nothing were behind them.
     """
     weights = interval_weights(depths.expand_as(densities)[None], densities[None])[0]
-    opacity = weights.sum(dim=-1, keepdim=True)
+    alpha = weights.sum(dim=-1, keepdim=True)
     middle = (colors[:, 1:] + colors[:, :-1]) / 2
-    shown = torch.einsum("vs,vsk->vk", weights, middle) / opacity.clamp(min=LEAST_OPACITY)
-    return shown.where(opacity > LEAST_OPACITY, colors[:, 0])
+    shown = torch.einsum("vs,vsk->vk", weights, middle) / alpha.clamp(min=LEAST_ALPHA)
+    return shown.where(alpha > LEAST_ALPHA, colors[:, 0])
 
 
 # --------------------------------------------------------------------------------------------------

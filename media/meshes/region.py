@@ -96,7 +96,7 @@ def point_densities(generator: DensityModel, planes: Tensor, points: Tensor) -> 
     """Raw densities (M,) at points (M, 3), a chunk at a time."""
     return torch.cat(
         [
-            generator.sample_densities(chunk[None], planes)[0, :, 0]
+            generator.query_density(chunk[None], planes)[0, :, 0]
             for chunk in points.split(CHUNK_POINTS)
         ]
     )

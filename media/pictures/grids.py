@@ -24,7 +24,7 @@ from media import Cameras, ViewModel
 Pictures = NDArray[np.uint8]
 
 ROWS = ("image", "raw", "depth")
-OPAQUE = 0.5  # pixels with less opacity than this show background, their depth means nothing
+OPAQUE = 0.5  # pixels with less alpha than this show background, their depth means nothing
 FARTHEST_GREY = 0.25  # so that the object's far end differs from the background's black
 # per cent of the depths at either end that may saturate: a few floaters must not flatten the object
 OUTLIERS = 1.0
@@ -61,11 +61,11 @@ def save_png(path: str | os.PathLike[str], picture: Pictures) -> None:
         Image.fromarray(picture).save(file, format="PNG")
 
 
-def depth_limits(depth: Tensor, opacity: Tensor) -> tuple[float, float] | None:
+def depth_limits(depth: Tensor, alpha: Tensor) -> tuple[float, float] | None:
     """Nearest and farthest depth of the opaque pixels, less `OUTLIERS`; none where there is no such
     pixel. Any shape.
     """
-    solid = (opacity > OPAQUE) & depth.isfinite()
+    solid = (alpha > OPAQUE) & depth.isfinite()
     if not solid.any():
         return None
     near, far = np.percentile(depth[solid].numpy(), (OUTLIERS, 100 - OUTLIERS))
@@ -73,20 +73,20 @@ def depth_limits(depth: Tensor, opacity: Tensor) -> tuple[float, float] | None:
 
 
 def shade_depth(
-    depth: Tensor, opacity: Tensor, limits: tuple[float, float] | None = None
+    depth: Tensor, alpha: Tensor, limits: tuple[float, float] | None = None
 ) -> Pictures:
-    """Grey pictures (K, H, W, 3) of depths (K, 1, H, W), world units, and opacities (K, 1, H, W) in
+    """Grey pictures (K, H, W, 3) of depths (K, 1, H, W), world units, and alphas (K, 1, H, W) in
     [0, 1].
 
     The scale runs over `limits`, by default over the depths of the opaque pixels of all K views.
     """
-    depth, opacity = depth.detach().float().cpu(), opacity.detach().float().cpu()
-    limits = limits or depth_limits(depth, opacity)
+    depth, alpha = depth.detach().float().cpu(), alpha.detach().float().cpu()
+    limits = limits or depth_limits(depth, alpha)
     if limits is None:
         return to_uint8(torch.full_like(depth, -1).expand(-1, 3, -1, -1))
     near, far = limits
     closeness = ((far - depth) / max(far - near, 1e-6)).clamp(0, 1)
-    solid = (opacity > OPAQUE) & depth.isfinite()
+    solid = (alpha > OPAQUE) & depth.isfinite()
     grey = torch.where(solid, FARTHEST_GREY + (1 - FARTHEST_GREY) * closeness, 0.0)
     return to_uint8((grey * 2 - 1).expand(-1, 3, -1, -1))
 
@@ -137,14 +137,14 @@ def render_views(
                 to_uint8(out.image),
                 to_uint8(out.image_raw),
                 out.image_depth.cpu(),
-                out.weights_sum.cpu(),
+                out.alpha.cpu(),
             )
         )
-    image, raw, depth, opacity = zip(*outputs, strict=True)
+    image, raw, depth, alpha = zip(*outputs, strict=True)
     pictures = {
         "image": np.concatenate(image),
         "raw": np.concatenate(raw),
-        "depth": shade_depth(torch.cat(depth), torch.cat(opacity)),
+        "depth": shade_depth(torch.cat(depth), torch.cat(alpha)),
     }
     return {name: enlarge(picture, image[0].shape[1]) for name, picture in pictures.items()}
 

@@ -56,10 +56,8 @@ def render_panels(
     makers = {
         "image": lambda: to_uint8(out.image),
         "raw": lambda: to_uint8(out.image_raw),
-        "depth": lambda: shade_depth(out.image_depth, out.weights_sum, limits),
-        "normals": lambda: shade_normals(
-            surface_normals(generator, planes, c, out), c, out.weights_sum
-        ),
+        "depth": lambda: shade_depth(out.image_depth, out.alpha, limits),
+        "normals": lambda: shade_normals(surface_normals(generator, planes, c, out), c, out.alpha),
     }
     return {kind: enlarge(makers[kind](), size)[0] for kind in kinds}
 
@@ -75,7 +73,7 @@ def surface_normals(
     points = origins + directions * out.image_depth.flatten(2).transpose(1, 2).to(origins)
     step = NORMAL_STEP * generator.rendering.box_warp / planes.shape[-1]
     offsets = torch.cat([torch.eye(3), -torch.eye(3)]).to(points) * step
-    sigma = generator.sample_densities(
+    sigma = generator.query_density(
         (points[:, None] + offsets[None, :, None]).flatten(1, 2), planes
     )
     ahead, behind = sigma.view(1, 2, 3, -1).unbind(dim=1)
@@ -84,26 +82,26 @@ def surface_normals(
     )
 
 
-def shade_normals(normals: Tensor, c: Tensor, opacity: Tensor) -> Pictures:
+def shade_normals(normals: Tensor, c: Tensor, alpha: Tensor) -> Pictures:
     """Pictures (N, r, r, 3) of world normals (N, 3, r, r) seen by cameras c (N, 25); black where
     nothing is.
     """
     rotation = unpack_label(c.float())[0][:, :3, :3]
     in_camera = torch.einsum("nwc,nwij->ncij", rotation, normals)
     toward = in_camera * in_camera.new_tensor([1.0, -1.0, -1.0])[:, None, None]
-    return to_uint8(toward.where(opacity > OPAQUE, -1.0))
+    return to_uint8(toward.where(alpha > OPAQUE, -1.0))
 
 
 def shared_limits(outputs: Iterable[RenderOutput]) -> tuple[float, float] | None:
     """Depth limits for all frames from the renderings of some."""
-    depths, opacities = zip(
+    depths, alphas = zip(
         *[
-            (out.image_depth.float().cpu().flatten(), out.weights_sum.float().cpu().flatten())
+            (out.image_depth.float().cpu().flatten(), out.alpha.float().cpu().flatten())
             for out in outputs
         ],
         strict=True,
     )
-    return depth_limits(torch.cat(depths), torch.cat(opacities))
+    return depth_limits(torch.cat(depths), torch.cat(alphas))
 
 
 def resize(picture: Pictures, size: int) -> Pictures:

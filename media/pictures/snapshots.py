@@ -87,11 +87,11 @@ def fake_grids(state: SnapshotState) -> dict[str, Pictures]:
                 for value in generator(z, c, neural_rendering_resolution=state.resolution)
             ]
         )
-    image, raw, depth, coverage = (torch.cat(values) for values in zip(*outputs, strict=True))
+    image, raw, depth, alpha = (torch.cat(values) for values in zip(*outputs, strict=True))
     pictures = {
         "fakes": to_uint8(image),
         "raw": to_uint8(raw),
-        "depth": shade_depth(depth, coverage),
+        "depth": shade_depth(depth, alpha),
     }
     return {
         name: tile(enlarge(picture, image.shape[-1]), ROWS, COLUMNS)

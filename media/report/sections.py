@@ -173,11 +173,11 @@ def samples_section(sampler: GeneratorSampler, batch: int) -> Section:
         c = sampler.cameras(start, size)
         out: Any = sampler.render(sampler.ws(sampler.latents(start, size), c), c, start)
         outputs.append(
-            (to_uint8(out.image), out.image_depth.float().cpu(), out.weights_sum.float().cpu())
+            (to_uint8(out.image), out.image_depth.float().cpu(), out.alpha.float().cpu())
         )
-    images, depths, coverage = zip(*outputs, strict=True)
+    images, depths, alpha = zip(*outputs, strict=True)
     pictures = np.concatenate(images)
-    depth = enlarge(shade_depth(torch.cat(depths), torch.cat(coverage)), pictures.shape[1])
+    depth = enlarge(shade_depth(torch.cat(depths), torch.cat(alpha)), pictures.shape[1])
     grids = [
         Shown(grid(pictures), f"{count} samples"),
         Shown(grid(depth), f"Depth of {count} samples"),

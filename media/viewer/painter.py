@@ -156,10 +156,10 @@ class Painter:
         """
         c, out = self._render(latents, view)
         if view.kind == "depth":
-            return shade_depth(out.image_depth, out.weights_sum, limits)[0]
+            return shade_depth(out.image_depth, out.alpha, limits)[0]
         if view.kind == "normals":
             return shade_normals(
-                surface_normals(self.generator, self.planes(latents)[1], c, out), c, out.weights_sum
+                surface_normals(self.generator, self.planes(latents)[1], c, out), c, out.alpha
             )[0]
         return to_uint8(out.image if view.kind == "image" else out.image_raw)[0]
 

@@ -23,7 +23,7 @@ class Rendered(NamedTuple):
     image: Tensor
     image_raw: Tensor
     image_depth: Tensor
-    weights_sum: Tensor
+    alpha: Tensor
 
 
 class Scene:
@@ -66,9 +66,9 @@ class Scene:
         assert deterministic
         assert len(ws) == len(c)
         texture = planes[:, 0, :, 0, 0].double()
-        raw, depth, coverage = self._picture(texture, c, neural_rendering_resolution or self.raw)
+        raw, depth, alpha = self._picture(texture, c, neural_rendering_resolution or self.raw)
         image, _, _ = self._picture(texture, c, self.size)
-        return Rendered(image, raw, depth, coverage)
+        return Rendered(image, raw, depth, alpha)
 
     def _picture(self, texture: Tensor, c: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
         c = c.double()

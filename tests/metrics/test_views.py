@@ -168,8 +168,8 @@ def test_a_model_without_coverage_is_taken_as_solid():
                 {name: getattr(rendered, name) for name in ("image", "image_raw", "image_depth")},
             )()
 
-    assert relief(sampler_of(Bare()), 2, 2, ALONE)["coverage"] == 1
-    assert 0.3 < relief(sampler_of(Scene()), 2, 2, ALONE)["coverage"] < 0.8
+    assert relief(sampler_of(Bare()), 2, 2, ALONE)["alpha"] == 1
+    assert 0.3 < relief(sampler_of(Scene()), 2, 2, ALONE)["alpha"] < 0.8
 
 
 def test_measures_do_not_depend_on_the_batch():
@@ -192,7 +192,7 @@ def reals_of(scene: Scene, count: int = 20, resolution: int = 64) -> RealImages:
         out = scene.render(
             torch.zeros(len(c), 1, 4, 1, 1), torch.zeros(len(c), 1, 4), c, resolution
         )
-        return torch.where(out.weights_sum > 0.5, out.image_depth, 0.0)
+        return torch.where(out.alpha > 0.5, out.image_depth, 0.0)
 
     return RealImages(count, resolution, "key", lambda _: torch.zeros(0), labels, read_depth)
 

@@ -87,7 +87,7 @@ def generate(
     values["planes_sub"] = G.planes(ws, noise_mode="const").flatten(1, 2)[:, ::7, ::19, ::19]
     origins, directions = sample_rays(*unpack_label(c), 64)
     values["ray_origins_sub"], values["ray_dirs_sub"] = origins[:, ::37], directions[:, ::37]
-    values["points_sigma"], values["points_rgb"] = G.sample(points, ws, noise_mode="const")
+    values["points_sigma"], values["points_rgb"] = G.query(points, G.planes(ws, noise_mode="const"))
     out = G.synthesis(ws, c, neural_rendering_resolution=64, noise_mode="const", deterministic=True)
     values["image"], values["image_raw"], values["image_depth"] = (
         out.image[:, :, ::2, ::2],

@@ -55,7 +55,7 @@ def render_rays(
     density_gain: float = 1.0,
     background: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Features (N, R, K) in [-1, 1], mean depth (N, R, 1) and coverage (N, R, 1) of each ray.
+    """Features (N, R, K) in [-1, 1], mean depth (N, R, 1) and alpha (N, R, 1) of each ray.
 
     Differentiable with respect to planes, decoder, rays and their limits. To be called where
     `library.use_kernels` says that kernels serve.
@@ -158,9 +158,7 @@ def self_checks() -> Iterator[library.SelfCheck]:
         directions,
         near + (far - near) * (torch.arange(20) + offsets) / 19,
     )
-    for name, result, expected in zip(
-        ("features", "depth", "coverage"), compiled, plain, strict=True
-    ):
+    for name, result, expected in zip(("features", "depth", "alpha"), compiled, plain, strict=True):
         yield library.SelfCheck(f"render_rays, {name}", result.detach(), expected.detach(), 1e-5)
     results, expectations = (
         torch.autograd.grad(torch.stack([o.square().sum() for o in outputs]).sum(), inputs)
@@ -207,9 +205,9 @@ def _plain_single_pass(
         dim=-2,
     )
     weights = alpha * before
-    coverage = weights.sum(dim=-2)
+    alpha = weights.sum(dim=-2)
     return (
         (weights * means[2]).sum(dim=-2) * 2 - 1,
-        (weights * means[0]).sum(dim=-2) / coverage,
-        coverage,
+        (weights * means[0]).sum(dim=-2) / alpha,
+        alpha,
     )

@@ -181,6 +181,6 @@ def density_regularisation(
     ws = G.mapping(z, swap_cameras(c, schedule.swap_probability, neighbours))
     here = rand(z.shape[0], points, 3, device=z.device) * 2 - 1
     there = here + randn(*here.shape, device=z.device) * distance
-    density = G.sample_densities(torch.cat([here, there], dim=1), G.planes(ws, noise_mode="random"))
+    density = G.query_density(torch.cat([here, there], dim=1), G.planes(ws, noise_mode="random"))
     first, second = density.chunk(2, dim=1)
     return (first - second).abs().mean()

@@ -428,7 +428,7 @@ def spread_of(batch: Batch, *rows: int) -> Tensor | None:
 def report_depth(update: Update, fakes: GeneratorOutput) -> None:
     """Spread of depth over a picture: near zero means the model paints on a flat card."""
     update.report("Depth/spread", fakes.image_depth.detach().flatten(1).std(dim=1))
-    update.report("Depth/coverage", fakes.weights_sum)
+    update.report("Depth/alpha", fakes.alpha)
 
 
 def lazy_adam(

@@ -17,8 +17,8 @@ from training.networks.alias_free import AliasFreeSuperResolution
 from training.networks.layers import FullyConnected
 from training.networks.stylegan2 import MappingNetwork, NoiseMode, SynthesisBlock, SynthesisNetwork
 from training.networks.superresolution import SuperResolution
+from training.rendering import renderer
 from training.rendering.rays import sample_rays
-from training.rendering.renderer import decode_points, point_densities, render_rays
 
 NUM_PLANES = 3
 SUPERRESOLUTIONS: dict[str, type[SuperResolution] | type[AliasFreeSuperResolution]] = {
@@ -33,7 +33,7 @@ class GeneratorOutput(NamedTuple):
     image: Tensor  # (N, 3, resolution, resolution) in [-1, 1] up to overshoot
     image_raw: Tensor  # (N, 3, r, r) the rendering before super-resolution
     image_depth: Tensor  # (N, 1, r, r) mean distance along the ray, world units
-    weights_sum: Tensor  # (N, 1, r, r) coverage in [0, 1]
+    alpha: Tensor  # (N, 1, r, r) in [0, 1]
 
 
 class Backbone(nn.Module):
@@ -200,14 +200,14 @@ class Generator(nn.Module):
         planes, ws = (value.expand(len(c), *value.shape[1:]) for value in (planes, ws))
         cam2world, intrinsics = unpack_label(c.float())
         ray_origins, ray_directions = sample_rays(cam2world, intrinsics, resolution)
-        rays = render_rays(
+        rays = renderer.render(
             planes, self.decoder, ray_origins, ray_directions, self.rendering, deterministic
         )
-        features, depth, coverage = (
+        features, depth, alpha = (
             value.transpose(1, 2).unflatten(2, (resolution, resolution)) for value in rays
         )
         image = self.superresolution(features, ws, self.config.superresolution.noise_mode)
-        return GeneratorOutput(image, features[:, :3], depth, coverage)
+        return GeneratorOutput(image, features[:, :3], depth, alpha)
 
     def synthesis(
         self,
@@ -236,21 +236,15 @@ class Generator(nn.Module):
         ws = self.mapping(z, c, truncation_psi, truncation_cutoff)
         return self.synthesis(ws, c, neural_rendering_resolution, noise_mode, deterministic)
 
-    def sample_planes(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
+    def query(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
         """Raw density (N, M, 1), before softplus(x - 1), and colours (N, M, C) at points (N, M, 3)
         in the world.
         """
-        return decode_points(planes, points, self.decoder, self.rendering)
+        return renderer.query(planes, points, self.decoder, self.rendering)
 
-    def sample_densities(self, points: Tensor, planes: Tensor) -> Tensor:
-        """The densities of `sample_planes`, (N, M, 1), without the colours: faster."""
-        return point_densities(planes, points, self.decoder, self.rendering)
-
-    def sample(
-        self, points: Tensor, ws: Tensor, noise_mode: NoiseMode = "const"
-    ) -> tuple[Tensor, Tensor]:
-        """`sample_planes` of the planes of ws (N, num_ws, w_dim)."""
-        return self.sample_planes(points, self.planes(ws, noise_mode))
+    def query_density(self, points: Tensor, planes: Tensor) -> Tensor:
+        """The densities of `query`, (N, M, 1), without the colours: faster."""
+        return renderer.query_density(planes, points, self.decoder, self.rendering)
 
     def set_conv_dtype(self, backbone: torch.dtype, superresolution: torch.dtype) -> None:
         """Run convolutions in these dtypes; mapping, decoder and rays stay fp32."""

@@ -50,13 +50,13 @@ def expected_depth(depths: Tensor, weights: Tensor) -> Tensor:
 
 
 def add_background(
-    features: Tensor, opacity: Tensor, background: tuple[float, float, float] | None
+    features: Tensor, alpha: Tensor, background: tuple[float, float, float] | None
 ) -> Tensor:
-    """Composite features (N, R, C) with coverage `opacity` (N, R, 1) onto a colour: it fills the
+    """Composite features (N, R, C) with `alpha` (N, R, 1) onto a colour: it fills the
     RGB channels, 1 the others.
     """
     if background is None:
         return features
     fill = torch.ones(features.shape[-1], dtype=features.dtype, device=features.device)
     fill[:3] = torch.tensor(background, dtype=features.dtype)
-    return features + (1 - opacity) * fill
+    return features + (1 - alpha) * fill

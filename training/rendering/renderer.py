@@ -1,4 +1,4 @@
-"""The volume renderer: planes and rays to features, depth and coverage (EG3D, section 3.3).
+"""The volume renderer: planes and rays to features, depth and alpha (EG3D, section 3.3).
 
 What is written here in PyTorch is the definition and takes any decoder. The standard decoder's
 pictures come from compiled operators that compute the same (`dispatch.fused_weights` decides).
@@ -16,6 +16,7 @@ from torch_utils.ops import decode_points as points_op
 from torch_utils.ops import render_rays as rays_op
 from torch_utils.ops.decode_points import DecoderWeights
 from training.config.settings import RenderingConfig
+from training.rendering import triplane
 from training.rendering.compositing import (
     add_background,
     expected_depth,
@@ -25,7 +26,6 @@ from training.rendering.compositing import (
 from training.rendering.dispatch import fused_weights
 from training.rendering.rays import box_limits
 from training.rendering.sampling import Offsets, draw_offsets, importance_depths, stratified_depths
-from training.rendering.triplane import sample_planes
 
 Decoder = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Features (N, M, C) to raw densities (N, M, 1) and colours (N, M, K)."""
@@ -36,7 +36,7 @@ class RenderedRays(NamedTuple):
 
     features: Tensor  # (N, R, K), first three channels are the colour in [-1, 1]
     depth: Tensor  # (N, R, 1) mean distance from the camera, world units
-    weights_sum: Tensor  # (N, R, 1) coverage in [0, 1]
+    alpha: Tensor  # (N, R, 1) in [0, 1]
 
 
 class Rays(NamedTuple):
@@ -49,7 +49,7 @@ class Rays(NamedTuple):
     hit: Tensor | None  # (N, R, 1), which rays meet the box at all; None = not asked
 
 
-def decode_points(
+def query(
     planes: Tensor, points: Tensor, decoder: Decoder, config: RenderingConfig
 ) -> tuple[Tensor, Tensor]:
     """Raw densities (N, M, 1), times the density gain, and colours (N, M, K) at points (N, M, 3) in
@@ -63,10 +63,10 @@ def decode_points(
     return _decode_composable(planes, points, decoder, config)
 
 
-def point_densities(
+def query_density(
     planes: Tensor, points: Tensor, decoder: Decoder, config: RenderingConfig
 ) -> Tensor:
-    """The densities of `decode_points` alone; without their colours where the decoder is the
+    """The densities of `query` alone; without their colours where the decoder is the
     standard one.
     """
     weights = fused_weights(decoder, planes, points)
@@ -75,7 +75,7 @@ def point_densities(
     return _decode_composable(planes, points, decoder, config)[0]
 
 
-def render_rays(
+def render(
     planes: Tensor,  # (N, 3, C, H, W)
     decoder: Decoder,
     ray_origins: Tensor,  # (N, R, 3)
@@ -154,7 +154,7 @@ def _decode_fused(
 def _decode_composable(
     planes: Tensor, points: Tensor, decoder: Decoder, config: RenderingConfig
 ) -> tuple[Tensor, Tensor]:
-    densities, colors = decoder(sample_planes(planes, points, config.box_warp, config.plane_axes))
+    densities, colors = decoder(triplane.sample(planes, points, config.box_warp, config.plane_axes))
     return (densities if config.density_gain == 1 else densities * config.density_gain), colors
 
 
@@ -182,9 +182,9 @@ def _render_composable(
     if rays.hit is not None:
         weights = weights * rays.hit
     features = _sum_colors(passes, sample_weights(weights), order)
-    opacity = weights.sum(dim=-1, keepdim=True)
-    features = add_background(features, opacity, config.background) * 2 - 1
-    return RenderedRays(features, expected_depth(depths, weights), opacity)
+    alpha = weights.sum(dim=-1, keepdim=True)
+    features = add_background(features, alpha, config.background) * 2 - 1
+    return RenderedRays(features, expected_depth(depths, weights), alpha)
 
 
 def _sum_colors(passes: list[Tensor], weights: Tensor, order: Tensor | None) -> Tensor:

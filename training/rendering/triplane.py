@@ -17,7 +17,7 @@ PLANE_AXES: dict[str, tuple[tuple[int, int], ...]] = {
 }
 
 
-def sample_planes(
+def sample(
     planes: Tensor, points: Tensor, box_warp: float, plane_axes: PlaneAxes = "corrected"
 ) -> Tensor:
     """Mean of the bilinear look-ups in the three planes; planes are zero outside.

@@ -104,7 +104,7 @@ def rendered(
     return (
         to_uint8(out.image_raw)[0]
         if view == "image"
-        else shade_depth(out.image_depth, out.weights_sum)[0]
+        else shade_depth(out.image_depth, out.alpha)[0]
     )
 
 

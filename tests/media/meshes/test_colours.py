@@ -34,9 +34,9 @@ class Fog(Scene):
     def __init__(self, density: float) -> None:
         super().__init__(lambda p: torch.full_like(p[..., 0], density))
 
-    def sample_planes(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
+    def query(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
         behind = (-points[..., 2:]).clamp(min=0)
-        return self.sample_densities(points, planes), torch.cat(
+        return self.query_density(points, planes), torch.cat(
             [1 - 5 * behind, 5 * behind, torch.ones_like(behind)], dim=-1
         )
 

@@ -52,13 +52,13 @@ class Scene:
         self.rendering = RenderingConfig(**{"ray_start": "auto", "ray_end": "auto", **rendering})
         self.asked: list[int] = []
 
-    def sample_densities(self, points: Tensor, planes: Tensor) -> Tensor:
+    def query_density(self, points: Tensor, planes: Tensor) -> Tensor:
         assert len(points) == len(planes) == 1
         self.asked.append(points.shape[1])
         return self.density(points)[..., None]
 
-    def sample_planes(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
-        return self.sample_densities(points, planes), torch.cat([points + 0.5, points], dim=-1)
+    def query(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
+        return self.query_density(points, planes), torch.cat([points + 0.5, points], dim=-1)
 
 
 def orbit_cameras(focal: float, yaws: int = 8, reach: float = math.pi) -> Tensor:

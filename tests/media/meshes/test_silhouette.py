@@ -73,7 +73,7 @@ def test_mesh_has_the_models_silhouettes_and_colours(
         hit, colors = cast(mesh, c)
         with torch.no_grad():
             shown = generator.render(planes, ws, c, SIDE)
-        solid = shown.weights_sum.flatten().numpy() > 0.5
+        solid = shown.alpha.flatten().numpy() > 0.5
         overlap = (hit & solid).sum() / (hit | solid).sum()
         assert overlap > LEAST_OVERLAP, f"yaw {yaw}, pitch {pitch}: {overlap:.3f}"
         error = (colors - to_uint8(shown.image_raw).reshape(-1, 3))[hit & solid]

@@ -21,7 +21,7 @@ class Output(NamedTuple):
     image: Tensor
     image_raw: Tensor
     image_depth: Tensor
-    weights_sum: Tensor
+    alpha: Tensor
 
 
 class Orbit:
@@ -64,8 +64,8 @@ class YawScene:
         r = neural_rendering_resolution or RAW_SIZE
         raw = torch.linspace(-1, 1, r * r).reshape(1, 1, r, r).expand(len(c), 3, r, r)
         depth = (2 + yaw)[:, None, None, None].expand(-1, 1, r, r)
-        opacity = (torch.arange(r) < r // 2).float().expand(len(c), 1, r, r)
-        return Output(image, raw, depth, opacity)
+        alpha = (torch.arange(r) < r // 2).float().expand(len(c), 1, r, r)
+        return Output(image, raw, depth, alpha)
 
 
 def identity(value: float) -> Tensor:
@@ -115,9 +115,9 @@ def test_enlarge_repeats_the_nearest_pixel(small: int, large: int):
 
 def test_depth_is_brighter_when_nearer_and_black_behind():
     depth = torch.linspace(2, 3, 16).reshape(1, 1, 4, 4)
-    opacity = torch.ones_like(depth)
-    opacity[..., 3] = 0.1
-    shaded = strips.shade_depth(depth, opacity)[0]
+    alpha = torch.ones_like(depth)
+    alpha[..., 3] = 0.1
+    shaded = strips.shade_depth(depth, alpha)[0]
     assert (shaded[:, 3] == 0).all()
     assert (shaded[..., 0] == shaded[..., 1]).all()
     assert (shaded[..., 0] == shaded[..., 2]).all()
@@ -131,13 +131,13 @@ def test_depth_scale_is_shared_and_ignores_the_background():
     depth = torch.stack(
         [torch.full((1, 2, 2), 2.0), torch.full((1, 2, 2), 3.0), torch.full((1, 2, 2), 50.0)]
     )
-    opacity = torch.tensor([1.0, 1.0, 0.0]).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
-    near, far, background = (int(picture.max()) for picture in strips.shade_depth(depth, opacity))
+    alpha = torch.tensor([1.0, 1.0, 0.0]).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
+    near, far, background = (int(picture.max()) for picture in strips.shade_depth(depth, alpha))
     assert near == 255
     assert far == level(2 * strips.FARTHEST_GREY - 1)
     assert background == 0
-    assert (strips.shade_depth(depth, torch.zeros_like(opacity)) == 0).all()
-    assert (strips.shade_depth(depth[:1], opacity[:1]) > 0).all()  # one depth everywhere
+    assert (strips.shade_depth(depth, torch.zeros_like(alpha)) == 0).all()
+    assert (strips.shade_depth(depth[:1], alpha[:1]) > 0).all()  # one depth everywhere
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])

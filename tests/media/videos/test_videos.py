@@ -42,11 +42,11 @@ class Ball:
         self.backbone_runs += 1
         return ws[:, :1, :1].reshape(-1, 1, 1, 1, 1).expand(-1, 3, 2, 64, 64)
 
-    def sample_densities(self, points: Tensor, planes: Tensor) -> Tensor:
+    def query_density(self, points: Tensor, planes: Tensor) -> Tensor:
         return 100 * (planes[:, 0, 0, 0, 0, None, None] - points.norm(dim=-1, keepdim=True))
 
-    def sample_planes(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
-        return self.sample_densities(points, planes), points + 0.5
+    def query(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
+        return self.query_density(points, planes), points + 0.5
 
     def render(
         self,
@@ -158,7 +158,7 @@ def test_normals_point_outward() -> None:
     planes = scene.planes(ws)
     out = scene.render(planes, ws, c, 32)
     normals = surface_normals(scene, planes, c, out)
-    solid = out.weights_sum > 0.5
+    solid = out.alpha > 0.5
     difference = (normals - out.image_raw).norm(dim=1, keepdim=True)[solid]
     assert difference.max() < 0.01
     assert solid.sum() > 100

@@ -63,10 +63,10 @@ def test_pictures_are_the_generators(generator: Generator) -> None:
     wanted = {
         "image": to_uint8(out.image),
         "raw": to_uint8(out.image_raw),
-        "depth": shade_depth(out.image_depth, out.weights_sum),
+        "depth": shade_depth(out.image_depth, out.alpha),
     }
     normals = surface_normals(generator, generator.planes(ws), c, out)
-    wanted["normals"] = shade_normals(normals, c, out.weights_sum)
+    wanted["normals"] = shade_normals(normals, c, out.alpha)
     latents = Latents(seed=5, truncation_psi=0.7, truncation_cutoff=2)
     for kind, pictures in wanted.items():
         picture = painter.paint(latents, View(kind, yaw=0.4, pitch=-0.2, resolution=12))

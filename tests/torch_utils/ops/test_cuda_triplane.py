@@ -104,7 +104,7 @@ RAYS = {
         batch=1, rays=2, coarse=9, fine=9, channels=44, hidden=112, colors=46
     ),
     "limits that run backwards": Case(limits="backwards"),
-    "gradients of depth and opacity": Case(gradients="none"),
+    "gradients of depth and alpha": Case(gradients="none"),
     "rays that end early": Case(rays=20, coarse=40, fine=40, stop=2e-5),
     "a NaN": Case(strange=float("nan")),
     "an infinity": Case(strange=float("inf"), dtype=torch.float16),

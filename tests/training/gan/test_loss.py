@@ -150,7 +150,7 @@ class RecordingGenerator:
         self.calls["planes"] = {"ws": ws, **options}
         return "planes"
 
-    def sample_densities(self, points: Tensor, planes: str) -> Tensor:
+    def query_density(self, points: Tensor, planes: str) -> Tensor:
         self.calls["sample_densities"] = {"points": points, "planes": planes}
         return points @ DENSITY_SLOPE[:, None]
 

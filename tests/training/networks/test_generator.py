@@ -25,9 +25,8 @@ from training.config.settings import (
     SuperResolutionConfig,
 )
 from training.networks.generator import Generator, GeneratorOutput, TriPlaneDecoder
+from training.rendering import renderer, triplane
 from training.rendering.rays import sample_rays
-from training.rendering.renderer import render_rays
-from training.rendering.triplane import sample_planes
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +90,7 @@ def test_published_shapes(resolution: int, rendering_resolution: int) -> None:
     assert out.image_raw.shape == (2, 3, rendering_resolution, rendering_resolution)
     assert (
         out.image_depth.shape
-        == out.weights_sum.shape
+        == out.alpha.shape
         == (2, 1, rendering_resolution, rendering_resolution)
     )
 
@@ -141,8 +140,8 @@ def test_sampled_points_are_raw_densities_and_unscaled_colours(plane_axes: Any) 
     G, ws, points = build(), torch.randn(2, 6, 8), torch.rand(2, 30, 3) - 0.5
     G.rendering.plane_axes, G.rendering.box_warp, G.rendering.density_gain = plane_axes, 1.3, 2.0
     nn.init.constant_(G.decoder.get_parameter("net.2.bias"), -5)
-    sigma, rgb = G.sample(points, ws)
-    densities, colors = G.decoder(sample_planes(G.planes(ws), points, 1.3, plane_axes))
+    sigma, rgb = G.query(points, G.planes(ws))
+    densities, colors = G.decoder(triplane.sample(G.planes(ws), points, 1.3, plane_axes))
     torch.testing.assert_close(sigma, densities * 2)
     torch.testing.assert_close(rgb, colors)
     assert sigma.shape == (2, 30, 1)
@@ -168,14 +167,14 @@ def test_the_raw_picture_is_the_volume_rendering_and_stays_it() -> None:
     with torch.no_grad():
         planes = G.planes(ws)
         out = G.render(planes, ws, c, 16)
-        rays = render_rays(
+        rays = renderer.render(
             planes, G.decoder, *sample_rays(*unpack_label(c), 16), G.rendering, deterministic=True
         )
     torch.testing.assert_close(
         out.image_raw, rays.features[..., :3].transpose(1, 2).reshape(2, 3, 16, 16)
     )
     torch.testing.assert_close(out.image_depth.flatten(), rays.depth.flatten())
-    torch.testing.assert_close(out.weights_sum.flatten(), rays.weights_sum.flatten())
+    torch.testing.assert_close(out.alpha.flatten(), rays.alpha.flatten())
 
 
 @pytest.mark.parametrize("limits", [(2.25, 3.3), ("auto", "auto")])
@@ -184,7 +183,7 @@ def test_a_batch_equals_its_samples(limits: Any) -> None:
     G.rendering.ray_start, G.rendering.ray_end = limits
     together = G(z, c)
     if limits[0] == "auto":
-        assert (together.weights_sum == 0).any(), "some rays miss"
+        assert (together.alpha == 0).any(), "some rays miss"
     for n in range(3):
         assert_same(
             G(z[n : n + 1], c[n : n + 1]),
@@ -218,9 +217,7 @@ def test_planes_of_any_memory_format_give_the_same_pictures() -> None:
     assert not channels_last.is_contiguous()
     assert_same(G.render(channels_last, ws, c), G.render(planes, ws, c), 1e-5)
     points = torch.rand(2, 9, 3) - 0.5
-    for a, b in zip(
-        G.sample_planes(points, channels_last), G.sample_planes(points, planes), strict=True
-    ):
+    for a, b in zip(G.query(points, channels_last), G.query(points, planes), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -355,7 +352,7 @@ def test_every_method_of_a_loaded_generator_is_differentiable(loaded: Generator)
     assert_depends(loaded.mapping(z, c, truncation_psi=0.7), z, c)
     ws = loaded.mapping(z, c).detach().requires_grad_()
     assert_depends(loaded.planes(ws), ws)
-    for value in loaded.sample(points, ws):
+    for value in loaded.query(points, loaded.planes(ws)):
         assert_depends(value, points, ws)
     for value in loaded.synthesis(ws, c):
         assert_depends(value, ws, c)
@@ -370,10 +367,13 @@ def test_gradient_of_the_density_is_its_slope(loaded: Generator) -> None:
     ws = torch.randn(1, loaded.num_ws, loaded.w_dim)
     points, step = torch.rand(1, 50, 3) * 0.6 - 0.3, torch.randn(1, 50, 3) * 5e-4
     points = (points - step).requires_grad_()
-    middle, _ = loaded.sample(points, ws)
+    middle, _ = loaded.query(points, loaded.planes(ws))
     (slope,) = torch.autograd.grad(middle.sum(), points)
     with torch.no_grad():
-        ahead, behind = loaded.sample(points + step, ws)[0], loaded.sample(points - step, ws)[0]
+        ahead, behind = (
+            loaded.query(points + step, loaded.planes(ws))[0],
+            loaded.query(points - step, loaded.planes(ws))[0],
+        )
     same_side = torch.cosine_similarity(
         (ahead - behind).flatten(), 2 * (slope * step).sum(-1).flatten(), dim=0
     )

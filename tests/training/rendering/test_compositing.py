@@ -139,11 +139,11 @@ def test_no_background_adds_nothing() -> None:
 
 @pytest.mark.parametrize("color", [(1.0, 1.0, 1.0), (0.3, 0.6, 0.9)])
 def test_background(color: tuple[float, float, float]) -> None:
-    features, opacity = torch.randn(2, 3, 8), torch.rand(2, 3, 1)
-    result = add_background(features, opacity, color)
+    features, alpha = torch.randn(2, 3, 8), torch.rand(2, 3, 1)
+    result = add_background(features, alpha, color)
     for channel in range(8):
         fill = color[channel] if channel < 3 else 1.0
         torch.testing.assert_close(
-            result[..., channel], features[..., channel] + (1 - opacity[..., 0]) * fill
+            result[..., channel], features[..., channel] + (1 - alpha[..., 0]) * fill
         )
     assert torch.equal(add_background(features, torch.ones(2, 3, 1), color), features)

@@ -25,7 +25,7 @@ from training.networks.generator import TriPlaneDecoder
 from training.networks.layers import FullyConnected
 from training.rendering import renderer
 from training.rendering.dispatch import fused_weights
-from training.rendering.renderer import decode_points, point_densities, render_rays
+from training.rendering.renderer import query, query_density, render
 from training.rendering.sampling import Offsets, draw_offsets
 
 
@@ -120,7 +120,7 @@ def test_every_setting(
     rays = [ray.double().requires_grad_() for ray in make_rays(2, 25, spread=0.8)]
 
     def run() -> list[Tensor]:
-        outputs = tuple(render_rays(planes, decoder, rays[0], rays[1], config))
+        outputs = tuple(render(planes, decoder, rays[0], rays[1], config))
         return [*outputs, *gradients_of(outputs, [planes, *rays, *decoder.parameters()])]
 
     assert_close(run, 1e-8)
@@ -160,11 +160,11 @@ def test_every_size(
         precise = copy.deepcopy(decoder).to(compute)
         cast = Offsets(*(None if u is None else u.to(compute) for u in offsets))  # type: ignore[arg-type]
         with mock.patch.object(renderer, "draw_offsets", return_value=cast):
-            features, depth, coverage = render_rays(
+            features, depth, alpha = render(
                 leaf, precise, origins.to(compute), directions.to(compute), config
             )
         # the depth of what is all but empty is noise
-        outputs = features, depth * coverage.detach(), coverage
+        outputs = features, depth * alpha.detach(), alpha
         if not batch * rays:
             return list(outputs)
         gradients = gradients_of(outputs, [leaf, *precise.parameters()])
@@ -193,8 +193,8 @@ def test_points(with_colors: bool, dtype: torch.dtype, count: int) -> None:
     )
 
     def run() -> list[Tensor]:
-        values = decode_points(planes, points, decoder, config)
-        outputs = values if with_colors else (point_densities(planes, points, decoder, config),)
+        values = query(planes, points, decoder, config)
+        outputs = values if with_colors else (query_density(planes, points, decoder, config),)
         if not with_colors:
             assert torch.equal(outputs[0], values[0])
         unused = [p for name, p in decoder.named_parameters()]
@@ -221,7 +221,7 @@ def test_opaque_scenes_without_gradients_end_their_rays_early() -> None:
 
         def run(planes: Tensor = planes, decoder: Any = decoder, rays: Any = rays) -> list[Tensor]:
             with torch.no_grad():
-                return list(render_rays(planes, decoder, rays[0], rays[1], config))
+                return list(render(planes, decoder, rays[0], rays[1], config))
 
         for fused, plain in zip(*on_both_paths(run), strict=True):
             torch.testing.assert_close(fused, plain, rtol=0, atol=1e-4)
@@ -231,22 +231,22 @@ def test_offsets_in_disorder() -> None:
     """Limits that run backwards: coarse depths fall, and still both paths sort alike."""
     planes, decoder, rays = make_planes(1, 8), make_decoder(8, 16, 5), make_rays(1, 30)
     config = scene(ray_start=3.0, ray_end=2.4)
-    assert_close(lambda: list(render_rays(planes, decoder, rays[0], rays[1], config)), 2e-4)
+    assert_close(lambda: list(render(planes, decoder, rays[0], rays[1], config)), 2e-4)
 
 
 def test_one_sample_seen_by_many_cameras_is_not_copied() -> None:
     planes, decoder, rays = make_planes(1, 8), make_decoder(8, 16, 5), make_rays(4, 30)
     expanded = planes.expand(4, -1, -1, -1, -1)
-    many = render_rays(expanded, decoder, rays[0], rays[1], scene(), deterministic=True)
+    many = render(expanded, decoder, rays[0], rays[1], scene(), deterministic=True)
     for n in range(4):
-        alone = render_rays(
+        alone = render(
             planes, decoder, rays[0][n : n + 1], rays[1][n : n + 1], scene(), deterministic=True
         )
         assert all(torch.equal(a[n : n + 1], b) for a, b in zip(many, alone, strict=True))
     leaf = planes.requires_grad_()
 
     def run() -> list[Tensor]:
-        outputs = render_rays(
+        outputs = render(
             leaf.expand(4, -1, -1, -1, -1), decoder, rays[0], rays[1], scene(), deterministic=True
         )
         return gradients_of(tuple(outputs), [leaf])
@@ -257,10 +257,8 @@ def test_one_sample_seen_by_many_cameras_is_not_copied() -> None:
 def test_square_pictures_and_loose_rays_give_the_same() -> None:
     """Rays of a square are followed in another order, which must not show."""
     planes, decoder, rays = make_planes(2, 8), make_decoder(8, 16, 5), make_rays(2, 256)
-    square = render_rays(planes, decoder, rays[0], rays[1], scene(), deterministic=True)
-    loose = render_rays(
-        planes, decoder, rays[0][:, :255], rays[1][:, :255], scene(), deterministic=True
-    )
+    square = render(planes, decoder, rays[0], rays[1], scene(), deterministic=True)
+    loose = render(planes, decoder, rays[0][:, :255], rays[1][:, :255], scene(), deterministic=True)
     assert all(torch.equal(a[:, :255], b) for a, b in zip(square, loose, strict=True))
 
 
@@ -328,14 +326,14 @@ def test_a_changed_decoder_is_called(change: Callable[[TriPlaneDecoder], None] |
     path.
     """
     planes, decoder, rays = make_planes(1, 8), make_decoder(8, 16, 5), make_rays(1, 12)
-    standard = render_rays(planes, decoder, rays[0], rays[1], scene(), deterministic=True)
+    standard = render(planes, decoder, rays[0], rays[1], scene(), deterministic=True)
     assert fused_weights(decoder, planes, rays[0]) is not None
     changed = Brighter(8, 16, 5) if change is None else copy.deepcopy(decoder)
     if change is not None:
         change(changed)
     assert fused_weights(changed, planes, rays[0]) is None
     fused, plain = on_both_paths(
-        lambda: list(render_rays(planes, changed, rays[0], rays[1], scene(), deterministic=True))
+        lambda: list(render(planes, changed, rays[0], rays[1], scene(), deterministic=True))
     )
     assert all(torch.equal(a, b) for a, b in zip(fused, plain, strict=True))
     assert any(not torch.allclose(a, b, atol=1e-3) for a, b in zip(fused, standard, strict=True))
@@ -348,7 +346,7 @@ def test_a_plain_function_is_called() -> None:
         calls.append(features.shape)
         return features[..., :1], features[..., 1:].sigmoid()
 
-    render_rays(make_planes(1, 8), decoder, *make_rays(1, 12), scene())
+    render(make_planes(1, 8), decoder, *make_rays(1, 12), scene())
     assert len(calls) == 2
 
 
@@ -356,10 +354,10 @@ def test_the_standard_decoder_is_not_called(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(renderer, "_render_composable", None)
     monkeypatch.setattr(renderer, "_decode_composable", None)
     planes, decoder, rays = make_planes(1, 8), make_decoder(8, 16, 5), make_rays(1, 12)
-    render_rays(planes, decoder, rays[0], rays[1], scene())
-    decode_points(planes, rays[0], decoder, scene())
+    render(planes, decoder, rays[0], rays[1], scene())
+    query(planes, rays[0], decoder, scene())
     with library.path("reference"), pytest.raises(TypeError):
-        render_rays(planes, decoder, rays[0], rays[1], scene())
+        render(planes, decoder, rays[0], rays[1], scene())
 
 
 def test_autocast_gets_the_layers_that_it_asks_for() -> None:
@@ -370,7 +368,7 @@ def test_autocast_gets_the_layers_that_it_asks_for() -> None:
 
 def test_planes_that_do_not_fit_the_decoder_are_an_error() -> None:
     with pytest.raises(RuntimeError):
-        render_rays(make_planes(1, 7), make_decoder(8, 16, 5), *make_rays(1, 12), scene())
+        render(make_planes(1, 7), make_decoder(8, 16, 5), *make_rays(1, 12), scene())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -386,8 +384,8 @@ def test_compiles_without_a_graph_break() -> None:
     config = scene(ray_start="auto", ray_end="auto")
 
     def picture(planes: Tensor, origins: Tensor, directions: Tensor) -> tuple[Tensor, ...]:
-        rendered = render_rays(planes, decoder, origins, directions, config, deterministic=True)
-        return *rendered, *decode_points(planes, origins * 0.1, decoder, config)
+        rendered = render(planes, decoder, origins, directions, config, deterministic=True)
+        return *rendered, *query(planes, origins * 0.1, decoder, config)
 
     compiled = torch.compile(picture, fullgraph=True, backend="aot_eager")
     inputs = [planes, *decoder.parameters()]

@@ -14,8 +14,9 @@ from torch import Tensor
 from tests import references
 from training.cameras import mirror_label, orbit_pose, pack_label, pinhole_intrinsics, unpack_label
 from training.config.settings import RenderingConfig
+from training.rendering import renderer
 from training.rendering.rays import box_limits, sample_rays
-from training.rendering.renderer import RenderedRays, decode_points, render_rays
+from training.rendering.renderer import RenderedRays
 
 AXES = {"corrected": [(0, 1), (0, 2), (2, 1)], "released": [(0, 1), (0, 2), (2, 0)]}
 MODES = list(AXES)
@@ -61,7 +62,7 @@ def render(
     resolution: int = 5,
     decoder: Any = toy_decoder,
 ) -> RenderedRays:
-    return render_rays(
+    return renderer.render(
         planes, decoder, *sample_rays(*unpack_label(c), resolution), config, deterministic=True
     )
 
@@ -163,7 +164,7 @@ def test_box_of_constant_density(fine: int, background: Any) -> None:
     ).double()
     # through, along the diagonal, from inside, behind, beside
     lengths = torch.tensor([1.0, 3**0.5, 0.3, 0.0, 0.0]).double()
-    result = render_rays(
+    result = renderer.render(
         torch.zeros(1, 3, 4, 4, 4).double(),
         constant_decoder,
         origins,
@@ -171,12 +172,10 @@ def test_box_of_constant_density(fine: int, background: Any) -> None:
         config,
         deterministic=True,
     )
-    coverage = 1 - torch.exp(-references.softplus(2) * lengths)
-    torch.testing.assert_close(result.weights_sum[0, :, 0], coverage)
+    alpha = 1 - torch.exp(-references.softplus(2) * lengths)
+    torch.testing.assert_close(result.alpha[0, :, 0], alpha)
     fill = torch.tensor([0.0] * 4 if background is None else [*background, 1.0]).double()
-    expected = (
-        coverage[:, None] * torch.tensor([0.1, 0.2, 0.3, 0.4]) + (1 - coverage[:, None]) * fill
-    )
+    expected = alpha[:, None] * torch.tensor([0.1, 0.2, 0.3, 0.4]) + (1 - alpha[:, None]) * fill
     torch.testing.assert_close(result.features[0], expected * 2 - 1, atol=1e-7, rtol=0)
 
 
@@ -206,9 +205,9 @@ def test_ball_of_constant_density(ray_start: Any, ray_end: Any) -> None:
     depth = (
         along[seen] - half_chord + 1 / sigma - 2 * half_chord * transmittance / (1 - transmittance)
     )
-    torch.testing.assert_close(result.weights_sum[seen][:, 0], 1 - transmittance, atol=0.02, rtol=0)
+    torch.testing.assert_close(result.alpha[seen][:, 0], 1 - transmittance, atol=0.02, rtol=0)
     torch.testing.assert_close(result.depth[seen][:, 0], depth, atol=0.02, rtol=0)
-    assert torch.all(result.weights_sum[distance > radius * 1.05] < 1e-9)
+    assert torch.all(result.alpha[distance > radius * 1.05] < 1e-9)
 
 
 @pytest.mark.parametrize("ray_start", [2.25, "auto"])
@@ -224,7 +223,7 @@ def test_background_of_empty_space(ray_start: Any) -> None:
     result = render(toy_planes(), cameras((0.1, 0.1)), config, decoder=empty)
     expected = torch.tensor([0.2, 0.5, 0.9, 1, 1]).double() * 2 - 1
     torch.testing.assert_close(result.features, expected.expand(1, 25, 5), atol=1e-6, rtol=0)
-    assert torch.all(result.weights_sum == 0)
+    assert torch.all(result.alpha == 0)
     if ray_start != "auto":
         largest = 2.25 + 7.5 * (3.3 - 2.25) / 7
         torch.testing.assert_close(result.depth, torch.full((1, 25, 1), largest).double())
@@ -239,7 +238,7 @@ def test_one_constant_and_one_automatic_limit(ray_start: Any, ray_end: Any, fine
     box_near, box_far, hit = box_limits(origins, directions, config.box_warp)
     length = (2.5 - box_near if ray_start == "auto" else box_far - 3.1).clamp(min=0) * hit
     assert torch.any((length == 0) & hit)
-    result = render_rays(
+    result = renderer.render(
         torch.zeros(1, 3, 4, 4, 4).double(),
         constant_decoder,
         origins,
@@ -247,7 +246,7 @@ def test_one_constant_and_one_automatic_limit(ray_start: Any, ray_end: Any, fine
         config,
         deterministic=True,
     )
-    torch.testing.assert_close(result.weights_sum, 1 - torch.exp(-references.softplus(2) * length))
+    torch.testing.assert_close(result.alpha, 1 - torch.exp(-references.softplus(2) * length))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -362,16 +361,16 @@ def test_a_batch_equals_its_samples_and_rays(limits: dict[str, Any], background:
     c = cameras((0.3, 0.1), (1.2, -0.4), (0.0, 0.0), focal=1.2)
     c[2, 2], c[2, 10] = -c[2, 2], -c[2, 10]
     origins, directions = sample_rays(*unpack_label(c), 6)
-    together = render_rays(planes, toy_decoder, origins, directions, config, deterministic=True)
+    together = renderer.render(planes, toy_decoder, origins, directions, config, deterministic=True)
     if limits:
-        hits = together.weights_sum[..., 0] > 0
+        hits = together.alpha[..., 0] > 0
         assert [bool(hits[0].any()), bool(hits[0].all()), bool(hits[2].any())] == [
             True,
             False,
             False,
         ]
     for n in range(3):
-        alone = render_rays(
+        alone = renderer.render(
             planes[n : n + 1],
             toy_decoder,
             origins[n : n + 1],
@@ -382,7 +381,7 @@ def test_a_batch_equals_its_samples_and_rays(limits: dict[str, Any], background:
         assert_same(alone, RenderedRays(*(value[n : n + 1] for value in together)))
     for r in range(0, 36, 5):
         ray = slice(r, r + 1)
-        alone = render_rays(
+        alone = renderer.render(
             planes, toy_decoder, origins[:, ray], directions[:, ray], config, deterministic=True
         )
         assert_same(alone, RenderedRays(*(value[:, ray] for value in together)))
@@ -392,7 +391,7 @@ def test_a_ray_that_misses_reports_a_depth_of_its_own() -> None:
     config = settings(ray_start="auto", ray_end="auto")
     origins = torch.tensor([[[2.0, 0.0, 3.0], [2.0, 0.0, 30.0]]]).double()
     directions = torch.tensor([[[0.0, 0.0, -1.0], [0.0, 0.0, -1.0]]]).double()
-    depth = render_rays(
+    depth = renderer.render(
         toy_planes(), toy_decoder, origins, directions, config, deterministic=True
     ).depth.flatten()
     torch.testing.assert_close(depth[1] - depth[0], torch.tensor(27.0).double())
@@ -411,7 +410,7 @@ def test_a_researchers_decoder_fits_in_a_few_lines() -> None:
         x = network(features)
         return x[..., 3:], x[..., :3].sigmoid()
 
-    result = render_rays(
+    result = renderer.render(
         toy_planes(2), decoder, *sample_rays(*unpack_label(cameras((0, 0), (1, 0))), 4), settings()
     )
     assert [tuple(value.shape) for value in result] == [(2, 16, 3), (2, 16, 1), (2, 16, 1)]
@@ -424,8 +423,8 @@ def test_a_researchers_decoder_fits_in_a_few_lines() -> None:
 
 def test_density_gain_scales_the_raw_density() -> None:
     planes, points = toy_planes(), torch.rand(1, 20, 3, dtype=torch.float64) - 0.5
-    plain, colors = decode_points(planes, points, toy_decoder, settings())
-    gained, same_colors = decode_points(planes, points, toy_decoder, settings(density_gain=5.0))
+    plain, colors = renderer.query(planes, points, toy_decoder, settings())
+    gained, same_colors = renderer.query(planes, points, toy_decoder, settings(density_gain=5.0))
     torch.testing.assert_close(gained, plain * 5)
     assert torch.equal(colors, same_colors)
 
@@ -439,11 +438,14 @@ def test_memory_format_of_the_planes_does_not_matter() -> None:
 def test_random_samples_differ_and_average_to_the_same_picture() -> None:
     planes, rays = toy_planes(), sample_rays(*unpack_label(cameras((0.3, 0.1))), 4)
     config = settings(depth_resolution=24, depth_resolution_importance=24)
-    fixed = render_rays(planes, toy_decoder, *rays, config, deterministic=True)
+    fixed = renderer.render(planes, toy_decoder, *rays, config, deterministic=True)
     assert_same(
-        render_rays(planes, toy_decoder, *rays, config, deterministic=True), fixed, atol=0, rtol=0
+        renderer.render(planes, toy_decoder, *rays, config, deterministic=True),
+        fixed,
+        atol=0,
+        rtol=0,
     )
-    drawn = [render_rays(planes, toy_decoder, *rays, config) for _ in range(100)]
+    drawn = [renderer.render(planes, toy_decoder, *rays, config) for _ in range(100)]
     assert not torch.equal(drawn[0].features, drawn[1].features)
     torch.testing.assert_close(
         torch.stack([d.features for d in drawn]).mean(0), fixed.features, atol=0.03, rtol=0
@@ -466,7 +468,7 @@ def test_gradients_of_a_single_pass(limits: dict[str, Any]) -> None:
 
     def pictures(planes: Tensor, origins: Tensor, directions: Tensor) -> tuple[Tensor, ...]:
         return tuple(
-            render_rays(planes, toy_decoder, origins, directions, config, deterministic=True)
+            renderer.render(planes, toy_decoder, origins, directions, config, deterministic=True)
         )
 
     assert torch.autograd.gradcheck(pictures, (planes, origins, directions))
@@ -475,7 +477,7 @@ def test_gradients_of_a_single_pass(limits: dict[str, Any]) -> None:
 def test_gradients_of_two_passes_are_finite_where_rays_miss() -> None:
     planes, c = toy_planes().requires_grad_(), cameras((0.0, 0.0), focal=1.2).requires_grad_()
     result = render(planes, c, settings(ray_start="auto", ray_end="auto"), resolution=7)
-    assert (result.weights_sum == 0).any()
+    assert (result.alpha == 0).any()
     assert math.isfinite(result.features.sum().item())
     for value in result:
         gradients = torch.autograd.grad(value.sum(), (planes, c), retain_graph=True)

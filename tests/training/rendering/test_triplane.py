@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.references import bilinear
-from training.rendering.triplane import sample_planes
+from training.rendering.triplane import sample
 
 # World coordinates (0 = x, 1 = y, 2 = z) along width and height of planes 0, 1, 2.
 AXES = {
@@ -44,7 +44,7 @@ def coordinate_planes(height: int, width: int, box: float) -> Tensor:
 @pytest.mark.parametrize("size", [(16, 16), (8, 12)])
 def test_planes_of_coordinates_return_coordinates(mode, box: float, size: tuple[int, int]) -> None:
     points = (torch.rand(1, 200, 3, dtype=torch.float64) - 0.5) * box * (1 - 1 / 8)
-    result = sample_planes(coordinate_planes(*size, box), points, box, mode)
+    result = sample(coordinate_planes(*size, box), points, box, mode)
     expected = [points[..., INDEX[letter]] for plane in AXES[mode] for letter in plane]
     torch.testing.assert_close(result, torch.stack(expected, dim=-1))
 
@@ -55,7 +55,7 @@ def test_equals_the_loop_inside_and_outside(mode) -> None:
         torch.randn(2, 3, 4, 5, 7, dtype=torch.float64),
         torch.randn(2, 60, 3, dtype=torch.float64) * 0.6,
     )
-    result = sample_planes(planes, points, 1.3, mode).numpy()
+    result = sample(planes, points, 1.3, mode).numpy()
     for n in range(2):
         for m in range(60):
             q = points[n, m].numpy() * 2 / 1.3
@@ -68,7 +68,7 @@ def test_equals_the_loop_inside_and_outside(mode) -> None:
 
 def test_mean_of_the_three_planes() -> None:
     planes = torch.tensor([3.0, 30.0, 300.0]).view(1, 3, 1, 1, 1).expand(1, 3, 1, 8, 8)
-    assert sample_planes(planes, torch.zeros(1, 1, 3), 1.0).item() == pytest.approx(111)
+    assert sample(planes, torch.zeros(1, 1, 3), 1.0).item() == pytest.approx(111)
 
 
 def test_planes_are_zero_outside() -> None:
@@ -78,7 +78,7 @@ def test_planes_are_zero_outside() -> None:
     planes = torch.tensor([3.0, 30.0, 300.0]).view(1, 3, 1, 1, 1).expand(1, 3, 1, 8, 8)
     points = torch.tensor([[[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]]])
     torch.testing.assert_close(
-        sample_planes(planes, points, 1.0, "corrected").flatten(),
+        sample(planes, points, 1.0, "corrected").flatten(),
         torch.tensor([1.0, 10.0, 100.0, 0.0]),
     )
 
@@ -88,19 +88,19 @@ def test_the_border_fades_over_half_a_texel() -> None:
     planes[:, 0] = 3
     points = torch.tensor([[[x / 16, 0.0, 0.0] for x in (7, 7.5, 8, 8.5, 9)]])
     torch.testing.assert_close(
-        sample_planes(planes, points, 1.0).flatten(), torch.tensor([1, 0.75, 0.5, 0.25, 0])
+        sample(planes, points, 1.0).flatten(), torch.tensor([1, 0.75, 0.5, 0.25, 0])
     )
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_memory_format_does_not_matter(mode) -> None:
     planes, points = torch.randn(2, 3, 8, 6, 6), torch.randn(2, 50, 3) * 0.4
-    expected = sample_planes(planes, points, 1.0, mode)
+    expected = sample(planes, points, 1.0, mode)
     channels_last = planes.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     strided = torch.randn(2, 6, 8, 6, 12)[:, ::2, :, :, 1::2].copy_(planes)
     for other in (channels_last, strided):
         assert not other.is_contiguous()
-        torch.testing.assert_close(sample_planes(other, points, 1.0, mode), expected)
+        torch.testing.assert_close(sample(other, points, 1.0, mode), expected)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -108,14 +108,14 @@ def test_gradients(mode) -> None:
     planes = torch.randn(1, 3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     points = (torch.randn(1, 5, 3, dtype=torch.float64) * 0.3).requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda planes, points: sample_planes(planes, points, 1.0, mode), (planes, points)
+        lambda planes, points: sample(planes, points, 1.0, mode), (planes, points)
     )
 
 
 def test_a_batch_equals_its_samples() -> None:
     planes, points = torch.randn(3, 3, 4, 8, 8), torch.randn(3, 20, 3)
-    together = sample_planes(planes, points, 1.0)
+    together = sample(planes, points, 1.0)
     for n in range(3):
         torch.testing.assert_close(
-            together[n : n + 1], sample_planes(planes[n : n + 1], points[n : n + 1], 1.0)
+            together[n : n + 1], sample(planes[n : n + 1], points[n : n + 1], 1.0)
         )
