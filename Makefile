@@ -41,7 +41,8 @@ test: lint browser $(VALIDATOR)
 
 # In an order that is drawn anew every time, or that of SEED.
 test-random: install browser $(VALIDATOR)
-	$(BIN)/pytest $(PARALLEL) -p randomly $(if $(SEED),-p "randomly_seed=$(SEED)")
+	$(BIN)/pytest $(PARALLEL) -p randomly --randomly-dont-reset-seed \
+		$(if $(SEED),--randomly-seed=$(SEED))
 
 # Tests that wait for other processes or for pages, again and again beside busy programs.
 FLAKY_RUNS ?= 20
