@@ -24,7 +24,7 @@ import gen_samples
 from dnnlib.options import Seeds
 from media.pictures.grids import to_uint8
 from open_eg3d import load_generator
-from tests.tiny import Ended, call, finish, start
+from tests.tiny import PATIENCE, Ended, call, finish, start
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from training.config.settings import Config
@@ -281,13 +281,13 @@ def test_interruption_leaves_whole_files_only(network: Path, tmp_path: Path):
     process = subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while len(list(tmp_path.glob("*.ply"))) < 3:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert all(name.startswith("seed") for name in names(tmp_path))

@@ -24,7 +24,7 @@ from data_tools.faces.convert import FacesConfig, convert_faces
 from data_tools.faces.pose import FACE_RADIUS, FacePose, face_label
 from dnnlib.console import UserError
 from tests.data_tools.scenes import read_result
-from tests.tiny import ROOT, Ended, call, environment, finish, start
+from tests.tiny import PATIENCE, ROOT, Ended, call, environment, finish, start
 from training.cameras import orbit_angles, unpack_label
 from training.data.dataset import ImageDataset
 
@@ -352,7 +352,7 @@ def test_stopped_in_the_middle_nothing_is_left(plugin: Path) -> None:
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while (
         sum(path.stat().st_size for path in out.iterdir()) < 1 << 14 and time.monotonic() < deadline
     ):
@@ -360,10 +360,10 @@ def test_stopped_in_the_middle_nothing_is_left(plugin: Path) -> None:
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-    ended = finish(process, 60)
+    ended = finish(process)
     assert (ended.status, ended.err.splitlines()[-1]) == (130, "error: interrupted")
     assert list(out.iterdir()) == []
-    assert psutil.wait_procs(children, timeout=20)[1] == []
+    assert psutil.wait_procs(children, timeout=PATIENCE)[1] == []
 
 
 # --------------------------------------------------------------------------------------------------

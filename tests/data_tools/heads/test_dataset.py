@@ -39,7 +39,7 @@ from data_tools.heads.dataset import (
 )
 from data_tools.heads.person import build_head, head_mesh, random_person
 from dnnlib.console import UserError
-from tests.tiny import call
+from tests.tiny import PATIENCE, call
 from training.cameras import orbit_angles, pinhole_intrinsics, unpack_label
 
 trimesh = pytest.importorskip("trimesh")
@@ -239,7 +239,12 @@ def test_damaged_head_model_is_one_line(toy_cache: Path):
 def run_tool(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "dataset_tool.py"), *arguments]
     return subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, cwd=ROOT, timeout=120
+        command,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=PATIENCE,
     )
 
 
