@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny import PATIENCE
 from torch_utils.ops import builder
 
 needs_compiler = pytest.mark.skipif(
@@ -29,7 +30,6 @@ BUILD = """
 import sys
 from pathlib import Path
 from torch_utils.ops import builder
-from tests.tiny import PATIENCE
 builder.SOURCE_DIR = Path(sys.argv[1])
 print(builder.build().library)
 """
