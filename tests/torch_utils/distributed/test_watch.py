@@ -10,9 +10,13 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import pytest
 import torch.distributed as dist
 
+from tests.tiny import PATIENCE
 from torch_utils.distributed.watch import Watch
+
+pytestmark = pytest.mark.waits
 
 BEAT, SILENCE = 0.02, 10
 
@@ -61,7 +65,7 @@ def run(count: int, action: Callable[[list[Watch]], None]) -> list[Heard]:
     assert not any(each.reasons for each in heard)
     action(started)
     for each in heard[1:]:
-        assert each.event.wait(30)
+        assert each.event.wait(PATIENCE)
     for watch in started:
         watch.stop()
     del store
