@@ -168,7 +168,7 @@ def test_pictures_are_the_generators_and_the_same_twice(network: Path, tmp_path:
 
 
 def test_rows_pitch_and_truncation(network: Path, tmp_path: Path):
-    options = [
+    options: list[str | Path] = [
         "--network",
         network,
         "--seeds",
@@ -190,7 +190,7 @@ def test_rows_pitch_and_truncation(network: Path, tmp_path: Path):
 
 
 def test_shapes_are_written_in_the_world_of_the_model(network: Path, tmp_path: Path):
-    options = [
+    options: list[str | Path] = [
         "--network",
         network,
         "--seeds",

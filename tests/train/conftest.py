@@ -25,8 +25,9 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, E
     """Run folder and output of six undisturbed steps in a process of their own."""
 
     def train(folder: Path) -> None:
-        options = ("--data", data, "--outdir", folder / "runs", *RUN_OPTIONS, "--kimg", kimg(6))
-        ended = finish(start("train.py", *options)).assert_done()
+        options: list[str | Path] = ["--data", data, "--outdir", folder / "runs"]
+        process = start("train.py", *options, *RUN_OPTIONS, "--kimg", kimg(6))
+        ended = finish(process).assert_done()
         (folder / "ended.json").write_text(json.dumps([ended.status, ended.out, ended.err]))
 
     folder = made_once(tmp_path_factory, "whole", train)
@@ -39,8 +40,8 @@ def half(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run folder of the first three of these steps; not to be changed."""
 
     def train(folder: Path) -> None:
-        options = ("--data", data, "--outdir", folder, *RUN_OPTIONS, "--kimg", kimg(3))
-        train_here(*options).assert_done()
+        options: list[str | Path] = ["--data", data, "--outdir", folder]
+        train_here(*options, *RUN_OPTIONS, "--kimg", kimg(3)).assert_done()
 
     return only_run(made_once(tmp_path_factory, "half", train))
 

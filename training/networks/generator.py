@@ -160,7 +160,7 @@ class Generator(nn.Module):
         self.superresolution: Any = look_up(SUPERRESOLUTIONS, enlarge, "superresolution.kind")(
             self.config
         )
-        self.decoder = look_up(DECODERS, options.decoder, "generator.decoder")(options)
+        self.decoder: Any = look_up(DECODERS, options.decoder, "generator.decoder")(options)
 
     @property
     def rendering(self) -> RenderingConfig:
