@@ -23,7 +23,7 @@ from dnnlib.files import make_dir
 from dnnlib.options import Commas, Finite, Seeds, finite, some_of
 from media.meshes.files import TEXTURE_FORMATS
 from media.meshes.shapes import FORMATS, TEXTURED_FACES, save_shape
-from media.pictures.grids import ROWS, camera_grid, save_png, seed_latent, strip_picture, yaw_strip
+from media.pictures.grids import ROWS, camera_grid, save_png, seed_latent, stack_rows, yaw_views
 from open_eg3d.command_line import (
     network_option,
     nrr_option,
@@ -95,7 +95,7 @@ def write_strip(
     pitch = cameras.pitch if request.pitch is None else math.radians(request.pitch)
     save_png(
         path,
-        strip_picture(yaw_strip(generator, ws, cameras, yaws, pitch, request.nrr), request.rows),
+        stack_rows(yaw_views(generator, ws, cameras, yaws, pitch, request.nrr), request.rows),
     )
     return path
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 import gen_samples
 from dnnlib.options import Seeds
-from media.pictures.grids import to_uint8
+from media.pictures.grids import to_pictures
 from open_eg3d import load_generator
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
@@ -176,7 +176,9 @@ def test_pictures_are_the_generators_and_the_same_twice(network: Path, tmp_path:
     z = torch.from_numpy(np.random.RandomState(3).randn(1, 16)).float()
     ws = generator.mapping(z, cameras.frontal_label()[None])
     c = cameras.label(torch.tensor([-30.0, 0.0, 30.0]).deg2rad(), cameras.pitch)
-    expected = np.concatenate(to_uint8(generator.synthesis(ws.expand(3, -1, -1), c).image), axis=1)
+    expected = np.concatenate(
+        to_pictures(generator.synthesis(ws.expand(3, -1, -1), c).image), axis=1
+    )
     picture = np.asarray(Image.open(tmp_path / "a" / "seed0003.png"))
     assert picture.shape == (SIZE, 3 * SIZE, 3)
     assert np.abs(picture.astype(int) - expected).max() <= 1

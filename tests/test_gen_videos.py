@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import gen_videos
-from media.pictures.grids import seed_latent, to_uint8
+from media.pictures.grids import seed_latent, to_pictures
 from open_eg3d import load_generator
 from tests.media.videos.test_videos import read_gif, read_mp4
 from tests.released_layout import Layout, write_snapshot
@@ -96,7 +96,7 @@ def test_frames_are_the_generators(network: Path, tmp_path: Path) -> None:
     ws = generator.mapping(seed_latent(4, generator.z_dim), cameras.frontal_label()[None], 0.5)
     for frame, degrees in zip(frames, [0, 30, 0, -30, 0], strict=True):
         c = cameras.label(cameras.yaw + math.radians(degrees), math.radians(5))[None]
-        expected = to_uint8(generator.synthesis(ws, c).image)[0].astype(int)
+        expected = to_pictures(generator.synthesis(ws, c).image)[0].astype(int)
         assert np.abs(frame - expected).mean() < 3  # 256 colours
     np.testing.assert_array_equal(frames[0], frames[-1])
 
@@ -228,7 +228,7 @@ def test_the_camera_is_the_checkpoints(tmp_path: Path) -> None:
         cameras = cameras_of(generator)
         with torch.no_grad():
             ws = generator.mapping(seed_latent(0, generator.z_dim), cameras.frontal_label()[None])
-            behind = to_uint8(
+            behind = to_pictures(
                 generator.synthesis(
                     ws, cameras.label(cameras.yaw + math.pi, cameras.pitch)[None]
                 ).image

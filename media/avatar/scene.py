@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dnnlib.console import UserError
 from media.avatar.planes import CHANNELS_A_TEXEL, QuantizedPlanes, pack, quantize
-from media.pictures.grids import OPAQUE, OUTLIERS, Pictures, camera_grid, to_uint8
+from media.pictures.grids import OUTLIERS, Pictures, camera_grid, to_pictures
+from metrics.views import OPAQUE
 from training.cameras import unpack_label
 from training.data.scene import CameraSummary
 from training.networks.generator import Generator
@@ -54,7 +55,7 @@ def make_head(
     values = {
         "name": name,
         "depths": _depth_range(generator, planes, ws, cameras),
-        "picture": _data_url(to_uint8(front.image_raw)[0]),
+        "picture": _data_url(to_pictures(front.image_raw)[0]),
         **_dequantization(quantized),
     }
     return Head(name, values, base64.b64encode(pack(quantized.codes)).decode())

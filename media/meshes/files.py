@@ -65,9 +65,9 @@ def _obj_with_texture(path: Path, mesh: trimesh.Trimesh, visual: TextureVisuals)
         file.write(_texture_png(visual))
     with atomic_write(material) as file:
         file.write(
-            f"newmtl skin\nKa 1 1 1\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {picture.name}\n".encode()
+            f"newmtl surface\nKa 1 1 1\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {picture.name}\n".encode()
         )
-    lines = [f"mtllib {material.name}", "usemtl skin"]
+    lines = [f"mtllib {material.name}", "usemtl surface"]
     lines += ["v {:.7g} {:.7g} {:.7g}".format(*vertex) for vertex in mesh.vertices]
     lines += ["vt {:.6f} {:.6f}".format(*place) for place in visual.uv]
     lines += ["vn {:.4f} {:.4f} {:.4f}".format(*normal) for normal in mesh.vertex_normals]

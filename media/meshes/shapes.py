@@ -16,7 +16,7 @@ import trimesh
 from torch import Tensor
 
 from media import DensityModel
-from media.meshes.colours import Skin, simplify, textured
+from media.meshes.colours import SurfaceColours, simplify, textured
 from media.meshes.density import SLAB_SAMPLES, density_grid, save_density
 from media.meshes.files import MESH_FORMATS, save_mesh
 from media.meshes.surface import grid_surface
@@ -62,10 +62,10 @@ def extract_mesh(
     if wanted is not None:
         points, faces = simplify(points, faces, wanted)
     mesh = trimesh.Trimesh(points, faces, process=False)
-    skin = Skin(generator, grid.planes, cameras)
+    surface = SurfaceColours(generator, grid.planes, cameras)
     if texture:
-        return textured(skin, mesh, texture)
-    colors = skin.colors(points, np.asarray(mesh.vertex_normals))
+        return textured(surface, mesh, texture)
+    colors = surface.colors(points, np.asarray(mesh.vertex_normals))
     return trimesh.Trimesh(
         points,
         faces,

@@ -20,22 +20,20 @@ from torch import Tensor
 
 from dnnlib.files import atomic_write
 from media import Cameras, ViewModel
+from metrics.sampling import to_pixels
+from metrics.views import OPAQUE
 
 Pictures = NDArray[np.uint8]
 
 ROWS = ("image", "raw", "depth")
-OPAQUE = 0.5  # pixels with less alpha than this show background, their depth means nothing
 FARTHEST_GREY = 0.25  # so that the object's far end differs from the background's black
 # per cent of the depths at either end that may saturate: a few floaters must not flatten the object
 OUTLIERS = 1.0
 
 
-def to_uint8(images: Tensor) -> Pictures:
-    """Images (..., 3, H, W) in [-1, 1] as (..., H, W, 3), rounded; what lies outside saturates, NaN
-    becomes black.
-    """
-    values = ((images.detach().float() + 1) * 127.5).nan_to_num(nan=0.0).round().clamp(0, 255)
-    return values.movedim(-3, -1).to(torch.uint8).cpu().numpy()
+def to_pictures(images: Tensor) -> Pictures:
+    """Images (..., 3, H, W) in [-1, 1] as (..., H, W, 3): see `to_pixels`."""
+    return to_pixels(images.detach()).movedim(-3, -1).cpu().numpy()
 
 
 def tile(images: Pictures, rows: int, columns: int) -> Pictures:
@@ -83,12 +81,12 @@ def shade_depth(
     depth, alpha = depth.detach().float().cpu(), alpha.detach().float().cpu()
     limits = limits or depth_limits(depth, alpha)
     if limits is None:
-        return to_uint8(torch.full_like(depth, -1).expand(-1, 3, -1, -1))
+        return to_pictures(torch.full_like(depth, -1).expand(-1, 3, -1, -1))
     near, far = limits
     closeness = ((far - depth) / max(far - near, 1e-6)).clamp(0, 1)
     solid = (alpha > OPAQUE) & depth.isfinite()
     grey = torch.where(solid, FARTHEST_GREY + (1 - FARTHEST_GREY) * closeness, 0.0)
-    return to_uint8((grey * 2 - 1).expand(-1, 3, -1, -1))
+    return to_pictures((grey * 2 - 1).expand(-1, 3, -1, -1))
 
 
 def enlarge(images: Pictures, size: int) -> Pictures:
@@ -134,8 +132,8 @@ def render_views(
         )
         outputs.append(
             (
-                to_uint8(out.image),
-                to_uint8(out.image_raw),
+                to_pictures(out.image),
+                to_pictures(out.image_raw),
                 out.image_depth.cpu(),
                 out.alpha.cpu(),
             )
@@ -170,7 +168,7 @@ def camera_grid(cameras: Cameras, yaws: int = 9, pitches: int = 3) -> Tensor:
     )
 
 
-def yaw_strip(
+def yaw_views(
     generator: ViewModel,
     ws: Tensor,
     cameras: Cameras,
@@ -185,10 +183,8 @@ def yaw_strip(
     )
 
 
-def strip_picture(strip: dict[str, Pictures], rows: Sequence[str] = ("image",)) -> Pictures:
-    """A strip as one picture: views side by side, the named kinds of pictures (of `ROWS`) beneath
-    each other.
-    """
+def stack_rows(strip: dict[str, Pictures], rows: Sequence[str] = ("image",)) -> Pictures:
+    """One picture of a strip: views side by side, the named kinds of pictures (of `ROWS`) in rows."""
     views = len(strip[rows[0]])
     return tile(np.concatenate([strip[name] for name in rows]), len(rows), views)
 
@@ -207,7 +203,7 @@ def identity_grid(
     """
     rows = []
     for one in ws.split(1):
-        strip = yaw_strip(generator, one, cameras, yaws, pitch, neural_rendering_resolution, batch)
+        strip = yaw_views(generator, one, cameras, yaws, pitch, neural_rendering_resolution, batch)
         views = np.concatenate([strip[name] for name in ROWS])
         rows.append(tile(views, 1, len(views)))
     return np.concatenate(rows)

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from media import DensityModel, RenderOutput, ViewModel
-from media.pictures.grids import OPAQUE, Pictures, depth_limits, enlarge, shade_depth, to_uint8
+from media.pictures.grids import Pictures, depth_limits, enlarge, shade_depth, to_pictures
+from metrics.views import OPAQUE
 from training.cameras import unpack_label
 from training.rendering.rays import sample_rays
 
@@ -54,8 +55,8 @@ def render_panels(
     out = generator.render(planes, ws, c, neural_rendering_resolution, deterministic=True)
     size = out.image.shape[-1]
     makers = {
-        "image": lambda: to_uint8(out.image),
-        "raw": lambda: to_uint8(out.image_raw),
+        "image": lambda: to_pictures(out.image),
+        "raw": lambda: to_pictures(out.image_raw),
         "depth": lambda: shade_depth(out.image_depth, out.alpha, limits),
         "normals": lambda: shade_normals(surface_normals(generator, planes, c, out), c, out.alpha),
     }
@@ -89,7 +90,7 @@ def shade_normals(normals: Tensor, c: Tensor, alpha: Tensor) -> Pictures:
     rotation = unpack_label(c.float())[0][:, :3, :3]
     in_camera = torch.einsum("nwc,nwij->ncij", rotation, normals)
     toward = in_camera * in_camera.new_tensor([1.0, -1.0, -1.0])[:, None, None]
-    return to_uint8(toward.where(alpha > OPAQUE, -1.0))
+    return to_pictures(toward.where(alpha > OPAQUE, -1.0))
 
 
 def shared_limits(outputs: Iterable[RenderOutput]) -> tuple[float, float] | None:

@@ -16,7 +16,7 @@ from media.pictures.grids import (
     save_png,
     shade_depth,
     tile,
-    to_uint8,
+    to_pictures,
 )
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ def fake_grids(state: SnapshotState) -> dict[str, Pictures]:
         )
     image, raw, depth, alpha = (torch.cat(values) for values in zip(*outputs, strict=True))
     pictures = {
-        "fakes": to_uint8(image),
-        "raw": to_uint8(raw),
+        "fakes": to_pictures(image),
+        "raw": to_pictures(raw),
         "depth": shade_depth(depth, alpha),
     }
     return {

@@ -20,10 +20,10 @@ from media.pictures.grids import (
     enlarge,
     seed_latent,
     shade_depth,
-    strip_picture,
+    stack_rows,
     tile,
-    to_uint8,
-    yaw_strip,
+    to_pictures,
+    yaw_views,
 )
 from media.report.charts import Chart, Points
 from media.report.page import Block, Section, Shown
@@ -173,7 +173,7 @@ def samples_section(sampler: GeneratorSampler, batch: int) -> Section:
         c = sampler.cameras(start, size)
         out: Any = sampler.render(sampler.ws(sampler.latents(start, size), c), c, start)
         outputs.append(
-            (to_uint8(out.image), out.image_depth.float().cpu(), out.alpha.float().cpu())
+            (to_pictures(out.image), out.image_depth.float().cpu(), out.alpha.float().cpu())
         )
     images, depths, alpha = zip(*outputs, strict=True)
     pictures = np.concatenate(images)
@@ -214,12 +214,12 @@ def views_section(
         z = seed_latent(seed, model.z_dim).to(sampler.device)
         ws = sampler.ws(z, frontal[None].to(sampler.device))
         torch.manual_seed(seed)  # for models whose super-resolution asks for random noise
-        strip = yaw_strip(
+        strip = yaw_views(
             model, ws, cameras, yaws, pitch, sampler.neural_rendering_resolution, batch
         )
         shown.append(
             Shown(
-                strip_picture(strip, ROWS),
+                stack_rows(strip, ROWS),
                 f"Seed {seed} from {len(yaws)} sides: picture, rendering, depth",
                 f"Seed {seed}",
             )

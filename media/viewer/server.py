@@ -1,4 +1,4 @@
-"""The web server of the viewer: viser's, with a `Visitor` for every page that opens it."""
+"""The web server of the viewer: viser's, with a `ViewerSession` for every page that opens it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from viser import _messages
 
 from dnnlib.console import UserError
 from media.viewer.checkpoints import CheckpointFolder
-from media.viewer.visitor import Visitor
+from media.viewer.session import ViewerSession
 from training.networks.generator import Generator
 
-MOST_VISITORS = 16
+MAX_SESSIONS = 16
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -35,7 +35,7 @@ class Viewer:
         self, generator: Generator, name: str, folder: CheckpointFolder, host: str, port: int
     ) -> None:
         self.generator, self.name, self.folder, self.host = generator, name, folder, host
-        self.visitors: dict[int, Visitor] = {}
+        self.sessions: dict[int, ViewerSession] = {}
         self._lock = threading.Lock()
         self.server = viser.ViserServer(host=host, port=port, label="open-eg3d", verbose=False)
         _forget_handlers(self.server._websock_server, keep=())
@@ -58,7 +58,7 @@ class Viewer:
             self._let_in(client)
         except Exception as error:  # nonsense in place of a first camera
             print(
-                f"warning: visitor {client.client_id} is turned away: {type(error).__name__}:"
+                f"warning: session {client.client_id} is turned away: {type(error).__name__}:"
                 f" {error}",
                 file=sys.stderr,
             )
@@ -70,10 +70,10 @@ class Viewer:
             self._close(client)
             return
         with self._lock:
-            if len(self.visitors) >= MOST_VISITORS:
-                client.gui.add_markdown("Too many visitors at the moment; come back later.")
+            if len(self.sessions) >= MAX_SESSIONS:
+                client.gui.add_markdown("Too many sessions at the moment; come back later.")
                 return
-            self.visitors[client.client_id] = Visitor(
+            self.sessions[client.client_id] = ViewerSession(
                 client, self.folder, self.generator, self.name
             )
         # it left while its controls were made
@@ -82,9 +82,9 @@ class Viewer:
 
     def _forget(self, client: viser.ClientHandle) -> None:
         with self._lock:
-            visitor = self.visitors.pop(client.client_id, None)
-        if visitor is not None:
-            visitor.leave()
+            session = self.sessions.pop(client.client_id, None)
+        if session is not None:
+            session.leave()
 
     def _connection(self, client: viser.ClientHandle) -> Any:
         return self.server._websock_server._live_connections.get(client.client_id)
@@ -115,12 +115,12 @@ class Viewer:
             )
 
     def close(self) -> None:
-        """End the server and all visitors' threads."""
+        """End the server and all sessions' threads."""
         self.server.stop()
         with self._lock:
-            visitors, self.visitors = list(self.visitors.values()), {}
-        for visitor in visitors:
-            visitor.leave()
+            sessions, self.sessions = list(self.sessions.values()), {}
+        for session in sessions:
+            session.leave()
 
 
 def _guard(client: viser.ClientHandle) -> None:

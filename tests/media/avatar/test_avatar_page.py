@@ -21,7 +21,7 @@ import demo
 import export
 from media.avatar import write_avatars
 from media.avatar.scene import UNIFORM_BYTES
-from media.pictures.grids import Pictures, seed_latent, shade_depth, to_uint8
+from media.pictures.grids import Pictures, seed_latent, shade_depth, to_pictures
 from open_eg3d import load_generator
 from tests.browser import SOFTWARE_WEBGL, Browser, Page, open_browser
 from tests.tiny import call, finish, start, tiny_config
@@ -100,7 +100,7 @@ def rendered(
     ws = generator.mapping(seed_latent(seed, generator.z_dim), conditioning)
     out = generator.render(generator.planes(ws), ws, label[None], size)
     return (
-        to_uint8(out.image_raw)[0]
+        to_pictures(out.image_raw)[0]
         if view == "image"
         else shade_depth(out.image_depth, out.alpha)[0]
     )
