@@ -24,7 +24,7 @@ from media.pictures.grids import seed_latent
 from media.pictures.panels import PANELS
 from media.videos.files import MAX_GIF_FPS, VIDEO_FORMATS
 from media.videos.paths import CAMERA_PATHS, camera_path, default_path, read_poses
-from media.videos.videos import Film, stop_on_interrupt, write_video
+from media.videos.videos import VideoWriter, stop_on_interrupt
 from open_eg3d.command_line import (
     network_option,
     nrr_option,
@@ -96,7 +96,7 @@ class Even(click.IntRange):
 
 
 # --------------------------------------------------------------------------------------------------
-# From options to films
+# From options to videos
 
 
 def plan_cells(request: Request) -> list[tuple[str, list[list[int]]]]:
@@ -181,11 +181,11 @@ def make_videos(request: Request) -> None:
         for name, cells in videos:
             latents = [cell_latents(generator, request, seeds, conditioning) for seeds in cells]
             columns = request.grid[0] if request.grid else 1
-            film = Film(
+            video = VideoWriter(
                 generator, latents, labels, columns, request.show, request.nrr, request.size
             )
             paths = [request.outdir / f"{name}.{kind}" for kind in dict.fromkeys(request.formats)]
-            written = write_video(film, paths, request.fps, bar, should_stop)
+            written = video.write(paths, request.fps, bar, should_stop)
             for path in paths:
                 bar.write(str(path))
             if should_stop():

@@ -1,5 +1,5 @@
-"""The controls of one session and their values. Values come from a page that may send anything: each
-is brought within its limits here.
+"""The controls of one session and their values. A page may send anything as a value: each is
+brought within its limits here.
 """
 
 from __future__ import annotations

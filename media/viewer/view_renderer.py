@@ -1,4 +1,4 @@
-"""Render the pictures of one session: latents from seeds, planes cached while only the camera moves."""
+"""Render the pictures of one session. Planes are kept while only the camera moves."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Latents:
 
 @dataclass(frozen=True)
 class View:
-    """Camera and panel of the picture. The camera is on the data's orbit; zooming changes its focal length,
-    because near and far limits are
-    distances from the camera."""
+    """Camera and panel of the picture. The camera is on the data's orbit; zooming changes its focal
+    length, because near and far limits are distances from the camera.
+    """
 
     kind: str = "image"
     yaw: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import math
@@ -17,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
+import msgspec.msgpack
 import numpy as np
 import pytest
 import trimesh
+import viser
 from PIL import Image
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import demo
@@ -29,6 +32,7 @@ import viewer as command
 from media.viewer import downloads
 from media.viewer import server as server_module
 from media.viewer.checkpoints import CheckpointFolder
+from media.viewer.gateway import allowed_message
 from media.viewer.server import Viewer, run_viewer
 from media.viewer.view_renderer import Latents, View, ViewRenderer
 from open_eg3d import load_generator
@@ -309,7 +313,6 @@ def test_garbage_on_the_socket_ends_only_that_connection(
         b"\xc1",
         os.urandom(1000),
         b"\x80",
-        b"\x81\xa4type\xa4Nope",
         "text",
         b"\x91" * 5000,
         b"\xdf\xff\xff\xff\xff",
@@ -340,34 +343,61 @@ def test_visitors_who_vanish_are_forgotten(viewer: Viewer, enter: Callable[[], R
     assert threading.active_count() < threads + 40  # the library keeps a pool
 
 
-def test_a_page_can_do_nothing_but_look_and_move_controls(
-    viewer: Viewer, enter: Callable[[], RawPage]
-) -> None:
+FORBIDDEN: list[dict[str, Any]] = [
+    {"type": "ShareUrlRequest"},
+    {"type": "ShareUrlDisconnect"},
+    {"type": "FileTransferStartUpload", "transfer_uuid": "t", "size_bytes": 2},
+    {"type": "FileTransferPart", "transfer_uuid": "t", "content": b"1"},
+    {"type": "GuiUpdateMessage", "uuid": "u", "updates": {"value": 1, "removed": True}},
+    {"type": "GuiUpdateMessage", "uuid": "u", "updates": [["value", 1]]},
+    {"type": "GuiUpdateMessage", "uuid": "u"},
+    {"type": ["ViewerCameraMessage"]},
+    {"type": "Nope"},
+]
+
+
+def test_a_page_can_do_nothing_but_look_and_move_controls(enter: Callable[[], RawPage]) -> None:
     """The library would open a tunnel to the Internet, and collect files, for whoever asks."""
+    encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
+    for message in FORBIDDEN:
+        assert allowed_message(encode(message), 0.5) is None
+    value = encode({"type": "GuiUpdateMessage", "uuid": "u", "updates": {"value": 1}})
+    assert allowed_message(value, 0.5) == value
+    camera = {"type": "ViewerCameraMessage", "near": 7.0, "far": 9.0}
+    passed = allowed_message(encode(camera), 0.5)
+    assert passed is not None
+    assert decode(passed) == {**camera, "near": 0.5}
     page = enter()
-    assert not viewer.server._websock_server._incoming_handlers
-    uuid = page.controls["Seed"]["uuid"]
-    file = {
-        "filename": "x",
-        "mime_type": "x",
-        "part_count": 2,
-        "size_bytes": 2,
-        "transfer_uuid": "t",
-        "source_component_uuid": uuid,
-    }
-    page.send("ShareUrlRequest")
-    page.send("FileTransferStartUpload", **file)
-    page.send(
-        "FileTransferPart",
-        source_component_uuid=uuid,
-        transfer_uuid="t",
-        part_index=0,
-        content=b"1",
-    )
+    for message in FORBIDDEN:
+        page.socket.send(encode(message))
     assert_alive(page)
-    client = next(iter(viewer.sessions.values())).client
-    assert not client.gui._current_file_upload_states
-    assert viewer.server._share_tunnel is None
+
+
+def test_the_librarys_own_port_shows_nothing_and_opens_no_tunnel(
+    viewer: Viewer, enter: Callable[[], RawPage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    monkeypatch.setattr(viser.ViserServer, "request_share_url", opened.append)
+    sneak = RawPage(f"http://127.0.0.1:{viewer.server.get_port()}")
+    count = len(viewer.sessions)
+    sneak.look()
+    sneak.send("ShareUrlRequest")
+    honest = enter()
+    honest.send("ShareUrlRequest")
+    assert_alive(honest)
+    assert len(viewer.sessions) == count + 1
+    assert not sneak.controls
+    assert not sneak.pictures
+    assert not opened
+    sneak.close()
+
+
+def test_the_page_is_titled_after_the_model(viewer: Viewer) -> None:
+    for packed in ("identity", "gzip"):
+        request = urllib.request.Request(viewer.address, headers={"Accept-Encoding": packed})
+        with urllib.request.urlopen(request, timeout=30) as page:
+            content = gzip.decompress(page.read()) if packed == "gzip" else page.read()
+        assert b"<title>heads64.pkl - open-eg3d</title>" in content
 
 
 @pytest.mark.parametrize(
@@ -386,19 +416,18 @@ def test_pages_of_other_sites_are_turned_away(
     address = viewer.address.removeprefix("http://")
     values = {"address": address, "port": address.split(":")[1]}
     headers = {"Host": host.format(**values)} if host else {}
-    page = RawPage(
-        viewer.address,
-        origin=origin.format(**values) if origin else None,
-        additional_headers=headers,
-    )
-    page.look()
+    options: dict[str, Any] = {
+        "origin": origin.format(**values) if origin else None,
+        "additional_headers": headers,
+    }
     if is_welcome:
+        page = RawPage(viewer.address, **options)
+        page.look()
         page.wait_for(lambda: "Mesh" in page.controls)
         page.close()
     else:
-        page._thread.join(30)
-        assert not page._thread.is_alive()
-        assert not page.controls
+        with pytest.raises(InvalidStatus, match="403"):
+            RawPage(viewer.address, **options)
 
 
 def test_there_is_an_end_to_visitors(
