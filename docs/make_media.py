@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from dnnlib.console import progress  # noqa: E402
 from media.meshes.shapes import extract_mesh  # noqa: E402
 from media.pictures.grids import (  # noqa: E402
+    PANELS,
     Pictures,
     camera_grid,
     identity_grid,
@@ -28,7 +29,7 @@ from media.pictures.grids import (  # noqa: E402
     seed_latent,
     tile,
 )
-from media.pictures.panels import PANELS, resize  # noqa: E402
+from media.pictures.panels import resize  # noqa: E402
 from media.videos.paths import camera_path  # noqa: E402
 from media.videos.videos import VideoWriter  # noqa: E402
 from open_eg3d import load_generator  # noqa: E402

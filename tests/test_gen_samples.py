@@ -23,6 +23,7 @@ import gen_samples
 from dnnlib.options import Seeds
 from media.pictures.grids import to_pictures
 from open_eg3d import load_generator
+from tests.tiny import call
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from training.config.settings import Config
@@ -197,14 +198,39 @@ def test_rows_pitch_and_truncation(network: Path, tmp_path: Path):
         "--nrr",
         "8",
     ]
-    done = run(*options, "--trunc", "0", "--rows", "image,raw,depth", "--outdir", tmp_path)
+    done = run(*options, "--trunc", "0", "--rows", "image,raw,depth,normals", "--outdir", tmp_path)
     assert done.returncode == 0, done.stderr
     pictures = [np.asarray(Image.open(tmp_path / name)) for name in names(tmp_path)]
-    assert pictures[0].shape == (3 * SIZE, SIZE, 3)
+    assert pictures[0].shape == (4 * SIZE, SIZE, 3)
     np.testing.assert_array_equal(pictures[0], pictures[1])  # truncation 0: everyone is the average
     blocks = pictures[0][SIZE : 2 * SIZE].reshape(8, 4, 8, 4, 3)
     assert (blocks == blocks[:, :1, :, :1]).all()  # raw has 8 x 8 pixels
     assert len(np.unique(pictures[0][:SIZE])) > 8
+
+
+NOTE = "note: views leave the range of the training data"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), ()),
+        (("--views", "-30,30"), ()),
+        (("--views", "0,90"), ("yaws 0 to 90 degrees (training: -3",)),
+        (("--views=-90,0", "--pitch", "60"), ("yaws -90 to 0", "pitches 60 to 60 degrees")),
+    ],
+)
+def test_views_that_training_has_not_seen_are_named(
+    network: Path, tmp_path: Path, options: tuple[str, ...], words: tuple[str, ...]
+):
+    files = ("--network", network, "--seeds", "0", "--outdir", tmp_path)
+    ended = call(gen_samples.main, *files, *options).assert_done()
+    assert (NOTE in ended.err) == bool(words)
+    assert all(word in ended.err for word in words)
+
+
+def test_help_has_a_short_name():
+    assert "--network" in call(gen_samples.main, "-h").assert_done().out
 
 
 def test_shapes_are_written_in_the_world_of_the_model(network: Path, tmp_path: Path):
@@ -249,7 +275,7 @@ def test_shapes_are_written_in_the_world_of_the_model(network: Path, tmp_path: P
         (["--seeds", "5-1"], 2, "--seeds"),
         (["--seeds", "x"], 2, "--seeds"),
         (["--views", "left"], 2, "--views"),
-        (["--rows", "normals"], 2, "--rows"),
+        (["--rows", "colours"], 2, "--rows"),
         (["--trunc", "nan"], 2, "--trunc"),
         (["--no-images"], 2, "--shapes"),
         (["--shapes", "stl"], 2, "--shapes"),

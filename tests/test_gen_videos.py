@@ -282,7 +282,7 @@ def test_released_snapshots_of_larger_size(tmp_path: Path) -> None:
             1,
             "cannot download http://127.0.0.1:9/poses.json",
         ),
-        (["--camera", "spiral"], 1, "spiral"),
+        (["--camera", "spiral"], 2, "spiral"),
     ],
 )
 def test_wrong_values_are_one_line(
@@ -290,6 +290,18 @@ def test_wrong_values_are_one_line(
 ) -> None:
     run(network, tmp_path / "out", *arguments).assert_refused(status, words)
     assert not list(tmp_path.iterdir()) or not names(tmp_path / "out")
+
+
+def test_an_unknown_camera_lists_the_known_ones(network: Path, tmp_path: Path) -> None:
+    refused = run(network, tmp_path / "out", "--camera", "orbit")
+    refused.assert_refused(2, "'orbit' is neither a file nor one of circle, wobble, turn, still")
+
+
+def test_an_orbit_beyond_the_data_is_named(network: Path, tmp_path: Path) -> None:
+    still = ("--frames", "3", "--seeds", "0")
+    assert "note:" not in run(network, tmp_path, *still).assert_done().err
+    turned = run(network, tmp_path, *still, "--camera", "turn").assert_done()
+    assert "note: views leave the range of the training data: yaws" in turned.err
 
 
 def test_wrong_networks_and_places_are_one_line(network: Path, tmp_path: Path) -> None:

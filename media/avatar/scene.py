@@ -16,8 +16,7 @@ from torch import Tensor
 
 from dnnlib.console import UserError
 from media.avatar.planes import CHANNELS_A_TEXEL, QuantizedPlanes, pack, quantize
-from media.pictures.grids import OUTLIERS, Pictures, camera_grid, to_pictures
-from metrics.views import OPAQUE
+from media.pictures.grids import Pictures, camera_grid, depth_limits, to_pictures
 from training.cameras import unpack_label
 from training.data.scene import CameraSummary
 from training.networks.generator import Generator
@@ -144,16 +143,13 @@ def _depth_range(
     """Nearest and farthest depth of what is opaque from all around, relative to the camera's
     distance to the pivot; world units.
     """
-    depths = []
+    depths, alphas = [], []
     for c in camera_grid(cameras, *DEPTH_VIEWS).to(planes.device).split(1):
         out = generator.render(planes, ws, c)
         distance = (unpack_label(c)[0][0, :3, 3].cpu() - torch.tensor(cameras.pivot)).norm()
-        solid = (out.alpha > OPAQUE) & out.image_depth.isfinite()
-        depths.append(out.image_depth[solid].cpu().float() - distance)
-    seen = torch.cat(depths).numpy()
-    if not len(seen):
-        return [-1.0, 1.0]
-    near, far = np.percentile(seen, (OUTLIERS, 100 - OUTLIERS)).tolist()
+        depths.append(out.image_depth.float().cpu() - distance)
+        alphas.append(out.alpha.float().cpu())
+    near, far = depth_limits(torch.cat(depths), torch.cat(alphas)) or (-1.0, 1.0)
     return [_short(near), _short(near + max(far - near, 1e-6))]
 
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from media import PictureModel
 from media.pictures.grids import Pictures, tile
-from media.pictures.panels import PictureModel, render_panels, resize, shared_limits
+from media.pictures.panels import render_panels, resize, shared_limits
 from media.videos.files import open_video
 from media.videos.paths import latent_loop, loop_times
 

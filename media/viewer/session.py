@@ -17,6 +17,7 @@ from media.viewer.camera import ZOOM_LIMITS, aspect_of, orbit_of
 from media.viewer.checkpoints import CheckpointFolder
 from media.viewer.controls import Controls
 from media.viewer.view_renderer import Latents, View, ViewRenderer, letterbox
+from training.checkpoints.show import in_units
 from training.networks.generator import Generator
 
 STILL_SECONDS = 0.2  # without a change, then the full picture is drawn
@@ -222,7 +223,7 @@ class ViewerSession:
                 self.client.send_file_download(
                     f"seed{latents.seed:04d}.{suffix}", data, save_immediately=True
                 )
-                self._say(f"{suffix.upper()} of {len(data) / 1e6:.1f} MB")
+                self._say(f"{suffix.upper()} of {in_units(len(data), 'B')}")
         except UserError as error:
             self._say(str(error))
         finally:

@@ -12,8 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from media.pictures.grids import Pictures, seed_latent, shade_depth, to_pictures
-from media.pictures.panels import PANELS, shade_normals, shared_limits, surface_normals
+from media.pictures.grids import (
+    PANELS,
+    Pictures,
+    seed_latent,
+    shade_depth,
+    shade_normals,
+    to_pictures,
+)
+from media.pictures.panels import shared_limits
 from training.cameras import pack_label, unpack_label
 from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator, GeneratorOutput
@@ -156,9 +163,7 @@ class ViewRenderer:
         if view.kind == "depth":
             return shade_depth(out.image_depth, out.alpha, limits)[0]
         if view.kind == "normals":
-            return shade_normals(
-                surface_normals(self.generator, self.planes(latents)[1], c, out), c, out.alpha
-            )[0]
+            return shade_normals(self.generator, self.planes(latents)[1], c, out)[0]
         return to_pictures(out.image if view.kind == "image" else out.image_raw)[0]
 
     @torch.no_grad()

@@ -125,7 +125,7 @@ def test_it_is_one_small_file_that_asks_for_nothing_else(shipped_page: Path) -> 
     text = shipped_page.read_text()
     assert len(text) < 3 * 3e6
     assert not re.search(r"https?://|@import|\burl\(|<link|\bsrc=", text)
-    assert "<title>heads &amp; more</title>" in text
+    assert "<title>Generated heads: heads &amp; more</title>" in text
     assert not re.search(r"<!-- \w+ -->", text)
 
 

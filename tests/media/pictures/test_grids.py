@@ -1,4 +1,4 @@
-"""Picture strips: every pixel where it belongs, depth in order and on one scale."""
+"""Grids of pictures: every pixel where it belongs, depth in order and on one scale."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from dnnlib.console import UserError
 from media.pictures import grids
 from training.cameras import orbit_angles, orbit_pose, pack_label, pinhole_intrinsics, unpack_label
+from training.config.settings import RenderingConfig
 
 SIZE, RAW_SIZE = 8, 4
 
@@ -40,6 +41,13 @@ class YawScene:
     def __init__(self) -> None:
         self.backbone_runs = 0
         self.batches: list[int] = []
+        self.rendering = RenderingConfig()
+
+    def query_density(self, points: Tensor, planes: Tensor) -> Tensor:
+        return planes[:, :1, 0, 0, 0, None] - points[..., :1]  # normals point along x
+
+    def query(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
+        return self.query_density(points, planes), points
 
     def planes(self, ws: Tensor, noise_mode: str = "const") -> Tensor:
         assert noise_mode == "const"
@@ -127,6 +135,15 @@ def test_depth_is_brighter_when_nearer_and_black_behind():
     assert solid[-1] == level(2 * grids.FARTHEST_GREY - 1)
 
 
+def test_depth_shows_contrast_where_the_surface_is():
+    """As on a head: most of it within a fifth of the range, behind it a little of a neck."""
+    face, neck = torch.linspace(2.4, 2.5, 90), torch.linspace(2.5, 2.9, 10)
+    depth = torch.cat([face, neck]).reshape(1, 1, 10, 10)
+    shaded = grids.shade_depth(depth, torch.ones_like(depth))[0, ..., 0].flatten().astype(int)
+    assert shaded[0] - shaded[89] > 60
+    assert (np.diff(shaded) <= 0).all()
+
+
 def test_depth_scale_is_shared_and_ignores_the_background():
     depth = torch.stack(
         [torch.full((1, 2, 2), 2.0), torch.full((1, 2, 2), 3.0), torch.full((1, 2, 2), 50.0)]
@@ -202,3 +219,20 @@ def test_save_png_keeps_every_pixel_and_tells_when_it_cannot(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
         grids.save_png(tmp_path / "file" / "x.png", picture)
+
+
+def test_normals_are_a_row_like_the_others():
+    scene = YawScene()
+    views = grids.yaw_views(
+        scene, identity(0.0), Orbit(), [0.0, 0.5], 0.0, kinds=("normals", "image")
+    )
+    assert {kind: picture.shape for kind, picture in views.items()} == {
+        "normals": (2, SIZE, SIZE, 3),
+        "image": (2, SIZE, SIZE, 3),
+    }
+    assert views["normals"][0, 0, 0].tolist() == [255, 128, 128]  # to the right
+    red, green, blue = views["normals"][1, 0, 0].astype(int)
+    assert red < 255
+    assert green == 128
+    assert blue > 128  # the camera has moved to the right: the surface turns towards it
+    assert (views["normals"][:, :, -1] == 0).all()  # background

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dnnlib.console import UserError, progress
 from media.pictures import panels
-from media.pictures.panels import render_panels, surface_normals
+from media.pictures.normals import surface_normals
+from media.pictures.panels import render_panels
 from media.videos import files as video_files
 from media.videos.files import gif_delays, open_video
 from media.videos.videos import VideoWriter

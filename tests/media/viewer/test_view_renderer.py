@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnnlib.console import UserError
-from media.pictures.grids import seed_latent, shade_depth, to_pictures
-from media.pictures.panels import shade_normals, surface_normals
+from media.pictures.grids import seed_latent, shade_depth, shade_normals, to_pictures
 from media.viewer.camera import aspect_of, bounded, orbit_of
 from media.viewer.checkpoints import KEPT_MODELS, CheckpointFolder
 from media.viewer.view_renderer import Latents, View, ViewRenderer, letterbox
@@ -65,8 +64,7 @@ def test_pictures_are_the_generators(generator: Generator) -> None:
         "raw": to_pictures(out.image_raw),
         "depth": shade_depth(out.image_depth, out.alpha),
     }
-    normals = surface_normals(generator, generator.planes(ws), c, out)
-    wanted["normals"] = shade_normals(normals, c, out.alpha)
+    wanted["normals"] = shade_normals(generator, generator.planes(ws), c, out)
     latents = Latents(seed=5, truncation_psi=0.7, truncation_cutoff=2)
     for kind, pictures in wanted.items():
         picture = renderer.render(latents, View(kind, yaw=0.4, pitch=-0.2, resolution=12))
