@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dnnlib.console import progress, run_cli
 from dnnlib.files import make_dir
-from dnnlib.options import Commas, Finite, Seeds, finite, some_of
+from dnnlib.options import Commas, Finite, finite, some_of
 from media.meshes.files import TEXTURE_FORMATS
 from media.meshes.shapes import FORMATS, TEXTURED_FACES, save_shape
 from media.pictures.grids import (
@@ -31,16 +31,7 @@ from media.pictures.grids import (
     yaw_views,
 )
 from media.view_range import beyond_training
-from open_eg3d.command_line import (
-    network_option,
-    nrr_option,
-    open_generator,
-    outdir_option,
-    precision_option,
-    trunc_cutoff_option,
-    trunc_option,
-)
-from torch_utils.devices import device_option
+from open_eg3d.sampling_options import SamplingRequest, sampling_options
 from torch_utils.precision import use_full_fp32
 from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
@@ -49,31 +40,23 @@ DEFAULT_VIEWS = 5
 
 
 @dataclass
-class Request:
+class Request(SamplingRequest):
     """The options, by their names."""
 
-    network: str
-    seeds: list[int]
-    outdir: Path
-    trunc: float
-    trunc_cutoff: int | None
     views: list[float] | None
     pitch: float | None
     rows: list[str]
-    nrr: int | None
     shapes: str
     shape_res: int
     shape_level: float | None
     shape_faces: int | None
     texture: int | None
-    precision: str
     images: bool
-    device: torch.device
 
 
 def make_samples(request: Request) -> None:
     """Write the files of all seeds, and print their names."""
-    generator = open_generator(request.network, request.device, request.precision)
+    generator = request.generator()
     cameras = cameras_of(generator)
     conditioning = cameras.frontal_label()[None].to(request.device)
     yaws, pitch = view_angles(request, cameras)
@@ -127,17 +110,7 @@ def write_shape(
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@network_option
-@click.option(
-    "--seeds",
-    type=Seeds(),
-    default="0-7",
-    show_default=True,
-    help="Which latents: 0-10 or 1,5,7-9.",
-)
-@outdir_option
-@trunc_option
-@trunc_cutoff_option
+@sampling_options(seeds="0-7")
 @click.option(
     "--views",
     type=Commas("yaws", finite, "angles in degrees"),
@@ -153,7 +126,6 @@ def write_shape(
     show_default=True,
     help=f"Rows of the picture: {','.join(PANELS)}.",
 )
-@nrr_option
 @click.option(
     "--shapes",
     type=click.Choice(["none", *FORMATS]),
@@ -183,9 +155,7 @@ def write_shape(
     type=click.IntRange(16, 8192),
     help="Bake colours into a texture of N pixels per side (glb, obj).",
 )
-@precision_option
 @click.option("--images/--no-images", default=True, show_default=True, help="Write the pictures.")
-@device_option
 def main(**options: Any) -> None:
     """Write a picture (views side by side) and, if asked, a shape of each seed. The same seed gives
     the same files.

@@ -9,7 +9,6 @@ prepare_program(__name__)  # the imports below take seconds
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -19,22 +18,13 @@ from tqdm import tqdm
 
 from dnnlib.console import progress, run_cli
 from dnnlib.files import local_file, make_dir
-from dnnlib.options import Finite, FiniteRange, Seeds, some_of
+from dnnlib.options import Finite, FiniteRange, some_of
 from media.pictures.grids import PANELS, seed_latent
 from media.videos.files import MAX_GIF_FPS, VIDEO_FORMATS
 from media.videos.paths import CAMERA_PATHS, camera_path, default_path, read_poses
 from media.videos.videos import VideoWriter, stop_on_interrupt
 from media.view_range import beyond_training
-from open_eg3d.command_line import (
-    network_option,
-    nrr_option,
-    open_generator,
-    outdir_option,
-    precision_option,
-    trunc_cutoff_option,
-    trunc_option,
-)
-from torch_utils.devices import device_option
+from open_eg3d.sampling_options import SamplingRequest, sampling_options
 from torch_utils.precision import use_full_fp32
 from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
@@ -44,12 +34,9 @@ SEED_FRAMES = 60  # of an interpolation, per seed
 
 
 @dataclass
-class Request:
+class Request(SamplingRequest):
     """The options, by their names."""
 
-    network: str
-    seeds: list[int]
-    outdir: Path
     interpolate: bool
     grid: tuple[int, int] | None
     show: list[str]
@@ -61,12 +48,7 @@ class Request:
     fps: float
     formats: list[str]
     size: int | None
-    trunc: float
-    trunc_cutoff: int | None
-    nrr: int | None
     ray_samples: float
-    precision: str
-    device: torch.device
 
 
 class Grid(click.ParamType):
@@ -160,7 +142,7 @@ def plan_cameras(request: Request, cameras: CameraSummary, seeds_per_cell: int) 
 
 def prepare(request: Request) -> Generator:
     """The generator, with its rendering set up as asked."""
-    generator = open_generator(request.network, request.device, request.precision)
+    generator = request.generator()
     rendering = generator.rendering
     rendering.depth_resolution = max(2, round(rendering.depth_resolution * request.ray_samples))
     rendering.depth_resolution_importance = round(
@@ -224,15 +206,7 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@network_option
-@click.option(
-    "--seeds",
-    type=Seeds(),
-    default="0-3",
-    show_default=True,
-    help="Which latents: 0-10 or 1,5,7-9.",
-)
-@outdir_option
+@sampling_options(seeds="0-3")
 @click.option(
     "--interpolate",
     is_flag=True,
@@ -290,9 +264,6 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 @click.option(
     "--size", type=Even(2, 4096), help="Pixels per side of a panel.  [default: the model's]"
 )
-@trunc_option
-@trunc_cutoff_option
-@nrr_option
 @click.option(
     "--ray-samples",
     type=FiniteRange(0.1, 100),
@@ -300,8 +271,6 @@ def interrupted(files: str, written: int, wanted: int) -> int:
     show_default=True,
     help="Samples per ray as a factor of training's: 2 is finer.",
 )
-@precision_option
-@device_option
 def main(**options: Any) -> None:
     """Write a video per seed in which the camera moves around it, all seeds in a grid, or a walk
     from seed to seed.

@@ -156,8 +156,8 @@ def bake(
     uv: NDArray[np.float64],
     size: int,
 ) -> Colors:
-    """Texture (size, size, 3) of vertices (V, 3) at places uv (V, 2), v downward: the surface's colour
-    at every texel's centre.
+    """Texture (size, size, 3) of vertices (V, 3) at places uv (V, 2), v downward: the surface's
+    colour at every texel's centre.
 
     Texels outside all triangles get the colour of the nearest one inside.
     """

@@ -352,6 +352,61 @@ def test_an_address_brings_back_a_view_and_nonsense_is_passed_over(
     assert not page.errors
 
 
+def test_the_address_holds_views_from_all_sides(
+    shipped_page: Path, show: Callable[..., Page]
+) -> None:
+    page = show(shipped_page)
+    page.click("#free")
+    page.run("avatars.orbit.move({ yaw: 2.4, pitch: -1.2 })")
+    address = page.wait_until("/yaw=137.5.*sides=all/.test(location.hash) && location.hash", 120)
+    page.go("about:blank")
+    page.go(shipped_page.as_uri() + address)
+    page.wait_until(READY)
+    page.wait_until("Math.abs(avatars.orbit.yaw - 2.4) < 0.01")
+    assert page.run("avatars.elements.free.getAttribute('aria-pressed')") == "true"
+    page.run("avatars.followAddress(location.hash.replace('&sides=all', ''))")
+    page.wait_until("avatars.orbit.yaw < 1.5")
+
+
+def test_a_picture_stands_in_until_the_first_frame(
+    shipped_page: Path, show: Callable[..., Page]
+) -> None:
+    page = show(shipped_page, "#head=1", init="window.requestAnimationFrame = () => 1")
+    poster = "avatars.elements.poster"
+    assert page.run(f"{poster}.src === avatars.scene.heads[1].picture && !{poster}.hidden")
+    assert page.run(f"{poster}.clientWidth === avatars.elements.canvas.clientWidth")
+    page.run("avatars.draw(0)")
+    assert page.run(f"{poster}.hidden")
+
+
+def test_pictures_are_enlarged_smoothly(shipped_page: Path, show: Callable[..., Page]) -> None:
+    """Bicubic like Pillow's, which counts differently at the border alone."""
+    page = show(shipped_page, init="window.requestAnimationFrame = () => 1")
+    small, large = 24, 96
+    pixels = page.run(
+        f"""(() => {{
+          const renderer = avatars.renderer, gl = renderer.gl;
+          renderer.canvas.width = renderer.canvas.height = {large};
+          const target = renderer.target("quick", {small});
+          renderer.drawRows(target, avatars.camera(), "image", 0, {small});
+          renderer.show(target);
+          const shown = new Uint8Array({large * large * 4});
+          gl.bindFramebuffer(gl.FRAMEBUFFER, null);
+          gl.readPixels(0, 0, {large}, {large}, gl.RGBA, gl.UNSIGNED_BYTE, shown);
+          return [Array.from(renderer.pixels(target)), Array.from(shown)];
+        }})()"""
+    )
+    drawn_small, shown = (
+        np.array(values, dtype=np.uint8).reshape(side, side, 4)[..., :3]
+        for values, side in zip(pixels, (small, large), strict=True)
+    )
+    wanted = Image.fromarray(drawn_small).resize((large, large), Image.Resampling.BICUBIC)
+    inside = (slice(8, -8), slice(8, -8))
+    error = np.abs(shown[::-1][inside].astype(int) - np.asarray(wanted)[inside])
+    assert error.max() <= 2
+    assert drawn_small.std() > 20
+
+
 def test_without_webgl_it_says_so(shipped_page: Path, browser: Browser) -> None:
     page = browser.open(
         shipped_page.as_uri(), init="HTMLCanvasElement.prototype.getContext = () => null"

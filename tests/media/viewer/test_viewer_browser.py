@@ -66,7 +66,8 @@ def difference(first: np.ndarray, second: np.ndarray) -> float:
 def click(page: Page, tag: str, text: str) -> None:
     """Click the innermost element that shows just this text."""
     page.run(
-        f"""(() => {{ const found = [...document.querySelectorAll({tag!r})].filter((e) => (e.innerText ?? "").trim() === {text!r});
+        f"""(() => {{ const found = [...document.querySelectorAll({tag!r})]
+            .filter((e) => (e.innerText ?? "").trim() === {text!r});
         document.querySelectorAll('[data-test]').forEach((e) => e.removeAttribute('data-test'));
         found.at(-1).setAttribute('data-test', ''); }})()"""
     )
