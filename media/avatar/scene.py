@@ -1,6 +1,4 @@
-"""What the page has to know, as plain values for JSON: the heads, the decoder, how rays are
-rendered, the cameras.
-"""
+"""The page's data as plain values for JSON: heads, decoder, rendering settings and cameras."""
 
 from __future__ import annotations
 
@@ -61,7 +59,7 @@ def make_head(
 
 
 def scene_values(generator: Generator, cameras: CameraSummary, title: str) -> dict[str, Any]:
-    """What all heads of a page share.
+    """Values that all heads of a page share.
 
     Raises:
         UserError: if the page could not render this model: a decoder of another kind, or too large
@@ -133,15 +131,15 @@ def _dequantization(quantized: QuantizedPlanes) -> dict[str, Any]:
 
 
 def _short(value: float) -> float:
-    """As many digits as fp32 has."""
+    """Round to the digits of fp32."""
     return float(f"{value:.9g}")
 
 
 def _depth_range(
     generator: Generator, planes: Tensor, ws: Tensor, cameras: CameraSummary
 ) -> list[float]:
-    """Nearest and farthest depth of what is opaque from all around, relative to the camera's
-    distance to the pivot; world units.
+    """Nearest and farthest depth of the surface from all around, relative to the camera's distance
+    to the pivot; world units.
     """
     depths, alphas = [], []
     for c in camera_grid(cameras, *DEPTH_VIEWS).to(planes.device).split(1):

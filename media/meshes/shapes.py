@@ -42,19 +42,19 @@ def extract_mesh(
     Args:
         planes: (1, 3, C, H, W).
         cameras: (K, 25) labels that cover the poses of the training data (`camera_grid`).
-        resolution: Grid cells along a side of the box.
+        resolution: Grid cells per side of the box.
         level: Raw density of the surface; none = `surface_level`.
         largest_only: Keep the object alone (`media.meshes.surface`); off keeps floaters and what is
             left of walls.
         slab_samples: Grid samples held at once.
-        texture: Pixels a side of a baked texture; none = vertex colours.
-        max_faces: Reduce to about so many triangles; none = all, with a texture `TEXTURED_FACES`.
+        texture: Pixels per side of a baked texture; none = vertex colours.
+        max_faces: Reduce to about N triangles; none = all, with a texture `TEXTURED_FACES`.
 
     Returns:
         Mesh in world coordinates with the model's colours (`media.meshes.colours`).
 
     Raises:
-        UserError: if there is no surface at the level; the message tells the densities' range.
+        UserError: if there is no surface at the level; the message names the densities' range.
     """
     grid = density_grid(generator, planes, cameras, resolution, level)
     points, faces = grid_surface(grid, slab_samples, largest_only)

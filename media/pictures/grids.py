@@ -153,7 +153,7 @@ def render_views(
 
 
 def seed_latent(seed: int, z_dim: int) -> Tensor:
-    """The z (1, z_dim) that a seed stands for."""
+    """The z (1, z_dim) of a seed."""
     return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).float()
 
 

@@ -28,8 +28,8 @@ RENDER_BATCH = 8
 
 
 def save_pictures(state: SnapshotState) -> None:
-    """Write reals.png at the start; at every snapshot fakes, raw, depth and a yaw strip, to files
-    and to TensorBoard.
+    """Write reals.png at the start; at every snapshot fakes, raw, depth and views over the range of
+    yaw, to files and to TensorBoard.
     """
     if state.checkpoint is None:
         show(state, "reals", real_grid(state), "")

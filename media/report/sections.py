@@ -56,7 +56,7 @@ STATISTICS = {
     "R1 penalty": ("Loss/R1",),
     "Spread of depth": ("Depth/spread",),
     "Probability of augmentation": ("Augment/p",),
-    "Images a second": ("Progress/images_per_second",),
+    "Images per second": ("Progress/images_per_second",),
 }
 
 
@@ -74,7 +74,7 @@ def curves_section(
     Args:
         protocols: of the metrics in the report, by name; only results of the same protocol are
             drawn with them.
-        kimg_of: tells from a network's name how long it was trained, for results that do not say.
+        kimg_of: training length of a network by its name, for results that do not hold it.
     """
     places = list(dict.fromkeys(folders))
     lines: dict[str, list[dict[str, Any]]] = {}

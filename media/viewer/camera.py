@@ -45,9 +45,7 @@ def aspect_of(width: Any, height: Any) -> float:
 
 
 def bounded(value: Any, low: float, high: float, otherwise: float) -> float:
-    """A number between two limits: what is beyond moves to the nearer one, what is no number
-    becomes `otherwise`.
-    """
+    """Clamp a number to two limits; `otherwise` stands for anything that is no finite number."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

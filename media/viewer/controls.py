@@ -234,7 +234,7 @@ class Controls:
         return kind if kind in VIDEO_FORMATS else VIDEO_FORMATS[0]
 
     def mesh(self) -> tuple[str, bool, int]:
-        """Format, whether with a texture, and cells a side."""
+        """Format, whether with a texture, and cells per side."""
         kind, is_textured = MESH_FORMATS.get(str(self.mesh_format.value), MESH_FORMATS["GLB"])
         cells = str(self.mesh_resolution.value)
         return (

@@ -20,10 +20,10 @@ from media.videos.paths import is_all_around
 from media.viewer.view_renderer import Latents, View, ViewRenderer
 
 VIDEO_FRAMES, VIDEO_FPS = 96, 24.0
-FEWEST_VIDEO_PIXELS = 256  # a side; smaller pictures are enlarged, for players would do it worse
-PROBES = 8  # frames that tell the scale of depth
+FEWEST_VIDEO_PIXELS = 256  # per side; smaller pictures are enlarged, better than players do it
+PROBES = 8  # frames from which the scale of depth is taken
 SWAY = 0.6  # radians to either side where no camera of the data goes around
-TEXTURE = 1024  # pixels a side
+TEXTURE = 1024  # pixels per side
 
 
 def png(picture: Pictures) -> bytes:

@@ -1,12 +1,12 @@
 "use strict";
-// The page: what is shown, how large, and when it is drawn.
+// The page: the head, view and size, and when they are drawn.
 
 const FRAME_SECONDS = 0.03;  // longest time for a picture while something moves
 const BAND_SECONDS = 0.1;    // and for a band of rows of the full picture afterwards
 const STILL_SECONDS =
     4;  // for all of it; without a graphics processor it has fewer pixels than the screen
 const STILL_AFTER = 150;   // milliseconds without a change
-const MOST_PIXELS = 1024;  // a side
+const MOST_PIXELS = 1024;  // per side
 const FEWEST_PIXELS = 48;
 const SWING_SECONDS = 6;
 
@@ -111,7 +111,7 @@ class Page {
     this.elements.poster.hidden = true;
   }
 
-  // How many pixels a side a picture may have that is drawn in so many seconds: at least `fewest`,
+  // Pixels per side of a picture that can be drawn in the given time: at least `fewest`,
   // at most what the canvas shows.
   affordable(seconds, fewest) {
     const side = Math.floor(Math.sqrt(seconds / this.renderer.secondsPerPixel) / 16) * 16;
@@ -306,7 +306,7 @@ async function main() {
   }
 }
 
-// One swing to and fro tells that the picture can be turned.
+// One swing to and fro shows that the picture can be turned.
 function greet(page) {
   page.startSwinging();
   const swing = page.swing;

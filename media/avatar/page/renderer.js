@@ -104,7 +104,7 @@ class Renderer {
     this.depths = head.depths;
   }
 
-  // Memory for a picture. `name` tells apart pictures that are wanted at the same time.
+  // Memory for a picture. `name` distinguishes pictures that are needed at the same time.
   target(name, size) {
     const gl = this.gl;
     let target = this.targets.get(name);
@@ -149,7 +149,7 @@ class Renderer {
     this.secondsPerPixel += 0.3 * (taken - this.secondsPerPixel);
   }
 
-  // How many rows of a picture of this size are drawn in so many seconds.
+  // Rows of a picture of this size that can be drawn in the given time.
   rowsIn(seconds, size) {
     return Math.max(1, Math.min(size, Math.floor(seconds / (this.secondsPerPixel * size))));
   }
