@@ -38,7 +38,8 @@ def viewer() -> Iterator[Viewer]:
 def page(viewer: Viewer) -> Iterator[Page]:
     with open_browser(SOFTWARE_WEBGL) as browser:
         page = browser.open(viewer.address, 1280, 720)
-        page.wait_until("document.body.innerText.includes('frames a second')")
+        page.wait_until("document.body.innerText.includes('frames per second')")
+        assert page.run("document.title") == "heads64.pkl - open-eg3d"
         yield page
         assert not page.errors
 
