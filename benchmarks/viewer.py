@@ -140,7 +140,7 @@ def main(network: Path, seconds: float, repeats: int) -> None:
     visits = {sessions: frames_a_second(network, seconds, sessions) for sessions in (1, 2)}
     show(
         "Visits",
-        [{"sessions": n, "frames a second each": sum(rates) / n} for n, rates in visits.items()],
+        [{"sessions": n, "frames per second each": sum(rates) / n} for n, rates in visits.items()],
     )
 
 
