@@ -1,5 +1,5 @@
 """`make demo`: show the model that comes with the program, train the built-in heads for twenty
-minutes and show what came out.
+minutes and show the result.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MESH_RESOLUTION = 160
     type=click.Path(path_type=Path),
     default="demo",
     show_default=True,
-    help="Where everything goes.",
+    help="Folder for all files.",
 )
 @click.option(
     "--minutes",
@@ -50,7 +50,7 @@ def main(outdir: Path, minutes: float) -> None:
 
 
 def report(title: str, network: Path, files: tuple[Path, Path]) -> None:
-    """Say what lies where."""
+    """Print the paths of the files."""
     click.echo(
         f"{title}: {network}\nHeads, their rendering and depth as they turn: {files[0]}\nColoured"
         f" mesh of the first head: {files[1]}"
@@ -58,7 +58,7 @@ def report(title: str, network: Path, files: tuple[Path, Path]) -> None:
 
 
 def train(outdir: Path, minutes: float) -> None:
-    """Run train.py as a person would.
+    """Run train.py in a process of its own.
 
     Raises:
         UserError: if it fails; it has said why.

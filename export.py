@@ -1,8 +1,7 @@
-"""The generator of a file in another form: python export.py --network
-run/network-snapshot-000200.pkl --dest heads.pkl.
+"""Write the generator of a file in another form:
 
-Or heads that a browser renders by itself: python export.py --network heads.pkl --seeds 0-7 --dest
-avatars.html.
+python export.py --network run/network-snapshot-000200.pkl --dest heads.pkl
+python export.py --network heads.pkl --seeds 0-7 --dest avatars.html
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from dnnlib.console import UserError, run_cli
+from dnnlib.console import UserError, progress, run_cli
 from dnnlib.files import local_file
 from dnnlib.options import Finite, Seeds
 from media.avatar import write_avatars
@@ -33,13 +32,14 @@ from training.checkpoints.checkpoint import (
 )
 from training.checkpoints.onnx_graphs import write_image_graph, write_planes_graph
 from training.checkpoints.released.interop import Weights
+from training.checkpoints.show import in_units
 from training.checkpoints.weights_folder import FILES, write_weights_folder
 from training.config.settings import Config
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be exported, and where to; a page shows the heads of some seeds."""
+    """Options of an export. A page shows the heads of some seeds."""
 
     source: Path
     weights: Weights
@@ -67,16 +67,23 @@ def write_safetensors(job: Job) -> list[Path]:
 def write_onnx(job: Job) -> list[Path]:
     """Two graphs: latent to planes, planes to pictures."""
     generator = build_generator(job.weights)
-    planes, image = targets_onnx(job.dest)
-    write_planes_graph(planes, generator)
-    write_image_graph(image, generator)
-    return [planes, image]
+    targets = targets_onnx(job.dest)
+    writers = (write_planes_graph, write_image_graph)
+    with progress(zip(targets, writers, strict=True), "ONNX graphs", total=2, unit="graph") as bar:
+        for path, write in bar:
+            bar.set_postfix_str(path.name)
+            write(path, generator)
+    return targets
 
 
 def write_page(job: Job) -> list[Path]:
-    """A page of heads that any browser turns around by itself."""
+    """A page of heads that a browser renders."""
     write_avatars(
-        job.dest, load_generator(job.source), job.seeds, job.truncation_psi, title=job.dest.stem
+        job.dest,
+        load_generator(job.source),
+        job.seeds,
+        job.truncation_psi,
+        f"Generated heads: {job.dest.stem}",
     )
     return [job.dest]
 
@@ -108,6 +115,13 @@ FORMATS = {
     "html": Format(write_page, lambda dest: [dest]),
 }
 SUFFIXES = {"": "safetensors", ".onnx": "onnx", ".html": "html"}  # any other is a checkpoint
+SHAPES = "gen_samples.py --network {network} --no-images --shapes {kind}"
+COMMANDS = {  # that write what --dest asks for
+    **dict.fromkeys(("glb", "ply", "obj", "mrc"), SHAPES),
+    **dict.fromkeys(("mp4", "gif"), "gen_videos.py --network {network} --formats {kind}"),
+    "png": "gen_samples.py --network {network}",
+    "safetensors": "export.py --network {network} --dest {stem}",
+}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -146,6 +160,15 @@ def load_averaged(source: Path) -> Weights:
 def choose_format(dest: Path, named: str | None) -> str:
     """--format, else what the ending of --dest says; a folder is one of safetensors."""
     return named or SUFFIXES.get("" if dest.is_dir() else dest.suffix.lower(), "checkpoint")
+
+
+def check_name(network: str, dest: Path) -> None:
+    """Raise a UserError that names the right command if --dest names a file of another kind."""
+    kind = dest.suffix.lower()[1:]
+    if kind in COMMANDS and not dest.is_dir():
+        command = COMMANDS[kind].format(network=network, kind=kind, stem=dest.with_suffix(""))
+        what = "a folder of safetensors" if kind == "safetensors" else f"a {kind} file"
+        raise UserError(f"{dest}: {what} is written by: python {command}")
 
 
 def check_dest(source: Path, dest: Path, kind: Format, overwrite: bool) -> None:
@@ -210,20 +233,21 @@ def main(
     """Write the generator alone: as a checkpoint a tenth of the size, as safetensors, or as ONNX
     graphs for other programs.
 
-    Or write a page of heads that any browser turns around by itself, without a server.
+    Or write a page of heads that a browser renders by itself, without a server.
     """
     chosen = choose_format(dest, named)
     if chosen != "html" and (seeds is not None or trunc is not None):
         raise click.UsageError(
             "--seeds and --trunc choose the heads of a page; end --dest in .html, or leave them out"
         )
+    check_name(network, dest)
     source = local_file(network)
     kind = FORMATS[chosen]
     check_dest(source, dest, kind, overwrite)
     for path in kind.write(
         Job(source, load_averaged(source), dest, seeds or range(8), 1.0 if trunc is None else trunc)
     ):
-        click.echo(f"Wrote {path}, {path.stat().st_size / 1e6:.1f} MB")
+        click.echo(f"Wrote {path}, {in_units(path.stat().st_size, 'B')}")
 
 
 if __name__ == "__main__":

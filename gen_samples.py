@@ -1,6 +1,4 @@
-"""Pictures and shapes of seeds: python gen_samples.py --network ckpt.pkl --seeds 0-10 --shapes
-glb.
-"""
+"""Pictures and shapes of seeds: python gen_samples.py --network ckpt.pkl --seeds 0-10."""
 
 from __future__ import annotations
 
@@ -20,20 +18,20 @@ from torch import Tensor
 
 from dnnlib.console import progress, run_cli
 from dnnlib.files import make_dir
-from dnnlib.options import Commas, Finite, Seeds, finite, some_of
+from dnnlib.options import Commas, Finite, finite, some_of
 from media.meshes.files import TEXTURE_FORMATS
 from media.meshes.shapes import FORMATS, TEXTURED_FACES, save_shape
-from media.pictures.grids import ROWS, camera_grid, save_png, seed_latent, strip_picture, yaw_strip
-from open_eg3d.command_line import (
-    network_option,
-    nrr_option,
-    open_generator,
-    outdir_option,
-    precision_option,
-    trunc_cutoff_option,
-    trunc_option,
+from media.pictures.grids import (
+    PANELS,
+    camera_grid,
+    orbit_labels,
+    save_png,
+    seed_latent,
+    stack_rows,
+    yaw_views,
 )
-from torch_utils.devices import device_option
+from media.pictures.view_range import beyond_training
+from open_eg3d.sampling_options import SamplingRequest, sampling_options
 from torch_utils.precision import use_full_fp32
 from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
@@ -42,33 +40,29 @@ DEFAULT_VIEWS = 5
 
 
 @dataclass
-class Request:
+class Request(SamplingRequest):
     """The options, by their names."""
 
-    network: str
-    seeds: list[int]
-    outdir: Path
-    trunc: float
-    trunc_cutoff: int | None
     views: list[float] | None
     pitch: float | None
     rows: list[str]
-    nrr: int | None
     shapes: str
     shape_res: int
     shape_level: float | None
     shape_faces: int | None
     texture: int | None
-    precision: str
     images: bool
-    device: torch.device
 
 
 def make_samples(request: Request) -> None:
-    """Write the files of all seeds, and say which."""
-    generator = open_generator(request.network, request.device, request.precision)
+    """Write the files of all seeds, and print their names."""
+    generator = request.generator()
     cameras = cameras_of(generator)
     conditioning = cameras.frontal_label()[None].to(request.device)
+    yaws, pitch = view_angles(request, cameras)
+    note = beyond_training(generator, orbit_labels(cameras, yaws, pitch))
+    if request.images and note:
+        click.echo(note, err=True)
     with progress(request.seeds, "Seeds", unit="seed") as bar:
         for seed in bar:
             torch.manual_seed(seed)  # for models whose super-resolution asks for random noise
@@ -77,33 +71,27 @@ def make_samples(request: Request) -> None:
                 ws = generator.mapping(z, conditioning, request.trunc, request.trunc_cutoff)
             name = request.outdir / f"seed{seed:04d}"
             if request.images:
-                bar.write(str(write_strip(request, name, generator, cameras, ws)), file=sys.stdout)
+                views = yaw_views(
+                    generator, ws, cameras, yaws, pitch, request.nrr, kinds=request.rows
+                )
+                save_png(name.with_suffix(".png"), stack_rows(views, request.rows))
+                bar.write(f"{name}.png", file=sys.stdout)
             if request.shapes != "none":
                 bar.write(str(write_shape(request, name, generator, cameras, ws)), file=sys.stdout)
 
 
-def write_strip(
-    request: Request, name: Path, generator: Generator, cameras: CameraSummary, ws: Tensor
-) -> Path:
-    """Views of ws (1, num_ws, w_dim) side by side in NAME.png."""
-    path = name.with_suffix(".png")
-    yaws = (
-        [math.radians(view) for view in request.views]
-        if request.views
-        else cameras.default_yaws(DEFAULT_VIEWS)
-    )
+def view_angles(request: Request, cameras: CameraSummary) -> tuple[list[float], float]:
+    """Yaws of the views, and their pitch, radians."""
     pitch = cameras.pitch if request.pitch is None else math.radians(request.pitch)
-    save_png(
-        path,
-        strip_picture(yaw_strip(generator, ws, cameras, yaws, pitch, request.nrr), request.rows),
-    )
-    return path
+    if request.views:
+        return [math.radians(view) for view in request.views], pitch
+    return cameras.default_yaws(DEFAULT_VIEWS), pitch
 
 
 def write_shape(
     request: Request, name: Path, generator: Generator, cameras: CameraSummary, ws: Tensor
 ) -> Path:
-    """The shape of ws (1, num_ws, w_dim) in NAME.<kind of shape>."""
+    """Write the shape of ws (1, num_ws, w_dim) to a file of the wanted format; returns its path."""
     path = name.with_suffix(f".{request.shapes}")
     with torch.no_grad():
         planes = generator.planes(ws)
@@ -121,18 +109,8 @@ def write_shape(
     return path
 
 
-@click.command()
-@network_option
-@click.option(
-    "--seeds",
-    type=Seeds(),
-    default="0-7",
-    show_default=True,
-    help="Which latents: 0-10 or 1,5,7-9.",
-)
-@outdir_option
-@trunc_option
-@trunc_cutoff_option
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@sampling_options(seeds="0-7")
 @click.option(
     "--views",
     type=Commas("yaws", finite, "angles in degrees"),
@@ -143,25 +121,24 @@ def write_shape(
 )
 @click.option(
     "--rows",
-    type=some_of("rows", *ROWS),
+    type=some_of("rows", *PANELS),
     default="image",
     show_default=True,
-    help="Beneath each other: image,raw,depth.",
+    help=f"Rows of the picture: {','.join(PANELS)}.",
 )
-@nrr_option
 @click.option(
     "--shapes",
     type=click.Choice(["none", *FORMATS]),
     default="none",
     show_default=True,
-    help="Also a shape a seed: mesh or density (mrc).",
+    help="Also a shape per seed: mesh, or density (mrc).",
 )
 @click.option(
     "--shape-res",
     type=click.IntRange(8, 4096),
     default=256,
     show_default=True,
-    help="Cells along a side of the shape's grid.",
+    help="Cells per side of the shape's grid.",
 )
 @click.option(
     "--shape-level",
@@ -171,21 +148,17 @@ def write_shape(
 @click.option(
     "--shape-faces",
     type=click.IntRange(4),
-    help=f"Reduce meshes to so many triangles.  [default: all; textured {TEXTURED_FACES}]",
+    help=f"Reduce meshes to N triangles.  [default: all; textured {TEXTURED_FACES}]",
 )
 @click.option(
     "--texture",
     type=click.IntRange(16, 8192),
-    help="Bake colours into a texture of so many pixels a side (glb, obj).",
+    help="Bake colours into a texture of N pixels per side (glb, obj).",
 )
-@precision_option
-@click.option(
-    "--images/--no-images", default=True, show_default=True, help="Write the picture strips."
-)
-@device_option
+@click.option("--images/--no-images", default=True, show_default=True, help="Write the pictures.")
 def main(**options: Any) -> None:
-    """Write a picture strip (views side by side) and, if asked, a shape for each seed. The same
-    seed gives the same files.
+    """Write a picture (views side by side) and, if asked, a shape of each seed. The same seed gives
+    the same files.
     """
     request = Request(**options)
     if not request.images and request.shapes == "none":

@@ -9,7 +9,6 @@ prepare_program(__name__)  # the imports below take seconds
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -19,37 +18,25 @@ from tqdm import tqdm
 
 from dnnlib.console import progress, run_cli
 from dnnlib.files import local_file, make_dir
-from dnnlib.options import Finite, FiniteRange, Seeds, some_of
-from media.pictures.grids import seed_latent
-from media.pictures.panels import PANELS
+from dnnlib.options import Finite, FiniteRange, some_of
+from media.pictures.grids import PANELS, seed_latent
+from media.pictures.view_range import beyond_training
 from media.videos.files import MAX_GIF_FPS, VIDEO_FORMATS
 from media.videos.paths import CAMERA_PATHS, camera_path, default_path, read_poses
-from media.videos.videos import Film, stop_on_interrupt, write_video
-from open_eg3d.command_line import (
-    network_option,
-    nrr_option,
-    open_generator,
-    outdir_option,
-    precision_option,
-    trunc_cutoff_option,
-    trunc_option,
-)
-from torch_utils.devices import device_option
+from media.videos.videos import VideoWriter, stop_on_interrupt
+from open_eg3d.sampling_options import SamplingRequest, sampling_options
 from torch_utils.precision import use_full_fp32
 from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
 
 ORBIT_FRAMES = 120
-SEED_FRAMES = 60  # of an interpolation, from one seed to the next
+SEED_FRAMES = 60  # of an interpolation, per seed
 
 
 @dataclass
-class Request:
+class Request(SamplingRequest):
     """The options, by their names."""
 
-    network: str
-    seeds: list[int]
-    outdir: Path
     interpolate: bool
     grid: tuple[int, int] | None
     show: list[str]
@@ -61,12 +48,7 @@ class Request:
     fps: float
     formats: list[str]
     size: int | None
-    trunc: float
-    trunc_cutoff: int | None
-    nrr: int | None
     ray_samples: float
-    precision: str
-    device: torch.device
 
 
 class Grid(click.ParamType):
@@ -85,7 +67,7 @@ class Grid(click.ParamType):
 
 
 class Even(click.IntRange):
-    """An even number of pixels: H.264 as players know it has colour for every second one."""
+    """An even number of pixels: players expect H.264 with colour at half the resolution."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """The number."""
@@ -96,7 +78,7 @@ class Even(click.IntRange):
 
 
 # --------------------------------------------------------------------------------------------------
-# From options to films
+# From options to videos
 
 
 def plan_cells(request: Request) -> list[tuple[str, list[list[int]]]]:
@@ -109,7 +91,8 @@ def plan_cells(request: Request) -> list[tuple[str, list[list[int]]]]:
     cells = columns_rows[0] * columns_rows[1]
     if request.grid and (len(seeds) % cells or (len(seeds) != cells and not request.interpolate)):
         raise click.BadParameter(
-            f"{len(seeds)} seeds do not fill a grid of {cells}; change --seeds or the grid",
+            f"{columns_rows[0]}x{columns_rows[1]} has {cells} cells, --seeds names {len(seeds)};"
+            " change --seeds or the grid",
             param_hint="'--grid'",
         )
     if request.interpolate and len(seeds) < 2 * cells:
@@ -130,13 +113,23 @@ def plan_cells(request: Request) -> list[tuple[str, list[list[int]]]]:
 
 
 def plan_cameras(request: Request, cameras: CameraSummary, seeds_per_cell: int) -> Tensor:
-    """Camera (F, 25) of each frame."""
+    """Camera (F, 25) of each frame.
+
+    Raises:
+        BadParameter: for an unknown path.
+    """
     if request.camera is not None and request.camera not in CAMERA_PATHS:
         if request.frames is not None:
             raise click.UsageError(
                 "--frames does not go with poses from a file, each of which is a frame"
             )
-        return read_poses(local_file(request.camera), cameras)
+        path = local_file(request.camera)
+        if not path.exists():
+            raise click.BadParameter(
+                f"{request.camera!r} is neither a file nor one of {', '.join(CAMERA_PATHS)}",
+                param_hint="'--camera'",
+            )
+        return read_poses(path, cameras)
     frames = request.frames or (
         SEED_FRAMES * seeds_per_cell if request.interpolate else ORBIT_FRAMES
     )
@@ -149,7 +142,7 @@ def plan_cameras(request: Request, cameras: CameraSummary, seeds_per_cell: int) 
 
 def prepare(request: Request) -> Generator:
     """The generator, with its rendering set up as asked."""
-    generator = open_generator(request.network, request.device, request.precision)
+    generator = request.generator()
     rendering = generator.rendering
     rendering.depth_resolution = max(2, round(rendering.depth_resolution * request.ray_samples))
     rendering.depth_resolution_importance = round(
@@ -175,17 +168,19 @@ def make_videos(request: Request) -> None:
     generator = prepare(request)
     cameras = cameras_of(generator)
     labels = plan_cameras(request, cameras, len(videos[0][1][0]))
+    if note := beyond_training(generator, labels):
+        click.echo(note, err=True)
     make_dir(request.outdir)
     conditioning = cameras.frontal_label()[None].to(request.device)
     with stop_on_interrupt() as should_stop, frame_bar(len(videos) * len(labels)) as bar:
         for name, cells in videos:
             latents = [cell_latents(generator, request, seeds, conditioning) for seeds in cells]
             columns = request.grid[0] if request.grid else 1
-            film = Film(
+            video = VideoWriter(
                 generator, latents, labels, columns, request.show, request.nrr, request.size
             )
             paths = [request.outdir / f"{name}.{kind}" for kind in dict.fromkeys(request.formats)]
-            written = write_video(film, paths, request.fps, bar, should_stop)
+            written = video.write(paths, request.fps, bar, should_stop)
             for path in paths:
                 bar.write(str(path))
             if should_stop():
@@ -201,7 +196,7 @@ def frame_bar(total: int) -> tqdm[Any]:
 
 
 def interrupted(files: str, written: int, wanted: int) -> int:
-    """Say what there is; returns the exit status of an interruption."""
+    """Print what is written; returns the exit status of an interruption."""
     click.echo(f"interrupted: {files}: the first {written} of {wanted} frames, playable", err=True)
     return 130
 
@@ -211,15 +206,7 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@network_option
-@click.option(
-    "--seeds",
-    type=Seeds(),
-    default="0-3",
-    show_default=True,
-    help="Which latents: 0-10 or 1,5,7-9.",
-)
-@outdir_option
+@sampling_options(seeds="0-3")
 @click.option(
     "--interpolate",
     is_flag=True,
@@ -229,7 +216,7 @@ def interrupted(files: str, written: int, wanted: int) -> int:
     "--grid",
     type=Grid(),
     metavar="COLSxROWS",
-    help="All in one video, so many beside and beneath each other.",
+    help="All in one video, in a grid of cells.",
 )
 @click.option(
     "--show",
@@ -262,10 +249,10 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 @click.option(
     "--frames",
     type=click.IntRange(1, 1_000_000),
-    help=f"Frames of a video.  [default: {ORBIT_FRAMES}; interpolation {SEED_FRAMES} a seed]",
+    help=f"Frames of a video.  [default: {ORBIT_FRAMES}; interpolation {SEED_FRAMES} per seed]",
 )
 @click.option(
-    "--fps", type=FiniteRange(0.1, 240), default=30.0, show_default=True, help="Frames a second."
+    "--fps", type=FiniteRange(0.1, 240), default=30.0, show_default=True, help="Frames per second."
 )
 @click.option(
     "--formats",
@@ -275,30 +262,25 @@ def interrupted(files: str, written: int, wanted: int) -> int:
     help="mp4, gif or mp4,gif.",
 )
 @click.option(
-    "--size", type=Even(2, 4096), help="Pixels of a panel's side.  [default: the model's]"
+    "--size", type=Even(2, 4096), help="Pixels per side of a panel.  [default: the model's]"
 )
-@trunc_option
-@trunc_cutoff_option
-@nrr_option
 @click.option(
     "--ray-samples",
     type=FiniteRange(0.1, 100),
     default=1.0,
     show_default=True,
-    help="Samples a ray, in those of training: 2 is finer.",
+    help="Samples per ray as a factor of training's: 2 is finer.",
 )
-@precision_option
-@device_option
 def main(**options: Any) -> None:
-    """Write a video a seed in which the camera moves around it, all seeds in a grid, or a walk from
-    seed to seed.
+    """Write a video per seed in which the camera moves around it, all seeds in a grid, or a walk
+    from seed to seed.
 
     A video ends on the picture it starts with. Ctrl-C closes the file early: what is there plays.
     """
     request = Request(**options)
     if "gif" in request.formats and request.fps > MAX_GIF_FPS:
         raise click.BadParameter(
-            f"a GIF plays at most {MAX_GIF_FPS} frames a second", param_hint="'--fps'"
+            f"a GIF plays at most {MAX_GIF_FPS} frames per second", param_hint="'--fps'"
         )
     use_full_fp32()
     make_videos(request)

@@ -1,4 +1,4 @@
-"""A web page to look at heads with: python viewer.py --network models/heads64.pkl."""
+"""Serve a web page that shows heads: python viewer.py --network models/heads64.pkl."""
 
 from __future__ import annotations
 

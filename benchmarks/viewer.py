@@ -24,8 +24,8 @@ from websockets.typing import Subprotocol
 from benchmarks.timing import median_seconds, show
 from dnnlib.console import run_cli
 from media.viewer.checkpoints import CheckpointFolder
-from media.viewer.painter import KINDS, Latents, Painter, View
 from media.viewer.server import run_viewer
+from media.viewer.view_renderer import KINDS, Latents, View, ViewRenderer
 from open_eg3d import load_generator
 
 SENT_A_SECOND = 60  # cameras, as from a mouse
@@ -86,12 +86,12 @@ def visit(address: str, seconds: float, answer: Connection) -> None:
         answer.send(count / (time.perf_counter() - start))
 
 
-def frames_a_second(network: Path, seconds: float, visitors: int) -> list[float]:
-    """Pictures a second that each of some visitors gets while turning a head."""
+def frames_a_second(network: Path, seconds: float, sessions: int) -> list[float]:
+    """Measure the pictures per second of each of some sessions that turn a head."""
     folder = CheckpointFolder(None, load_generator)
     context = multiprocessing.get_context("spawn")
     with run_viewer(load_generator(network), network.name, folder, port=0) as viewer:
-        pipes = [context.Pipe(duplex=False) for _ in range(visitors)]
+        pipes = [context.Pipe(duplex=False) for _ in range(sessions)]
         pages = [
             context.Process(target=visit, args=(viewer.address, seconds, sender))
             for _, sender in pipes
@@ -124,23 +124,23 @@ def frames_a_second(network: Path, seconds: float, visitors: int) -> list[float]
 )
 def main(network: Path, seconds: float, repeats: int) -> None:
     """Time pictures alone, then whole visits."""
-    painter = Painter(load_generator(network))
+    renderer = ViewRenderer(load_generator(network))
     cases = {
-        f"{kind}, {pixels} pixels": lambda kind=kind, pixels=pixels: painter.paint(
+        f"{kind}, {pixels} pixels": lambda kind=kind, pixels=pixels: renderer.render(
             Latents(), View(kind, yaw=0.3, resolution=pixels)
         )
         for kind in KINDS
-        for pixels in (painter.resolution, 2 * painter.resolution)
+        for pixels in (renderer.resolution, 2 * renderer.resolution)
     }
     rows = [
         {"picture": name, "ms": 1000 * taken, "a second": 1 / taken}
         for name, taken in median_seconds(cases, repeats).items()
     ]
     show("Pictures", rows)
-    visits = {visitors: frames_a_second(network, seconds, visitors) for visitors in (1, 2)}
+    visits = {sessions: frames_a_second(network, seconds, sessions) for sessions in (1, 2)}
     show(
         "Visits",
-        [{"visitors": n, "frames a second each": sum(rates) / n} for n, rates in visits.items()],
+        [{"sessions": n, "frames per second each": sum(rates) / n} for n, rates in visits.items()],
     )
 
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 from dnnlib.console import progress  # noqa: E402
 from media.meshes.shapes import extract_mesh  # noqa: E402
 from media.pictures.grids import (  # noqa: E402
+    PANELS,
     Pictures,
     camera_grid,
     identity_grid,
@@ -28,9 +29,9 @@ from media.pictures.grids import (  # noqa: E402
     seed_latent,
     tile,
 )
-from media.pictures.panels import PANELS, resize  # noqa: E402
+from media.pictures.panels import resize  # noqa: E402
 from media.videos.paths import camera_path  # noqa: E402
-from media.videos.videos import Film, write_video  # noqa: E402
+from media.videos.videos import VideoWriter  # noqa: E402
 from open_eg3d import load_generator  # noqa: E402
 from training.cameras import unpack_label  # noqa: E402
 from training.data.scene import CameraSummary, cameras_of  # noqa: E402
@@ -78,11 +79,8 @@ class Model:
             with progress(
                 nothing, f"{path.name}, {size} pixels", total=frames, unit="frame"
             ) as bar:
-                write_video(
-                    Film(self.generator, cells, labels, columns, panels, size=size),
-                    [path],
-                    FPS,
-                    bar,
+                VideoWriter(self.generator, cells, labels, columns, panels, size=size).write(
+                    [path], FPS, bar
                 )
             if path.stat().st_size <= LARGEST_LOOP:
                 return

@@ -1,7 +1,6 @@
-"""What people look at: picture strips and grids, meshes and density volumes.
+"""Pictures, videos, meshes, density volumes, report pages and the viewer.
 
-The functions here ask little of a generator, so anything that offers the following will do (tests
-use an analytic scene).
+The functions here need little of a generator: any object with the following methods will do.
 """
 
 from __future__ import annotations
@@ -53,6 +52,10 @@ class ViewModel(Protocol):
     ) -> RenderOutput:
         """Views of the planes from camera labels c (N, 25)."""
         ...
+
+
+class PictureModel(ViewModel, DensityModel, Protocol):
+    """A scene that renders itself and tells its density."""
 
 
 class Cameras(Protocol):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metrics.sampling import GeneratorSampler, RenderOutput
 
-SOLID = 0.5  # pixels covered less show background, whose depth means nothing
+OPAQUE = 0.5  # pixels with less alpha show background, whose depth means nothing
 
 
 @dataclass
@@ -32,7 +32,7 @@ def make_view(output: RenderOutput, cameras: Tensor) -> View:
     solid = (
         torch.ones_like(depth, dtype=torch.bool)
         if alpha is None
-        else alpha.to(depth.device) > SOLID
+        else alpha.to(depth.device) > OPAQUE
     )
     image, raw = (
         ((in_double(pixels) + 1) / 2).clamp(0, 1) for pixels in (output.image, output.image_raw)

@@ -11,6 +11,7 @@ import torch
 import calc_metrics
 import export
 import gen_samples
+import gen_videos
 import train
 from open_eg3d import load_discriminator, load_generator
 from tests.released_layout import Layout, write_snapshot
@@ -186,3 +187,31 @@ def test_folders_and_files_are_not_mixed_up(network: Path, tmp_path: Path) -> No
     )
     call(export.main, *onto_itself).assert_refused(1, "other than the source")
     assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("ending", ["glb", "PLY", "obj", "mrc", "png", "mp4", "gif", "safetensors"])
+def test_a_name_of_another_kind_of_file_names_the_command(
+    network: Path, tmp_path: Path, ending: str
+) -> None:
+    """The command that is named writes such a file."""
+    dest = tmp_path / f"heads.{ending}"
+    for more in ((), ("--format", "checkpoint")):
+        refused = call(export.main, "--network", network, "--dest", dest, *more)
+        refused.assert_refused(1, str(dest), str(network))
+        assert not dest.exists()
+    program, *options = refused.err.strip().partition("python ")[2].split()
+    if ending != "safetensors":
+        small = {"gen_samples.py": ["--seeds", "0"], "gen_videos.py": ["--seeds", "0"]}[program]
+        options += [*small, "--outdir", str(tmp_path)]
+    options += {"mp4": ["--frames", "2"], "gif": ["--frames", "2"]}.get(ending, [])
+    options += ["--shape-res", "8", "--shape-level", "0"] if "--shapes" in options else []
+    command = {"gen_samples.py": gen_samples, "gen_videos.py": gen_videos, "export.py": export}
+    call(command[program].main, *options).assert_done()
+    assert list(tmp_path.rglob(f"*.{ending.lower()}"))
+
+
+def test_small_files_are_told_in_kilobytes(network: Path, tmp_path: Path) -> None:
+    ended = call(export.main, "--network", network, "--dest", tmp_path / "folder").assert_done()
+    size = (tmp_path / "folder" / "config.json").stat().st_size
+    assert size < 1e5
+    assert f"config.json, {size / 1e3:.3g} kB" in ended.out

@@ -22,7 +22,7 @@ from PIL import Image
 
 import gen_samples
 from dnnlib.options import Seeds
-from media.pictures.grids import to_uint8
+from media.pictures.grids import to_pictures
 from open_eg3d import load_generator
 from tests.tiny import PATIENCE, Ended, call, finish, start
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
@@ -161,7 +161,9 @@ def test_pictures_are_the_generators_and_the_same_twice(network: Path, tmp_path:
     z = torch.from_numpy(np.random.RandomState(3).randn(1, 16)).float()
     ws = generator.mapping(z, cameras.frontal_label()[None])
     c = cameras.label(torch.tensor([-30.0, 0.0, 30.0]).deg2rad(), cameras.pitch)
-    expected = np.concatenate(to_uint8(generator.synthesis(ws.expand(3, -1, -1), c).image), axis=1)
+    expected = np.concatenate(
+        to_pictures(generator.synthesis(ws.expand(3, -1, -1), c).image), axis=1
+    )
     picture = np.asarray(Image.open(tmp_path / "a" / "seed0003.png"))
     assert picture.shape == (SIZE, 3 * SIZE, 3)
     assert np.abs(picture.astype(int) - expected).max() <= 1
@@ -180,13 +182,39 @@ def test_rows_pitch_and_truncation(network: Path, tmp_path: Path):
         "--nrr",
         "8",
     ]
-    run(*options, "--trunc", "0", "--rows", "image,raw,depth", "--outdir", tmp_path).assert_done()
+    rows = "image,raw,depth,normals"
+    run(*options, "--trunc", "0", "--rows", rows, "--outdir", tmp_path).assert_done()
     pictures = [np.asarray(Image.open(tmp_path / name)) for name in names(tmp_path)]
-    assert pictures[0].shape == (3 * SIZE, SIZE, 3)
+    assert pictures[0].shape == (4 * SIZE, SIZE, 3)
     np.testing.assert_array_equal(pictures[0], pictures[1])  # truncation 0: everyone is the average
     blocks = pictures[0][SIZE : 2 * SIZE].reshape(8, 4, 8, 4, 3)
     assert (blocks == blocks[:, :1, :, :1]).all()  # raw has 8 x 8 pixels
     assert len(np.unique(pictures[0][:SIZE])) > 8
+
+
+NOTE = "note: views leave the range of the training data"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), ()),
+        (("--views", "-30,30"), ()),
+        (("--views", "0,90"), ("yaws 0 to 90 degrees (training: -3",)),
+        (("--views=-90,0", "--pitch", "60"), ("yaws -90 to 0", "pitches 60 to 60 degrees")),
+    ],
+)
+def test_views_that_training_has_not_seen_are_named(
+    network: Path, tmp_path: Path, options: tuple[str, ...], words: tuple[str, ...]
+):
+    files = ("--network", network, "--seeds", "0", "--outdir", tmp_path)
+    ended = call(gen_samples.main, *files, *options).assert_done()
+    assert (NOTE in ended.err) == bool(words)
+    assert all(word in ended.err for word in words)
+
+
+def test_help_has_a_short_name():
+    assert "--network" in call(gen_samples.main, "-h").assert_done().out
 
 
 def test_shapes_are_written_in_the_world_of_the_model(network: Path, tmp_path: Path):
@@ -230,7 +258,7 @@ def test_shapes_are_written_in_the_world_of_the_model(network: Path, tmp_path: P
         (["--seeds", "5-1"], 2, "--seeds"),
         (["--seeds", "x"], 2, "--seeds"),
         (["--views", "left"], 2, "--views"),
-        (["--rows", "normals"], 2, "--rows"),
+        (["--rows", "colours"], 2, "--rows"),
         (["--trunc", "nan"], 2, "--trunc"),
         (["--no-images"], 2, "--shapes"),
         (["--shapes", "stl"], 2, "--shapes"),

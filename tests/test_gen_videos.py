@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import gen_videos
-from media.pictures.grids import seed_latent, to_uint8
+from media.pictures.grids import seed_latent, to_pictures
 from open_eg3d import load_generator
 from tests.media.videos.test_videos import read_gif, read_mp4
 from tests.released_layout import Layout, write_snapshot
@@ -96,7 +96,7 @@ def test_frames_are_the_generators(network: Path, tmp_path: Path) -> None:
     ws = generator.mapping(seed_latent(4, generator.z_dim), cameras.frontal_label()[None], 0.5)
     for frame, degrees in zip(frames, [0, 30, 0, -30, 0], strict=True):
         c = cameras.label(cameras.yaw + math.radians(degrees), math.radians(5))[None]
-        expected = to_uint8(generator.synthesis(ws, c).image)[0].astype(int)
+        expected = to_pictures(generator.synthesis(ws, c).image)[0].astype(int)
         assert np.abs(frame - expected).mean() < 3  # 256 colours
     np.testing.assert_array_equal(frames[0], frames[-1])
 
@@ -228,7 +228,7 @@ def test_the_camera_is_the_checkpoints(tmp_path: Path) -> None:
         cameras = cameras_of(generator)
         with torch.no_grad():
             ws = generator.mapping(seed_latent(0, generator.z_dim), cameras.frontal_label()[None])
-            behind = to_uint8(
+            behind = to_pictures(
                 generator.synthesis(
                     ws, cameras.label(cameras.yaw + math.pi, cameras.pitch)[None]
                 ).image
@@ -282,7 +282,7 @@ def test_released_snapshots_of_larger_size(tmp_path: Path) -> None:
             1,
             "cannot download http://127.0.0.1:9/poses.json",
         ),
-        (["--camera", "spiral"], 1, "spiral"),
+        (["--camera", "spiral"], 2, "spiral"),
     ],
 )
 def test_wrong_values_are_one_line(
@@ -290,6 +290,18 @@ def test_wrong_values_are_one_line(
 ) -> None:
     run(network, tmp_path / "out", *arguments).assert_refused(status, words)
     assert not list(tmp_path.iterdir()) or not names(tmp_path / "out")
+
+
+def test_an_unknown_camera_lists_the_known_ones(network: Path, tmp_path: Path) -> None:
+    refused = run(network, tmp_path / "out", "--camera", "orbit")
+    refused.assert_refused(2, "'orbit' is neither a file nor one of circle, wobble, turn, still")
+
+
+def test_an_orbit_beyond_the_data_is_named(network: Path, tmp_path: Path) -> None:
+    still = ("--frames", "3", "--seeds", "0")
+    assert "note:" not in run(network, tmp_path, *still).assert_done().err
+    turned = run(network, tmp_path, *still, "--camera", "turn").assert_done()
+    assert "note: views leave the range of the training data: yaws" in turned.err
 
 
 def test_wrong_networks_and_places_are_one_line(network: Path, tmp_path: Path) -> None:

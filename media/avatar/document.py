@@ -15,7 +15,7 @@ from media.avatar.scene import Head
 PAGE = Path(__file__).parent / "page"
 # each uses only what stands before it
 SCRIPTS = ("planes.js", "camera.js", "renderer.js", "controls.js", "app.js")
-SHADERS = ("render.frag", "screen.vert")
+SHADERS = ("render.frag", "enlarge.frag", "screen.vert")
 
 
 def save_page(path: str | os.PathLike[str], scene: dict[str, Any], heads: Sequence[Head]) -> int:

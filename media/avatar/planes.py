@@ -1,4 +1,4 @@
-"""Tri-planes in few bytes: 8 bits a value, neighbours predicted, deflated. `page/planes.js` is the
+"""Compressed tri-planes: 8 bits per value, neighbours predicted, deflated. `page/planes.js` is the
 inverse.
 """
 

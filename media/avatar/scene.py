@@ -1,6 +1,4 @@
-"""What the page has to know, as plain values for JSON: the heads, the decoder, how rays are
-rendered, the cameras.
-"""
+"""The page's data as plain values for JSON: heads, decoder, rendering settings and cameras."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from torch import Tensor
 
 from dnnlib.console import UserError
 from media.avatar.planes import CHANNELS_A_TEXEL, QuantizedPlanes, pack, quantize
-from media.pictures.grids import OPAQUE, OUTLIERS, Pictures, camera_grid, to_uint8
+from media.pictures.grids import Pictures, camera_grid, depth_limits, to_pictures
 from training.cameras import unpack_label
 from training.data.scene import CameraSummary
 from training.networks.generator import Generator
@@ -54,14 +52,14 @@ def make_head(
     values = {
         "name": name,
         "depths": _depth_range(generator, planes, ws, cameras),
-        "picture": _data_url(to_uint8(front.image_raw)[0]),
+        "picture": _data_url(to_pictures(front.image_raw)[0]),
         **_dequantization(quantized),
     }
     return Head(name, values, base64.b64encode(pack(quantized.codes)).decode())
 
 
 def scene_values(generator: Generator, cameras: CameraSummary, title: str) -> dict[str, Any]:
-    """What all heads of a page share.
+    """Values that all heads of a page share.
 
     Raises:
         UserError: if the page could not render this model: a decoder of another kind, or too large
@@ -133,26 +131,23 @@ def _dequantization(quantized: QuantizedPlanes) -> dict[str, Any]:
 
 
 def _short(value: float) -> float:
-    """As many digits as fp32 has."""
+    """Round to the digits of fp32."""
     return float(f"{value:.9g}")
 
 
 def _depth_range(
     generator: Generator, planes: Tensor, ws: Tensor, cameras: CameraSummary
 ) -> list[float]:
-    """Nearest and farthest depth of what is opaque from all around, relative to the camera's
-    distance to the pivot; world units.
+    """Nearest and farthest depth of the surface from all around, relative to the camera's distance
+    to the pivot; world units.
     """
-    depths = []
+    depths, alphas = [], []
     for c in camera_grid(cameras, *DEPTH_VIEWS).to(planes.device).split(1):
         out = generator.render(planes, ws, c)
         distance = (unpack_label(c)[0][0, :3, 3].cpu() - torch.tensor(cameras.pivot)).norm()
-        solid = (out.alpha > OPAQUE) & out.image_depth.isfinite()
-        depths.append(out.image_depth[solid].cpu().float() - distance)
-    seen = torch.cat(depths).numpy()
-    if not len(seen):
-        return [-1.0, 1.0]
-    near, far = np.percentile(seen, (OUTLIERS, 100 - OUTLIERS)).tolist()
+        depths.append(out.image_depth.float().cpu() - distance)
+        alphas.append(out.alpha.float().cpu())
+    near, far = depth_limits(torch.cat(depths), torch.cat(alphas)) or (-1.0, 1.0)
     return [_short(near), _short(near + max(far - near, 1e-6))]
 
 

@@ -26,9 +26,9 @@ from media.meshes.region import CHUNK_POINTS
 from training.cameras import unpack_label
 from training.rendering.compositing import interval_weights
 
-SKIN_DEPTH = 0.1  # of the box's side: so far inward a colour is looked for
+COLOUR_DEPTH = 0.1  # box sides below the surface over which colours are composited
 # the denser the nearer to the surface: how soon light fades differs between models
-SKIN_SAMPLES = 24
+COLOUR_SAMPLES = 24
 LEAST_ALPHA = 0.05  # of the way inward, else the colour at the point itself is all there is
 # how much more a camera counts the more it faces a point; much more shows seams between cameras
 FACING = 3.0
@@ -42,8 +42,8 @@ Colors = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Skin:
-    """Tells colours of one identity's surface: planes (1, 3, C, H, W), seen by cameras (K, 25)."""
+class SurfaceColours:
+    """Colours of one identity's surface: planes (1, 3, C, H, W), seen by cameras (K, 25)."""
 
     generator: DensityModel
     planes: Tensor
@@ -56,12 +56,12 @@ class Skin:
         """
         found = [torch.zeros(0, 3).to(self.planes)]
         depths = (
-            SKIN_DEPTH
+            COLOUR_DEPTH
             * self.generator.rendering.box_warp
-            * torch.linspace(0, 1, SKIN_SAMPLES).square().to(self.planes)
+            * torch.linspace(0, 1, COLOUR_SAMPLES).square().to(self.planes)
         )
         for chunk in np.array_split(
-            np.arange(len(points)), len(points) * SKIN_SAMPLES // CHUNK_POINTS + 1
+            np.arange(len(points)), len(points) * COLOUR_SAMPLES // CHUNK_POINTS + 1
         ):
             start, normal = (
                 torch.from_numpy(np.ascontiguousarray(values[chunk])).to(self.planes)
@@ -120,7 +120,7 @@ def simplify(
     return fewer.astype(np.float32), corners.astype(np.int32)
 
 
-def textured(skin: Skin, mesh: trimesh.Trimesh, size: int) -> trimesh.Trimesh:
+def textured(surface: SurfaceColours, mesh: trimesh.Trimesh, size: int) -> trimesh.Trimesh:
     """A mesh cut open and laid flat (xatlas), with a baked texture of size x size.
 
     Vertices on cuts are doubled, as they have two places in the texture; the surface is the same.
@@ -134,7 +134,7 @@ def textured(skin: Skin, mesh: trimesh.Trimesh, size: int) -> trimesh.Trimesh:
     source, faces, uv = atlas[0]
     uv = uv.astype(np.float64)
     points, normals = np.asarray(mesh.vertices)[source], normals[source]
-    picture = bake(skin, points, normals, faces.astype(np.int64), uv, size)
+    picture = bake(surface, points, normals, faces.astype(np.int64), uv, size)
     material = SimpleMaterial(
         image=Image.fromarray(picture),
         diffuse=(255, 255, 255, 255),
@@ -149,15 +149,15 @@ def textured(skin: Skin, mesh: trimesh.Trimesh, size: int) -> trimesh.Trimesh:
 
 
 def bake(
-    skin: Skin,
+    surface: SurfaceColours,
     points: NDArray[np.floating],
     normals: NDArray[np.floating],
     faces: NDArray[np.int64],
     uv: NDArray[np.float64],
     size: int,
 ) -> Colors:
-    """Texture (size, size, 3) of vertices (V, 3) at places uv (V, 2), v downward: the skin's colour
-    at every texel's centre.
+    """Texture (size, size, 3) of vertices (V, 3) at places uv (V, 2), v downward: the surface's
+    colour at every texel's centre.
 
     Texels outside all triangles get the colour of the nearest one inside.
     """
@@ -168,7 +168,7 @@ def bake(
     direction /= np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-12)
     picture = np.zeros((size, size, 3), dtype=np.uint8)
     is_empty = np.ones((size, size), dtype=bool)
-    picture[texels[:, 1], texels[:, 0]] = skin.colors(where, direction)
+    picture[texels[:, 1], texels[:, 0]] = surface.colors(where, direction)
     is_empty[texels[:, 1], texels[:, 0]] = False
     rows, columns = distance_transform_edt(is_empty, return_distances=False, return_indices=True)
     return picture[rows, columns]

@@ -24,7 +24,7 @@ from media.meshes.region import CHUNK_POINTS, Region, point_densities, seen_regi
 
 SLAB_SAMPLES = 1 << 22  # grid samples held at once
 CUT_STEEPNESS = 10.0  # fall of the raw density per grid cell outside the seen region
-# the density stops falling, and the model is not asked any more, so many cells outside
+# cells outside the region beyond which the density is constant and the model is not evaluated
 CUT_CELLS = 3.0
 
 

@@ -64,10 +64,9 @@ def _obj_with_texture(path: Path, mesh: trimesh.Trimesh, visual: TextureVisuals)
     with atomic_write(picture) as file:
         file.write(_texture_png(visual))
     with atomic_write(material) as file:
-        file.write(
-            f"newmtl skin\nKa 1 1 1\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {picture.name}\n".encode()
-        )
-    lines = [f"mtllib {material.name}", "usemtl skin"]
+        lines = ["newmtl surface", "Ka 1 1 1", "Kd 1 1 1", "Ks 0 0 0", "illum 1"]
+        file.write("\n".join([*lines, f"map_Kd {picture.name}", ""]).encode())
+    lines = [f"mtllib {material.name}", "usemtl surface"]
     lines += ["v {:.7g} {:.7g} {:.7g}".format(*vertex) for vertex in mesh.vertices]
     lines += ["vt {:.6f} {:.6f}".format(*place) for place in visual.uv]
     lines += ["vn {:.4f} {:.4f} {:.4f}".format(*normal) for normal in mesh.vertex_normals]

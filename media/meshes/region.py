@@ -24,7 +24,7 @@ CHUNK_POINTS = 1 << 16  # points evaluated at once
 SHELL = 0.01
 SEEN_RESOLUTION = 32  # of the look-up table of what cameras see
 PUBLISHED_LEVEL = 10.0  # raw density at the surface of the released models
-# cameras, rays a side, samples a ray for finding the level
+# cameras, rays per side and samples per ray for finding the level
 LEVEL_VIEWS, LEVEL_RAYS, LEVEL_SAMPLES = 5, 32, 128
 LEVEL_SHARE = 0.01  # of the rays must meet a surface, else the level is a guess
 EDGE_SHARE = 0.05  # of the rays must pass beside the object, else there is no silhouette to go by
@@ -112,7 +112,7 @@ def surface_level(generator: DensityModel, planes: Tensor, region: Region) -> fl
     model's own pictures show.
 
     Of the rays of a few cameras as many meet the surface of this level as lose half of their light.
-    Where hardly a ray passes beside the object, so that there is no silhouette, it is the median
+    Where hardly any ray passes beside the object, so that there is no silhouette, it is the median
     density at the place where half of the light is left. Where neither is to be had (a model at the
     start of its training), it is the released models' 10, or the middle of the densities if these
     miss 10.
@@ -137,7 +137,7 @@ class _Survey:
     at_surface: Tensor  # (F,) densities where that happens, of the rays where it does
 
     def levels(self) -> list[float]:
-        """Levels, the best first; none where hardly a ray fades."""
+        """Levels, the best first; none where hardly any ray fades."""
         opaque, total = int(self.fades.sum()), len(self.fades)
         if opaque <= LEVEL_SHARE * total:
             return []

@@ -16,7 +16,7 @@ import trimesh
 from torch import Tensor
 
 from media import DensityModel
-from media.meshes.colours import Skin, simplify, textured
+from media.meshes.colours import SurfaceColours, simplify, textured
 from media.meshes.density import SLAB_SAMPLES, density_grid, save_density
 from media.meshes.files import MESH_FORMATS, save_mesh
 from media.meshes.surface import grid_surface
@@ -42,19 +42,19 @@ def extract_mesh(
     Args:
         planes: (1, 3, C, H, W).
         cameras: (K, 25) labels that cover the poses of the training data (`camera_grid`).
-        resolution: Grid cells along a side of the box.
+        resolution: Grid cells per side of the box.
         level: Raw density of the surface; none = `surface_level`.
         largest_only: Keep the object alone (`media.meshes.surface`); off keeps floaters and what is
             left of walls.
         slab_samples: Grid samples held at once.
-        texture: Pixels a side of a baked texture; none = vertex colours.
-        max_faces: Reduce to about so many triangles; none = all, with a texture `TEXTURED_FACES`.
+        texture: Pixels per side of a baked texture; none = vertex colours.
+        max_faces: Reduce to about N triangles; none = all, with a texture `TEXTURED_FACES`.
 
     Returns:
         Mesh in world coordinates with the model's colours (`media.meshes.colours`).
 
     Raises:
-        UserError: if there is no surface at the level; the message tells the densities' range.
+        UserError: if there is no surface at the level; the message names the densities' range.
     """
     grid = density_grid(generator, planes, cameras, resolution, level)
     points, faces = grid_surface(grid, slab_samples, largest_only)
@@ -62,10 +62,10 @@ def extract_mesh(
     if wanted is not None:
         points, faces = simplify(points, faces, wanted)
     mesh = trimesh.Trimesh(points, faces, process=False)
-    skin = Skin(generator, grid.planes, cameras)
+    surface = SurfaceColours(generator, grid.planes, cameras)
     if texture:
-        return textured(skin, mesh, texture)
-    colors = skin.colors(points, np.asarray(mesh.vertex_normals))
+        return textured(surface, mesh, texture)
+    colors = surface.colors(points, np.asarray(mesh.vertex_normals))
     return trimesh.Trimesh(
         points,
         faces,

@@ -36,7 +36,7 @@ def grid_surface(
         largest_only: Keep the object alone; off keeps floaters and what is left of walls.
 
     Raises:
-        UserError: if there is no surface at the level; the message tells the densities' range.
+        UserError: if there is no surface at the level; the message names the densities' range.
     """
     surfaces = list(_slab_surfaces(grid, slab_samples))
     grid.check_level()

@@ -1,9 +1,9 @@
-"""Pictures for people: identities seen from several angles, in colour, before super-resolution and
-as depth.
+"""Grids of pictures: identities seen from several angles, in colour, before super-resolution, as
+depth and as normals.
 
 Pictures are uint8 arrays (..., H, W, 3). Depth is grey: the nearest point of the object white, the
 farthest dark, the background black; one scale for all views that are rendered together, so that the
-pictures of a row compare.
+pictures of a row compare. Normals are red to the right, green up, blue towards the camera.
 """
 
 from __future__ import annotations
@@ -17,25 +17,28 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.utils import make_grid
 
 from dnnlib.files import atomic_write
-from media import Cameras, ViewModel
+from media import Cameras, DensityModel, PictureModel, RenderOutput
+from media.pictures.normals import in_camera, surface_normals
+from metrics.sampling import to_pixels
+from metrics.views import OPAQUE
 
 Pictures = NDArray[np.uint8]
 
-ROWS = ("image", "raw", "depth")
-OPAQUE = 0.5  # pixels with less alpha than this show background, their depth means nothing
-FARTHEST_GREY = 0.25  # so that the object's far end differs from the background's black
-# per cent of the depths at either end that may saturate: a few floaters must not flatten the object
-OUTLIERS = 1.0
+PANELS = ("image", "raw", "depth", "normals")
+ROWS = PANELS[:3]
+FARTHEST_GREY = 0.15  # so that the object's far end differs from the background's black
+# Per cent of the depths that may saturate at the near and the far end: a few floaters, or the small
+# part of a neck that leads away, must not take the contrast from a face.
+OUTLIERS = (1.0, 5.0)
+CONTRAST = 2.0  # exponent of the grey: most of a surface is near, and there small steps should show
 
 
-def to_uint8(images: Tensor) -> Pictures:
-    """Images (..., 3, H, W) in [-1, 1] as (..., H, W, 3), rounded; what lies outside saturates, NaN
-    becomes black.
-    """
-    values = ((images.detach().float() + 1) * 127.5).nan_to_num(nan=0.0).round().clamp(0, 255)
-    return values.movedim(-3, -1).to(torch.uint8).cpu().numpy()
+def to_pictures(images: Tensor) -> Pictures:
+    """Images (..., 3, H, W) in [-1, 1] as (..., H, W, 3): see `to_pixels`."""
+    return to_pixels(images.detach()).movedim(-3, -1).cpu().numpy()
 
 
 def tile(images: Pictures, rows: int, columns: int) -> Pictures:
@@ -44,11 +47,10 @@ def tile(images: Pictures, rows: int, columns: int) -> Pictures:
     Raises:
         ValueError: if K is not rows * columns.
     """
-    count, height, width, channels = images.shape
-    if count != rows * columns:
-        raise ValueError(f"{count} pictures do not fill {rows} rows of {columns}")
-    blocks = images.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    return np.ascontiguousarray(blocks.reshape(rows * height, columns * width, channels))
+    if len(images) != rows * columns:
+        raise ValueError(f"{len(images)} pictures do not fill {rows} rows of {columns}")
+    grid = make_grid(torch.from_numpy(images).movedim(-1, 1), nrow=columns, padding=0)
+    return np.ascontiguousarray(grid.movedim(0, -1).numpy())
 
 
 def save_png(path: str | os.PathLike[str], picture: Pictures) -> None:
@@ -68,7 +70,7 @@ def depth_limits(depth: Tensor, alpha: Tensor) -> tuple[float, float] | None:
     solid = (alpha > OPAQUE) & depth.isfinite()
     if not solid.any():
         return None
-    near, far = np.percentile(depth[solid].numpy(), (OUTLIERS, 100 - OUTLIERS))
+    near, far = np.percentile(depth[solid].numpy(), (OUTLIERS[0], 100 - OUTLIERS[1]))
     return float(near), float(far)
 
 
@@ -83,17 +85,25 @@ def shade_depth(
     depth, alpha = depth.detach().float().cpu(), alpha.detach().float().cpu()
     limits = limits or depth_limits(depth, alpha)
     if limits is None:
-        return to_uint8(torch.full_like(depth, -1).expand(-1, 3, -1, -1))
+        return to_pictures(torch.full_like(depth, -1).expand(-1, 3, -1, -1))
     near, far = limits
     closeness = ((far - depth) / max(far - near, 1e-6)).clamp(0, 1)
     solid = (alpha > OPAQUE) & depth.isfinite()
-    grey = torch.where(solid, FARTHEST_GREY + (1 - FARTHEST_GREY) * closeness, 0.0)
-    return to_uint8((grey * 2 - 1).expand(-1, 3, -1, -1))
+    grey = torch.where(solid, FARTHEST_GREY + (1 - FARTHEST_GREY) * closeness**CONTRAST, 0.0)
+    return to_pictures((grey * 2 - 1).expand(-1, 3, -1, -1))
+
+
+def shade_normals(
+    generator: DensityModel, planes: Tensor, c: Tensor, out: RenderOutput
+) -> Pictures:
+    """Pictures (N, r, r, 3) of the normals that cameras c (N, 25) see; black where nothing is."""
+    normals = in_camera(surface_normals(generator, planes, c, out), c)
+    return to_pictures(normals.where(out.alpha > OPAQUE, -1.0))
 
 
 def enlarge(images: Pictures, size: int) -> Pictures:
-    """Pictures (K, h, w, 3) as (K, size, size, 3); each new pixel repeats the old pixel its centre
-    falls on.
+    """Pictures (K, h, w, 3) as (K, size, size, 3); each new pixel repeats the old pixel in which
+    its centre lies.
     """
     rows, columns = (
         ((np.arange(size) + 0.5) * side / size).astype(int) for side in images.shape[1:3]
@@ -103,54 +113,47 @@ def enlarge(images: Pictures, size: int) -> Pictures:
 
 @torch.no_grad()
 def render_views(
-    generator: ViewModel,
+    generator: PictureModel,
     ws: Tensor,
     labels: Tensor,
     neural_rendering_resolution: int | None = None,
     batch: int = 4,
+    kinds: Sequence[str] = ROWS,
 ) -> dict[str, Pictures]:
     """Render one identity from many cameras; the planes are computed once.
 
     Args:
         ws: (1, num_ws, w_dim).
         labels: (K, 25) cameras.
-        neural_rendering_resolution: Pixels a side of the rendering; none = the generator's own.
+        neural_rendering_resolution: Pixels per side of the rendering; none = the generator's own.
         batch: Cameras rendered at once.
+        kinds: Of `PANELS`.
 
     Returns:
-        `image`, `raw` and `depth`, each (K, res, res, 3); the latter two enlarged to the size of
-        the first.
+        By kind pictures (K, res, res, 3); what has fewer pixels than the final picture is enlarged
+        to its size.
     """
     planes = generator.planes(ws, noise_mode="const")
-    outputs: list[Any] = []
+    found: dict[str, list[Any]] = {name: [] for name in (*PANELS, "alpha")}
     for c in labels.to(ws.device).split(batch):
-        views = (len(c), *(-1 for _ in planes.shape[1:]))
+        views = planes.expand(len(c), *planes.shape[1:])
         out = generator.render(
-            planes.expand(views),
-            ws.expand(len(c), -1, -1),
-            c,
-            neural_rendering_resolution,
-            deterministic=True,
+            views, ws.expand(len(c), -1, -1), c, neural_rendering_resolution, deterministic=True
         )
-        outputs.append(
-            (
-                to_uint8(out.image),
-                to_uint8(out.image_raw),
-                out.image_depth.cpu(),
-                out.alpha.cpu(),
-            )
-        )
-    image, raw, depth, alpha = zip(*outputs, strict=True)
-    pictures = {
-        "image": np.concatenate(image),
-        "raw": np.concatenate(raw),
-        "depth": shade_depth(torch.cat(depth), torch.cat(alpha)),
-    }
-    return {name: enlarge(picture, image[0].shape[1]) for name, picture in pictures.items()}
+        found["image"].append(to_pictures(out.image))
+        found["raw"].append(to_pictures(out.image_raw))
+        found["depth"].append(out.image_depth.cpu())
+        found["alpha"].append(out.alpha.cpu())
+        if "normals" in kinds:
+            found["normals"].append(shade_normals(generator, views, c, out))
+    depth = shade_depth(torch.cat(found.pop("depth")), torch.cat(found.pop("alpha")))
+    size = found["image"][0].shape[1]
+    pictures = {name: np.concatenate(values) for name, values in found.items() if values}
+    return {kind: enlarge({**pictures, "depth": depth}[kind], size) for kind in kinds}
 
 
 def seed_latent(seed: int, z_dim: int) -> Tensor:
-    """The z (1, z_dim) that a seed stands for."""
+    """The z (1, z_dim) of a seed."""
     return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).float()
 
 
@@ -170,31 +173,28 @@ def camera_grid(cameras: Cameras, yaws: int = 9, pitches: int = 3) -> Tensor:
     )
 
 
-def yaw_strip(
-    generator: ViewModel,
+def yaw_views(
+    generator: PictureModel,
     ws: Tensor,
     cameras: Cameras,
     yaws: Sequence[float],
     pitch: float,
     neural_rendering_resolution: int | None = None,
     batch: int = 4,
+    kinds: Sequence[str] = ROWS,
 ) -> dict[str, Pictures]:
     """One identity ws (1, num_ws, w_dim) from K yaws (radians) at one pitch: see `render_views`."""
-    return render_views(
-        generator, ws, orbit_labels(cameras, yaws, pitch), neural_rendering_resolution, batch
-    )
+    labels = orbit_labels(cameras, yaws, pitch)
+    return render_views(generator, ws, labels, neural_rendering_resolution, batch, kinds)
 
 
-def strip_picture(strip: dict[str, Pictures], rows: Sequence[str] = ("image",)) -> Pictures:
-    """A strip as one picture: views side by side, the named kinds of pictures (of `ROWS`) beneath
-    each other.
-    """
-    views = len(strip[rows[0]])
-    return tile(np.concatenate([strip[name] for name in rows]), len(rows), views)
+def stack_rows(views: dict[str, Pictures], rows: Sequence[str] = ("image",)) -> Pictures:
+    """One picture of `yaw_views`: views side by side, the named kinds of pictures in rows."""
+    return tile(np.concatenate([views[kind] for kind in rows]), len(rows), len(views[rows[0]]))
 
 
 def identity_grid(
-    generator: ViewModel,
+    generator: PictureModel,
     ws: Tensor,
     cameras: Cameras,
     yaws: Sequence[float],
@@ -203,11 +203,10 @@ def identity_grid(
     batch: int = 4,
 ) -> Pictures:
     """One picture of N identities ws (N, num_ws, w_dim): a row each; blocks of colour, raw and
-    depth side by side, a column a yaw.
+    depth side by side, one column per yaw.
     """
-    rows = []
+    cells: list[Pictures] = []
     for one in ws.split(1):
-        strip = yaw_strip(generator, one, cameras, yaws, pitch, neural_rendering_resolution, batch)
-        views = np.concatenate([strip[name] for name in ROWS])
-        rows.append(tile(views, 1, len(views)))
-    return np.concatenate(rows)
+        views = yaw_views(generator, one, cameras, yaws, pitch, neural_rendering_resolution, batch)
+        cells += views.values()
+    return tile(np.concatenate(cells), len(ws), len(ROWS) * len(yaws))

@@ -16,7 +16,7 @@ from media.pictures.grids import (
     save_png,
     shade_depth,
     tile,
-    to_uint8,
+    to_pictures,
 )
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ RENDER_BATCH = 8
 
 
 def save_pictures(state: SnapshotState) -> None:
-    """Write reals.png at the start; at every snapshot fakes, raw, depth and a yaw strip, to files
-    and to TensorBoard.
+    """Write reals.png at the start; at every snapshot fakes, raw, depth and views over the range of
+    yaw, to files and to TensorBoard.
     """
     if state.checkpoint is None:
         show(state, "reals", real_grid(state), "")
@@ -89,8 +89,8 @@ def fake_grids(state: SnapshotState) -> dict[str, Pictures]:
         )
     image, raw, depth, alpha = (torch.cat(values) for values in zip(*outputs, strict=True))
     pictures = {
-        "fakes": to_uint8(image),
-        "raw": to_uint8(raw),
+        "fakes": to_pictures(image),
+        "raw": to_pictures(raw),
         "depth": shade_depth(depth, alpha),
     }
     return {

@@ -91,7 +91,8 @@ def report_page(report: Report) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon"'
         f' href="data:,"><style>{STYLE}</style></head>'
-        f"<body><header><h1>{title}</h1>{_facts(report.facts)}<nav>{links}</nav></header><main>{body}</main></body></html>\n"
+        f"<body><header><h1>{title}</h1>{_facts(report.facts)}<nav>{links}</nav></header>"
+        f"<main>{body}</main></body></html>\n"
     )
 
 
@@ -152,7 +153,8 @@ def _figure_rows(figure: Figure, common: Mapping[str, Any]) -> str:
     own = {name: value for name, value in figure.protocol.items() if name not in common}
     cell = (
         "<td class='own'"
-        f" rowspan='{len(figure.values)}'><p>{html.escape(figure.explanation)}</p>{_protocol(own)}</td>"
+        f" rowspan='{len(figure.values)}'>"
+        f"<p>{html.escape(figure.explanation)}</p>{_protocol(own)}</td>"
     )
     rows = []
     for index, (name, value) in enumerate(figure.values.items()):
@@ -185,7 +187,8 @@ def _value(value: Any) -> str:
         return html.escape(text)
     return (
         "<code"
-        f' title="{html.escape(text, quote=True)}">{html.escape(text[:16])}…{html.escape(text[-8:])}</code>'
+        f' title="{html.escape(text, quote=True)}">'
+        f"{html.escape(text[:16])}…{html.escape(text[-8:])}</code>"
     )
 
 
@@ -204,7 +207,8 @@ def _chart(chart: Chart) -> str:
             for index, name in enumerate(chart.lines)
         )
         legend = f'<span class="legend">{keys}</span>'
-    return f"<figure><figcaption><b>{html.escape(chart.title)}</b>{legend}</figcaption>{draw_chart(chart)}</figure>"
+    caption = f"<b>{html.escape(chart.title)}</b>{legend}"
+    return f"<figure><figcaption>{caption}</figcaption>{draw_chart(chart)}</figure>"
 
 
 def _block(block: Block) -> str:
@@ -225,12 +229,15 @@ def _picture(shown: Shown) -> str:
 
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1d2433; --soft: #5b6577; --paper: #f6f7f9; --card: #ffffff; --edge: #dde2ea;
+:root { color-scheme: light dark; --ink: #1d2433; --soft: #5b6577; --paper: #f6f7f9;
+  --card: #ffffff; --edge: #dde2ea;
   --c0: #2563c9; --c1: #d0541b; --c2: #128a61; --c3: #8a3fb3; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e7ebf2; --soft: #9aa6ba; --paper: #12161d; --card: #1b212b; --edge: #303a49;
+@media (prefers-color-scheme: dark) { :root { --ink: #e7ebf2; --soft: #9aa6ba; --paper: #12161d;
+  --card: #1b212b; --edge: #303a49;
   --c0: #6ea3ff; --c1: #ff9a62; --c2: #4fd0a0; --c3: #cf93f2; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.55 system-ui,
+  -apple-system, "Segoe UI", Roboto, sans-serif; }
 header, main { max-width: 1080px; margin: 0 auto; padding: 0 24px; }
 header { padding-top: 36px; }
 h1 { font-size: 26px; line-height: 1.25; margin: 0 0 14px; overflow-wrap: anywhere; }
@@ -239,27 +246,38 @@ h3 { font-size: 15px; margin: 22px 0 8px; }
 p { margin: 0 0 14px; color: var(--soft); max-width: 78ch; }
 nav { display: flex; flex-wrap: wrap; gap: 6px 18px; padding: 14px 0 4px; }
 a { color: var(--c0); text-decoration: none; } a:hover { text-decoration: underline; }
-section { background: var(--card); border: 1px solid var(--edge); border-radius: 10px; padding: 22px 24px; margin: 18px 0; }
+section { background: var(--card); border: 1px solid var(--edge); border-radius: 10px;
+  padding: 22px 24px; margin: 18px 0; }
 dl { margin: 0; } dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-.facts, .protocol { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 8px 22px; }
+.facts, .protocol { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr));
+  gap: 8px 22px; }
 .facts dt, .protocol dt { font-size: 12px; } .protocol { font-size: 13px; }
 .own .protocol { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); margin-top: 4px; }
 code { font: 12.5px ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 table { border-collapse: collapse; width: 100%; } .numbers { display: block; overflow-x: auto; }
-.numbers thead th { font-size: 12px; font-weight: 500; color: var(--soft); text-align: left; border: 0; padding-top: 0; }
+.numbers thead th { font-size: 12px; font-weight: 500; color: var(--soft); text-align: left;
+  border: 0; padding-top: 0; }
 th, td { text-align: left; vertical-align: top; padding: 7px 18px 7px 0; }
 tbody { border-top: 1px solid var(--edge); } tbody th { font-weight: 500; white-space: nowrap; }
-.value { font-size: 17px; font-weight: 650; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.own p { margin: 0; } .own { width: 100%; font-size: 13px; color: var(--soft); } .own dd { color: var(--ink); }
-figure { margin: 0; min-width: 0; } figcaption { font-size: 12.5px; color: var(--soft); overflow-wrap: anywhere; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 20px 26px; }
-.charts figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 2px 12px; } .charts b { color: var(--ink); }
-svg { display: block; width: 100%; height: auto; } .axis { fill: var(--soft); font-size: 14px; } .rule { stroke: var(--edge); }
+.value { font-size: 17px; font-weight: 650; font-variant-numeric: tabular-nums;
+  white-space: nowrap; }
+.own p { margin: 0; } .own { width: 100%; font-size: 13px; color: var(--soft); }
+  .own dd { color: var(--ink); }
+figure { margin: 0; min-width: 0; } figcaption { font-size: 12.5px; color: var(--soft);
+  overflow-wrap: anywhere; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr));
+  gap: 20px 26px; }
+.charts figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 2px 12px;
+  } .charts b { color: var(--ink); }
+svg { display: block; width: 100%; height: auto; } .axis { fill: var(--soft); font-size: 14px; }
+  .rule { stroke: var(--edge); }
 .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 .s0 { --c: var(--c0); } .s1 { --c: var(--c1); } .s2 { --c: var(--c2); } .s3 { --c: var(--c3); }
 .line { stroke: var(--c); } .dot { fill: var(--c); } .legend { display: flex; gap: 12px; }
-.key::before { content: ""; display: inline-block; width: 12px; height: 3px; margin: 0 5px 3px 0; background: var(--c); }
-.tiles { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: 10px; margin-bottom: 12px; }
+.key::before { content: ""; display: inline-block; width: 12px; height: 3px; margin: 0 5px 3px 0;
+  background: var(--c); }
+.tiles { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: 10px;
+  margin-bottom: 12px; }
 img { display: block; width: 100%; height: auto; border-radius: 4px; background: var(--edge); }
 @media (max-width: 640px) { header, main { padding: 0 12px; } section { padding: 16px 14px; }
   .numbers td, .numbers th { padding-right: 10px; } }

@@ -20,10 +20,10 @@ from media.pictures.grids import (
     enlarge,
     seed_latent,
     shade_depth,
-    strip_picture,
+    stack_rows,
     tile,
-    to_uint8,
-    yaw_strip,
+    to_pictures,
+    yaw_views,
 )
 from media.report.charts import Chart, Points
 from media.report.page import Block, Section, Shown
@@ -56,7 +56,7 @@ STATISTICS = {
     "R1 penalty": ("Loss/R1",),
     "Spread of depth": ("Depth/spread",),
     "Probability of augmentation": ("Augment/p",),
-    "Images a second": ("Progress/images_per_second",),
+    "Images per second": ("Progress/images_per_second",),
 }
 
 
@@ -74,7 +74,7 @@ def curves_section(
     Args:
         protocols: of the metrics in the report, by name; only results of the same protocol are
             drawn with them.
-        kimg_of: tells from a network's name how long it was trained, for results that do not say.
+        kimg_of: training length of a network by its name, for results that do not hold it.
     """
     places = list(dict.fromkeys(folders))
     lines: dict[str, list[dict[str, Any]]] = {}
@@ -173,7 +173,7 @@ def samples_section(sampler: GeneratorSampler, batch: int) -> Section:
         c = sampler.cameras(start, size)
         out: Any = sampler.render(sampler.ws(sampler.latents(start, size), c), c, start)
         outputs.append(
-            (to_uint8(out.image), out.image_depth.float().cpu(), out.alpha.float().cpu())
+            (to_pictures(out.image), out.image_depth.float().cpu(), out.alpha.float().cpu())
         )
     images, depths, alpha = zip(*outputs, strict=True)
     pictures = np.concatenate(images)
@@ -214,12 +214,12 @@ def views_section(
         z = seed_latent(seed, model.z_dim).to(sampler.device)
         ws = sampler.ws(z, frontal[None].to(sampler.device))
         torch.manual_seed(seed)  # for models whose super-resolution asks for random noise
-        strip = yaw_strip(
+        strip = yaw_views(
             model, ws, cameras, yaws, pitch, sampler.neural_rendering_resolution, batch
         )
         shown.append(
             Shown(
-                strip_picture(strip, ROWS),
+                stack_rows(strip, ROWS),
                 f"Seed {seed} from {len(yaws)} sides: picture, rendering, depth",
                 f"Seed {seed}",
             )

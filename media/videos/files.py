@@ -1,5 +1,5 @@
-"""Video files, written frame by frame: MP4 by ffmpeg (H.264, plays everywhere), GIF with one
-palette for all frames.
+"""Video files, written frame by frame: MP4 by imageio's ffmpeg (H.264, plays everywhere), GIF by
+Pillow with one palette for all frames, which imageio's writers do not offer.
 
 A file gets its name when it is closed, and then holds all frames it was given; what failed leaves
 nothing behind.
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
+import imageio.v2 as imageio
 import imageio_ffmpeg
 import numpy as np
 from PIL import Image
@@ -25,13 +25,13 @@ from media.pictures.grids import Pictures
 
 VIDEO_FORMATS = ("mp4", "gif")
 CRF = 16  # constant quality of H.264: 0 lossless, 18 hardly to be told from it, 51 worst
-MAX_GIF_FPS = 50  # players show shorter delays much slower
+MAX_GIF_FPS = 50  # players slow shorter delays down
 MIN_GIF_DELAY = 2  # hundredths of a second
 PALETTE_FRAMES = 24  # of which the palette is made
 PALETTE_PIXELS = 1 << 20  # of those that are looked at in all
 
 
-class VideoWriter(Protocol):
+class FrameWriter(Protocol):
     """Takes the frames of one video, all of one size (H, W, 3)."""
 
     def add(self, frame: Pictures) -> None:
@@ -40,7 +40,7 @@ class VideoWriter(Protocol):
 
 
 @contextlib.contextmanager
-def open_video(path: Path, fps: float) -> Iterator[VideoWriter]:
+def open_video(path: Path, fps: float) -> Iterator[FrameWriter]:
     """Writer of a new video in the format that the file's ending names, one of `VIDEO_FORMATS`;
     frames have even sides.
 
@@ -57,131 +57,69 @@ def open_video(path: Path, fps: float) -> Iterator[VideoWriter]:
 # --------------------------------------------------------------------------------------------------
 # MP4
 
+# 4:2:0 and the index in front are what browsers and phones play; colours are tagged, since players
+# guess by size otherwise. One thread and no time stamps: the same frames give the same file.
+H264 = f"""-crf {CRF} -preset medium -threads 1
+    -vf scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int
+    -colorspace bt709 -color_primaries bt709 -color_trc iec61966-2-1 -color_range tv
+    -fflags +bitexact -flags:v +bitexact -map_metadata -1 -movflags +faststart -f mp4""".split()
+
 
 class Mp4Writer:
-    """Pipes frames to an ffmpeg process, which starts with the first one.
+    """Encodes frames by ffmpeg, which runs beside this program and starts with the first frame.
 
-    ffmpeg gets a session of its own: Ctrl-C in a terminal would reach it as well, and cut the file
-    short before the last frames.
+    Ctrl-C in a terminal does not reach it: the file would end before the last frames.
     """
 
-    def __init__(self, path: Path, target: str, fps: float, log: IO[bytes]) -> None:
-        self.path, self.target, self.fps, self.log = path, target, fps, log
-        self.process: subprocess.Popen[bytes] | None = None
+    def __init__(self, path: Path, target: str, fps: float) -> None:
+        self.path, self.target, self.count = path, target, 0
+        self.encoder = imageio.get_writer(
+            target,
+            format=".mp4",  # the target is a temporary name
+            mode="I",
+            fps=fps,
+            codec="libx264",
+            pixelformat="yuv420p",
+            macro_block_size=1,
+            ffmpeg_log_level="quiet",
+            output_params=H264,
+        )
 
     def add(self, frame: Pictures) -> None:
         """Append a frame."""
-        if self.process is None:
-            command = mp4_command(self.target, frame.shape[1], frame.shape[0], self.fps)
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=self.log,
-                stderr=self.log,
-                start_new_session=True,
-            )
-        assert self.process.stdin is not None
         try:
-            self.process.stdin.write(frame.tobytes())
+            self.encoder.append_data(frame)
         except OSError as error:
             raise self._failure() from error
+        self.count += 1
 
-    def close(self) -> None:
-        """Wait until the file is whole."""
-        if self.process is None:
-            return
-        with contextlib.suppress(OSError):
-            self.process.communicate()
-        if self.process.returncode:
+    def check(self) -> None:
+        """End the file.
+
+        Raises:
+            UserError: if it does not hold all frames.
+        """
+        self.encoder.close()
+        try:
+            found = imageio_ffmpeg.count_frames_and_secs(self.target)[0] if self.count else 0
+        except (OSError, RuntimeError):
+            found = -1
+        if found != self.count:
             raise self._failure()
 
-    def kill(self) -> None:
-        """End the process at once if it still runs."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-            self.process.communicate()
-
     def _failure(self) -> UserError:
-        self.kill()
-        self.log.seek(0)
-        said = self.log.read().decode(errors="replace").strip().splitlines()
         return UserError(
-            f"cannot write {self.path}: ffmpeg said: {said[-1] if said else 'nothing'}; free some"
-            " space or choose another place"
+            f"cannot write {self.path}: ffmpeg stopped before the end; free some space or choose"
+            " another place"
         )
-
-
-def mp4_command(target: str, width: int, height: int, fps: float) -> list[str]:
-    """ffmpeg's arguments for raw RGB frames on its standard input.
-
-    4:2:0 and the index in front are what browsers and phones play; colours are tagged, since
-    players guess by size otherwise. One thread and no time stamps: the same frames give the same
-    file.
-    """
-    source = [
-        "-f",
-        "rawvideo",
-        "-pix_fmt",
-        "rgb24",
-        "-s",
-        f"{width}x{height}",
-        "-r",
-        f"{fps:g}",
-        "-i",
-        "-",
-        "-an",
-    ]
-    colors = [
-        "-vf",
-        "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int",
-        "-pix_fmt",
-        "yuv420p",
-    ]
-    colors += [
-        "-colorspace",
-        "bt709",
-        "-color_primaries",
-        "bt709",
-        "-color_trc",
-        "iec61966-2-1",
-        "-color_range",
-        "tv",
-    ]
-    codec = ["-c:v", "libx264", "-crf", str(CRF), "-preset", "medium", "-threads", "1"]
-    container = [
-        "-fflags",
-        "+bitexact",
-        "-flags:v",
-        "+bitexact",
-        "-map_metadata",
-        "-1",
-        "-movflags",
-        "+faststart",
-        "-f",
-        "mp4",
-    ]
-    return [
-        imageio_ffmpeg.get_ffmpeg_exe(),
-        "-y",
-        "-v",
-        "error",
-        *source,
-        *colors,
-        *codec,
-        *container,
-        target,
-    ]
 
 
 @contextlib.contextmanager
 def _mp4_writer(path: Path, file: IO[bytes], fps: float) -> Iterator[Mp4Writer]:
-    with tempfile.TemporaryFile() as log:
-        writer = Mp4Writer(path, file.name, fps, log)
-        try:
-            yield writer
-            writer.close()
-        finally:
-            writer.kill()
+    writer = Mp4Writer(path, file.name, fps)
+    with contextlib.closing(writer.encoder):
+        yield writer
+        writer.check()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -208,7 +146,7 @@ class GifWriter:
         return np.frombuffer(self.spool.read(size), dtype=np.uint8).reshape(self.shape)
 
     def save(self, file: IO[bytes]) -> None:
-        """Write the GIF, which repeats for ever."""
+        """Write the GIF, which repeats forever."""
         if not self.count:
             return
         palette = self._palette()
@@ -238,7 +176,7 @@ class GifWriter:
 
 
 def gif_delays(count: int, fps: float) -> list[int]:
-    """Hundredths of a second that each of `count` frames is shown.
+    """Hundredths of a second for which each of `count` frames is shown.
 
     The last frame of a loop is the first one again: the two share one frame's time, so that the
     picture does not pause there.

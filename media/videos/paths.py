@@ -95,7 +95,7 @@ def _half(span: tuple[float, float]) -> float:
 
 
 def read_poses(path: Path, cameras: CameraSummary) -> Tensor:
-    """Labels (F, 25) of a JSON file with one pose a frame.
+    """Labels (F, 25) of a JSON file with one pose per frame.
 
     The file holds a list, or a dict with the list under `poses` or, as in a data set's
     dataset.json, under `labels`. A pose is a label (25 numbers), a camera-to-world matrix (16

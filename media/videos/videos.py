@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from media import PictureModel
 from media.pictures.grids import Pictures, tile
-from media.pictures.panels import PictureModel, render_panels, resize, shared_limits
+from media.pictures.panels import render_panels, resize, shared_limits
 from media.videos.files import open_video
 from media.videos.paths import latent_loop, loop_times
 
@@ -55,8 +56,8 @@ class Identity:
 
 
 @dataclass
-class Film:
-    """What a video shows.
+class VideoWriter:
+    """Renders the frames of a video and writes them to files.
 
     Attributes:
         cells: Latents (K, num_ws, w_dim) of each identity, row by row.
@@ -87,6 +88,35 @@ class Film:
                 for identity, scale in zip(self.identities, limits, strict=True)
             ]
             yield tile(np.stack(shown), len(shown) // self.columns, self.columns)
+
+    def write(
+        self,
+        paths: Sequence[Path],
+        fps: float,
+        bar: tqdm,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> int:
+        """Write the video to each of `paths` (formats by their endings); returns the number of
+        frames written.
+
+        Args:
+            bar: Progress bar, advanced by one per frame.
+            should_stop: Asked after each frame; the files are then closed early, and are whole.
+
+        Raises:
+            UserError: if a file cannot be written; none of `paths` is touched then.
+        """
+        written = 0
+        with contextlib.ExitStack() as stack:
+            writers = [stack.enter_context(open_video(path, fps)) for path in paths]
+            for frame in self.frames():
+                for writer in writers:
+                    writer.add(frame)
+                written += 1
+                bar.update()
+                if should_stop():
+                    break
+        return written
 
     def _cell(
         self, identity: Identity, time: float, c: Tensor, limits: tuple[float, float] | None
@@ -127,49 +157,19 @@ class Film:
         return found
 
 
-def write_video(
-    film: Film,
-    paths: Sequence[Path],
-    fps: float,
-    bar: tqdm,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> int:
-    """Write one film to each of `paths` (formats by their endings); returns the number of frames
-    written.
-
-    Args:
-        bar: Moved on by one a frame.
-        should_stop: Asked after each frame; the files then are closed early, and are whole.
-
-    Raises:
-        UserError: if a file cannot be written; none of `paths` is touched then.
-    """
-    written = 0
-    with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(open_video(path, fps)) for path in paths]
-        for frame in film.frames():
-            for writer in writers:
-                writer.add(frame)
-            written += 1
-            bar.update()
-            if should_stop():
-                break
-    return written
-
-
 @contextlib.contextmanager
 def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C sets what the yielded function tells, instead of breaking off; a second one breaks off
-    as usual.
+    """At the first Ctrl-C, make the yielded function return true instead of ending the program; a
+    second one ends it as usual.
     """
     asked = threading.Event()
     usual = signal.getsignal(signal.SIGINT)
 
-    def note(_number: int, _frame: FrameType | None) -> None:
+    def request_stop(_number: int, _frame: FrameType | None) -> None:
         asked.set()
         signal.signal(signal.SIGINT, usual)
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, request_stop)
     try:
         yield asked.is_set
     finally:

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from media.viewer.painter import Painter
+from media.viewer.view_renderer import ViewRenderer
 
 ZOOM_LIMITS = (0.3, 10.0)
 ASPECT_LIMITS = (0.25, 4.0)
 REACH = 1.0  # how far the pivot may be moved, in box sides
 
 
-def orbit_of(position: Any, look_at: Any, painter: Painter) -> dict[str, Any] | None:
+def orbit_of(position: Any, look_at: Any, renderer: ViewRenderer) -> dict[str, Any] | None:
     """`yaw`, `pitch`, `zoom` and `shift` of a `View` for a camera at `position` that looks at
     `look_at`; None for nonsense.
     """
@@ -27,12 +27,12 @@ def orbit_of(position: Any, look_at: Any, painter: Painter) -> dict[str, Any] | 
     if not 1e-6 < distance < 1e6:
         return None
     x, y, z = (eye - target) / distance
-    reach = REACH * painter.generator.rendering.box_warp
-    shift = np.clip(target - painter.cameras.pivot, -reach, reach)
+    reach = REACH * renderer.generator.rendering.box_warp
+    shift = np.clip(target - renderer.cameras.pivot, -reach, reach)
     return {
         "yaw": math.atan2(x, z),
         "pitch": math.asin(min(max(y, -1.0), 1.0)),
-        "zoom": min(max(painter.distance / distance, ZOOM_LIMITS[0]), ZOOM_LIMITS[1]),
+        "zoom": min(max(renderer.distance / distance, ZOOM_LIMITS[0]), ZOOM_LIMITS[1]),
         "shift": tuple(float(value) for value in shift),
     }
 
@@ -45,9 +45,7 @@ def aspect_of(width: Any, height: Any) -> float:
 
 
 def bounded(value: Any, low: float, high: float, otherwise: float) -> float:
-    """A number between two limits: what is beyond moves to the nearer one, what is no number
-    becomes `otherwise`.
-    """
+    """Clamp a number to two limits; `otherwise` stands for anything that is no finite number."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):

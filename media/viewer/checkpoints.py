@@ -12,7 +12,7 @@ from training.networks.generator import Generator
 
 SUFFIXES = (".pkl", ".pt")
 MOST_LISTED = 500
-KEPT_MODELS = 2  # visitors who look at others keep theirs as long as they look
+KEPT_MODELS = 2  # a session holds on to the one that it shows
 
 
 class CheckpointFolder:

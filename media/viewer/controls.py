@@ -1,5 +1,5 @@
-"""One visitor's controls, and what they say. Values come from a page that may send anything: each
-is brought within its limits here.
+"""The controls of one session and their values. A page may send anything as a value: each is
+brought within its limits here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import viser
 
 from dnnlib.options import MAX_SEED
 from media.viewer.camera import bounded
-from media.viewer.painter import KINDS, Latents, Painter
+from media.viewer.view_renderer import KINDS, Latents, ViewRenderer
 
 MOST_ON_SLIDER = 999  # seeds beyond are typed
 PSI_LIMITS = (-1.0, 2.0)
@@ -35,7 +35,7 @@ class Controls:
     """The panel beside the picture.
 
     Args:
-        changed: Called when the visitor changes what is to be seen.
+        changed: Called when a control changes the picture.
         acts: By the name of a button, what it does.
         checkpoints: Names to choose from, the shown one first; none = there is no choice.
     """
@@ -43,13 +43,13 @@ class Controls:
     def __init__(
         self,
         gui: viser.GuiApi,
-        painter: Painter,
+        renderer: ViewRenderer,
         changed: Callable[[], None],
         acts: dict[str, Callable[[], None]],
         checkpoints: Sequence[str] = (),
         choose: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self.gui, self.painter, self.changed, self.acts = gui, painter, changed, acts
+        self.gui, self.renderer, self.changed, self.acts = gui, renderer, changed, acts
         self.status = gui.add_markdown("")
         with gui.add_folder("Head"):
             self._add_head()
@@ -81,7 +81,7 @@ class Controls:
     # building
 
     def _add_head(self) -> None:
-        layers = self.painter.generator.num_ws
+        layers = self.renderer.generator.num_ws
         self.seed = self._watched(self.gui.add_slider("Seed", 0, MOST_ON_SLIDER, 1, 0))
         steps = self.gui.add_button_group("Go to", (*STEPS, "Random"))
         steps.on_click(lambda _: self._step(str(steps.value)))
@@ -92,12 +92,12 @@ class Controls:
         )
         self.cutoff = self._watched(
             self.gui.add_slider(
-                "Truncated layers", 0, layers, 1, layers, hint="so many, from the coarsest"
+                "Truncated layers", 0, layers, 1, layers, hint="N layers, from the coarsest"
             )
         )
 
     def _add_mixing(self) -> None:
-        layers = self.painter.generator.num_ws
+        layers = self.renderer.generator.num_ws
         self.mix = self._watched(self.gui.add_checkbox("Mix", False))
         self.style_seed = self._watched(self.gui.add_slider("Style seed", 0, MOST_ON_SLIDER, 1, 2))
         self.style_layers = self._watched(
@@ -107,51 +107,51 @@ class Controls:
         )
 
     def _add_picture(self) -> None:
-        painter = self.painter
-        most, samples = max(RESOLUTIONS[1], painter.resolution), max(SAMPLES[1], painter.samples)
+        renderer = self.renderer
+        most, samples = max(RESOLUTIONS[1], renderer.resolution), max(SAMPLES[1], renderer.samples)
         self.kind = self._watched(self.gui.add_dropdown("View", KINDS, initial_value=KINDS[0]))
         self.resolution = self._watched(
             self.gui.add_slider(
                 "Rendering pixels",
-                min(RESOLUTIONS[0], painter.resolution),
+                min(RESOLUTIONS[0], renderer.resolution),
                 most,
                 1,
-                painter.resolution,
+                renderer.resolution,
             )
         )
         self.samples = self._watched(
             self.gui.add_slider(
-                "Samples a ray",
-                min(SAMPLES[0], painter.samples),
+                "Samples per ray",
+                min(SAMPLES[0], renderer.samples),
                 samples,
                 1,
-                painter.samples,
+                renderer.samples,
                 hint="of the first pass",
             )
         )
 
     def _add_camera(self) -> None:
-        painter = self.painter
+        renderer = self.renderer
         cameras, is_conditioned = (
-            painter.cameras,
-            painter.generator.config.generator.pose_conditioning,
+            renderer.cameras,
+            renderer.generator.config.generator.pose_conditioning,
         )
-        fov = min(max(round(painter.field_of_view, 1), FOV_LIMITS[0]), FOV_LIMITS[1])
+        fov = min(max(round(renderer.field_of_view, 1), FOV_LIMITS[0]), FOV_LIMITS[1])
         self.fov = self._watched(
             self.gui.add_slider("Field of view", *FOV_LIMITS, 0.1, fov, hint="degrees")
         )
         self.front = self.gui.add_button("Front")
         self.front.on_click(lambda _: self.acts["front"]())
         hint = (
-            "degrees; the pose that the mapping network is told"
+            "degrees; the camera pose given to the mapping network"
             if is_conditioned
             else "this model was trained without it"
         )
         angles = (
-            ("Told yaw", math.degrees(cameras.yaw), 180.0),
-            ("Told pitch", math.degrees(cameras.pitch), 85.0),
+            ("Conditioning yaw", math.degrees(cameras.yaw), 180.0),
+            ("Conditioning pitch", math.degrees(cameras.pitch), 85.0),
         )
-        self.told = [
+        self.conditioning = [
             self._watched(
                 self.gui.add_slider(
                     name,
@@ -165,7 +165,7 @@ class Controls:
             )
             for name, start, limit in angles
         ]
-        self._told_at_first = tuple(handle.value for handle in self.told)
+        self._default_conditioning = tuple(handle.value for handle in self.conditioning)
 
     def _add_saving(self) -> None:
         self.gui.add_button("Picture (PNG)").on_click(lambda _: self.acts["screenshot"]())
@@ -191,9 +191,9 @@ class Controls:
     # reading
 
     def latents(self) -> Latents:
-        """Who is to be seen."""
-        layers = self.painter.generator.num_ws
-        told = tuple(bounded(handle.value, -180, 180, 0) for handle in self.told)
+        """Latents that the controls choose."""
+        layers = self.renderer.generator.num_ws
+        angles = tuple(bounded(handle.value, -180, 180, 0) for handle in self.conditioning)
         cutoff = int(bounded(self.cutoff.value, 0, layers, layers))
         return Latents(
             seed=self._seed(self.seed),
@@ -204,13 +204,13 @@ class Controls:
             style_seed=self._seed(self.style_seed) if self.mix.value is True else None,
             style_layers=self._layers(),
             conditioning=None
-            if told == self._told_at_first
-            else (math.radians(told[0]), math.radians(told[1])),
+            if angles == self._default_conditioning
+            else (math.radians(angles[0]), math.radians(angles[1])),
         )
 
     def view(self) -> dict[str, Any]:
         """`kind`, `resolution`, `samples` and `field_of_view` of a `View`."""
-        painter = self.painter
+        renderer = self.renderer
         kind = self.kind.value
         return {
             "kind": kind if kind in KINDS else KINDS[0],
@@ -218,12 +218,12 @@ class Controls:
                 bounded(
                     self.resolution.value,
                     4,
-                    max(RESOLUTIONS[1], painter.resolution),
-                    painter.resolution,
+                    max(RESOLUTIONS[1], renderer.resolution),
+                    renderer.resolution,
                 )
             ),
             "samples": int(
-                bounded(self.samples.value, 4, max(SAMPLES[1], painter.samples), painter.samples)
+                bounded(self.samples.value, 4, max(SAMPLES[1], renderer.samples), renderer.samples)
             ),
             "field_of_view": self._field_of_view(),
         }
@@ -234,7 +234,7 @@ class Controls:
         return kind if kind in VIDEO_FORMATS else VIDEO_FORMATS[0]
 
     def mesh(self) -> tuple[str, bool, int]:
-        """Format, whether with a texture, and cells a side."""
+        """Format, whether with a texture, and cells per side."""
         kind, is_textured = MESH_FORMATS.get(str(self.mesh_format.value), MESH_FORMATS["GLB"])
         cells = str(self.mesh_resolution.value)
         return (
@@ -245,11 +245,11 @@ class Controls:
 
     def _field_of_view(self) -> float | None:
         """None while it is the data's, which the slider rounds."""
-        chosen = bounded(self.fov.value, *FOV_LIMITS, self.painter.field_of_view)
-        return None if abs(chosen - self.painter.field_of_view) < 0.051 else chosen
+        chosen = bounded(self.fov.value, *FOV_LIMITS, self.renderer.field_of_view)
+        return None if abs(chosen - self.renderer.field_of_view) < 0.051 else chosen
 
     def _layers(self) -> tuple[int, int]:
-        value, last = self.style_layers.value, self.painter.generator.num_ws - 1
+        value, last = self.style_layers.value, self.renderer.generator.num_ws - 1
         if not isinstance(value, (tuple, list)) or len(value) != 2:
             return (0, last)
         first, second = sorted(int(bounded(part, 0, last, 0)) for part in value)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch.nn.functional as F
 from torch import Tensor
 
-PlaneAxes = Literal["corrected", "released"]
+from torch_utils.ops.decode_points import PlaneAxes
 
 # World coordinates that run along the width and the height of each plane. The released models have
 # no plane that spans y-z.

@@ -1,12 +1,12 @@
 "use strict";
-// The page: what is shown, how large, and when it is drawn.
+// The page: the head, view and size, and when they are drawn.
 
-const FRAME_SECONDS = 0.03;  // a picture may take so long while something moves ...
-const BAND_SECONDS = 0.1;    // ... and a band of rows of the full picture afterwards
+const FRAME_SECONDS = 0.03;  // longest time for a picture while something moves
+const BAND_SECONDS = 0.1;    // and for a band of rows of the full picture afterwards
 const STILL_SECONDS =
     4;  // for all of it; without a graphics processor it has fewer pixels than the screen
 const STILL_AFTER = 150;   // milliseconds without a change
-const MOST_PIXELS = 1024;  // a side
+const MOST_PIXELS = 1024;  // per side
 const FEWEST_PIXELS = 48;
 const SWING_SECONDS = 6;
 
@@ -36,6 +36,12 @@ class Page {
     for (const [i, button] of [...this.elements.heads.children].entries())
       button.setAttribute("aria-pressed", i === index);
     this.change();
+  }
+
+  allowAllSides(isFree) {
+    this.orbit.free = isFree;
+    this.elements.free.setAttribute("aria-pressed", isFree);
+    this.orbit.move({});
   }
 
   showView(view) {
@@ -75,7 +81,7 @@ class Page {
     const size = this.affordable(FRAME_SECONDS, FEWEST_PIXELS);
     const target = this.renderer.target("quick", size);
     this.renderer.drawRows(target, this.camera(), this.view, 0, size);
-    this.renderer.show(target);
+    this.show(target);
     this.drawnChange = this.changed;
   }
 
@@ -96,11 +102,16 @@ class Page {
       this.elements.canvas.dataset.size = target.size;  // what is seen now is complete
       this.saveAddress();
     }
-    this.renderer.show(target);
+    this.show(target);
     return true;
   }
 
-  // How many pixels a side a picture may have that is drawn in so many seconds: at least `fewest`,
+  show(target) {
+    this.renderer.show(target);
+    this.elements.poster.hidden = true;
+  }
+
+  // Pixels per side of a picture that can be drawn in the given time: at least `fewest`,
   // at most what the canvas shows.
   affordable(seconds, fewest) {
     const side = Math.floor(Math.sqrt(seconds / this.renderer.secondsPerPixel) / 16) * 16;
@@ -162,6 +173,7 @@ class Page {
       zoom: zoom.toFixed(2),
       view: this.view
     };
+    if (this.orbit.free) parts.sides = "all";
     if (shift.some((x) => x !== 0)) parts.shift = shift.map((x) => x.toFixed(3)).join(",");
     const address =
         "#" + Object.entries(parts).map(([name, value]) => `${name}=${value}`).join("&");
@@ -172,7 +184,7 @@ class Page {
     }
   }
 
-  // Goes where an address points; what it does not tell, or tells wrongly, stays.
+  // Shows the view of an address; what it does not name, or names wrongly, stays.
   async followAddress(address) {
     const told = new URLSearchParams(address.replace(/^#/, ""));
     const number = (name) =>
@@ -184,10 +196,8 @@ class Page {
     const shift = (told.get("shift") ?? "").split(",").map(Number);
     if (shift.length === 2 && shift.every(Number.isFinite)) change.shift = shift;
     this.showView(told.get("view") === "depth" ? "depth" : "image");
-    const head = number("head");
-    await this.showHead(
-        Number.isInteger(head) && head >= 0 && head < this.scene.heads.length ? head :
-                                                                                (this.wanted ?? 0));
+    this.allowAllSides(told.get("sides") === "all");
+    await this.showHead(addressedHead(address, this.scene.heads) ?? this.wanted ?? 0);
     this.orbit.move(change);
   }
 
@@ -219,6 +229,12 @@ class Page {
   }
 }
 
+// The head that an address names; none if there is no such head.
+function addressedHead(address, heads) {
+  const told = new URLSearchParams(address.replace(/^#/, "")).get("head") ?? "";
+  return /^\d+$/.test(told) && Number(told) < heads.length ? Number(told) : undefined;
+}
+
 function headButton(head, index, onClick) {
   const button = document.createElement("button");
   const picture =
@@ -239,11 +255,7 @@ function connect(page) {
       "click", () => page.showView(page.view === "depth" ? "image" : "depth"));
   elements.turn.addEventListener(
       "click", () => (page.swing ? page.stopSwinging() : page.startSwinging()));
-  elements.free.addEventListener("click", () => {
-    orbit.free = !orbit.free;
-    elements.free.setAttribute("aria-pressed", orbit.free);
-    orbit.move({});
-  });
+  elements.free.addEventListener("click", () => page.allowAllSides(!orbit.free));
   elements.reset.addEventListener("click", () => {
     page.stopSwinging();
     orbit.reset();
@@ -264,23 +276,28 @@ function complain(elements, error) {
   elements.message.textContent =
       `${error.message} The pictures below show the heads from the front.`;
   elements.message.hidden = false;
-  elements.canvas.hidden = true;
+  elements.canvas.hidden = elements.poster.hidden = true;
 }
 
 async function main() {
   const scene = JSON.parse(document.getElementById("scene").textContent);
-  const names = ["canvas", "heads", "depth", "turn", "free", "reset", "save", "message"];
+  const names = ["canvas", "heads", "depth", "turn", "free", "reset", "save", "message", "poster"];
   const elements = Object.fromEntries(names.map((name) => [name, document.getElementById(name)]));
   const buttons =
       scene.heads.map((head, index) => headButton(head, index, () => page.showHead(index)));
   elements.heads.append(...buttons);
+  const first = scene.heads[addressedHead(location.hash, scene.heads) ?? 0];
+  elements.poster.src = first.picture;  // until the first frame is drawn
   let page = null;
   try {
     if (typeof DecompressionStream === "undefined")
       throw new Error("This browser cannot unpack the planes.");
     const source = (name) => document.getElementById(name).textContent;
-    const renderer = new Renderer(
-        elements.canvas, scene, {vertex: source("screen.vert"), fragment: source("render.frag")});
+    const renderer = new Renderer(elements.canvas, scene, {
+      vertex: source("screen.vert"),
+      fragment: source("render.frag"),
+      enlarge: source("enlarge.frag"),
+    });
     page = new Page(scene, renderer, elements);
     connect(page);
     await page.followAddress(location.hash);
@@ -292,7 +309,7 @@ async function main() {
   }
 }
 
-// One swing to and fro tells that the picture can be turned.
+// One swing to and fro shows that the picture can be turned.
 function greet(page) {
   page.startSwinging();
   const swing = page.swing;

@@ -30,7 +30,7 @@ class Orbit {
     this.onChange();
   }
 
-  // Beyond the views of the training data a head is made up; a little of that is shown, all of it
+  // Beyond the views of the training data a head is a guess; a little of that is shown, all of it
   // only if asked for.
   yawLimits() {
     const [low, high] = this.cameras.yaw_range;

@@ -1,22 +1,24 @@
-// One ray a pixel through the tri-planes, in two passes as in training/rendering: even samples, then samples where those found
-// density, composited together in the order of depth. Lengths are world units.
+// One ray per pixel through the tri-planes, in two passes as in training/rendering: even samples,
+// then samples where those found density, composited together in the order of depth. Lengths are
+// world units.
 //
-// The program that compiles this puts in front: the version line, and COARSE, FINE (samples of either pass), CHANNEL_TEXELS (vectors
-// of four that a feature has), HIDDEN (units of the decoder), RELEASED_AXES and RELEASED_SAMPLING (0 or 1).
+// The program that compiles this puts in front: the version line, and COARSE, FINE (samples of
+// either pass), CHANNEL_TEXELS (vectors of four that a feature has), HIDDEN (units of the decoder),
+// RELEASED_AXES and RELEASED_SAMPLING (0 or 1).
 
 precision highp float;
 precision highp int;
 precision highp sampler2DArray;
 
 const int UNIT = CHANNEL_TEXELS + 2;    // vectors of a hidden unit: weights in, weights out, bias
-const float STOP = 2e-5;                // a ray ends when less of its light is left
+const float STOP = 2e-5;                // a ray ends at less transmittance
 const float WEIGHT_FLOOR = 0.01;
 const float CDF_EPSILON = 1e-5;
 const float DENSITY_SHIFT = 1.0;
-const float FARTHEST_GREY = 0.25;       // so that the object's far end differs from the background's black
-const float OPAQUE = 0.5;               // pixels with less opacity have no depth worth showing
+const float FARTHEST_GREY = 0.15;       // so that the far end differs from the background's black
+const float OPAQUE = 0.5;               // pixels with less alpha have no depth worth showing
 
-uniform sampler2DArray planes;          // (code / 255) of four channels a texel, one texel of zeros around each plane
+uniform sampler2DArray planes;          // (code / 255) of four channels per texel; zeros around
 uniform vec4 scale[3 * CHANNEL_TEXELS];
 uniform vec4 offset[CHANNEL_TEXELS];
 layout(std140) uniform Decoder { vec4 decoder[HIDDEN * UNIT + 1]; };
@@ -43,7 +45,8 @@ float softplus(float x) {
 vec4 texel(vec2 q, int layer) {
     vec2 inside = vec2(textureSize(planes, 0).xy) - 2.0;
     vec3 place = vec3(((q * 0.5 + 0.5) * inside + 1.0) / (inside + 2.0), float(layer));
-    return textureLod(planes, place, 0.0); // texture() asks for derivatives, which loops of different lengths do not have
+    // texture() asks for derivatives, which loops of different lengths do not have
+    return textureLod(planes, place, 0.0);
 }
 
 // Raw density and colour at a point of the world.
@@ -88,22 +91,27 @@ bool rayLimits(vec3 direction, out float near, out float far) {
     return hit && far > near;
 }
 
-float opacityOf(float density, float length) {
+float alphaOf(float density, float length) {
     return 1.0 - exp(-softplus(density - DENSITY_SHIFT) * length);
 }
 
 #if FINE > 0
 
-float weights[COARSE + 1];              // of the intervals between coarse samples; zeros before the first and after the last
+// Of the intervals between coarse samples; zeros before the first and after the last.
+float weights[COARSE + 1];
 
 // The bins that fine samples are drawn from: where each begins, and which interval's weight it has.
 #if RELEASED_SAMPLING == 1
 const int BINS = COARSE - 3;
-float binStart(float near, float stepLength, int bin) { return near + (float(bin) + 1.0) * stepLength; }
+float binStart(float near, float stepLength, int bin) {
+    return near + (float(bin) + 1.0) * stepLength;
+}
 int binInterval(int bin) { return bin + 1; }
 #else
 const int BINS = COARSE - 1;
-float binStart(float near, float stepLength, int bin) { return near + (float(bin) + 0.5) * stepLength; }
+float binStart(float near, float stepLength, int bin) {
+    return near + (float(bin) + 0.5) * stepLength;
+}
 int binInterval(int bin) { return bin; }
 #endif
 
@@ -120,18 +128,18 @@ float binWeight(int bin) {
 struct Ray {
     vec3 color;
     float depth;
-    float opacity;
-    float light;
+    float alpha;
+    float transmittance;
     float lastDepth;
     vec4 last;
 };
 
 void addSample(inout Ray ray, float depth, vec4 value) {
-    float weight = ray.light * opacityOf(0.5 * (ray.last.x + value.x), depth - ray.lastDepth);
+    float weight = ray.transmittance * alphaOf(0.5 * (ray.last.x + value.x), depth - ray.lastDepth);
     ray.color += weight * 0.5 * (ray.last.yzw + value.yzw);
     ray.depth += weight * 0.5 * (ray.lastDepth + depth);
-    ray.opacity += weight;
-    ray.light -= weight;
+    ray.alpha += weight;
+    ray.transmittance -= weight;
     ray.lastDepth = depth;
     ray.last = value;
 }
@@ -147,11 +155,11 @@ Ray march(vec3 direction, float near, float stepLength) {
     for (int i = 0; i <= COARSE; i++) {
         weights[i] = 0.0;
     }
-    for (float light = 1.0; known < COARSE && light > STOP; known++) {
+    for (float transmittance = 1.0; known < COARSE && transmittance > STOP; known++) {
         coarse[known] = decode(origin + (first + float(known) * stepLength) * direction);
-        float alpha = opacityOf(0.5 * (coarse[known - 1].x + coarse[known].x), stepLength);
-        weights[known] = light * alpha;
-        light *= 1.0 - alpha;
+        float alpha = alphaOf(0.5 * (coarse[known - 1].x + coarse[known].x), stepLength);
+        weights[known] = transmittance * alpha;
+        transmittance *= 1.0 - alpha;
     }
     float total = 0.0;
     for (int bin = 0; bin < BINS; bin++) {
@@ -171,13 +179,14 @@ Ray march(vec3 direction, float near, float stepLength) {
         for (; taken < known && first + float(taken) * stepLength <= depth; taken++) {
             addSample(ray, first + float(taken) * stepLength, coarse[taken]);
         }
-        if (ray.light < STOP) {
+        if (ray.transmittance < STOP) {
             return ray;
         }
         addSample(ray, depth, decode(origin + depth * direction));
     }
 #else
-    for (float depth = first + stepLength; known < COARSE && ray.light > STOP; known++, taken++, depth += stepLength) {
+    for (; known < COARSE && ray.transmittance > STOP; known++, taken++) {
+        float depth = first + float(known) * stepLength;
         addSample(ray, depth, decode(origin + depth * direction));
     }
 #endif
@@ -195,18 +204,19 @@ void main() {
     float far;
     vec3 color = vec3(0.0);
     float depth = 0.0;
-    float opacity = 0.0;
+    float alpha = 0.0;
     if (rayLimits(direction, near, far)) {
         Ray ray = march(direction, near, (far - near) / float(COARSE - 1));
         color = ray.color;
-        opacity = ray.opacity;
-        depth = ray.depth / max(opacity, 1e-20);
+        alpha = ray.alpha;
+        depth = ray.depth / max(alpha, 1e-20);
     }
     if (view == 1) {
         float closeness = clamp((depths.y - depth) / (depths.y - depths.x), 0.0, 1.0);
-        color = vec3(opacity > OPAQUE ? FARTHEST_GREY + (1.0 - FARTHEST_GREY) * closeness : 0.0);
+        float grey = FARTHEST_GREY + (1.0 - FARTHEST_GREY) * closeness * closeness;
+        color = vec3(alpha > OPAQUE ? grey : 0.0);
     } else {
-        color += hasBackground * (1.0 - opacity) * background;
+        color += hasBackground * (1.0 - alpha) * background;
     }
     fragment = vec4(color, 1.0);
 }

@@ -2,6 +2,8 @@
 // Draws one head's planes with WebGL 2 into pictures that lie in memory, a band of rows at a time,
 // and shows them on the canvas.
 
+const VERSION = "#version 300 es\n";
+
 class Renderer {
   constructor(canvas, scene, sources) {
     this.canvas = canvas;
@@ -20,6 +22,9 @@ class Renderer {
     const gl = this.gl;
     this.targets.clear();
     this.program = this.link(this.sources.vertex, this.header() + this.sources.fragment);
+    this.enlarger = this.link(this.sources.vertex, VERSION + this.sources.enlarge);
+    gl.useProgram(this.enlarger);
+    gl.uniform1i(gl.getUniformLocation(this.enlarger, "picture"), 1);
     gl.useProgram(this.program);
     gl.bindVertexArray(gl.createVertexArray());
     gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
@@ -44,14 +49,14 @@ class Renderer {
       RELEASED_SAMPLING: Number(rendering.released_sampling),
     };
     const lines = Object.entries(constants).map(([name, value]) => `#define ${name} ${value}\n`);
-    return "#version 300 es\n" + lines.join("");
+    return VERSION + lines.join("");
   }
 
   link(vertex, fragment) {
     const gl = this.gl;
     const program = gl.createProgram();
     for (const [kind, source] of [
-             [gl.VERTEX_SHADER, "#version 300 es\n" + vertex], [gl.FRAGMENT_SHADER, fragment]]) {
+             [gl.VERTEX_SHADER, VERSION + vertex], [gl.FRAGMENT_SHADER, fragment]]) {
       const shader = gl.createShader(kind);
       gl.shaderSource(shader, source);
       gl.compileShader(shader);
@@ -99,21 +104,22 @@ class Renderer {
     this.depths = head.depths;
   }
 
-  // Memory for a picture. `name` tells apart pictures that are wanted at the same time.
+  // Memory for a picture. `name` distinguishes pictures that are needed at the same time.
   target(name, size) {
     const gl = this.gl;
     let target = this.targets.get(name);
     if (target?.size === size) return target;
     if (target) {
       gl.deleteFramebuffer(target.framebuffer);
-      gl.deleteRenderbuffer(target.buffer);
+      gl.deleteTexture(target.texture);
     }
-    target = {size, framebuffer: gl.createFramebuffer(), buffer: gl.createRenderbuffer()};
-    gl.bindRenderbuffer(gl.RENDERBUFFER, target.buffer);
-    gl.renderbufferStorage(gl.RENDERBUFFER, gl.RGBA8, size, size);
+    target = {size, framebuffer: gl.createFramebuffer(), texture: gl.createTexture()};
+    gl.activeTexture(gl.TEXTURE1);
+    gl.bindTexture(gl.TEXTURE_2D, target.texture);
+    gl.texStorage2D(gl.TEXTURE_2D, 1, gl.RGBA8, size, size);
     gl.bindFramebuffer(gl.FRAMEBUFFER, target.framebuffer);
-    gl.framebufferRenderbuffer(
-        gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.RENDERBUFFER, target.buffer);
+    gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, target.texture, 0);
+    gl.bindTexture(gl.TEXTURE_2D, null);  // the renderer must not read what it draws
     this.targets.set(name, target);
     return target;
   }
@@ -143,7 +149,7 @@ class Renderer {
     this.secondsPerPixel += 0.3 * (taken - this.secondsPerPixel);
   }
 
-  // How many rows of a picture of this size are drawn in so many seconds.
+  // Rows of a picture of this size that can be drawn in the given time.
   rowsIn(seconds, size) {
     return Math.max(1, Math.min(size, Math.floor(seconds / (this.secondsPerPixel * size))));
   }
@@ -152,11 +158,15 @@ class Renderer {
   show(target) {
     const gl = this.gl;
     const {width, height} = this.canvas;
-    gl.bindFramebuffer(gl.READ_FRAMEBUFFER, target.framebuffer);
-    gl.bindFramebuffer(gl.DRAW_FRAMEBUFFER, null);
-    const filter = target.size === width ? gl.NEAREST : gl.LINEAR;
-    gl.blitFramebuffer(
-        0, 0, target.size, target.size, 0, height, width, 0, gl.COLOR_BUFFER_BIT, filter);
+    gl.bindFramebuffer(gl.FRAMEBUFFER, null);
+    gl.viewport(0, 0, width, height);
+    gl.useProgram(this.enlarger);
+    gl.activeTexture(gl.TEXTURE1);
+    gl.bindTexture(gl.TEXTURE_2D, target.texture);
+    gl.uniform1f(gl.getUniformLocation(this.enlarger, "side"), height);
+    gl.drawArrays(gl.TRIANGLES, 0, 3);
+    gl.bindTexture(gl.TEXTURE_2D, null);
+    gl.useProgram(this.program);
   }
 
   // The pixels of a picture, rows from its top, four bytes each.

@@ -21,7 +21,7 @@ import demo
 import export
 from media.avatar import write_avatars
 from media.avatar.scene import UNIFORM_BYTES
-from media.pictures.grids import Pictures, seed_latent, shade_depth, to_uint8
+from media.pictures.grids import Pictures, seed_latent, shade_depth, to_pictures
 from open_eg3d import load_generator
 from tests.browser import SOFTWARE_WEBGL, Browser, Page, open_browser
 from tests.tiny import call, finish, start, tiny_config
@@ -102,7 +102,7 @@ def rendered(
     ws = generator.mapping(seed_latent(seed, generator.z_dim), conditioning)
     out = generator.render(generator.planes(ws), ws, label[None], size)
     return (
-        to_uint8(out.image_raw)[0]
+        to_pictures(out.image_raw)[0]
         if view == "image"
         else shade_depth(out.image_depth, out.alpha)[0]
     )
@@ -127,7 +127,7 @@ def test_it_is_one_small_file_that_asks_for_nothing_else(shipped_page: Path) -> 
     text = shipped_page.read_text()
     assert len(text) < 3 * 3e6
     assert not re.search(r"https?://|@import|\burl\(|<link|\bsrc=", text)
-    assert "<title>heads &amp; more</title>" in text
+    assert "<title>Generated heads: heads &amp; more</title>" in text
     assert not re.search(r"<!-- \w+ -->", text)
 
 
@@ -352,6 +352,66 @@ def test_an_address_brings_back_a_view_and_nonsense_is_passed_over(
     assert zoom == 0.5
     assert all(math.isfinite(value) for value in (yaw, pitch))
     assert not page.errors
+
+
+def test_the_address_holds_views_from_all_sides(
+    shipped_page: Path, show: Callable[..., Page]
+) -> None:
+    page = show(shipped_page)
+    page.click("#free")
+    page.run("avatars.orbit.move({ yaw: 2.4, pitch: -1.2 })")
+    address = page.wait_until("/yaw=137.5.*sides=all/.test(location.hash) && location.hash", 120)
+    page.go("about:blank")
+    page.go(shipped_page.as_uri() + address)
+    page.wait_until(READY)
+    page.wait_until("Math.abs(avatars.orbit.yaw - 2.4) < 0.01")
+    assert page.run("avatars.elements.free.getAttribute('aria-pressed')") == "true"
+    page.run("avatars.followAddress(location.hash.replace('&sides=all', ''))")
+    page.wait_until("avatars.orbit.yaw < 1.5")
+
+
+def test_a_picture_stands_in_until_the_first_frame(
+    shipped_page: Path, show: Callable[..., Page]
+) -> None:
+    page = show(shipped_page, "#head=1", init="window.requestAnimationFrame = () => 1")
+    poster = "avatars.elements.poster"
+    assert page.run(f"{poster}.src === avatars.scene.heads[1].picture && !{poster}.hidden")
+    assert page.run(f"{poster}.clientWidth === avatars.elements.canvas.clientWidth")
+    page.run("avatars.draw(0)")
+    assert page.run(f"{poster}.hidden")
+
+
+def test_pictures_are_enlarged_smoothly(shipped_page: Path, show: Callable[..., Page]) -> None:
+    """Bicubic like PyTorch's with antialias, which differs at the border alone."""
+    page = show(shipped_page, init="window.requestAnimationFrame = () => 1")
+    small, large = 24, 96
+    pixels = page.run(
+        f"""(() => {{
+          const renderer = avatars.renderer, gl = renderer.gl;
+          renderer.canvas.width = renderer.canvas.height = {large};
+          const target = renderer.target("quick", {small});
+          renderer.drawRows(target, avatars.camera(), "image", 0, {small});
+          renderer.show(target);
+          const shown = new Uint8Array({large * large * 4});
+          gl.bindFramebuffer(gl.FRAMEBUFFER, null);
+          gl.readPixels(0, 0, {large}, {large}, gl.RGBA, gl.UNSIGNED_BYTE, shown);
+          return [Array.from(renderer.pixels(target)), Array.from(shown)];
+        }})()"""
+    )
+    drawn_small, shown = (
+        np.array(values, dtype=np.uint8).reshape(side, side, 4)[..., :3]
+        for values, side in zip(pixels, (small, large), strict=True)
+    )
+    enlarged = torch.nn.functional.interpolate(
+        torch.from_numpy(drawn_small).movedim(-1, 0)[None].float(),
+        size=(large, large),
+        mode="bicubic",
+        antialias=True,
+    )
+    wanted = enlarged.clamp(0, 255)[0].movedim(0, -1).numpy()
+    inside = (slice(8, -8), slice(8, -8))
+    assert np.abs(shown[::-1][inside] - wanted[inside]).max() <= 1
+    assert drawn_small.std() > 20
 
 
 def test_without_webgl_it_says_so(shipped_page: Path, browser: Browser) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from scipy import integrate, optimize
 from torch import Tensor
 
-from media.meshes import colours as skin
-from media.meshes.colours import Skin, covered_texels, simplify
+from media.meshes import colours
+from media.meshes.colours import SurfaceColours, covered_texels, simplify
 from media.meshes.region import seen_region, surface_level
 from tests.media.meshes.test_shapes import EVERYWHERE, ORBIT, PLANES, Scene, ball
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
@@ -47,28 +47,32 @@ def test_colour_is_what_a_camera_would_see(density: float) -> None:
     - 1).
     """
     extinction = math.log1p(math.exp(density - 1))
-    depth = skin.SKIN_DEPTH
+    depth = colours.COLOUR_DEPTH
     mean = 1 / extinction - depth / math.expm1(extinction * depth)
-    found = Skin(Fog(density), PLANES, FRONT).colors(np.zeros((1, 3)), np.array([[0.0, 0.0, 1.0]]))
+    found = SurfaceColours(Fog(density), PLANES, FRONT).colors(
+        np.zeros((1, 3)), np.array([[0.0, 0.0, 1.0]])
+    )
     np.testing.assert_allclose(found[0] / 255, [1 - 5 * mean, 5 * mean, 1], atol=0.006)
 
 
 def test_colour_of_thin_air_is_that_of_the_point() -> None:
-    found = Skin(Fog(-20.0), PLANES, FRONT).colors(
+    found = SurfaceColours(Fog(-20.0), PLANES, FRONT).colors(
         np.array([[0.0, 0.0, -0.1]]), np.array([[0.0, 0.0, 1.0]])
     )
     np.testing.assert_allclose(found[0] / 255, [0.5, 0.5, 1], atol=0.003)
 
 
 def test_nothing_to_colour() -> None:
-    assert Skin(Fog(0.0), PLANES, FRONT).colors(np.zeros((0, 3)), np.zeros((0, 3))).shape == (0, 3)
+    assert SurfaceColours(Fog(0.0), PLANES, FRONT).colors(
+        np.zeros((0, 3)), np.zeros((0, 3))
+    ).shape == (0, 3)
 
 
 def test_points_are_looked_at_from_the_side_they_face() -> None:
     normals = torch.nn.functional.normalize(
         torch.tensor([[-0.7, 0, 0.7], [0, 0, 1], [0.7, 0, 0.7], [0, 0, -1], [0, 1, 0.0]]), dim=1
     )
-    views = Skin(Fog(0.0), PLANES, SIDES).view_directions(torch.zeros(5, 3), normals)
+    views = SurfaceColours(Fog(0.0), PLANES, SIDES).view_directions(torch.zeros(5, 3), normals)
     np.testing.assert_allclose(views.norm(dim=1), 1, atol=1e-6)
     assert views[0, 0] > 0.1  # from the left to the right
     np.testing.assert_allclose(views[1], [0, 0, -1], atol=1e-6)
@@ -82,9 +86,9 @@ def test_colours_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> 
     random = np.random.RandomState(0)
     points = random.uniform(-0.3, 0.3, (500, 3))
     normals = points / np.linalg.norm(points, axis=1, keepdims=True)
-    teller = Skin(Scene(ball()), PLANES, EVERYWHERE)
+    teller = SurfaceColours(Scene(ball()), PLANES, EVERYWHERE)
     whole = teller.colors(points, normals)
-    monkeypatch.setattr(skin, "CHUNK_POINTS", 24 * 7)
+    monkeypatch.setattr(colours, "CHUNK_POINTS", 24 * 7)
     np.testing.assert_array_equal(teller.colors(points, normals), whole)
 
 

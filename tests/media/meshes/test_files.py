@@ -23,8 +23,10 @@ from tests.media.meshes.test_shapes import EVERYWHERE, PLANES, RADIUS, Scene, ba
 
 VALIDATE = """
 const validator = require('gltf-validator');
-validator.validateBytes(new Uint8Array(require('fs').readFileSync(process.argv[1])), {maxIssues: 20})
-    .then((report) => console.log(JSON.stringify(report)), (error) => { console.error(error); process.exit(1); });
+const content = new Uint8Array(require('fs').readFileSync(process.argv[1]));
+validator.validateBytes(content, {maxIssues: 20}).then(
+    (report) => console.log(JSON.stringify(report)),
+    (error) => { console.error(error); process.exit(1); });
 """
 
 

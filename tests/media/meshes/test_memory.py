@@ -18,7 +18,8 @@ try:
     run_cli(gen_samples.main)
 finally:
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    print(int(status["VmHWM"].split()[0]) * 1024)  # getrusage counts what was there before this program, too
+    # getrusage counts what was there before this program, too
+    print(int(status["VmHWM"].split()[0]) * 1024)
 """
 
 

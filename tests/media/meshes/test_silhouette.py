@@ -12,7 +12,7 @@ from torch import Tensor
 
 import demo
 from media.meshes.shapes import extract_mesh
-from media.pictures.grids import camera_grid, seed_latent, to_uint8
+from media.pictures.grids import camera_grid, seed_latent, to_pictures
 from open_eg3d import load_generator
 from training.cameras import unpack_label
 from training.data.scene import CameraSummary, cameras_of
@@ -76,7 +76,7 @@ def test_mesh_has_the_models_silhouettes_and_colours(
         solid = shown.alpha.flatten().numpy() > 0.5
         overlap = (hit & solid).sum() / (hit | solid).sum()
         assert overlap > LEAST_OVERLAP, f"yaw {yaw}, pitch {pitch}: {overlap:.3f}"
-        error = (colors - to_uint8(shown.image_raw).reshape(-1, 3))[hit & solid]
+        error = (colors - to_pictures(shown.image_raw).reshape(-1, 3))[hit & solid]
         assert 10 * np.log10(255**2 / (error**2).mean()) > LEAST_PSNR
 
 

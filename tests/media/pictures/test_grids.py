@@ -1,4 +1,4 @@
-"""Picture strips: every pixel where it belongs, depth in order and on one scale."""
+"""Grids of pictures: every pixel where it belongs, depth in order and on one scale."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from dnnlib.console import UserError
-from media.pictures import grids as strips
+from media.pictures import grids
 from training.cameras import orbit_angles, orbit_pose, pack_label, pinhole_intrinsics, unpack_label
+from training.config.settings import RenderingConfig
 
 SIZE, RAW_SIZE = 8, 4
 
@@ -40,6 +41,13 @@ class YawScene:
     def __init__(self) -> None:
         self.backbone_runs = 0
         self.batches: list[int] = []
+        self.rendering = RenderingConfig()
+
+    def query_density(self, points: Tensor, planes: Tensor) -> Tensor:
+        return planes[:, :1, 0, 0, 0, None] - points[..., :1]  # normals point along x
+
+    def query(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
+        return self.query_density(points, planes), points
 
     def planes(self, ws: Tensor, noise_mode: str = "const") -> Tensor:
         assert noise_mode == "const"
@@ -82,28 +90,28 @@ def level(value: float) -> int:
 def test_to_uint8_inverts_the_data_scaling_and_saturates():
     levels = torch.arange(256).reshape(1, 1, 256).expand(3, 2, 256)
     np.testing.assert_array_equal(
-        strips.to_uint8(levels / 127.5 - 1), levels.movedim(0, -1).numpy()
+        grids.to_pictures(levels / 127.5 - 1), levels.movedim(0, -1).numpy()
     )
     odd = torch.tensor([-7.0, 7.0, float("nan")]).reshape(3, 1, 1)
-    assert strips.to_uint8(odd).tolist() == [[[0, 255, 0]]]
+    assert grids.to_pictures(odd).tolist() == [[[0, 255, 0]]]
 
 
 def test_tile_puts_every_pixel_in_its_place():
     images = np.random.RandomState(0).randint(0, 256, (6, 4, 5, 3), dtype=np.uint8)
-    picture = strips.tile(images, 2, 3)
+    picture = grids.tile(images, 2, 3)
     assert picture.shape == (8, 15, 3)
     for row in range(8):
         for column in range(15):
             expected = images[(row // 4) * 3 + column // 5, row % 4, column % 5]
             assert (picture[row, column] == expected).all()
     with pytest.raises(ValueError, match="6 pictures"):
-        strips.tile(images, 2, 2)
+        grids.tile(images, 2, 2)
 
 
 @pytest.mark.parametrize(("small", "large"), [(4, 8), (3, 8), (7, 4), (5, 5)])
 def test_enlarge_repeats_the_nearest_pixel(small: int, large: int):
     images = np.random.RandomState(1).randint(0, 256, (2, small, small, 3), dtype=np.uint8)
-    result = strips.enlarge(images, large)
+    result = grids.enlarge(images, large)
     centres = (np.arange(small) + 0.5) / small
     for i in range(large):
         for j in range(large):
@@ -117,14 +125,23 @@ def test_depth_is_brighter_when_nearer_and_black_behind():
     depth = torch.linspace(2, 3, 16).reshape(1, 1, 4, 4)
     alpha = torch.ones_like(depth)
     alpha[..., 3] = 0.1
-    shaded = strips.shade_depth(depth, alpha)[0]
+    shaded = grids.shade_depth(depth, alpha)[0]
     assert (shaded[:, 3] == 0).all()
     assert (shaded[..., 0] == shaded[..., 1]).all()
     assert (shaded[..., 0] == shaded[..., 2]).all()
     solid = shaded[:, :3, 0].flatten().astype(int)
     assert (np.diff(solid) <= 0).all()
     assert solid[0] == 255
-    assert solid[-1] == level(2 * strips.FARTHEST_GREY - 1)
+    assert solid[-1] == level(2 * grids.FARTHEST_GREY - 1)
+
+
+def test_depth_shows_contrast_where_the_surface_is():
+    """As on a head: most of it within a fifth of the range, behind it a little of a neck."""
+    face, neck = torch.linspace(2.4, 2.5, 90), torch.linspace(2.5, 2.9, 10)
+    depth = torch.cat([face, neck]).reshape(1, 1, 10, 10)
+    shaded = grids.shade_depth(depth, torch.ones_like(depth))[0, ..., 0].flatten().astype(int)
+    assert shaded[0] - shaded[89] > 60
+    assert (np.diff(shaded) <= 0).all()
 
 
 def test_depth_scale_is_shared_and_ignores_the_background():
@@ -132,22 +149,22 @@ def test_depth_scale_is_shared_and_ignores_the_background():
         [torch.full((1, 2, 2), 2.0), torch.full((1, 2, 2), 3.0), torch.full((1, 2, 2), 50.0)]
     )
     alpha = torch.tensor([1.0, 1.0, 0.0]).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
-    near, far, background = (int(picture.max()) for picture in strips.shade_depth(depth, alpha))
+    near, far, background = (int(picture.max()) for picture in grids.shade_depth(depth, alpha))
     assert near == 255
-    assert far == level(2 * strips.FARTHEST_GREY - 1)
+    assert far == level(2 * grids.FARTHEST_GREY - 1)
     assert background == 0
-    assert (strips.shade_depth(depth, torch.zeros_like(alpha)) == 0).all()
-    assert (strips.shade_depth(depth[:1], alpha[:1]) > 0).all()  # one depth everywhere
+    assert (grids.shade_depth(depth, torch.zeros_like(alpha)) == 0).all()
+    assert (grids.shade_depth(depth[:1], alpha[:1]) > 0).all()  # one depth everywhere
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_yaw_strip_shows_the_yaws_in_order_with_one_backbone_run(batch: int):
     scene, yaws = YawScene(), [-0.5, -0.25, 0.0, 0.25, 0.5]
-    strip = strips.yaw_strip(scene, identity(0.3), Orbit(), yaws, 0.1, batch=batch)
+    strip = grids.yaw_views(scene, identity(0.3), Orbit(), yaws, 0.1, batch=batch)
     assert scene.backbone_runs == 1
     assert max(scene.batches) <= batch
     assert {name: picture.shape for name, picture in strip.items()} == dict.fromkeys(
-        strips.ROWS, (5, SIZE, SIZE, 3)
+        grids.ROWS, (5, SIZE, SIZE, 3)
     )
     for picture, yaw in zip(strip["image"], yaws, strict=True):
         assert np.abs(picture.reshape(-1, 3) - [level(0.3), level(yaw), level(0.1)]).max() <= 1
@@ -160,15 +177,15 @@ def test_yaw_strip_shows_the_yaws_in_order_with_one_backbone_run(batch: int):
 
 
 def test_rendering_resolution_is_passed_on():
-    strip = strips.yaw_strip(
+    strip = grids.yaw_views(
         YawScene(), identity(0.0), Orbit(), [0.0], 0.0, neural_rendering_resolution=2
     )
     assert len(np.unique(strip["raw"])) == 4
 
 
 def test_strip_picture_has_views_side_by_side_and_rows_beneath():
-    strip = strips.yaw_strip(YawScene(), identity(0.0), Orbit(), [-0.4, 0.4], 0.0)
-    picture = strips.strip_picture(strip, ["depth", "image"])
+    strip = grids.yaw_views(YawScene(), identity(0.0), Orbit(), [-0.4, 0.4], 0.0)
+    picture = grids.stack_rows(strip, ["depth", "image"])
     assert picture.shape == (2 * SIZE, 2 * SIZE, 3)
     for view in range(2):
         columns = slice(view * SIZE, (view + 1) * SIZE)
@@ -179,10 +196,10 @@ def test_strip_picture_has_views_side_by_side_and_rows_beneath():
 def test_identity_grid_has_a_row_an_identity_and_blocks_of_colour_raw_and_depth():
     scene, yaws = YawScene(), [-0.4, 0.0, 0.4]
     ws = torch.cat([identity(-0.5), identity(0.5)])
-    picture = strips.identity_grid(scene, ws, Orbit(), yaws, 0.0)
+    picture = grids.identity_grid(scene, ws, Orbit(), yaws, 0.0)
     assert picture.shape == (2 * SIZE, 9 * SIZE, 3)
     for row, one in enumerate(ws.split(1)):
-        strip = strips.yaw_strip(scene, one, Orbit(), yaws, 0.0)
+        strip = grids.yaw_views(scene, one, Orbit(), yaws, 0.0)
         cells = picture[row * SIZE : (row + 1) * SIZE].reshape(SIZE, 9, SIZE, 3).swapaxes(0, 1)
         np.testing.assert_array_equal(
             cells, np.concatenate([strip["image"], strip["raw"], strip["depth"]])
@@ -190,15 +207,32 @@ def test_identity_grid_has_a_row_an_identity_and_blocks_of_colour_raw_and_depth(
 
 
 def test_camera_grid_covers_the_ranges():
-    yaw, pitch, _ = orbit_angles(unpack_label(strips.camera_grid(Orbit(), 5, 3))[0])
+    yaw, pitch, _ = orbit_angles(unpack_label(grids.camera_grid(Orbit(), 5, 3))[0])
     expected = [(a, b) for b in (-0.2, 0.0, 0.2) for a in (-0.6, -0.3, 0.0, 0.3, 0.6)]
     np.testing.assert_allclose(torch.stack([yaw, pitch], dim=1), expected, atol=1e-6)
 
 
 def test_save_png_keeps_every_pixel_and_tells_when_it_cannot(tmp_path):
     picture = np.random.RandomState(2).randint(0, 256, (5, 7, 3), dtype=np.uint8)
-    strips.save_png(tmp_path / "a" / "x.png", picture)
+    grids.save_png(tmp_path / "a" / "x.png", picture)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a" / "x.png")), picture)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
-        strips.save_png(tmp_path / "file" / "x.png", picture)
+        grids.save_png(tmp_path / "file" / "x.png", picture)
+
+
+def test_normals_are_a_row_like_the_others():
+    scene = YawScene()
+    views = grids.yaw_views(
+        scene, identity(0.0), Orbit(), [0.0, 0.5], 0.0, kinds=("normals", "image")
+    )
+    assert {kind: picture.shape for kind, picture in views.items()} == {
+        "normals": (2, SIZE, SIZE, 3),
+        "image": (2, SIZE, SIZE, 3),
+    }
+    assert views["normals"][0, 0, 0].tolist() == [255, 128, 128]  # to the right
+    red, green, blue = views["normals"][1, 0, 0].astype(int)
+    assert red < 255
+    assert green == 128
+    assert blue > 128  # the camera has moved to the right: the surface turns towards it
+    assert (views["normals"][:, :, -1] == 0).all()  # background

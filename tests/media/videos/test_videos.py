@@ -1,4 +1,4 @@
-"""Films and video files: what each frame shows, that planes are computed once, and that files play
+"""Videos and their files: what each frame shows, that planes are computed once, and that files play
 and come whole or not at all.
 """
 
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from dnnlib.console import UserError, progress
 from media.pictures import panels
-from media.pictures.panels import render_panels, surface_normals
+from media.pictures.normals import surface_normals
+from media.pictures.panels import render_panels
 from media.videos import files as video_files
 from media.videos.files import gif_delays, open_video
-from media.videos.videos import Film, write_video
+from media.videos.videos import VideoWriter
 from tests.media.pictures.test_grids import Orbit, Output, identity
 from training.cameras import unpack_label
 from training.config.settings import RenderingConfig
@@ -79,8 +80,8 @@ ORBIT = labels([0.0, 0.3, -0.3, 0.0])
 ALL = ("image", "raw", "depth", "normals")
 
 
-def frames_of(film: Film) -> list[np.ndarray]:
-    return list(film.frames())
+def frames_of(video: VideoWriter) -> list[np.ndarray]:
+    return list(video.frames())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -88,19 +89,19 @@ def frames_of(film: Film) -> list[np.ndarray]:
 
 
 def test_a_still_camera_gives_identical_frames() -> None:
-    frames = frames_of(Film(Ball(), [identity(0.2)], labels([0.1] * 5), panels=ALL))
+    frames = frames_of(VideoWriter(Ball(), [identity(0.2)], labels([0.1] * 5), panels=ALL))
     assert all(np.array_equal(frame, frames[0]) for frame in frames)
 
 
 def test_an_orbit_starts_and_ends_on_the_same_frame() -> None:
-    frames = frames_of(Film(Ball(), [identity(0.2)], ORBIT, panels=ALL))
+    frames = frames_of(VideoWriter(Ball(), [identity(0.2)], ORBIT, panels=ALL))
     np.testing.assert_array_equal(frames[0], frames[-1])
     assert not np.array_equal(frames[0], frames[1])
 
 
 def test_an_interpolation_ends_where_it_starts_and_shows_each_seed() -> None:
     keys = torch.cat([identity(0.15), identity(0.25), identity(0.2)])
-    frames = frames_of(Film(Ball(), [keys], labels([0.0] * 7), panels=ALL))
+    frames = frames_of(VideoWriter(Ball(), [keys], labels([0.0] * 7), panels=ALL))
     np.testing.assert_array_equal(frames[0], frames[-1])
     covered = [int((frame[:, SIZE : 2 * SIZE] > 0).any(axis=2).sum()) for frame in frames]
     assert covered[2] > covered[4] > covered[0]  # the seeds' radii in the order 0.25, 0.2, 0.15
@@ -108,16 +109,16 @@ def test_an_interpolation_ends_where_it_starts_and_shows_each_seed() -> None:
 
 def test_planes_are_computed_once_while_only_the_camera_moves() -> None:
     scene = Ball()
-    frames_of(Film(scene, [identity(0.2), identity(0.1)], ORBIT, panels=ALL))
+    frames_of(VideoWriter(scene, [identity(0.2), identity(0.1)], ORBIT, panels=ALL))
     assert scene.backbone_runs == 2
     scene = Ball()
-    frames_of(Film(scene, [torch.cat([identity(0.2), identity(0.1)])], ORBIT))
+    frames_of(VideoWriter(scene, [torch.cat([identity(0.2), identity(0.1)])], ORBIT))
     assert scene.backbone_runs == len(ORBIT)
 
 
 def test_cells_and_panels_have_their_places() -> None:
     scene, radii = Ball(), [0.1, 0.15, 0.2, 0.25, 0.28, 0.3]
-    film = Film(
+    video = VideoWriter(
         scene,
         [identity(radius) for radius in radii],
         ORBIT[:2],
@@ -125,13 +126,13 @@ def test_cells_and_panels_have_their_places() -> None:
         panels=("raw", "normals"),
         size=32,
     )
-    frame = frames_of(film)[1]
+    frame = frames_of(video)[1]
     assert frame.shape == (2 * 32, 3 * 2 * 32, 3)
     for index, radius in enumerate(radii):
         row, column = divmod(index, 3)
         cell = frame[row * 32 : (row + 1) * 32, column * 64 : (column + 1) * 64]
         alone = frames_of(
-            Film(scene, [identity(radius)], ORBIT[:2], panels=("raw", "normals"), size=32)
+            VideoWriter(scene, [identity(radius)], ORBIT[:2], panels=("raw", "normals"), size=32)
         )[1]
         np.testing.assert_array_equal(cell, alone)
         both = render_panels(
@@ -141,15 +142,15 @@ def test_cells_and_panels_have_their_places() -> None:
         np.testing.assert_array_equal(cell[:, 32:], panels.resize(both["normals"], 32))
 
 
-def test_depth_has_one_scale_for_the_whole_film() -> None:
+def test_depth_has_one_scale_for_the_whole_video() -> None:
     """The same distance is the same grey in each frame, although the nearest point differs from
     radius to radius.
     """
     keys = torch.cat([identity(0.1), identity(0.3)])
-    film = Film(
+    video = VideoWriter(
         Ball(), [keys], labels([0.0] * 3), panels=("depth",), neural_rendering_resolution=SIZE
     )
-    small, large = (int(frame.max()) for frame in frames_of(film)[:2])
+    small, large = (int(frame.max()) for frame in frames_of(video)[:2])
     assert small < large - 50  # the small ball's front is farther away
 
 
@@ -276,30 +277,43 @@ def test_a_failure_keeps_the_old_file(tmp_path: Path, kind: str) -> None:
     assert (tmp_path / f"a.{kind}").read_text() == "old"
 
 
-def test_what_ffmpeg_says_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="ffmpeg said") as error:
+def test_frames_that_ffmpeg_refuses_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="ffmpeg stopped") as error:
         # odd sides cannot be 4:2:0
         save(tmp_path / "a.mp4", [frame[:31, :47] for frame in moving_square(3)])
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
 
-def test_ffmpeg_that_dies_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        video_files, "mp4_command", lambda *_: ["sh", "-c", "echo disk is full >&2; exit 3"]
-    )
-    frame = np.zeros((512, 512, 3), dtype=np.uint8)
-    with pytest.raises(UserError, match="disk is full"):
-        save(tmp_path / "a.mp4", [frame] * 20)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    "script",
+    [
+        "exit 3",
+        "head -c 1000 > /dev/null; exit 3",
+        'ulimit -f 8; exec "{ffmpeg}" "$@"',  # as on a full disk, at the end of the file
+    ],
+)
+def test_ffmpeg_that_dies_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    fake, folder = tmp_path / "ffmpeg", tmp_path / "out"
+    text = script.replace("{ffmpeg}", imageio_ffmpeg.get_ffmpeg_exe())
+    fake.write_text(f"#!/bin/sh\n{text}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(fake))
+    noise = np.random.default_rng(0).integers(0, 256, (20, 128, 128, 3), dtype=np.uint8)
+    with pytest.raises(UserError, match=r"a\.mp4: ffmpeg stopped") as error:
+        save(folder / "a.mp4", noise)
+    assert "\n" not in str(error.value)
+    assert not list(folder.iterdir())
 
 
-def test_a_film_stopped_early_is_whole(tmp_path: Path) -> None:
-    film = Film(Ball(), [identity(0.2)], labels([0.0, 0.1, 0.2, 0.3, 0.2, 0.1, 0.0]))
+def test_a_video_stopped_early_is_whole(tmp_path: Path) -> None:
+    video = VideoWriter(Ball(), [identity(0.2)], labels([0.0, 0.1, 0.2, 0.3, 0.2, 0.1, 0.0]))
     paths, asked = [tmp_path / "a.mp4", tmp_path / "a.gif"], iter([False, False, True])
     nothing: list[int] = []
     with progress(nothing, "Frames") as bar:
-        assert write_video(film, paths, 10, bar, lambda: next(asked)) == 3
+        assert video.write(paths, 10, bar, lambda: next(asked)) == 3
     assert len(read_mp4(paths[0])[0]) == len(read_gif(paths[1])[0]) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gif", "a.mp4"]
 

@@ -40,7 +40,8 @@ def viewer() -> Iterator[Viewer]:
 def page(viewer: Viewer) -> Iterator[Page]:
     with open_browser(SOFTWARE_WEBGL) as browser:
         page = browser.open(viewer.address, 1280, 720)
-        page.wait_until("document.body.innerText.includes('frames a second')")
+        page.wait_until("document.body.innerText.includes('frames per second')")
+        assert page.run("document.title") == "heads64.pkl - open-eg3d"
         yield page
         assert not page.errors
 
@@ -68,7 +69,8 @@ def difference(first: np.ndarray, second: np.ndarray) -> float:
 def click(page: Page, tag: str, text: str) -> None:
     """Click the innermost element that shows just this text."""
     page.run(
-        f"""(() => {{ const found = [...document.querySelectorAll({tag!r})].filter((e) => (e.innerText ?? "").trim() === {text!r});
+        f"""(() => {{ const found = [...document.querySelectorAll({tag!r})]
+            .filter((e) => (e.innerText ?? "").trim() === {text!r});
         document.querySelectorAll('[data-test]').forEach((e) => e.removeAttribute('data-test'));
         found.at(-1).setAttribute('data-test', ''); }})()"""
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import math
@@ -17,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
+import msgspec.msgpack
 import numpy as np
 import pytest
 import trimesh
+import viser
 from PIL import Image
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import demo
@@ -29,10 +32,11 @@ import viewer as command
 from media.viewer import downloads
 from media.viewer import server as server_module
 from media.viewer.checkpoints import CheckpointFolder
-from media.viewer.painter import Latents, Painter, View
+from media.viewer.gateway import allowed_message
 from media.viewer.server import Viewer, run_viewer
+from media.viewer.view_renderer import Latents, View, ViewRenderer
 from open_eg3d import load_generator
-from tests.media.viewer.test_painter import tiny_generator, write_generator
+from tests.media.viewer.test_view_renderer import tiny_generator, write_generator
 from tests.tiny import PATIENCE, call, finish, start
 from tests.viewer_page import RawPage
 from training.checkpoints.checkpoint import load_weights
@@ -72,8 +76,8 @@ def enter(viewer: Viewer) -> Iterator[Callable[[], RawPage]]:
         page.close()
 
 
-def painted(viewer: Viewer, latents: Latents, view: View) -> np.ndarray:
-    return Painter(viewer.generator).paint(latents, view)
+def rendered(viewer: Viewer, latents: Latents, view: View) -> np.ndarray:
+    return ViewRenderer(viewer.generator).render(latents, view)
 
 
 def is_same(shown: np.ndarray, wanted: np.ndarray) -> bool:
@@ -92,7 +96,7 @@ def test_every_control_changes_what_it_says(viewer: Viewer, enter: Callable[[], 
     page = enter()
     front: dict[str, Any] = {"yaw": 0.0, "pitch": 0.0, "resolution": 64, "samples": SAMPLES}
     shown = page.full_picture(lambda: page.look((0.0, 0.0, 2.7)))
-    assert is_same(shown, painted(viewer, Latents(), View(**front)))
+    assert is_same(shown, rendered(viewer, Latents(), View(**front)))
     layers = viewer.generator.num_ws
     steps: list[tuple[str, Any, dict[str, Any], dict[str, Any]]] = [
         ("Seed", 3, {"seed": 3}, {}),
@@ -104,7 +108,7 @@ def test_every_control_changes_what_it_says(viewer: Viewer, enter: Callable[[], 
         ("Style seed", 9, {"style_seed": 9}, {}),
         ("Its layers", [1, 6], {"style_layers": (1, 6)}, {}),
         ("View", "raw", {}, {"kind": "raw"}),
-        ("Samples a ray", 20, {}, {"samples": 20}),
+        ("Samples per ray", 20, {}, {"samples": 20}),
         ("Rendering pixels", 40, {}, {"resolution": 40}),
         ("Field of view", 30.0, {}, {"field_of_view": 30.0}),
         ("View", "normals", {}, {"kind": "normals"}),
@@ -115,7 +119,7 @@ def test_every_control_changes_what_it_says(viewer: Viewer, enter: Callable[[], 
     for label, value, latents, view in steps:
         who.update(latents)
         how.update(view)
-        wanted = painted(viewer, Latents(**who), View(**how))
+        wanted = rendered(viewer, Latents(**who), View(**how))
         shown = page.full_picture(lambda label=label, value=value: page.set(label, value))  # type: ignore[misc]
         assert is_same(shown, wanted), label
 
@@ -130,13 +134,13 @@ def test_an_orbit_turns_the_head_quickly_first_and_fully_when_still(
     turned = page.full_picture(
         lambda: page.look((2.7 * math.sin(0.6), 0.0, 2.7 * math.cos(0.6)), width=800, height=400)
     )
-    wanted = painted(viewer, Latents(), View(yaw=0.6, resolution=200, samples=SAMPLES))
+    wanted = rendered(viewer, Latents(), View(yaw=0.6, resolution=200, samples=SAMPLES))
     height, width, _ = turned.shape
     assert width == 2 * height
     assert is_same(turned[:, height // 2 : height // 2 + height], wanted)
     assert (turned[:, :10] == np.round(255 * np.array(viewer.generator.rendering.background))).all()
     assert page.formats[count] == "jpeg"
-    page.wait_for(lambda: "frames a second" in page.status)
+    page.wait_for(lambda: "frames per second" in page.status)
 
 
 def test_buttons_step_through_seeds_and_hand_over_files(
@@ -146,7 +150,7 @@ def test_buttons_step_through_seeds_and_hand_over_files(
     shown = page.full_picture(lambda: page.set("Go to", "Next"))
     page.look((0.0, 0.0, 2.7))
     shown = page.full_picture(lambda: page.set("Go to", "Next"))
-    assert is_same(shown, painted(viewer, Latents(seed=2), View(resolution=64, samples=SAMPLES)))
+    assert is_same(shown, rendered(viewer, Latents(seed=2), View(resolution=64, samples=SAMPLES)))
     for label, value in (("Video format", "gif"), ("Mesh cells", "64")):
         page.set(label, value)
     for label, name in (
@@ -171,7 +175,9 @@ def test_buttons_step_through_seeds_and_hand_over_files(
 @pytest.mark.parametrize("kind", ["mp4", "gif"])
 def test_turntables_of_small_pictures_are_even_and_large_enough(kind: str) -> None:
     generator = tiny_generator()
-    data = downloads.turntable(Painter(generator), Latents(), View("depth", resolution=9), kind)
+    data = downloads.turntable(
+        ViewRenderer(generator), Latents(), View("depth", resolution=9), kind
+    )
     frames = iio.imread(data, extension=f".{kind}")
     assert frames.shape[1:] == (256, 256, 3)
     assert np.abs(frames[24].astype(int) - frames[72]).max() > 20
@@ -179,7 +185,7 @@ def test_turntables_of_small_pictures_are_even_and_large_enough(kind: str) -> No
 
 def test_a_mesh_can_have_a_texture() -> None:
     data = downloads.mesh(
-        Painter(load_generator(demo.SHIPPED)), Latents(), "glb", 48, is_textured=True
+        ViewRenderer(load_generator(demo.SHIPPED)), Latents(), "glb", 48, is_textured=True
     )
     mesh: Any = trimesh.load(io.BytesIO(data), file_type="glb", force="mesh")
     assert max(mesh.visual.material.baseColorTexture.size) == downloads.TEXTURE
@@ -211,7 +217,7 @@ def test_visitors_do_not_disturb_each_other(enter: Callable[[], RawPage]) -> Non
     count = len(second.pictures)
     mine = first.full_picture(lambda: first.set("Seed", 12))
     first.full_picture(lambda: first.set("View", "depth"))
-    first.full_picture(lambda: first.set("Samples a ray", 30))
+    first.full_picture(lambda: first.set("Samples per ray", 30))
     first.set("File", "other.pkl")
     first.wait_for(lambda: "other" in first.status)
     assert not np.array_equal(mine, before)
@@ -309,7 +315,6 @@ def test_garbage_on_the_socket_ends_only_that_connection(
         b"\xc1",
         os.urandom(1000),
         b"\x80",
-        b"\x81\xa4type\xa4Nope",
         "text",
         b"\x91" * 5000,
         b"\xdf\xff\xff\xff\xff",
@@ -319,7 +324,7 @@ def test_garbage_on_the_socket_ends_only_that_connection(
         page.socket.send(garbage)
         page._thread.join(PATIENCE)
         assert not page._thread.is_alive()
-    honest.wait_for(lambda: len(viewer.visitors) == 1)
+    honest.wait_for(lambda: len(viewer.sessions) == 1)
     assert_alive(honest)
 
 
@@ -332,42 +337,69 @@ def test_visitors_who_vanish_are_forgotten(viewer: Viewer, enter: Callable[[], R
         page.socket.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         page.socket.socket.shutdown(socket.SHUT_RDWR)
     honest = enter()
-    honest.wait_for(lambda: len(viewer.visitors) == 1)
+    honest.wait_for(lambda: len(viewer.sessions) == 1)
     honest.wait_for(
-        lambda: not [t for t in threading.enumerate() if t.name.startswith("visitor-")][1:]
+        lambda: not [t for t in threading.enumerate() if t.name.startswith("session-")][1:]
     )
     assert_alive(honest)
     assert threading.active_count() < threads + 40  # the library keeps a pool
 
 
-def test_a_page_can_do_nothing_but_look_and_move_controls(
-    viewer: Viewer, enter: Callable[[], RawPage]
-) -> None:
+FORBIDDEN: list[dict[str, Any]] = [
+    {"type": "ShareUrlRequest"},
+    {"type": "ShareUrlDisconnect"},
+    {"type": "FileTransferStartUpload", "transfer_uuid": "t", "size_bytes": 2},
+    {"type": "FileTransferPart", "transfer_uuid": "t", "content": b"1"},
+    {"type": "GuiUpdateMessage", "uuid": "u", "updates": {"value": 1, "removed": True}},
+    {"type": "GuiUpdateMessage", "uuid": "u", "updates": [["value", 1]]},
+    {"type": "GuiUpdateMessage", "uuid": "u"},
+    {"type": ["ViewerCameraMessage"]},
+    {"type": "Nope"},
+]
+
+
+def test_a_page_can_do_nothing_but_look_and_move_controls(enter: Callable[[], RawPage]) -> None:
     """The library would open a tunnel to the Internet, and collect files, for whoever asks."""
+    encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
+    for message in FORBIDDEN:
+        assert allowed_message(encode(message), 0.5) is None
+    value = encode({"type": "GuiUpdateMessage", "uuid": "u", "updates": {"value": 1}})
+    assert allowed_message(value, 0.5) == value
+    camera = {"type": "ViewerCameraMessage", "near": 7.0, "far": 9.0}
+    passed = allowed_message(encode(camera), 0.5)
+    assert passed is not None
+    assert decode(passed) == {**camera, "near": 0.5}
     page = enter()
-    assert not viewer.server._websock_server._incoming_handlers
-    uuid = page.controls["Seed"]["uuid"]
-    file = {
-        "filename": "x",
-        "mime_type": "x",
-        "part_count": 2,
-        "size_bytes": 2,
-        "transfer_uuid": "t",
-        "source_component_uuid": uuid,
-    }
-    page.send("ShareUrlRequest")
-    page.send("FileTransferStartUpload", **file)
-    page.send(
-        "FileTransferPart",
-        source_component_uuid=uuid,
-        transfer_uuid="t",
-        part_index=0,
-        content=b"1",
-    )
+    for message in FORBIDDEN:
+        page.socket.send(encode(message))
     assert_alive(page)
-    client = next(iter(viewer.visitors.values())).client
-    assert not client.gui._current_file_upload_states
-    assert viewer.server._share_tunnel is None
+
+
+def test_the_librarys_own_port_shows_nothing_and_opens_no_tunnel(
+    viewer: Viewer, enter: Callable[[], RawPage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Any] = []
+    monkeypatch.setattr(viser.ViserServer, "request_share_url", opened.append)
+    sneak = RawPage(f"http://127.0.0.1:{viewer.server.get_port()}")
+    count = len(viewer.sessions)
+    sneak.look()
+    sneak.send("ShareUrlRequest")
+    honest = enter()
+    honest.send("ShareUrlRequest")
+    assert_alive(honest)
+    assert len(viewer.sessions) == count + 1
+    assert not sneak.controls
+    assert not sneak.pictures
+    assert not opened
+    sneak.close()
+
+
+def test_the_page_is_titled_after_the_model(viewer: Viewer) -> None:
+    for packed in ("identity", "gzip"):
+        request = urllib.request.Request(viewer.address, headers={"Accept-Encoding": packed})
+        with urllib.request.urlopen(request, timeout=30) as page:
+            content = gzip.decompress(page.read()) if packed == "gzip" else page.read()
+        assert b"<title>heads64.pkl - open-eg3d</title>" in content
 
 
 @pytest.mark.parametrize(
@@ -386,25 +418,24 @@ def test_pages_of_other_sites_are_turned_away(
     address = viewer.address.removeprefix("http://")
     values = {"address": address, "port": address.split(":")[1]}
     headers = {"Host": host.format(**values)} if host else {}
-    page = RawPage(
-        viewer.address,
-        origin=origin.format(**values) if origin else None,
-        additional_headers=headers,
-    )
-    page.look()
+    options: dict[str, Any] = {
+        "origin": origin.format(**values) if origin else None,
+        "additional_headers": headers,
+    }
     if is_welcome:
+        page = RawPage(viewer.address, **options)
+        page.look()
         page.wait_for(lambda: "Mesh" in page.controls)
         page.close()
     else:
-        page._thread.join(PATIENCE)
-        assert not page._thread.is_alive()
-        assert not page.controls
+        with pytest.raises(InvalidStatus, match="403"):
+            RawPage(viewer.address, **options)
 
 
 def test_there_is_an_end_to_visitors(
     viewer: Viewer, enter: Callable[[], RawPage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "MOST_VISITORS", 1)
+    monkeypatch.setattr(server_module, "MAX_SESSIONS", 1)
     enter()
     late = RawPage(viewer.address)
     late.look()
@@ -514,6 +545,8 @@ def test_a_generator_of_any_kind_can_be_looked_at() -> None:
         page = RawPage(viewer.address)
         page.enter()
         assert "File" not in page.controls
-        first = page.full_picture(lambda: page.set("Told yaw", 40.0))
-        assert not np.array_equal(first, page.full_picture(lambda: page.set("Told yaw", -40.0)))
+        first = page.full_picture(lambda: page.set("Conditioning yaw", 40.0))
+        assert not np.array_equal(
+            first, page.full_picture(lambda: page.set("Conditioning yaw", -40.0))
+        )
         page.close()

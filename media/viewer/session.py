@@ -1,4 +1,4 @@
-"""One visitor: controls, a camera, and a thread that keeps the picture up to date."""
+"""One session: controls, a camera, and a thread that keeps the picture up to date."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from media.viewer import downloads
 from media.viewer.camera import ZOOM_LIMITS, aspect_of, orbit_of
 from media.viewer.checkpoints import CheckpointFolder
 from media.viewer.controls import Controls
-from media.viewer.painter import Latents, Painter, View, letterbox
+from media.viewer.view_renderer import Latents, View, ViewRenderer, letterbox
+from training.checkpoints.show import in_units
 from training.networks.generator import Generator
 
 STILL_SECONDS = 0.2  # without a change, then the full picture is drawn
-FRAME_SECONDS = 0.06  # a picture may take so long while something moves
+FRAME_SECONDS = 0.06  # longest time for a picture while something moves
 FEWEST_PIXELS = 24
-STATUS_SECONDS = 0.5  # between changes of the line that tells the speed
-EXPORTS = threading.Semaphore(2)  # meshes and turntables of all visitors at once
+STATUS_SECONDS = 0.5  # between updates of the speed in the status line
+EXPORTS = threading.Semaphore(2)  # meshes and turntables of all sessions at once
 
-Request = tuple[Latents, View, float]  # who, from where, the window's aspect
+Request = tuple[Latents, View, float]  # latents, camera and panel, the window's aspect
 
 
-class Visitor:
-    """Serves one page until `leave`. Nothing in here is shared with other visitors but the
+class ViewerSession:
+    """Serves one page until `leave`. Nothing in here is shared with other sessions but the
     networks' parameters.
     """
 
@@ -42,17 +43,17 @@ class Visitor:
         self._wake = threading.Event()
         self._wanted: str | None = None
         self._orbit: dict[str, Any] = {}
-        self._told = 0.0
+        self._status_at = 0.0
         self._show_model(generator, name)
         client.camera.on_update(lambda _: self.change())
         self._thread = threading.Thread(
-            target=self._work, name=f"visitor-{client.client_id}", daemon=True
+            target=self._work, name=f"session-{client.client_id}", daemon=True
         )
         self._thread.start()
 
     def _show_model(self, generator: Generator, name: str) -> None:
         """Start again with another model: its ranges are others."""
-        self.name, self.painter = name, Painter(generator)
+        self.name, self.renderer = name, ViewRenderer(generator)
         self._seconds_a_pixel = 1e-5  # until something was drawn
         self._drawn: Request | None = None  # what is shown in full
         others = [other for other in self.folder.names() if other != name]
@@ -66,7 +67,7 @@ class Visitor:
             self.client.gui.reset()
             self.controls = Controls(
                 self.client.gui,
-                self.painter,
+                self.renderer,
                 self.change,
                 acts,
                 [name, *others] if others else [],
@@ -76,10 +77,10 @@ class Visitor:
 
     def look_from_front(self) -> None:
         """Put the page's camera where the data's frontal one is."""
-        camera, painter = self.client.camera, self.painter
-        pivot = painter.cameras.pivot
+        camera, renderer = self.client.camera, self.renderer
+        pivot = renderer.cameras.pivot
         frontal = (
-            painter.label(View(yaw=painter.cameras.yaw, pitch=painter.cameras.pitch))[:16]
+            renderer.label(View(yaw=renderer.cameras.yaw, pitch=renderer.cameras.pitch))[:16]
             .view(4, 4)[:3, 3]
             .tolist()
         )
@@ -88,8 +89,8 @@ class Visitor:
             camera.up_direction = (0.0, 1.0, 0.0)
             camera.position = tuple(frontal)
             camera.look_at = pivot
-            camera.min_orbit_distance = painter.distance / ZOOM_LIMITS[1]
-            camera.max_orbit_distance = painter.distance / ZOOM_LIMITS[0]
+            camera.min_orbit_distance = renderer.distance / ZOOM_LIMITS[1]
+            camera.max_orbit_distance = renderer.distance / ZOOM_LIMITS[0]
 
     def change(self) -> None:
         """Something that is seen has changed."""
@@ -110,9 +111,9 @@ class Visitor:
                 self._serve()
             except UserError as error:
                 self._say(str(error))
-            except Exception as error:  # one visitor's trouble is not the others'
+            except Exception as error:  # an error in one session does not end the others
                 print(
-                    f"warning: visitor {self.client.client_id}: {type(error).__name__}: {error}",
+                    f"warning: session {self.client.client_id}: {type(error).__name__}: {error}",
                     file=sys.stderr,
                 )
                 self._say("That did not work; see the program's output.")
@@ -141,7 +142,7 @@ class Visitor:
 
     def _request(self) -> Request:
         camera = self.client.camera
-        orbit = orbit_of(camera.position, camera.look_at, self.painter)
+        orbit = orbit_of(camera.position, camera.look_at, self.renderer)
         if orbit is not None:
             self._orbit = orbit
         return (
@@ -153,28 +154,28 @@ class Visitor:
     def _draw(self, is_full: bool) -> None:
         request = latents, view, aspect = self._request()
         assert view.resolution is not None
-        self.painter.planes(latents)  # not a part of the frame's time
+        self.renderer.planes(latents)  # not a part of the frame's time
         pixels = view.resolution
         if not is_full:
             pixels = min(
                 pixels, max(FEWEST_PIXELS, int((FRAME_SECONDS / self._seconds_a_pixel) ** 0.5))
             )
         started = time.monotonic()
-        picture = self.painter.paint(latents, dataclasses.replace(view, resolution=pixels))
+        picture = self.renderer.render(latents, dataclasses.replace(view, resolution=pixels))
         seconds = time.monotonic() - started
         self._seconds_a_pixel += 0.3 * (seconds / pixels**2 - self._seconds_a_pixel)
         if self.is_gone:
             return
-        wide = letterbox(picture, aspect, self.painter.background(view.kind))
+        wide = letterbox(picture, aspect, self.renderer.background(view.kind))
         self.client.scene.set_background_image(
             wide, format="png" if is_full else "jpeg", jpeg_quality=85
         )
         self._drawn = request if is_full else None
-        if is_full or time.monotonic() - self._told > STATUS_SECONDS:
-            self._told = time.monotonic()
+        if is_full or time.monotonic() - self._status_at > STATUS_SECONDS:
+            self._status_at = time.monotonic()
             self._say(
-                f"{pixels} pixels in {1000 * seconds:.0f} ms: {1 / max(seconds, 1e-6):.1f} frames a"
-                " second"
+                f"{pixels} pixels in {1000 * seconds:.0f} ms: {1 / max(seconds, 1e-6):.1f} frames"
+                " per second"
             )
 
     def _say(self, text: str) -> None:
@@ -191,36 +192,38 @@ class Visitor:
 
     def _save_picture(self) -> None:
         self._export(
-            "png", lambda painter, latents, view: downloads.png(painter.paint(latents, view))
+            "png", lambda renderer, latents, view: downloads.png(renderer.render(latents, view))
         )
 
     def _save_turntable(self) -> None:
         kind = self.controls.video()
         self._export(
-            kind, lambda painter, latents, view: downloads.turntable(painter, latents, view, kind)
+            kind, lambda renderer, latents, view: downloads.turntable(renderer, latents, view, kind)
         )
 
     def _save_mesh(self) -> None:
         kind, is_textured, cells = self.controls.mesh()
         self._export(
             kind,
-            lambda painter, latents, _: downloads.mesh(painter, latents, kind, cells, is_textured),
+            lambda renderer, latents, _: downloads.mesh(
+                renderer, latents, kind, cells, is_textured
+            ),
         )
 
-    def _export(self, suffix: str, make: Callable[[Painter, Latents, View], bytes]) -> None:
-        """Make a file beside the pictures, with a painter of its own, and hand it over."""
+    def _export(self, suffix: str, make: Callable[[ViewRenderer, Latents, View], bytes]) -> None:
+        """Make a file beside the pictures, with a renderer of its own, and hand it over."""
         if not EXPORTS.acquire(blocking=False):
             self._say("Other files are being made; try again in a moment.")
             return
         try:
             latents, view, _ = self._request()
             self._say(f"Making the {suffix.upper()} …")
-            data = make(Painter(self.painter.generator), latents, view)
+            data = make(ViewRenderer(self.renderer.generator), latents, view)
             if not self.is_gone:
                 self.client.send_file_download(
                     f"seed{latents.seed:04d}.{suffix}", data, save_immediately=True
                 )
-                self._say(f"{suffix.upper()} of {len(data) / 1e6:.1f} MB")
+                self._say(f"{suffix.upper()} of {in_units(len(data), 'B')}")
         except UserError as error:
             self._say(str(error))
         finally:

@@ -1,4 +1,4 @@
-"""What a visitor of the viewer sees, apart from the web."""
+"""What a session of the viewer sees, apart from the web."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnnlib.console import UserError
-from media.pictures.grids import seed_latent, shade_depth, to_uint8
-from media.pictures.panels import shade_normals, surface_normals
+from media.pictures.grids import seed_latent, shade_depth, shade_normals, to_pictures
 from media.viewer.camera import aspect_of, bounded, orbit_of
 from media.viewer.checkpoints import KEPT_MODELS, CheckpointFolder
-from media.viewer.painter import Latents, Painter, View, letterbox
+from media.viewer.view_renderer import Latents, View, ViewRenderer, letterbox
 from open_eg3d import load_generator
 from tests.tiny import tiny_config
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
@@ -54,55 +53,54 @@ def generator() -> Generator:
 
 
 def test_pictures_are_the_generators(generator: Generator) -> None:
-    painter = Painter(generator)
-    c = painter.cameras.label(0.4, -0.2)[None]
+    renderer = ViewRenderer(generator)
+    c = renderer.cameras.label(0.4, -0.2)[None]
     ws = generator.mapping(
-        seed_latent(5, generator.z_dim), painter.cameras.frontal_label()[None], 0.7, 2
+        seed_latent(5, generator.z_dim), renderer.cameras.frontal_label()[None], 0.7, 2
     )
     out = generator.synthesis(ws, c, 12)
     wanted = {
-        "image": to_uint8(out.image),
-        "raw": to_uint8(out.image_raw),
+        "image": to_pictures(out.image),
+        "raw": to_pictures(out.image_raw),
         "depth": shade_depth(out.image_depth, out.alpha),
     }
-    normals = surface_normals(generator, generator.planes(ws), c, out)
-    wanted["normals"] = shade_normals(normals, c, out.alpha)
+    wanted["normals"] = shade_normals(generator, generator.planes(ws), c, out)
     latents = Latents(seed=5, truncation_psi=0.7, truncation_cutoff=2)
     for kind, pictures in wanted.items():
-        picture = painter.paint(latents, View(kind, yaw=0.4, pitch=-0.2, resolution=12))
+        picture = renderer.render(latents, View(kind, yaw=0.4, pitch=-0.2, resolution=12))
         assert np.abs(picture.astype(int) - pictures[0]).max() <= 1
 
 
 def test_blending_ends_at_both_heads_and_mixing_takes_layers(generator: Generator) -> None:
-    painter = Painter(generator)
-    first, second, style = (painter.ws(Latents(seed=seed)) for seed in (1, 2, 3))
-    assert torch.equal(painter.ws(Latents(seed=1, other_seed=2, blend=1.0)), second)
-    half = painter.ws(Latents(seed=1, other_seed=2, blend=0.5))
+    renderer = ViewRenderer(generator)
+    first, second, style = (renderer.ws(Latents(seed=seed)) for seed in (1, 2, 3))
+    assert torch.equal(renderer.ws(Latents(seed=1, other_seed=2, blend=1.0)), second)
+    half = renderer.ws(Latents(seed=1, other_seed=2, blend=0.5))
     torch.testing.assert_close(half, (first + second) / 2)
-    mixed = painter.ws(Latents(seed=1, style_seed=3, style_layers=(2, 4)))
+    mixed = renderer.ws(Latents(seed=1, style_seed=3, style_layers=(2, 4)))
     for layer in range(generator.num_ws):
         assert torch.equal(mixed[:, layer], (style if 2 <= layer <= 4 else first)[:, layer])
 
 
 def test_the_told_pose_reaches_the_mapping_network() -> None:
     generator = tiny_generator("generator.pose_conditioning=true")
-    painter = Painter(generator)
-    told = painter.ws(Latents(conditioning=(0.5, 0.1)))
+    renderer = ViewRenderer(generator)
+    told = renderer.ws(Latents(conditioning=(0.5, 0.1)))
     wanted = generator.mapping(
-        seed_latent(0, generator.z_dim), painter.cameras.label(0.5, 0.1)[None]
+        seed_latent(0, generator.z_dim), renderer.cameras.label(0.5, 0.1)[None]
     )
     assert torch.equal(told, wanted)
-    assert not torch.equal(told, painter.ws(Latents()))
+    assert not torch.equal(told, renderer.ws(Latents()))
 
 
 def test_one_visitors_samples_are_not_the_others(generator: Generator) -> None:
     before = dataclasses.replace(generator.rendering)
-    first, second = Painter(generator), Painter(generator)
+    first, second = ViewRenderer(generator), ViewRenderer(generator)
     view = View("raw", resolution=16)
-    plain = second.paint(Latents(), view)
-    assert not np.array_equal(first.paint(Latents(), dataclasses.replace(view, samples=9)), plain)
-    assert np.array_equal(second.paint(Latents(), view), plain)
-    assert np.array_equal(first.paint(Latents(), view), plain)
+    plain = second.render(Latents(), view)
+    assert not np.array_equal(first.render(Latents(), dataclasses.replace(view, samples=9)), plain)
+    assert np.array_equal(second.render(Latents(), view), plain)
+    assert np.array_equal(first.render(Latents(), view), plain)
     assert generator.rendering == before
     assert next(first.generator.parameters()) is next(generator.parameters())
 
@@ -110,18 +108,18 @@ def test_one_visitors_samples_are_not_the_others(generator: Generator) -> None:
 def test_planes_are_made_once_while_the_camera_moves(
     generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    painter, calls = Painter(generator), []
-    make = painter.generator.planes
+    renderer, calls = ViewRenderer(generator), []
+    make = renderer.generator.planes
 
     def count_and_make(ws: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         return make(ws)
 
-    monkeypatch.setattr(painter.generator, "planes", count_and_make)
+    monkeypatch.setattr(renderer.generator, "planes", count_and_make)
     for yaw in (0.0, 0.1, 0.2):
-        painter.paint(Latents(), View(yaw=yaw))
+        renderer.render(Latents(), View(yaw=yaw))
     assert len(calls) == 1
-    painter.paint(Latents(seed=1), View())
+    renderer.render(Latents(seed=1), View())
     assert len(calls) == 2
 
 
@@ -130,28 +128,28 @@ def test_planes_are_made_once_while_the_camera_moves(
 
 
 def test_the_lens_zooms_and_the_camera_stays(generator: Generator) -> None:
-    painter = Painter(generator)
-    plain, zoomed = painter.label(View(yaw=0.3)), painter.label(View(yaw=0.3, zoom=2.0))
-    assert torch.equal(plain, painter.cameras.label(0.3, 0.0))
+    renderer = ViewRenderer(generator)
+    plain, zoomed = renderer.label(View(yaw=0.3)), renderer.label(View(yaw=0.3, zoom=2.0))
+    assert torch.equal(plain, renderer.cameras.label(0.3, 0.0))
     assert torch.equal(plain[:16], zoomed[:16])
     torch.testing.assert_close(
         zoomed[[16, 18, 20, 21]], torch.stack([2 * plain[16], plain[18], 2 * plain[20], plain[21]])
     )
-    same = painter.label(View(yaw=0.3, field_of_view=painter.field_of_view))
+    same = renderer.label(View(yaw=0.3, field_of_view=renderer.field_of_view))
     torch.testing.assert_close(same, plain)
-    assert painter.label(View(field_of_view=90.0))[16] == pytest.approx(0.5)
+    assert renderer.label(View(field_of_view=90.0))[16] == pytest.approx(0.5)
 
 
 def test_a_page_that_looks_from_an_orbits_camera_sees_from_there(generator: Generator) -> None:
-    painter = Painter(generator)
-    pivot = np.array(painter.cameras.pivot)
+    renderer = ViewRenderer(generator)
+    pivot = np.array(renderer.cameras.pivot)
     for yaw, pitch, zoom in ((0.0, 0.0, 1.0), (1.2, 0.5, 2.0), (-3.0, -1.0, 0.5)):
         direction = np.array(
             [math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch)]
         )
         shift = np.array([0.1, -0.2, 0.05])
         orbit = orbit_of(
-            pivot + shift + direction * painter.distance / zoom, pivot + shift, painter
+            pivot + shift + direction * renderer.distance / zoom, pivot + shift, renderer
         )
         assert orbit is not None
         assert [orbit["yaw"], orbit["pitch"], orbit["zoom"]] == pytest.approx([yaw, pitch, zoom])
@@ -162,14 +160,14 @@ def test_a_page_that_looks_from_an_orbits_camera_sees_from_there(generator: Gene
 def test_no_page_can_send_a_camera_that_breaks_a_picture(
     generator: Generator, position: Any, look_at: Any
 ) -> None:
-    painter = Painter(generator)
+    renderer = ViewRenderer(generator)
     for eye, target in (
         (position, look_at),
         ([position] * 3, (0.0, 0.0, 0.0)),
         (np.zeros(3), [look_at] * 3),
     ):
-        orbit = orbit_of(eye, target, painter)
-        assert orbit is None or painter.label(View(**orbit)).isfinite().all()
+        orbit = orbit_of(eye, target, renderer)
+        assert orbit is None or renderer.label(View(**orbit)).isfinite().all()
     assert 0.25 <= aspect_of(position, look_at) <= 4
     assert 3 <= bounded(position, 3, 5, 4) <= 5
 

@@ -1,6 +1,4 @@
-"""What a visitor sees: latents from seeds, planes kept while only the camera moves, and one picture
-of them.
-"""
+"""Render the pictures of one session. Planes are kept while only the camera moves."""
 
 from __future__ import annotations
 
@@ -14,8 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from media.pictures.grids import Pictures, seed_latent, shade_depth, to_uint8
-from media.pictures.panels import PANELS, shade_normals, shared_limits, surface_normals
+from media.pictures.grids import (
+    PANELS,
+    Pictures,
+    seed_latent,
+    shade_depth,
+    shade_normals,
+    to_pictures,
+)
+from media.pictures.panels import shared_limits
 from training.cameras import pack_label, unpack_label
 from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator, GeneratorOutput
@@ -25,7 +30,7 @@ KINDS = PANELS
 
 @dataclass(frozen=True)
 class Latents:
-    """Who is seen. Layers count from 0, the coarsest; angles are radians."""
+    """Latents of the picture. Layers count from 0, the coarsest; angles are radians."""
 
     seed: int = 0
     truncation_psi: float = 1.0
@@ -34,15 +39,15 @@ class Latents:
     blend: float = 0.0  # 0 = seed, 1 = other_seed
     style_seed: int | None = None  # None = no mixing
     style_layers: tuple[int, int] = (0, 0)  # first and last layer that get the style seed's latents
-    # yaw and pitch that the mapping network is told; None = the frontal pose
+    # yaw and pitch given to the mapping network; None = the frontal pose
     conditioning: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class View:
-    """From where and how. The camera is on the data's orbit; zooming changes its focal length,
-    because near and far limits are
-    distances from the camera."""
+    """Camera and panel of the picture. The camera is on the data's orbit; zooming changes its focal
+    length, because near and far limits are distances from the camera.
+    """
 
     kind: str = "image"
     yaw: float = 0.0
@@ -51,12 +56,12 @@ class View:
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of camera and pivot, world units
     field_of_view: float | None = None  # degrees; None = the data's
     resolution: int | None = None  # of the neural rendering; None = the model's
-    # a ray in the first pass, in the second in proportion; None = the model's
+    # per ray in the first pass, in the second in proportion; None = the model's
     samples: int | None = None
 
 
-class Painter:
-    """Renders one visitor's pictures of a generator that others use at the same time: its
+class ViewRenderer:
+    """Renders one session's pictures of a generator that others use at the same time: its
     parameters are shared, settings are not.
     """
 
@@ -78,7 +83,7 @@ class Painter:
 
     @property
     def samples(self) -> int:
-        """The model's own samples a ray in the first pass."""
+        """The model's own samples per ray in the first pass."""
         return self._model_samples[0]
 
     @property
@@ -148,27 +153,25 @@ class Painter:
         return pack_label(cam2world, intrinsics)
 
     @torch.no_grad()
-    def paint(
+    def render(
         self, latents: Latents, view: View, limits: tuple[float, float] | None = None
     ) -> Pictures:
         """The picture (n, n, 3). `limits` are the depths that are white and darkest; none = the
         view's own.
         """
-        c, out = self._render(latents, view)
+        c, out = self._output(latents, view)
         if view.kind == "depth":
             return shade_depth(out.image_depth, out.alpha, limits)[0]
         if view.kind == "normals":
-            return shade_normals(
-                surface_normals(self.generator, self.planes(latents)[1], c, out), c, out.alpha
-            )[0]
-        return to_uint8(out.image if view.kind == "image" else out.image_raw)[0]
+            return shade_normals(self.generator, self.planes(latents)[1], c, out)[0]
+        return to_pictures(out.image if view.kind == "image" else out.image_raw)[0]
 
     @torch.no_grad()
     def depth_limits(self, latents: Latents, views: Sequence[View]) -> tuple[float, float] | None:
         """One scale of depth for some views."""
-        return shared_limits(self._render(latents, view)[1] for view in views)
+        return shared_limits(self._output(latents, view)[1] for view in views)
 
-    def _render(self, latents: Latents, view: View) -> tuple[Tensor, GeneratorOutput]:
+    def _output(self, latents: Latents, view: View) -> tuple[Tensor, GeneratorOutput]:
         ws, planes = self.planes(latents)
         self._set_samples(view.samples)
         c = self.label(view)[None].to(self.device)
