@@ -36,7 +36,7 @@ from open_eg3d.command_line import (
 )
 from torch_utils.devices import device_option
 from torch_utils.precision import use_full_fp32
-from training.data.scene import CameraSummary, cameras_of
+from training.cameras import CameraSummary, cameras_of
 from training.networks.generator import Generator
 
 ORBIT_FRAMES = 120

@@ -33,11 +33,11 @@ from metrics.weights import file_hash
 from open_eg3d import __version__
 from open_eg3d.command_line import open_generator
 from torch_utils.memory import drop_kept_memory
+from training.cameras import CameraSummary, cameras_of
 from training.checkpoints.weights_folder import FILES as WEIGHTS_FILES
 from training.config.settings import Config
 from training.data.dataset import ImageDataset
 from training.data.depth_maps import has_depth_map, read_depth_maps
-from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
 
 if TYPE_CHECKING:

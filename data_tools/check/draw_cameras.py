@@ -19,8 +19,7 @@ from data_tools.sources.base import Array
 from data_tools.world import look_at_point
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, make_dir
-from training.cameras import orbit_pose
-from training.data.scene import BOX_PER_VIEW
+from training.cameras import BOX_PER_VIEW, orbit_pose
 
 Project = Callable[[Array], Array]
 Colour = tuple[int, int, int]

@@ -5,7 +5,6 @@ source's own units.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -109,9 +108,6 @@ class ReadOptions:
     radius: float | None = None
     focal: float | None = None
     pivot: tuple[float, float, float] | None = None
-
-
-Reader = Callable[[SourceFiles, ReadOptions], Source]
 
 
 def pose(matrix: Array, options: ReadOptions, where: str, *, axes: CameraAxes) -> Array:

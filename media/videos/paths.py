@@ -20,9 +20,8 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from dnnlib.console import UserError
-from training.cameras import LABEL_SIZE
+from training.cameras import LABEL_SIZE, CameraSummary
 from training.data.labels import check_labels
-from training.data.scene import CameraSummary
 
 CAMERA_PATHS = ("circle", "wobble", "turn", "still")
 SWING = 0.8  # of the data's range on either side: at its very ends a model has seen little

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from media.pictures.grids import Pictures, seed_latent, shade_depth, to_uint8
 from media.pictures.panels import PANELS, shade_normals, shared_limits, surface_normals
-from training.cameras import pack_label, unpack_label
-from training.data.scene import CameraSummary, cameras_of
+from training.cameras import CameraSummary, cameras_of, pack_label, unpack_label
 from training.networks.generator import Generator, GeneratorOutput
 
 KINDS = PANELS

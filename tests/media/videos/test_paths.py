@@ -24,8 +24,14 @@ from media.videos.paths import (
     loop_times,
     read_poses,
 )
-from training.cameras import orbit_angles, orbit_pose, pack_label, pinhole_intrinsics, unpack_label
-from training.data.scene import CameraSummary
+from training.cameras import (
+    CameraSummary,
+    orbit_angles,
+    orbit_pose,
+    pack_label,
+    pinhole_intrinsics,
+    unpack_label,
+)
 
 FACES = CameraSummary(
     radius=2.7,

@@ -11,16 +11,17 @@ import torch
 from PIL import Image
 
 from dnnlib.console import UserError
-from training.cameras import FFHQ_FOCAL, look_at_pose, orbit_pose, pack_label, pinhole_intrinsics
+from training.cameras import (
+    FFHQ_FOCAL,
+    CameraSummary,
+    look_at_pose,
+    orbit_pose,
+    pack_label,
+    pinhole_intrinsics,
+)
 from training.config.settings import RenderingConfig
 from training.data.dataset import ImageDataset
-from training.data.scene import (
-    CameraSummary,
-    apply_scene,
-    fit_background,
-    fit_dataset_scene,
-    fit_scene,
-)
+from training.data.scene import apply_scene, fit_background, fit_dataset_scene, fit_scene
 
 WHITE = torch.full((2, 3, 32, 32), 255, dtype=torch.uint8)
 
