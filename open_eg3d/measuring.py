@@ -81,7 +81,7 @@ def real_images(dataset: ImageDataset) -> RealImages:
     names = dataset.file_names
 
     def read_depth(indices: np.ndarray) -> Tensor:
-        maps = read_depth_maps(dataset.path, [names[index % len(names)] for index in indices])
+        maps = read_depth_maps(dataset.files, [names[index % len(names)] for index in indices])
         is_mirrored = torch.from_numpy(indices >= len(names))
         return torch.where(is_mirrored[:, None, None, None], maps.flip(-1), maps)
 
@@ -91,7 +91,7 @@ def real_images(dataset: ImageDataset) -> RealImages:
         key=dataset.key,
         read=lambda indices: dataset.read(indices)[0],
         labels=dataset.labels if dataset.has_labels else None,
-        read_depth=read_depth if has_depth_map(dataset.path, names[0]) else None,
+        read_depth=read_depth if has_depth_map(dataset.files, names[0]) else None,
         name=str(dataset.path),
         names=tuple(names),
         details={"mirror": dataset.is_mirrored},

@@ -18,12 +18,12 @@ from data_tools.faces.estimators import MEDIAPIPE, EstimatorBroken, estimate, es
 from data_tools.faces.mediapipe_process import EstimatorDied, environment_python
 from data_tools.faces.pose import Crop, FacePose, face_crop, face_label
 from data_tools.parallel import ordered_map
-from data_tools.pictures import DECODE_ERRORS, encode_png, open_picture, to_rgb
+from data_tools.pictures import encode_png, open_picture, to_rgb
 from data_tools.sinks import Sink, check_dest, image_name, open_sink, write_labels
-from data_tools.source_files import SourceFiles, shown
 from data_tools.sources.base import PICTURE_SUFFIXES, Array
 from dnnlib.console import UserError, progress
 from dnnlib.files import local_file
+from training.data.files import DataFiles, errors_named, shown
 
 Pick = Literal["largest", "central"]
 
@@ -108,7 +108,7 @@ def convert_faces(
     check_dest(dest, overwrite, Path(source))
     if config.estimator == MEDIAPIPE:
         environment_python()
-    files = SourceFiles(local_file(source))
+    files = DataFiles(local_file(source))
     names = [name for name in files.names if name.lower().endswith(PICTURE_SUFFIXES)]
     if not names:
         raise UserError(
@@ -124,7 +124,7 @@ def convert_faces(
 class _Written:
     """The data set so far."""
 
-    def __init__(self, files: SourceFiles, pictures: list[str], config: FacesConfig) -> None:
+    def __init__(self, files: DataFiles, pictures: list[str], config: FacesConfig) -> None:
         self.files, self.pictures, self.config = files, pictures, config
         self.names: list[str] = []
         self.labels: list[Array] = []
@@ -200,7 +200,7 @@ class _Written:
 
 
 def convert_portrait(
-    context: tuple[SourceFiles, FacesConfig], name: str
+    context: tuple[DataFiles, FacesConfig], name: str
 ) -> Portrait | NoPortrait | UserError:
     """The portrait in a picture. Errors come back as values, so that the caller may go on with the
     others.
@@ -233,13 +233,8 @@ def convert_portrait(
 
 def _load(data: bytes, background: tuple[int, int, int] | None, where: str) -> Image.Image:
     """Upright sRGB picture."""
-    try:
+    with errors_named(where):
         return to_rgb(ImageOps.exif_transpose(open_picture(data, where)), background, where)
-    except DECODE_ERRORS as error:
-        raise UserError(
-            f"{where} cannot be decoded: {error or type(error).__name__}; copy or make this file"
-            " again"
-        ) from error
 
 
 def pick_face(poses: Sequence[FacePose], size: tuple[int, int], pick: Pick) -> FacePose:

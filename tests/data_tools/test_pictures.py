@@ -26,9 +26,9 @@ from data_tools.pictures import (
     open_picture,
     to_rgb,
 )
-from data_tools.source_files import SourceFiles
 from data_tools.sources.base import Lens
 from dnnlib.console import UserError
+from training.data.files import DataFiles
 
 WIDE = Lens(1.0, 1.0, 0.5, 0.5, unit="normalised")
 
@@ -56,7 +56,7 @@ def converted(
     folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(data)
     result = convert_picture(
-        (SourceFiles(folder), PictureOptions(**{"resolution": 32, **options})),
+        (DataFiles(folder), PictureOptions(**{"resolution": 32, **options})),
         PictureJob(0, name, lens),
     )
     if isinstance(result, UserError):
@@ -154,7 +154,7 @@ def test_cmyk(tmp_path: Path):
 
 def test_floats_are_refused(tmp_path: Path):
     image = Image.fromarray(np.zeros((32, 32), np.float32))
-    with pytest.raises(UserError, match="32-bit pixels"):
+    with pytest.raises(UserError, match="pixels of mode F"):
         converted(tmp_path, encoded(image, "TIFF"))
 
 
@@ -218,7 +218,7 @@ def test_palette_and_grey_with_transparency(tmp_path: Path):
 
 def test_random_backgrounds_differ_by_picture_and_repeat_by_seed(tmp_path: Path):
     (tmp_path / "t.png").write_bytes(encoded(Image.new("RGBA", (32, 32))))
-    files = SourceFiles(tmp_path)
+    files = DataFiles(tmp_path)
 
     def colour(index: int, seed: int) -> tuple[int, ...]:
         result = convert_picture(
@@ -312,14 +312,14 @@ GOOD = encoded(Image.fromarray(noise(64, 64)))
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "is an empty file"),
     "text": (b"hello", "is no PNG, JPEG"),
-    "cut": (GOOD[: len(GOOD) // 2], "cannot be decoded"),
+    "cut": (GOOD[: len(GOOD) // 2], "cannot be read"),
     "header only": (GOOD[:20], "cannot be read"),
     "flipped bits": (
         GOOD[:200] + bytes(b ^ 255 for b in GOOD[200:260]) + GOOD[260:],
-        "cannot be decoded",
+        "cannot be read",
     ),
     "bomb": (png_claiming(30_000, 30_000), "claims to be larger than"),
-    "short pixels": (png_claiming(2000, 2000), "cannot be decoded"),
+    "short pixels": (png_claiming(2000, 2000), "cannot be read"),
     "animated": (
         encoded(
             Image.new("RGB", (32, 32)),
@@ -375,7 +375,7 @@ def test_mirror_image(tmp_path: Path):
     array = noise(32, 32)
     (tmp_path / "a.png").write_bytes(encoded(Image.fromarray(array)))
     (tmp_path / "b.png").write_bytes(b"")
-    files = SourceFiles(tmp_path)
+    files = DataFiles(tmp_path)
     data = mirror_picture(files, "a.png")
     assert isinstance(data, bytes)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), array[:, ::-1])
