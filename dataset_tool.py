@@ -233,7 +233,7 @@ def convert(source: str, dest: Path, overwrite: bool, **settings: Any) -> None:
         click.echo(line, err=True)
     click.echo(
         f"wrote {summary.count} images of {summary.resolution} pixels to {dest} (from"
-        f" {summary.kind})"
+        f" {summary.kind})" + (f", left out {len(summary.skipped)}" if summary.skipped else "")
     )
 
 

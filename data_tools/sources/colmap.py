@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-from data_tools.sources.base import Frame, Lens, ReadOptions, Source, pose, skipping
+from data_tools.sources.base import Frame, Lens, ReadOptions, Source, number, pose, skipping
 from dnnlib.console import UserError
-from training.data.files import DataFiles, shown
+from training.data.files import DataFiles, decode_text, shown
 
 PICTURE_FOLDERS = ("images", "", "input", "rgb")
 PINHOLES = {"SIMPLE_PINHOLE", "PINHOLE"}
@@ -49,9 +49,9 @@ def read(files: DataFiles, options: ReadOptions) -> Source:
         UserError: if pycolmap is missing, a file is damaged, a lens is no pinhole, or the pictures
             cannot be found.
     """
-    models = {name: _load(files, name) for name in find(files)}
-    name, model = max(models.items(), key=lambda item: item[1].num_reg_images())
     source = Source("colmap", files, [], up="cameras", arbitrary=True)
+    models = {name: _load(source, name, options) for name in find(files)}
+    name, model = max(models.items(), key=lambda item: item[1].num_reg_images())
     images = {}
     for image in model.images.values():
         with skipping(source, options):
@@ -88,20 +88,27 @@ def _name(image: Any, model: str, files: DataFiles) -> str:
         ) from error
 
 
-def _names_quoted(images: bytes) -> bytes:
-    """images.txt with %-codes in the names: the library's reader ends names at the first blank."""
-    lines = images.decode("utf-8", "surrogateescape").splitlines()
-    quoted = []
-    rest = iter(lines)
-    for line in rest:
-        if line.strip() and not line.lstrip().startswith("#"):
-            *numbers, name = line.split(None, 9)
-            line = " ".join([*numbers, quote(name.strip(), safe="/", errors="surrogateescape")])
-            quoted += [line, next(rest, "")]
-    return "\n".join([*quoted, ""]).encode("utf-8", "surrogateescape")
+def _images_text(text: str, where: str, source: Source, options: ReadOptions) -> str:
+    """images.txt with %-codes in the names, as the library's reader ends names at the first blank;
+    pictures whose numbers it cannot read are refused or left out here.
+    """
+    kept = []
+    lines = iter(text.splitlines())
+    for line in lines:
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        *numbers, name = line.split(None, 9)
+        with skipping(source, options):
+            for value in numbers:
+                number(value, f"{where}: {shown(name)}: a number")
+            kept.append(" ".join([*numbers, quote(name.strip(), safe="/")]))
+            kept.append(next(lines, ""))
+            continue
+        next(lines, "")
+    return "\n".join([*kept, ""])
 
 
-def _load(files: DataFiles, name: str) -> Any:
+def _load(source: Source, name: str, options: ReadOptions) -> Any:
     """The reconstruction from cameras and images alone: rigs and frames of newer models repeat
     them, points may be gigabytes.
     """
@@ -111,19 +118,21 @@ def _load(files: DataFiles, name: str) -> Any:
         raise UserError(
             "COLMAP models are read by the package pycolmap; run: pip install 'open-eg3d[colmap]'"
         ) from error
+    files = source.files
     folder, suffix = posixpath.dirname(name), posixpath.splitext(name)[1]
     images, cameras = files.read(name), files.read(posixpath.join(folder, f"cameras{suffix}"))
-    binary = suffix == ".bin"
+    binary, where = suffix == ".bin", files.where(name)
     if binary and not (
         _is_whole(images) and len(cameras) >= COUNT.size + CAMERA_BYTES * _count(cameras)
     ):
         raise UserError(
-            f"{files.where(name)}: the COLMAP model is damaged (a file ends too early); export it"
-            " again"
+            f"{where}: the COLMAP model is damaged (a file ends too early); export it again"
         )
     with tempfile.TemporaryDirectory() as scratch:
         parts = {
-            "images": images if binary else _names_quoted(images),
+            "images": images
+            if binary
+            else _images_text(decode_text(images, where), where, source, options).encode(),
             "cameras": cameras,
             "points3D": bytes(COUNT.size) if binary else b"",
         }
@@ -135,14 +144,14 @@ def _load(files: DataFiles, name: str) -> Any:
         except (ValueError, LookupError, RuntimeError, MemoryError) as error:
             reason = str(error).replace(scratch, "").split("Check failed: ")[-1][:120]
             raise UserError(
-                f"{files.where(name)}: the COLMAP model is damaged ({reason}); export it again"
+                f"{where}: the COLMAP model is damaged ({reason}); export it again"
             ) from error
     # The library takes what happens to be in memory for numbers that are cut off.
     if binary and len(cameras) != COUNT.size + sum(
         24 + 8 * len(camera.params) for camera in model.cameras.values()
     ):
         raise UserError(
-            f"{files.where(name)}: the COLMAP model is damaged (cameras.bin has the wrong length);"
+            f"{where}: the COLMAP model is damaged (cameras.bin has the wrong length);"
             " export it again"
         )
     return model

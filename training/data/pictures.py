@@ -42,6 +42,10 @@ def _check_kind(image: ImageFile.ImageFile, where: str) -> None:
         raise UserError(
             f"{where} has an alpha channel; put it on a plain background and save it as RGB"
         )
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        raise UserError(
+            f"{where} is animated or has several pages; save the one that you want as PNG"
+        )
     if image.mode not in LOSSLESS_MODES:
         raise UserError(f"{where} has colour mode {image.mode}; save it as RGB")
     size = f"{image.width}x{image.height}"

@@ -55,8 +55,9 @@ def fit_scene(labels: Tensor, images: Tensor) -> SceneFit:
     along = (to_pivot * directions).sum(-1)
     if along.median() <= 1e-6:
         raise UserError(
-            "the cameras do not look at a common point; choose the scene by hand: --cfg or --set"
-            " rendering.box_warp=SIZE"
+            "the cameras do not look at a common point in front of them; `dataset_tool.py check`"
+            " says which usual mistake the labels look like, and --cfg ffhq, afhq or shapenet takes"
+            " that model's scene instead of fitting one"
         )
     miss = float((to_pivot - along[:, None] * directions).norm(dim=-1).median())
     return SceneFit(cameras, box_warp, fit_background(images), _notes(cameras, box_warp, miss))
@@ -110,7 +111,8 @@ def _notes(cameras: CameraSummary, box_warp: float, miss: float) -> list[str]:
         where = f"({', '.join(f'{value:.3g}' for value in cameras.pivot)})"
         notes.append(
             f"the cameras look at {where}, far off the middle of a box of side {box_warp:.3g};"
-            " shift the poses or set rendering.box_warp"
+            " `dataset_tool.py convert --recentre` moves them, --set rendering.box_warp=SIZE makes"
+            " the box larger"
         )
     if miss > box_warp / 4:
         notes.append(

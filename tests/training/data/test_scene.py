@@ -261,7 +261,7 @@ def test_an_object_far_from_the_origin_is_noted():
     assert "look at (" in note
     assert ", 5," in note
     assert "box of side 0.76" in note
-    assert "shift the poses" in note
+    assert "convert --recentre` moves them" in note
 
 
 def test_cameras_that_look_past_each_other_are_noted():
@@ -277,7 +277,9 @@ def test_cameras_that_look_past_each_other_are_noted():
 def test_cameras_that_look_outwards_are_refused():
     labels = full_orbit_labels()
     labels[:, [1, 5, 9, 2, 6, 10]] *= -1  # half a turn around the picture's horizontal axis
-    with pytest.raises(UserError, match=r"do not look at a common point; .*rendering\.box_warp"):
+    with pytest.raises(
+        UserError, match=r"do not look at a common point in front of them; .*check.*--cfg ffhq"
+    ):
         fit_scene(labels, WHITE)
 
 
