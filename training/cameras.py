@@ -251,8 +251,7 @@ class CameraSummary:
                 raise ValueError(f"poses have shape {tuple(summary.poses.shape)}")
         except (TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"the checkpoint's camera summary is damaged ({error}); take another checkpoint or"
-                " give --data"
+                f"the checkpoint's camera summary is damaged ({error}); take another checkpoint"
             ) from error
         return summary
 

@@ -397,7 +397,10 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 ALL_KINDS = [(kind, mode) for kind, modes in KINDS.items() for mode in modes]
 PROFILED = [one for one in ALL_KINDS if one[0] not in ("BMP", "GIF")]
-LOSSLESS = {"WEBP": {"lossless": True, "exact": True}, "JPEG": {"quality": 100, "subsampling": 0}}
+LOSSLESS: dict[str, dict[str, Any]] = {
+    "WEBP": {"lossless": True, "exact": True},
+    "JPEG": {"quality": 100, "subsampling": 0},
+}
 
 
 def in_mode(mode: str, size: int = 32) -> Image.Image:

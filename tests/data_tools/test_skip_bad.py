@@ -277,10 +277,8 @@ def checked_and_trained(cameras: np.ndarray, tmp_path: Path, *options: str) -> t
     lens = np.array([[96.0, 0, 32], [0, 96, 32], [0, 0, 1]])
     source = scenes.write_labels(Scene(cameras, intrinsics=lens, size=(64, 64)), tmp_path / "data")
     check = call(dataset_tool.main, "check", "--source", source, "--workers", "1", *options)
-    run = call(
-        train.main,
-        *("--data", source, "--outdir", tmp_path, "--device", "cpu", "--dry-run", *options),
-    )
+    arguments = ("--data", source, "--outdir", tmp_path, "--device", "cpu", "--dry-run")
+    run = call(train.main, *arguments, *options)
     return check.out, run.out + run.err
 
 

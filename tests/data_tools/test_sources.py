@@ -155,7 +155,7 @@ def test_safe_names_stay_below(name: str):
 
 
 def changed(
-    write: Callable[[Scene, Path], Path], listing: str, folder: Path, change: Callable[[Any], None]
+    write: Callable[[Scene, Path], Path], listing: str, folder: Path, change: Callable[[Any], Any]
 ) -> Path:
     """A good source whose JSON list has been changed."""
     source = write(Scene(orbit(3)), folder)

@@ -276,7 +276,7 @@ def test_wrong_sources(plugin: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"), [(b"", "empty file"), (b"hello", "no PNG"), (None, "cannot be decoded")]
+    ("damage", "words"), [(b"", "empty file"), (b"hello", "no PNG"), (None, "cannot be read")]
 )
 def test_damaged_pictures(damage: bytes | None, words: str, plugin: Path) -> None:
     """Refused by name, or left out by --skip-bad."""
