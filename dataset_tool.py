@@ -345,7 +345,7 @@ def estimator_name(ctx: click.Context, param: click.Parameter, value: str) -> st
 
 
 @main.command()
-@click.option("--source", help="Folder, ZIP or URL with pictures of people.")
+@click.option("--source", help="Folder, ZIP or URL with pictures of people, or one picture.")
 @click.option("--dest", type=click.Path(path_type=Path), help="Archive (.zip) or folder to write.")
 @click.option(
     "--setup",

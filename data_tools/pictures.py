@@ -225,10 +225,9 @@ def _on_background(
             f"{where} has transparent parts; choose what shows through: --background white, black,"
             " R,G,B or random"
         )
-    colours.putalpha(alpha)
-    return Image.alpha_composite(
-        Image.new("RGBA", colours.size, (*background, 255)), colours
-    ).convert("RGB")
+    result = Image.new("RGB", colours.size, background)
+    result.paste(colours, mask=alpha)
+    return result
 
 
 def _background(options: PictureOptions, index: int) -> tuple[int, int, int] | None:

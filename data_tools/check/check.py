@@ -191,17 +191,20 @@ def _median_focal(labels: Array) -> float | None:
 
 
 def _describe_cameras(labels: Array, report: Report) -> None:
-    """Angles and distances from the point that the cameras look at."""
+    """Angles and distances from the point that the cameras look at; the radius is that from the
+    world's origin.
+    """
     cam2world = torch.from_numpy(labels[:, :16].reshape(-1, 4, 4))
     point = nearest_point_to_rays(*viewing_rays(cam2world))
     around = cam2world.clone()
     around[:, :3, 3] -= point
-    yaw, pitch, radius = orbit_angles(around)
+    yaw, pitch, distance = orbit_angles(around)
     report.summary.update(
         looks_at=point.tolist(),
         yaw=statistics(np.degrees(yaw.numpy())),
         pitch=statistics(np.degrees(pitch.numpy())),
-        radius=statistics(radius.numpy()),
+        radius=statistics(cam2world[:, :3, 3].norm(dim=-1).numpy()),
+        distance=statistics(distance.numpy()),
     )
     if (np.abs(labels[:, 16]) < LARGEST_NUMBER).all():
         report.summary["focal"] = statistics(labels[:, 16])

@@ -29,8 +29,8 @@ from tests.data_tools import scenes
 from tests.data_tools.scenes import Scene, orbit
 from training.data import files as source_files
 from training.data.dataset import ImageDataset
-from training.data.scene import fit_dataset_scene
 from training.data.files import DataFiles, shown
+from training.data.scene import fit_dataset_scene
 
 
 def refused(words: str, path: Path, **options: Any) -> None:

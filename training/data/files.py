@@ -58,7 +58,8 @@ def errors_named(where: str, *others: type[Exception]) -> Iterator[None]:
         if isinstance(error, others):
             raise
         raise BrokenFile(
-            f"{where} cannot be read: {error or type(error).__name__}; copy or make this file again"
+            f"{where} cannot be read: {str(error) or type(error).__name__}; copy or make this file"
+            " again"
         ) from error
 
 
@@ -99,8 +100,8 @@ class DataFiles:
         # damaged bytes can fail in any way; the person sees one line whichever it is
         except Exception as error:
             raise UserError(
-                f"{path} is neither a folder nor a whole ZIP ({error or type(error).__name__}); it"
-                " was cut off or is another kind of file"
+                f"{path} is neither a folder nor a whole ZIP"
+                f" ({str(error) or type(error).__name__}); it was cut off or is another kind of file"
             ) from error
         stored = [(safe_name(name) or name, name) for name in listed]
         stored = [(name, own) for name, own in stored if not _hidden(name)]
@@ -111,9 +112,7 @@ class DataFiles:
             twice = next(name for name, count in Counter(self.names).items() if count > 1)
             raise UserError(f"{path} holds {shown(twice)} twice; pack it again")
         if not self.names:
-            raise UserError(
-                f"{path} is empty; it must hold pictures and their cameras, such as {LABEL_FILE}"
-            )
+            raise UserError(f"{path} is empty; it must hold pictures")
 
     def __getstate__(self) -> dict[str, object]:
         own: dict[str, object] = {

@@ -23,6 +23,7 @@ from training.data.files import (
 TOLERANCE = 1e-3  # of rotations and of the matrices' fixed entries
 LARGEST_FOCAL = 100.0  # image sizes (half a degree of view); beyond, it must be pixels
 LARGEST_NUMBER = 1e30  # labels are kept in float32
+MOST_FAULTS = 10_000  # beyond, a file is not a list of labels with mistakes
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def read_labels(
     folder = posixpath.dirname(listing)
     faults, found = [], []
     for place, entry in enumerate(entries):
+        if len(faults) > MOST_FAULTS:
+            raise first_fault(faults, str(files.path))
         subject = f"{shown(listing)}: label {place}"
         if fault := _entry_fault(entry, subject, place):
             faults.append(fault)
