@@ -190,8 +190,18 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] | None, where: s
     elif image.mode in ALPHA_MODES or key is not None:
         image = image.convert("LA" if image.mode in GREY_MODES else "RGBA")
         alpha = image.getchannel("A")
-    colours = _to_srgb(image, profile) if profile else image.convert("RGB")
-    return colours if alpha is None else _on_background(colours, alpha, background, where)
+    if profile:
+        image = _to_srgb(image, profile)
+    if alpha is None or alpha.getextrema()[0] == 255:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if background is None:
+        raise UserError(
+            f"{where} has transparent parts; choose what shows through: --background white, black,"
+            " R,G,B or random"
+        )
+    result = Image.new("RGB", image.size, background)
+    result.paste(image, mask=alpha)
+    return result
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
@@ -213,21 +223,6 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     except (ImageCms.PyCMSError, OSError, ValueError):
         pass
     return image.convert("RGB")
-
-
-def _on_background(
-    colours: Image.Image, alpha: Image.Image, background: tuple[int, int, int] | None, where: str
-) -> Image.Image:
-    if alpha.getextrema()[0] == 255:
-        return colours
-    if background is None:
-        raise UserError(
-            f"{where} has transparent parts; choose what shows through: --background white, black,"
-            " R,G,B or random"
-        )
-    result = Image.new("RGB", colours.size, background)
-    result.paste(colours, mask=alpha)
-    return result
 
 
 def _background(options: PictureOptions, index: int) -> tuple[int, int, int] | None:

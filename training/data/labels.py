@@ -85,7 +85,8 @@ def read_labels(
         raise UserError(f"{files.path}: {_no_list(files)}")
     entries = label_entries(files.text(listing), files.where(listing))
     folder = posixpath.dirname(listing)
-    faults, found = [], []
+    faults: list[Fault] = []
+    found = []
     for place, entry in enumerate(entries):
         if len(faults) > MOST_FAULTS:
             raise first_fault(faults, str(files.path))

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 import dataset_tool
+from data_tools.faces import convert as face_convert
 from data_tools.faces import mediapipe_process as face_process
 from data_tools.faces.convert import FacesConfig, convert_faces
 from data_tools.faces.pose import FACE_RADIUS, FacePose, face_label
@@ -433,7 +434,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     worker = tmp_path / "fake.py"
     worker.write_text(FAKE)
     monkeypatch.setattr(face_process, "WORKER", worker)
-    monkeypatch.setattr(face_process, "environment_python", lambda: Path(sys.executable))
+    for module in (face_process, face_convert):
+        monkeypatch.setattr(module, "environment_python", lambda: Path(sys.executable))
     return worker
 
 
