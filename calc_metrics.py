@@ -55,8 +55,8 @@ from open_eg3d.measuring import (
 from torch_utils.devices import device_option
 from torch_utils.distributed.processes import run_processes
 from torch_utils.precision import use_full_fp32
+from training.cameras import cameras_of
 from training.data.dataset import ImageDataset
-from training.data.scene import cameras_of
 from training.networks.generator import Generator
 
 ON_URL_OUTDIR = Path("out")

@@ -233,7 +233,7 @@ def convert(source: str, dest: Path, overwrite: bool, **settings: Any) -> None:
         click.echo(line, err=True)
     click.echo(
         f"wrote {summary.count} images of {summary.resolution} pixels to {dest} (from"
-        f" {summary.kind})"
+        f" {summary.kind})" + (f", left out {len(summary.skipped)}" if summary.skipped else "")
     )
 
 
@@ -345,7 +345,7 @@ def estimator_name(ctx: click.Context, param: click.Parameter, value: str) -> st
 
 
 @main.command()
-@click.option("--source", help="Folder, ZIP or URL with pictures of people.")
+@click.option("--source", help="Folder, ZIP or URL with pictures of people, or one picture.")
 @click.option("--dest", type=click.Path(path_type=Path), help="Archive (.zip) or folder to write.")
 @click.option(
     "--setup",

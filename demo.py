@@ -16,7 +16,7 @@ from dnnlib.options import FiniteRange
 from media.meshes.shapes import extract_mesh, save_mesh
 from media.pictures.grids import camera_grid, identity_grid, save_png, seed_latent
 from open_eg3d import load_generator
-from training.data.scene import CameraSummary
+from training.cameras import CameraSummary
 from training.run.launch import newest_snapshot
 
 SHIPPED = Path(__file__).parent / "models" / "heads64.pkl"

@@ -33,7 +33,7 @@ from media.pictures.grids import (
 from media.pictures.view_range import beyond_training
 from open_eg3d.sampling_options import SamplingRequest, sampling_options
 from torch_utils.precision import use_full_fp32
-from training.data.scene import CameraSummary, cameras_of
+from training.cameras import CameraSummary, cameras_of
 from training.networks.generator import Generator
 
 DEFAULT_VIEWS = 5

@@ -26,7 +26,7 @@ from media.videos.paths import CAMERA_PATHS, camera_path, default_path, read_pos
 from media.videos.videos import VideoWriter, stop_on_interrupt
 from open_eg3d.sampling_options import SamplingRequest, sampling_options
 from torch_utils.precision import use_full_fp32
-from training.data.scene import CameraSummary, cameras_of
+from training.cameras import CameraSummary, cameras_of
 from training.networks.generator import Generator
 
 ORBIT_FRAMES = 120

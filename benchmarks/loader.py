@@ -27,8 +27,8 @@ from benchmarks.timing import median_seconds, show
 from data_tools.sinks import image_name, open_sink, write_labels
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.data.dataset import ImageDataset
-from training.data.files import decode_picture
 from training.data.order import batch_indices, read_batches
+from training.data.pictures import decode_picture
 
 ENCODINGS: dict[str, dict[str, Any]] = {
     "PNG": {"compress_level": 1},

@@ -1,11 +1,9 @@
-"""Pictures with cameras from elsewhere, written as a data set that training reads (SPEC section
-3).
-"""
+"""Pictures with cameras from elsewhere, written as a data set that training reads."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +22,8 @@ from data_tools.sources.base import Array, ReadOptions, Source
 from data_tools.sources.detect import Format, read_source
 from data_tools.world import place
 from dnnlib.console import UserError, progress
-from training.data.files import RESOLUTIONS
 from training.data.labels import label_problems
+from training.data.pictures import RESOLUTIONS
 
 DEFAULT_RADIUS = 2.7  # of the published face models; boxes then have a side of about 1
 
@@ -96,9 +94,9 @@ def convert(
     """
     config, dest = config or ConvertConfig(), Path(dest)
     check_dest(dest, overwrite, Path(source))
-    opened = read_source(source, config.kind, config.read)
+    opened = read_source(source, config.kind, replace(config.read, skip_bad=config.skip_bad))
     poses, notes = _placed(opened, config)
-    resolution = config.resolution or _natural_resolution(opened)
+    resolution = config.resolution or _natural_resolution(opened, config.skip_bad)
     options = PictureOptions(
         resolution, config.crop, config.background, config.seed, opened.upright
     )
@@ -144,13 +142,20 @@ def _placed(source: Source, config: ConvertConfig) -> tuple[Array, list[str]]:
     return placement.apply(poses), notes
 
 
-def _natural_resolution(source: Source) -> int:
-    """The largest resolution that training knows and the first picture fills."""
-    name = source.frames[0].name
-    side = min(open_picture(source.files.read(name), source.files.where(name)).size)
-    return max(
-        (resolution for resolution in RESOLUTIONS if resolution <= side), default=RESOLUTIONS[0]
-    )
+def _natural_resolution(source: Source, skip_bad: bool) -> int:
+    """The largest resolution that training knows and the first picture fills; with `skip_bad`, the
+    first that can be read.
+    """
+    files = source.files
+    for frame in source.frames:
+        try:
+            side = min(open_picture(files.read(frame.name), files.where(frame.name)).size)
+        except UserError:
+            if not skip_bad:
+                raise
+        else:
+            return max((size for size in RESOLUTIONS if size <= side), default=RESOLUTIONS[0])
+    return RESOLUTIONS[0]  # whatever it is: no picture can be read, which converting says
 
 
 class _Written:
@@ -160,7 +165,7 @@ class _Written:
         self.source, self.poses, self.skip_bad = source, poses, skip_bad
         self.names: list[str] = []
         self.labels: list[Array] = []
-        self.skipped: list[str] = []
+        self.skipped = list(source.left_out)
         self.enlarged = 0
 
     def run(self, sink: Sink, options: PictureOptions, workers: int) -> None:

@@ -5,7 +5,7 @@ repeated.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.parallel import ordered_map
-from data_tools.pictures import mirror_picture
+from data_tools.pictures import mirror_picture, whole_picture
 from data_tools.sinks import Sink, check_dest, image_name, open_sink, write_labels
-from data_tools.source_files import SourceFiles
 from dnnlib.console import UserError, progress
 from training.cameras import mirror_label
 from training.data.balance import balance_copies
 from training.data.dataset import ImageDataset
+from training.data.files import DataFiles
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,15 @@ def mirror(
     Raises:
         UserError: if `source` is no whole data set, or `dest` exists or cannot be written.
     """
-    dataset, files = _open(source, dest, overwrite)
+    dataset = _open(source, dest, overwrite)
     labels = dataset.labels.double()
     both = np.concatenate([labels.numpy(), mirror_label(labels).numpy()])
     names = dataset.file_names
     with open_sink(Path(dest), overwrite=overwrite) as sink:
-        written = _copy(sink, files, names, range(len(names)))
-        mirrored = ordered_map(mirror_picture, files, names, len(names), workers)
-        with contextlib.closing(mirrored):
-            for data in progress(mirrored, "Mirroring", total=len(names), unit="img"):
-                if isinstance(data, UserError):
-                    raise data
-                written.append(image_name(len(written)))
-                sink.write(written[-1], data)
+        written = _copy(sink, dataset, range(len(names)), workers)
+        for data in _made(mirror_picture, dataset, names, workers, "Mirroring"):
+            written.append(image_name(len(written)))
+            sink.write(written[-1], data)
         write_labels(sink, written, both)
     return Enlarged(len(names), len(written))
 
@@ -75,10 +71,10 @@ def rebalance(
     Raises:
         UserError: as `mirror`.
     """
-    dataset, files = _open(source, dest, overwrite)
+    dataset = _open(source, dest, overwrite)
     order = copied_order(balance_copies(dataset.labels, bins, factor))
     with open_sink(Path(dest), overwrite=overwrite) as sink:
-        written = _copy(sink, files, dataset.file_names, order)
+        written = _copy(sink, dataset, order)
         write_labels(sink, written, dataset.labels.double().numpy()[order])
     return Enlarged(len(dataset), len(order))
 
@@ -91,21 +87,36 @@ def copied_order(copies: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate(rounds)
 
 
-def _open(
-    source: str | Path, dest: str | Path, overwrite: bool
-) -> tuple[ImageDataset, SourceFiles]:
+def _open(source: str | Path, dest: str | Path, overwrite: bool) -> ImageDataset:
     check_dest(Path(dest), overwrite, Path(source))
-    dataset = ImageDataset(source)
-    return dataset, SourceFiles(dataset.path)
+    return ImageDataset(source)
+
+
+def _made(
+    make: Callable[[DataFiles, str], bytes | UserError],
+    dataset: ImageDataset,
+    names: Sequence[str],
+    workers: int,
+    title: str,
+) -> Iterator[bytes]:
+    """`make` of all pictures, in order."""
+    results = ordered_map(make, dataset.files, names, len(names), workers)
+    with contextlib.closing(results):
+        for data in progress(results, title, total=len(names), unit="img"):
+            if isinstance(data, UserError):
+                raise data
+            yield data
 
 
 def _copy(
-    sink: Sink, files: SourceFiles, names: Sequence[str], order: Sequence[int] | NDArray[np.int64]
+    sink: Sink, dataset: ImageDataset, order: Sequence[int] | NDArray[np.int64], workers: int = 0
 ) -> list[str]:
     """Write pictures byte for byte; their new names."""
+    names = [dataset.file_names[index] for index in order]
     written: list[str] = []
-    for index in progress(order, "Copying", total=len(order), unit="img"):
-        name = names[index]
+    for name, data in zip(
+        names, _made(whole_picture, dataset, names, workers, "Copying"), strict=True
+    ):
         written.append(image_name(len(written), PurePosixPath(name).suffix.lower()))
-        sink.write(written[-1], files.read(name))
+        sink.write(written[-1], data)
     return written

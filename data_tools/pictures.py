@@ -7,7 +7,6 @@ The camera follows: intrinsics are given for the result, whatever was cut off or
 from __future__ import annotations
 
 import io
-import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,21 +15,19 @@ from typing import Literal
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 
-from data_tools.source_files import READ_ERRORS, SourceFiles
 from data_tools.sources.base import Array, Lens
 from dnnlib.console import UserError
+from training.data.files import BrokenFile, DataFiles, errors_named
 
 Background = tuple[int, int, int] | Literal["none", "random"]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 KEPT_AS_THEY_ARE = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
-DECODE_ERRORS = (
-    *READ_ERRORS,
-    SyntaxError,
-    struct.error,
-    Image.DecompressionBombError,
-    ImageCms.PyCMSError,
-)
+OPENING_ERRORS = (Image.UnidentifiedImageError, Image.DecompressionBombError)
+GREY_MODES = ("1", "L", "LA", "La")
+ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
+KNOWN_MODES = (*ALPHA_MODES, "1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV")
+PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 PNG_LEVEL = 1  # level 6 takes three times as long for a tenth less
 ASPECT_TOLERANCE = 0.01
@@ -81,7 +78,7 @@ class Converted:
 
 
 def convert_picture(
-    context: tuple[SourceFiles, PictureOptions], job: PictureJob
+    context: tuple[DataFiles, PictureOptions], job: PictureJob
 ) -> Converted | UserError:
     """Convert one picture. A bad one comes back as the error that names it, so that the caller may
     go on with the others.
@@ -96,21 +93,18 @@ def convert_picture(
 
 def _convert(data: bytes, job: PictureJob, options: PictureOptions, where: str) -> Converted:
     stored = open_picture(data, where)
-    try:
+    with errors_named(where):
+        stored.load()  # to its end, also where the file's bytes are kept
         return _convert_opened(stored, data, job, options, where)
-    except DECODE_ERRORS as error:
-        raise UserError(
-            f"{where} cannot be decoded: {error or type(error).__name__}; copy or make this file"
-            " again"
-        ) from error
 
 
 def _convert_opened(
     stored: ImageFile.ImageFile, data: bytes, job: PictureJob, options: PictureOptions, where: str
 ) -> Converted:
-    image = to_rgb(
-        turn_upright(stored, job.lens, options.upright), _background(options, job.index), where
-    )
+    turned = turn_upright(stored, job.lens, options.upright)
+    if problem := job.lens.contradiction(*turned.size):
+        raise UserError(f"{where} {problem}")
+    image = to_rgb(turned, _background(options, job.index), where)
     left, top, width, height = _crop(image.size, options.crop)
     intrinsics = crop_intrinsics(
         job.lens.matrix(*image.size), image.size, (left, top, width, height)
@@ -135,7 +129,7 @@ def open_picture(data: bytes, where: str) -> ImageFile.ImageFile:
     if not data:
         raise UserError(f"{where} is an empty file; copy or make this file again")
     try:
-        with warnings.catch_warnings():
+        with errors_named(where, *OPENING_ERRORS), warnings.catch_warnings():
             # Pillow warns above 89 million pixels and refuses above twice that; phones are in
             # between.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -145,14 +139,9 @@ def open_picture(data: bytes, where: str) -> ImageFile.ImageFile:
             f"{where} claims to be larger than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; leave"
             " it out or make it smaller"
         ) from error
-    except DECODE_ERRORS as error:
-        reason = (
-            "it is no PNG, JPEG, WebP, BMP, TIFF or GIF"
-            if isinstance(error, Image.UnidentifiedImageError)
-            else str(error)
-        )
-        raise UserError(
-            f"{where} cannot be read: {reason}; copy or make this file again"
+    except Image.UnidentifiedImageError as error:
+        raise BrokenFile(
+            f"{where} cannot be read: it is no {', '.join(FORMATS)} file; copy or make it again"
         ) from error
     if image.width * image.height > LARGEST_PICTURE:
         raise UserError(
@@ -190,20 +179,29 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] | None, where: s
         UserError: if there are transparent pixels and no background, or the kind of pixels is
             unknown.
     """
-    profile = image.info.get("icc_profile")
+    profile, key = image.info.get("icc_profile"), image.info.get("transparency")
+    alpha = None
     if image.mode.startswith("I;16"):
-        image = Image.fromarray(
-            (np.asarray(image).astype(np.uint32) * 255 // 65535).astype(np.uint8)
-        )
-    elif image.mode in ("I", "F"):
-        raise UserError(f"{where} has 32-bit pixels (mode {image.mode}); save it as 8-bit RGB")
-    if profile and image.mode in ("RGB", "CMYK", "L"):
+        values = np.asarray(image)
+        image = Image.fromarray((values.astype(np.uint32) * 255 // 65535).astype(np.uint8))
+        alpha = None if key is None else Image.fromarray(np.uint8(255) * (values != key))
+    elif image.mode not in KNOWN_MODES:
+        raise UserError(f"{where} has pixels of mode {image.mode}; save it as 8-bit RGB")
+    elif image.mode in ALPHA_MODES or key is not None:
+        image = image.convert("LA" if image.mode in GREY_MODES else "RGBA")
+        alpha = image.getchannel("A")
+    if profile:
         image = _to_srgb(image, profile)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        return _on_background(
-            image if image.mode == "RGBA" else image.convert("RGBA"), background, where
+    if alpha is None or alpha.getextrema()[0] == 255:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if background is None:
+        raise UserError(
+            f"{where} has transparent parts; choose what shows through: --background white, black,"
+            " R,G,B or random"
         )
-    return image if image.mode == "RGB" else image.convert("RGB")
+    result = Image.new("RGB", image.size, background)
+    result.paste(image, mask=alpha)
+    return result
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
@@ -211,30 +209,20 @@ def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     counts as none.
     """
     try:
-        converted = ImageCms.profileToProfile(
-            image,
-            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
-            ImageCms.createProfile("sRGB"),
-            outputMode="RGB",
-        )
+        space = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        mode = PROFILE_MODES.get(space.profile.xcolor_space.strip())
+        if (
+            mode
+            and (mode == "L") <= (image.mode in GREY_MODES)
+            and ((mode == "CMYK") == (image.mode == "CMYK"))
+        ):
+            converted = ImageCms.profileToProfile(
+                image.convert(mode), space, ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+            image = converted or image
     except (ImageCms.PyCMSError, OSError, ValueError):
-        return image
-    return image if converted is None else converted
-
-
-def _on_background(
-    image: Image.Image, background: tuple[int, int, int] | None, where: str
-) -> Image.Image:
-    if image.getchannel("A").getextrema()[0] == 255:
-        return image.convert("RGB")
-    if background is None:
-        raise UserError(
-            f"{where} has transparent parts; choose what shows through: --background white, black,"
-            " R,G,B or random"
-        )
-    return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert(
-        "RGB"
-    )
+        pass
+    return image.convert("RGB")
 
 
 def _background(options: PictureOptions, index: int) -> tuple[int, int, int] | None:
@@ -279,13 +267,26 @@ def encode_png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def mirror_picture(files: SourceFiles, name: str) -> bytes | UserError:
-    """PNG of the left-right mirrored picture, or what is wrong with it."""
-    where = files.where(name)
+def whole_picture(files: DataFiles, name: str) -> bytes | UserError:
+    """A picture's file, decoded once to its end, or what is wrong with it."""
     try:
-        image = open_picture(files.read(name), where)
-        return encode_png(ImageOps.mirror(image.convert("RGB")))
+        data = files.read(name)
+        _decoded(data, files.where(name))
+        return data
     except UserError as error:
         return error
-    except DECODE_ERRORS as error:
-        return UserError(f"{where} cannot be decoded: {error}; copy or make this file again")
+
+
+def mirror_picture(files: DataFiles, name: str) -> bytes | UserError:
+    """PNG of the left-right mirrored picture, or what is wrong with it."""
+    try:
+        return encode_png(ImageOps.mirror(_decoded(files.read(name), files.where(name))))
+    except UserError as error:
+        return error
+
+
+def _decoded(data: bytes, where: str) -> Image.Image:
+    """An RGB picture of a data set."""
+    image = open_picture(data, where)
+    with errors_named(where):
+        return image.convert("RGB")

@@ -33,8 +33,11 @@ from media.pictures.panels import resize  # noqa: E402
 from media.videos.paths import camera_path  # noqa: E402
 from media.videos.videos import VideoWriter  # noqa: E402
 from open_eg3d import load_generator  # noqa: E402
-from training.cameras import unpack_label  # noqa: E402
-from training.data.scene import CameraSummary, cameras_of  # noqa: E402
+from training.cameras import (  # noqa: E402
+    CameraSummary,
+    cameras_of,
+    unpack_label,
+)
 from training.networks.generator import Generator  # noqa: E402
 from training.rendering.rays import sample_rays  # noqa: E402
 

@@ -33,11 +33,11 @@ from metrics.weights import file_hash
 from open_eg3d import __version__
 from open_eg3d.command_line import open_generator
 from torch_utils.memory import drop_kept_memory
+from training.cameras import CameraSummary, cameras_of
 from training.checkpoints.weights_folder import FILES as WEIGHTS_FILES
 from training.config.settings import Config
 from training.data.dataset import ImageDataset
 from training.data.depth_maps import has_depth_map, read_depth_maps
-from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def real_images(dataset: ImageDataset) -> RealImages:
     names = dataset.file_names
 
     def read_depth(indices: np.ndarray) -> Tensor:
-        maps = read_depth_maps(dataset.path, [names[index % len(names)] for index in indices])
+        maps = read_depth_maps(dataset.files, [names[index % len(names)] for index in indices])
         is_mirrored = torch.from_numpy(indices >= len(names))
         return torch.where(is_mirrored[:, None, None, None], maps.flip(-1), maps)
 
@@ -91,7 +91,7 @@ def real_images(dataset: ImageDataset) -> RealImages:
         key=dataset.key,
         read=lambda indices: dataset.read(indices)[0],
         labels=dataset.labels if dataset.has_labels else None,
-        read_depth=read_depth if has_depth_map(dataset.path, names[0]) else None,
+        read_depth=read_depth if has_depth_map(dataset.files, names[0]) else None,
         name=str(dataset.path),
         names=tuple(names),
         details={"mirror": dataset.is_mirrored},

@@ -26,10 +26,10 @@ from open_eg3d.measuring import real_images
 from tests.metrics.networks import inception_weights, lpips_reference, write_onnx
 from tests.metrics.scenes import Scene
 from tests.tiny import Ended, call, encode, finish, orbit_labels, start, tiny_config, write_dataset
+from training.cameras import CameraSummary
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.data.dataset import ImageDataset
 from training.data.depth_maps import DEPTH_UNIT
-from training.data.scene import CameraSummary
 from training.networks.generator import Generator
 
 HEADS = Path(__file__).parent / "data" / "heads64.zip"

@@ -14,8 +14,8 @@ from PIL import Image
 import calc_metrics
 from tests.browser import Browser, Page, open_browser
 from tests.tiny import Ended, call, finish, orbit_labels, start, tiny_config, write_dataset
+from training.cameras import CameraSummary
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from training.data.scene import CameraSummary
 from training.networks.generator import Generator
 
 pytestmark = pytest.mark.waits

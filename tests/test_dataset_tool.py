@@ -226,9 +226,9 @@ def test_pictures_left_out_are_listed(tmp_path: Path):
 def test_check_says_good_and_bad_by_its_status(tmp_path: Path):
     source = good_set(tmp_path / "good")
     assert tool("check", "--source", source, "--strict").assert_done().lines == []
-    odd = good_set(tmp_path / "odd", orbit(8, yaw=40) @ OPENGL)
+    odd = good_set(tmp_path / "odd", orbit(8, yaw=40, radius=54.0))
     warned = tool("check", "--source", odd).assert_done()
-    assert "--camera-axes opengl" in warned.out
+    assert "--radius" in warned.out
     assert tool("check", "--source", odd, "--strict").status == 1
     (odd / "pics" / "p3.png").write_bytes(b"")
     refused = tool("check", "--source", odd)

@@ -25,10 +25,9 @@ from dnnlib.options import Seeds
 from media.pictures.grids import to_pictures
 from open_eg3d import load_generator
 from tests.tiny import PATIENCE, Ended, call, finish, start
-from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
+from training.cameras import CameraSummary, cameras_of, orbit_pose, pack_label, pinhole_intrinsics
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from training.config.settings import Config
-from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
 
 COMMAND = Path(gen_samples.__file__)

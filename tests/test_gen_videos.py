@@ -18,9 +18,8 @@ from open_eg3d import load_generator
 from tests.media.videos.test_videos import read_gif, read_mp4
 from tests.released_layout import Layout, write_snapshot
 from tests.tiny import PATIENCE, Ended, call, finish, start, tiny_config
-from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
+from training.cameras import CameraSummary, cameras_of, orbit_pose, pack_label, pinhole_intrinsics
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
 
 SIZE = 32

@@ -15,8 +15,8 @@ from dnnlib.console import UserError
 from open_eg3d import hub, load_generator
 from open_eg3d.hub import PretrainedGenerator
 from tests.tiny import differing, orbit_labels, tiny_config
+from training.cameras import CameraSummary
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from training.data.scene import CameraSummary
 from training.networks.generator import Generator
 
 

@@ -16,7 +16,7 @@ from metrics.consistency import view_consistency
 from metrics.processes import Team
 from metrics.sampling import GeneratorSampler
 from open_eg3d import load_generator
-from training.data.scene import cameras_of
+from training.cameras import cameras_of
 from training.networks.generator import Generator, GeneratorOutput
 
 SEEDS = range(6)

@@ -10,14 +10,31 @@ dimensions. Angles are radians unless named degrees.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from dnnlib.console import UserError
+
+Vector = tuple[float, float, float]
 
 LABEL_SIZE = 25
 FFHQ_FOCAL = 4.2647
 SRN_CARS_FOCAL = 131.25 / 128  # of the ShapeNet cars of Scene Representation Networks
 WORLD_UP = (0.0, 1.0, 0.0)
+BOX_PER_VIEW = 1.2  # box side in visible widths
+# radius of the orbit in box sides where a checkpoint knows no cameras, as for the published face
+# models
+ORBIT_PER_BOX = 2.7
+KEPT_POSES = 1000
+# mean resultant length of the yaws; below, cameras go all around and no side is the front
+CONCENTRATED = 0.5
+RANGE_QUANTILES = (0.01, 0.99)  # a few misjudged poses must not widen every video
+DEFAULT_YAW_RANGE = (-0.5, 0.5)  # where nothing but an orbit is known (released snapshots)
+DEFAULT_PITCH_RANGE = (-0.25, 0.25)
 
 
 def pack_label(cam2world: Tensor, intrinsics: Tensor) -> Tensor:
@@ -74,10 +91,11 @@ def orbit_pose(
     yaw: Tensor | float,
     pitch: Tensor | float,
     radius: Tensor | float,
-    pivot: Tensor | tuple[float, float, float] = (0.0, 0.0, 0.0),
+    pivot: Tensor | Vector = (0.0, 0.0, 0.0),
+    center: Vector = (0.0, 0.0, 0.0),
 ) -> Tensor:
-    """Camera-to-world matrices (..., 4, 4) of cameras on a sphere of `radius` around the world's
-    origin that look at `pivot`.
+    """Camera-to-world matrices (..., 4, 4) of cameras on a sphere of `radius` around `center` that
+    look at `pivot`.
 
     Yaw 0, pitch 0 is on the +z axis; positive yaw moves towards +x, positive pitch towards +y.
     """
@@ -91,10 +109,12 @@ def orbit_pose(
         value.to(torch.promote_types(a.dtype, torch.promote_types(b.dtype, r.dtype)))
         for value in (a, b, r)
     )
-    position = torch.stack([a.sin() * b.cos(), b.sin(), a.cos() * b.cos()], dim=-1) * r[..., None]
-    return look_at_pose(
-        position, torch.as_tensor(pivot, dtype=position.dtype, device=position.device)
+    offset = torch.stack([a.sin() * b.cos(), b.sin(), a.cos() * b.cos()], dim=-1) * r[..., None]
+    middle, target = (
+        torch.as_tensor(point, dtype=offset.dtype, device=offset.device)
+        for point in (center, pivot)
     )
+    return look_at_pose(middle + offset, target)
 
 
 def orbit_angles(cam2world: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,13 +136,6 @@ def pinhole_intrinsics(focal: Tensor | float) -> Tensor:
     intrinsics[..., :2, 2] = 0.5
     intrinsics[..., 2, 2] = 1
     return intrinsics
-
-
-def focal_from_fov(fov_degrees: float) -> float:
-    """Normalised focal length the released tools use for a field of view (they take the square root
-    of 2 as 1.414).
-    """
-    return 1 / (1.414 * math.tan(math.radians(fov_degrees) / 2))
 
 
 def mirror_label(c: Tensor) -> Tensor:
@@ -155,3 +168,192 @@ def nearest_point_to_rays(origins: Tensor, directions: Tensor) -> Tensor:
 def viewing_rays(cam2world: Tensor) -> tuple[Tensor, Tensor]:
     """Optical axes of cameras (..., 4, 4): origins (..., 3) and unit directions (..., 3)."""
     return cam2world[..., :3, 3], torch.nn.functional.normalize(cam2world[..., :3, 2], dim=-1)
+
+
+# --------------------------------------------------------------------------------------------------
+# The cameras of a data set, in short
+
+
+def _centred(focal: float) -> tuple[float, ...]:
+    """Nine intrinsics of a centred camera."""
+    return (focal, 0.0, 0.5, 0.0, focal, 0.5, 0.0, 0.0, 1.0)
+
+
+@dataclass(eq=False)
+class CameraSummary:
+    """The training data's cameras, as far as sampling, videos and metrics need them.
+
+    A camera of the orbit sits at center + radius * (sin yaw cos pitch, sin pitch, cos yaw cos
+    pitch) and looks at `pivot`. `intrinsics` are 9 numbers, row-major; `poses` (K, 25) are labels
+    of the data.
+    """
+
+    radius: float
+    pivot: Vector
+    center: Vector = (0.0, 0.0, 0.0)
+    intrinsics: tuple[float, ...] = _centred(FFHQ_FOCAL)
+    yaw_range: tuple[float, float] = DEFAULT_YAW_RANGE
+    pitch_range: tuple[float, float] = DEFAULT_PITCH_RANGE
+    yaw: float = 0.0
+    pitch: float = 0.0
+    poses: Tensor = field(default_factory=lambda: torch.zeros(0, LABEL_SIZE))
+
+    @classmethod
+    def from_labels(cls, labels: Tensor) -> CameraSummary:
+        """Summary of camera labels (M, 25).
+
+        The pivot is the point nearest to all optical axes and the centre of the orbit; its radius
+        is the median distance to it.
+        """
+        cam2world, _ = unpack_label(labels.double())
+        origins, directions = viewing_rays(cam2world)
+        pivot = nearest_point_to_rays(origins, directions)
+        offsets = (origins - pivot).numpy()
+        distances = np.linalg.norm(offsets, axis=1)
+        yaw, yaw_range = _yaw_statistics(np.arctan2(offsets[:, 0], offsets[:, 2]))
+        pitches = np.arcsin(np.clip(offsets[:, 1] / np.maximum(distances, 1e-12), -1, 1))
+        return cls(
+            radius=float(np.median(distances)),
+            pivot=_vector(pivot),
+            center=_vector(pivot),
+            intrinsics=tuple(np.median(labels[:, 16:].double().numpy(), axis=0).tolist()),
+            yaw_range=yaw_range,
+            pitch_range=_span(pitches),
+            yaw=yaw,
+            pitch=float(pitches.mean()),
+            poses=labels[fixed_choice(len(labels), KEPT_POSES)].float().clone(),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values and one tensor, for checkpoints."""
+        plain = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in vars(self).items()
+        }
+        return {**plain, "poses": self.poses.detach().cpu().float().clone()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> CameraSummary:
+        """The inverse of `to_dict`. Only `radius` and `pivot` are needed; a number `focal` may
+        stand for `intrinsics`.
+
+        Raises:
+            UserError: for missing or unknown names and values of the wrong shape.
+        """
+        values = dict(values)
+        if "focal" in values:
+            values["intrinsics"] = _centred(values.pop("focal"))
+        sizes = {"pivot": 3, "center": 3, "intrinsics": 9, "yaw_range": 2, "pitch_range": 2}
+        try:
+            for name, value in values.items():
+                values[name] = (
+                    _numbers(value, sizes[name])
+                    if name in sizes
+                    else value
+                    if name == "poses"
+                    else float(value)
+                )
+            summary = cls(**values)
+            if summary.poses.shape[1:] != (LABEL_SIZE,):
+                raise ValueError(f"poses have shape {tuple(summary.poses.shape)}")
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"the checkpoint's camera summary is damaged ({error}); take another checkpoint"
+            ) from error
+        return summary
+
+    def label(self, yaw: Tensor | float, pitch: Tensor | float) -> Tensor:
+        """Label (..., 25) of the orbit's camera at `yaw` and `pitch` (numbers, or tensors of one
+        shape (...)).
+        """
+        a, b = (torch.as_tensor(angle, dtype=torch.float64) for angle in (yaw, pitch))
+        intrinsics = torch.tensor(self.intrinsics, dtype=torch.float64).reshape(3, 3)
+        return pack_label(
+            orbit_pose(a, b, self.radius, self.pivot, self.center), intrinsics
+        ).float()
+
+    def frontal_label(self) -> Tensor:
+        """Label (25,) of the data's mean pose: what the mapping network is conditioned on when
+        sampling, for every view.
+        """
+        return self.label(self.yaw, self.pitch)
+
+    def default_yaws(self, count: int) -> list[float]:
+        """`count` yaws, evenly over the data's range; around the full circle no view comes
+        twice.
+        """
+        low, high = self.yaw_range
+        if count == 1:
+            return [self.yaw]
+        if high - low > 2 * math.pi - 1e-6:
+            return [low + (high - low) * (index + 0.5) / count for index in range(count)]
+        return [low + (high - low) * index / (count - 1) for index in range(count)]
+
+
+class SceneBox(Protocol):
+    """What `RenderingConfig` says about the box and the rays' limits."""
+
+    box_warp: float
+    ray_start: float | Literal["auto"]
+    ray_end: float | Literal["auto"]
+
+
+class HasCameras(Protocol):
+    """A generator, as far as its cameras go."""
+
+    cameras: dict[str, Any] | None
+
+    @property
+    def rendering(self) -> SceneBox:
+        """The scene settings."""
+
+
+def cameras_of(generator: HasCameras) -> CameraSummary:
+    """Cameras of the training data; where the file tells none, an orbit around the box, which fills
+    the picture.
+    """
+    if generator.cameras:
+        return CameraSummary.from_dict(generator.cameras)
+    rendering = generator.rendering
+    radius = ORBIT_PER_BOX * rendering.box_warp
+    if rendering.ray_start != "auto" and rendering.ray_end != "auto":
+        radius = (rendering.ray_start + rendering.ray_end) / 2
+    return CameraSummary.from_dict(
+        {"radius": radius, "pivot": (0, 0, 0), "focal": BOX_PER_VIEW * radius / rendering.box_warp}
+    )
+
+
+def _numbers(values: Any, count: int) -> tuple[float, ...]:
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != count:
+        raise ValueError(f"{len(numbers)} numbers instead of {count}")
+    return numbers
+
+
+def _vector(point: Tensor) -> Vector:
+    x, y, z = point.tolist()
+    return x, y, z
+
+
+def _span(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, RANGE_QUANTILES)
+    return float(low), float(high)
+
+
+def _yaw_statistics(yaws: np.ndarray) -> tuple[float, tuple[float, float]]:
+    """Mean yaw and range; the full circle with mean 0 where the cameras go around the object."""
+    resultant = np.exp(1j * yaws).mean()
+    if abs(resultant) <= CONCENTRATED:
+        return 0.0, (-math.pi, math.pi)
+    mean = float(np.angle(resultant))
+    low, high = _span(np.angle(np.exp(1j * (yaws - mean))))
+    return mean, (mean + low, mean + high)
+
+
+def fixed_choice(count: int, limit: int) -> np.ndarray:
+    """At most `limit` of `count` indices, ascending, the same every time.
+
+    Random rather than every k-th: pictures often come in groups of equal order (the views of one
+    object).
+    """
+    return np.sort(np.random.RandomState(0).permutation(count)[:limit])

@@ -10,7 +10,6 @@ import io
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +19,24 @@ from data_tools.check.guess import guess_mistakes
 from data_tools.check.report import Report, statistics
 from data_tools.parallel import ordered_map
 from data_tools.pictures import open_picture
-from data_tools.source_files import SourceFiles, shown
 from data_tools.sources.base import Array
-from data_tools.sources.labels import is_picture
-from dnnlib.archives import safe_name
 from dnnlib.console import UserError, progress
 from dnnlib.files import local_file
 from training.cameras import LABEL_SIZE, nearest_point_to_rays, orbit_angles, viewing_rays
 from training.data.dataset import ImageDataset
-from training.data.files import LABEL_FILE, decode_picture, label_entries
-from training.data.labels import LARGEST_FOCAL, LARGEST_NUMBER, TOLERANCE, label_problems
+from training.data.files import LABEL_FILE, DataFiles, shown
+from training.data.labels import (
+    LARGEST_FOCAL,
+    LARGEST_NUMBER,
+    TOLERANCE,
+    Fault,
+    LabelList,
+    label_problems,
+    pictures_below,
+    read_labels,
+)
+from training.data.pictures import decode_picture
+from training.data.scene import fit_dataset_scene
 
 JOBS_PER_WORKER = 500  # each has to load torch first, which takes seconds
 MENDS = {"pixels": ("convert --intrinsics pixels", "--intrinsics pixels")}
@@ -70,20 +77,19 @@ def check_data(
         UserError: if there is nothing that could be checked: no folder and no whole ZIP, or no
             pictures.
     """
-    files = SourceFiles(local_file(source))
+    files = DataFiles(local_file(source))
     report = Report(shown(str(source)))
-    places, names, labels = _read_labels(files, report)
-    pictures = [
-        name
-        for name in files.names
-        if is_picture(name) or (name in names and name.startswith(("depth/", "mask/")))
-    ]
+    listed = _read_labels(files, report)
+    names, labels, pictures = listed.names, listed.numbers, listed.pictures
     if not pictures:
         raise UserError(f"{files.path} holds no pictures; add PNG, JPEG or WebP files")
     report.summary.update(pictures=len(pictures), labels=len(names))
-    _match(pictures, names, report)
+    _report_faults(listed.faults, report)
     _check_labels(
-        [f"label {place} ({shown(name)})" for place, name in zip(places, names, strict=True)],
+        [
+            f"label {place} ({shown(name)})"
+            for place, name in zip(listed.places, names, strict=True)
+        ],
         labels,
         report,
     )
@@ -100,7 +106,7 @@ def check_data(
         {name: label for name, label, use in zip(names, labels, good, strict=True) if use},
     )
     _check_pictures(files, checked, workers, report)
-    _confirm(files, report)
+    _confirm(files, preset, report)
     return report, checked
 
 
@@ -108,105 +114,29 @@ def check_data(
 # Labels
 
 
-def _read_labels(files: SourceFiles, report: Report) -> tuple[list[int], list[str], Array]:
-    """Places in the list, names and labels (M, 25) of all entries of dataset.json that are of the
-    right form.
-    """
-    if LABEL_FILE not in files:
-        deeper = [name for name in files.names if name.endswith("/" + LABEL_FILE)]
-        hint = (
-            f"there is {shown(deeper[0])}: convert, or begin at its folder"
-            if deeper
-            else "convert writes it from other formats"
-        )
-        report.add(
-            "error",
-            "no-labels",
-            f"there is no {LABEL_FILE} with the camera labels at the top",
-            mend=hint,
-        )
-        return [], [], np.zeros((0, LABEL_SIZE))
+def _read_labels(files: DataFiles, report: Report) -> LabelList:
+    """Pictures, and all labels that are of the right form."""
     try:
-        entries = label_entries(files.text(LABEL_FILE), files.where(LABEL_FILE))
+        return read_labels(files)
     except UserError as error:
         report.add("error", "no-labels", str(error))
-        return [], [], np.zeros((0, LABEL_SIZE))
-    problems: dict[tuple[str, str], list[str]] = defaultdict(list)
-    found = []
-    for index, entry in enumerate(entries):
-        if problem := _entry_problem(entry):
-            problems[problem].append(
-                f"label {index}" + (f" ({shown(entry[0])})" if problem[0] != "entry" else "")
-            )
-        else:
-            found.append((index, entry[0].replace("\\", "/"), entry[1]))
-    for (code, message), items in problems.items():
-        report.add("error", code, message, tuple(items))
-    labels = np.array([numbers for _, _, numbers in found], dtype=np.float64).reshape(
-        -1, LABEL_SIZE
-    )
-    return [index for index, _, _ in found], [name for _, name, _ in found], labels
+        return LabelList([], [], np.zeros((0, LABEL_SIZE)), pictures_below(files, ""), [])
 
 
-def _entry_problem(entry: Any) -> tuple[str, str] | None:
-    """Code and message of what is wrong with the form of an entry."""
-    if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
-        return "entry", "entries of dataset.json are not [NAME, [25 numbers]]"
-    name, numbers = entry
-    if safe_name(name) is None:
-        return (
-            "outside",
-            "labels name files outside of the data set; names are relative and lead downward",
+def _report_faults(faults: list[Fault], report: Report) -> None:
+    """Report labels and pictures that cannot be used, those of one kind together."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for fault in faults:
+        is_picture = fault.place is None
+        item = fault.subject if is_picture else f"{fault.subject} {fault.problem}"
+        groups[fault.code, fault.advice].append(item)
+    for (code, advice), items in groups.items():
+        what = (
+            f"pictures have no label in {LABEL_FILE}"
+            if code == "no-label"
+            else "labels cannot be used"
         )
-    if not isinstance(numbers, list):
-        return (
-            "length",
-            (
-                "labels are no lists of numbers; each needs 25: 16 of the camera-to-world matrix, 9"
-                " of the intrinsics"
-            ),
-        )
-    if len(numbers) != LABEL_SIZE:
-        return (
-            "length",
-            (
-                f"labels have {len(numbers)} numbers instead of 25: 16 of the camera-to-world"
-                " matrix, then 9 of the intrinsics"
-            ),
-        )
-    if not all(type(value) is float for value in numbers):
-        return (
-            "not-a-number",
-            "labels hold values that are not numbers; estimate these cameras again",
-        )
-    return None
-
-
-def _match(pictures: list[str], names: list[str], report: Report) -> None:
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        report.add(
-            "error",
-            "label-twice",
-            f"{LABEL_FILE} lists pictures twice; keep one of the labels",
-            _shown(twice),
-        )
-    without = sorted(set(pictures) - set(names))
-    if without and names:
-        report.add(
-            "error",
-            "no-label",
-            "pictures have no label; add its 25 numbers or remove the picture",
-            _shown(without),
-        )
-    known = set(pictures)
-    if extra := [name for name in dict.fromkeys(names) if name not in known]:
-        report.add(
-            "error",
-            "no-picture",
-            "labels are for files that are no PNG, JPEG or WebP file there",
-            _shown(extra),
-        )
+        report.add("error", code, f"{what}; {advice}", tuple(items))
 
 
 def _check_labels(shown_as: list[str], labels: Array, report: Report) -> None:
@@ -261,17 +191,20 @@ def _median_focal(labels: Array) -> float | None:
 
 
 def _describe_cameras(labels: Array, report: Report) -> None:
-    """Angles and distances from the point that the cameras look at."""
+    """Angles and distances from the point that the cameras look at; the radius is that from the
+    world's origin.
+    """
     cam2world = torch.from_numpy(labels[:, :16].reshape(-1, 4, 4))
     point = nearest_point_to_rays(*viewing_rays(cam2world))
     around = cam2world.clone()
     around[:, :3, 3] -= point
-    yaw, pitch, radius = orbit_angles(around)
+    yaw, pitch, distance = orbit_angles(around)
     report.summary.update(
         looks_at=point.tolist(),
         yaw=statistics(np.degrees(yaw.numpy())),
         pitch=statistics(np.degrees(pitch.numpy())),
-        radius=statistics(radius.numpy()),
+        radius=statistics(cam2world[:, :3, 3].norm(dim=-1).numpy()),
+        distance=statistics(distance.numpy()),
     )
     if (np.abs(labels[:, 16]) < LARGEST_NUMBER).all():
         report.summary["focal"] = statistics(labels[:, 16])
@@ -301,7 +234,7 @@ def _check_centres(labels: Array, report: Report) -> None:
 # Pictures
 
 
-def inspect_picture(files: SourceFiles, name: str) -> PictureFacts:
+def inspect_picture(files: DataFiles, name: str) -> PictureFacts:
     """Decode one picture as training does."""
     try:
         data = files.read(name)
@@ -316,7 +249,7 @@ def inspect_picture(files: SourceFiles, name: str) -> PictureFacts:
     )
 
 
-def _check_pictures(files: SourceFiles, checked: CheckedData, workers: int, report: Report) -> None:
+def _check_pictures(files: DataFiles, checked: CheckedData, workers: int, report: Report) -> None:
     names = checked.pictures
     results = ordered_map(inspect_picture, files, names, len(names), workers, JOBS_PER_WORKER)
     with contextlib.closing(results):
@@ -406,13 +339,26 @@ def _key(label: Array | None) -> bytes:
     return b"" if label is None else np.round(label, 5).tobytes()
 
 
-def _confirm(files: SourceFiles, report: Report) -> None:
-    """What training itself says, should it know of a problem that was not found above."""
-    if report.ok():
-        try:
-            report.summary["resolution"] = ImageDataset(files.path).resolution
-        except UserError as error:
-            report.add("error", "training", str(error))
+def _confirm(files: DataFiles, preset: str, report: Report) -> None:
+    """What training itself says, should it know of a problem that was not found above, and what it
+    notes about the scene.
+    """
+    if not report.ok():
+        return
+    code = "training"
+    try:
+        dataset = ImageDataset(files.path)
+        report.summary["resolution"] = dataset.resolution
+        code = "scene"
+        notes = fit_dataset_scene(dataset).notes if preset == "auto" else []
+    except UserError as error:
+        report.add("error", code, str(error))
+        return
+    codes = {finding.code for finding in report.findings}
+    for note in notes:
+        # said already, with the options that mend it
+        if not (note.startswith("the cameras look at") and "off-centre" in codes):
+            report.add("warning", "scene", note)
 
 
 def _shown(names: list[str]) -> tuple[str, ...]:

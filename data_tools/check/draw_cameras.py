@@ -14,13 +14,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_tools.check.check import CheckedData
 from data_tools.pictures import open_picture
-from data_tools.source_files import SourceFiles, shown
 from data_tools.sources.base import Array
 from data_tools.world import look_at_point
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, make_dir
-from training.cameras import orbit_pose
-from training.data.scene import BOX_PER_VIEW
+from training.cameras import BOX_PER_VIEW, orbit_pose
+from training.data.files import DataFiles, shown
 
 Project = Callable[[Array], Array]
 Colour = tuple[int, int, int]
@@ -133,7 +132,7 @@ def draw_contact(data: CheckedData, box: float) -> Image.Image:
     ]
     columns = min(6, len(chosen))
     sheet = Image.new("RGB", (columns * TILE, -(-len(chosen) // columns) * TILE), "white")
-    files = SourceFiles(data.path)
+    files = DataFiles(data.path)
     for index, name in enumerate(chosen):
         sheet.paste(
             _tile(files, name, data.labels[name], box),
@@ -142,7 +141,7 @@ def draw_contact(data: CheckedData, box: float) -> Image.Image:
     return sheet
 
 
-def _tile(files: SourceFiles, name: str, label: Array, box: float) -> Image.Image:
+def _tile(files: DataFiles, name: str, label: Array, box: float) -> Image.Image:
     side = TILE * SUPERSAMPLING
     try:
         picture = (

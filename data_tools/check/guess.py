@@ -18,9 +18,8 @@ import numpy as np
 from data_tools.check.report import Report
 from data_tools.sources.base import OPENGL_TO_OPENCV, Array
 from data_tools.world import AXES, axis_scores, look_at_point, place, up_direction
-from training.cameras import FFHQ_FOCAL, SRN_CARS_FOCAL
+from training.cameras import BOX_PER_VIEW, FFHQ_FOCAL, SRN_CARS_FOCAL
 from training.config.presets import HEADS_FOCAL, HEADS_RADIUS, make_config
-from training.data.scene import BOX_PER_VIEW
 
 FEWEST = 4  # poses from which anything can be told
 CLEARLY_BETTER = 1.5  # gap of penalties

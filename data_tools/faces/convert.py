@@ -5,30 +5,35 @@ with estimated cameras.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from data_tools.faces.estimators import MEDIAPIPE, EstimatorBroken, estimate, estimators_closed
 from data_tools.faces.mediapipe_process import EstimatorDied, environment_python
-from data_tools.faces.pose import Crop, FacePose, face_crop, face_label
+from data_tools.faces.pose import FACE_PIVOT, Crop, FacePose, face_crop, face_label
 from data_tools.parallel import ordered_map
-from data_tools.pictures import DECODE_ERRORS, encode_png, open_picture, to_rgb
+from data_tools.pictures import encode_png, open_picture, to_rgb
 from data_tools.sinks import Sink, check_dest, image_name, open_sink, write_labels
-from data_tools.source_files import SourceFiles, shown
 from data_tools.sources.base import PICTURE_SUFFIXES, Array
 from dnnlib.console import UserError, progress
 from dnnlib.files import local_file
+from training.cameras import orbit_angles
+from training.data.files import DataFiles, errors_named, shown
 
 Pick = Literal["largest", "central"]
 
 # share of the crop that may lie outside of the picture, and is filled with its mirror image
 MOST_OUTSIDE = 0.25
+TABLE = "faces.csv"
+TABLE_COLUMNS = "file,source,faces,crop_x,crop_y,crop_side,crop_angle,yaw,pitch"
 JOBS_PER_WORKER = 50  # each worker starts torch and an estimator
 
 
@@ -58,14 +63,15 @@ class FacesConfig:
 
 @dataclass(frozen=True, eq=False)
 class Portrait:
-    """A face cut out: PNG, label (25,), the number of faces that were there, and whether it was
-    enlarged.
+    """A face cut out: PNG, label (25,), its picture's name, the number of faces that were there, and
+    what was cut out of the picture.
     """
 
     data: bytes
     label: Array
+    picture: str
     faces: int
-    enlarged: bool
+    crop: Crop
 
 
 @dataclass(frozen=True)
@@ -94,8 +100,8 @@ def convert_faces(
     *,
     overwrite: bool = False,
 ) -> FacesSummary:
-    """Write the faces in the pictures of `source` (folder, ZIP or its URL) as a data set `dest`
-    (ZIP, or folder).
+    """Write the faces in the pictures of `source` (folder, ZIP or its URL, or one picture) as a
+    data set `dest` (ZIP, or folder).
 
     One face a picture. `dest` appears only when complete; the same pictures give the same data set,
     whatever the number of workers.
@@ -108,8 +114,12 @@ def convert_faces(
     check_dest(dest, overwrite, Path(source))
     if config.estimator == MEDIAPIPE:
         environment_python()
-    files = SourceFiles(local_file(source))
+    path = local_file(source)
+    is_photo = path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES
+    files = DataFiles(path.absolute().parent if is_photo else path)
     names = [name for name in files.names if name.lower().endswith(PICTURE_SUFFIXES)]
+    if is_photo:
+        names = [path.name]
     if not names:
         raise UserError(
             f"source {files.path} holds no pictures; faces reads {', '.join(PICTURE_SUFFIXES)}"
@@ -118,18 +128,21 @@ def convert_faces(
     with open_sink(dest, overwrite=overwrite) as sink:
         written.run(sink)
         write_labels(sink, written.names, np.array(written.labels))
+        sink.write(TABLE, ("\n".join(written.rows) + "\n").encode("utf-8", "backslashreplace"))
     return written.summary()
 
 
 class _Written:
     """The data set so far."""
 
-    def __init__(self, files: SourceFiles, pictures: list[str], config: FacesConfig) -> None:
+    def __init__(self, files: DataFiles, pictures: list[str], config: FacesConfig) -> None:
         self.files, self.pictures, self.config = files, pictures, config
         self.names: list[str] = []
         self.labels: list[Array] = []
         self.faceless: list[str] = []
         self.skipped: list[str] = []
+        self.small: list[str] = []
+        self.rows = [TABLE_COLUMNS]
         self.enlarged = self.crowded = 0
 
     def run(self, sink: Sink) -> None:
@@ -170,13 +183,21 @@ class _Written:
         self.names.append(name)
         self.labels.append(result.label)
         self.crowded += result.faces > 1
-        self.enlarged += result.enlarged
+        self.rows.append(_table_row(name, result))
+        side = result.crop.side
+        self.enlarged += side < self.config.resolution
+        if side < self.config.resolution / 2:
+            where = self.files.where(result.picture)
+            self.small.append(
+                f"{where}: the face is small, {side:.0f} pixels were enlarged to"
+                f" {self.config.resolution}; --min-size leaves such faces out"
+            )
 
     def summary(self) -> FacesSummary:
         """What was done."""
-        notes = []
+        notes = list(self.small)
         others = len(self.files.names) - len(self.pictures)
-        if others:
+        if others and len(self.pictures) > 1:
             example = next(
                 name for name in self.files.names if not name.lower().endswith(PICTURE_SUFFIXES)
             )
@@ -195,12 +216,23 @@ class _Written:
         return FacesSummary(len(self.names), self.faceless, self.skipped, notes)
 
 
+def _table_row(name: str, portrait: Portrait) -> str:
+    """A line of the table: where a portrait comes from, what was cut out, from where it is seen."""
+    cam2world = torch.from_numpy(portrait.label[:16].reshape(4, 4).copy())
+    cam2world[:3, 3] -= torch.tensor(FACE_PIVOT, dtype=cam2world.dtype)
+    yaw, pitch = (math.degrees(angle) for angle in orbit_angles(cam2world)[:2])
+    crop = portrait.crop
+    numbers = (*crop.centre, crop.side, math.degrees(crop.angle), yaw, pitch)
+    picture = shown(portrait.picture).replace('"', '""')
+    return ",".join([name, f'"{picture}"', str(portrait.faces), *(f"{n:.2f}" for n in numbers)])
+
+
 # --------------------------------------------------------------------------------------------------
 # One picture
 
 
 def convert_portrait(
-    context: tuple[SourceFiles, FacesConfig], name: str
+    context: tuple[DataFiles, FacesConfig], name: str
 ) -> Portrait | NoPortrait | UserError:
     """The portrait in a picture. Errors come back as values, so that the caller may go on with the
     others.
@@ -226,20 +258,13 @@ def convert_portrait(
     if (outside := share_outside(crop, picture.size)) > MOST_OUTSIDE:
         return NoPortrait(f"{where}: the picture's edge cuts off {outside:.0%} of the portrait")
     data = encode_png(cut_out(picture, crop, config.resolution))
-    return Portrait(
-        data, face_label(pose, config.keep_roll), len(poses), crop.side < config.resolution
-    )
+    return Portrait(data, face_label(pose, config.keep_roll), name, len(poses), crop)
 
 
 def _load(data: bytes, background: tuple[int, int, int] | None, where: str) -> Image.Image:
     """Upright sRGB picture."""
-    try:
+    with errors_named(where):
         return to_rgb(ImageOps.exif_transpose(open_picture(data, where)), background, where)
-    except DECODE_ERRORS as error:
-        raise UserError(
-            f"{where} cannot be decoded: {error or type(error).__name__}; copy or make this file"
-            " again"
-        ) from error
 
 
 def pick_face(poses: Sequence[FacePose], size: tuple[int, int], pick: Pick) -> FacePose:

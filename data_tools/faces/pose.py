@@ -31,7 +31,6 @@ CANONICAL_FILE = Path(__file__).with_name("canonical.csv")
 # Depths of mediapipe's landmarks are too flat by this factor, and its mean face has a tilt of its
 # own: both were measured once, on rendered heads (benchmarks/faces.py --fit).
 DEPTH_GAIN = 1.1
-FRONTAL = np.diag([1.0, -1.0, -1.0])  # head to camera of a face that looks into it
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,8 @@ from training.config.presets import (
     HEADS_RADIUS,
 )
 from training.data.depth_maps import DEPTH_UNIT
-from training.data.files import LABEL_FILE, RESOLUTIONS
+from training.data.files import LABEL_FILE
+from training.data.pictures import RESOLUTIONS
 
 __all__ = [
     "DEPTH_UNIT",

@@ -1,9 +1,9 @@
 """Ray casting of triangle meshes with Embree: exact cameras, antialiased colours, exact depth along
 the ray.
 
-Cameras follow SPEC section 1 (docs/cameras.md): pixel (i, j) of an n x n picture has its centre at
-u = (j + 0.5) / n, v = (i + 0.5) / n. A picture averages k x k rays a pixel, evenly spaced, in plain
-sRGB values (box filter); k is odd, so that the middle ray is the pixel's own and gives its depth.
+Cameras and pixel centres are those of docs/cameras.md. A picture averages k x k rays per pixel,
+evenly spaced, in plain sRGB values (box filter); k is odd, so that the middle ray is the pixel's
+own and gives its depth.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from training.rendering.rays import sample_rays
 
 Array = NDArray[np.float64]
 # Colours in 0..1 (M, 3) of points with these attributes (M, A) and unit normals (M, 3).
@@ -72,15 +75,10 @@ def camera_rays(cam2world: Array, intrinsics: Array, resolution: int) -> tuple[A
     """Origin (3,) and unit directions (resolution^2, 3), row by row, of a camera (4, 4) with
     normalised intrinsics (3, 3).
     """
-    fx, skew, cx = intrinsics[0]
-    fy, cy = intrinsics[1, 1:]
-    centres = (np.arange(resolution) + 0.5) / resolution
-    v, u = (grid.reshape(-1) for grid in np.meshgrid(centres, centres, indexing="ij"))
-    local = np.stack(
-        [(u - cx + cy * skew / fy - skew * v / fy) / fx, (v - cy) / fy, np.ones_like(u)], axis=1
+    _, directions = sample_rays(
+        torch.from_numpy(cam2world)[None], torch.from_numpy(intrinsics)[None], resolution
     )
-    directions = local @ cam2world[:3, :3].T
-    return cam2world[:3, 3], directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    return cam2world[:3, 3], directions[0].numpy()
 
 
 class Raycaster:

@@ -4,16 +4,17 @@ source's own units.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.source_files import SourceFiles, shown
 from dnnlib.console import UserError, brief
+from training.data.files import DataFiles, shown
 
 Array = NDArray[np.float64]
 CameraAxes = Literal["opencv", "opengl"]
@@ -25,6 +26,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", "
 LARGEST_NUMBER = 1e30  # as in training/data/labels.py, which needs torch
 # a rotation this far from orthonormal was written with few digits; farther, it is none
 ROUNDING = 0.02
+SIZE_TOLERANCE = 0.01  # of proportions and focal lengths that a source gives twice
 OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
@@ -33,26 +35,52 @@ class Lens:
     """A pinhole camera as its source states it.
 
     Attributes:
-        fx, fy: focal lengths; fy None = the pixels are square.
+        fx, fy: focal lengths; one of them None = the pixels are square.
         cx, cy: principal point; None = the middle. skew: of the sensor's axes.
         unit: "normalised" (fx, skew, cx by the picture's width, fy, cy by its height) or "pixels".
         size: (width, height) the numbers refer to, which may not be the file's; None = the file's.
+        angles: fields of view in x and y, radians, that the source gives beside the focal lengths.
     """
 
-    fx: float
+    fx: float | None
     fy: float | None = None
     cx: float | None = None
     cy: float | None = None
     skew: float = 0.0
     unit: Unit = "pixels"
     size: tuple[float, float] | None = None
+    angles: tuple[float | None, float | None] = (None, None)
+
+    def contradiction(self, width: int, height: int) -> str | None:
+        """What the source says in two ways about a whole picture of that size, if they differ."""
+        if self.size:
+            w, h = self.size
+            if abs(height - h * width / w) > 1 + SIZE_TOLERANCE * height:
+                return (
+                    f"is {width}x{height} but its camera is for {w:g}x{h:g} pixels; correct the"
+                    " camera's size, or scale or turn the picture"
+                )
+        matrix = self.matrix(width, height)
+        for axis, angle in enumerate(self.angles):
+            focal = matrix[axis, axis]
+            if angle and abs(0.5 / math.tan(angle / 2) / focal - 1) > SIZE_TOLERANCE:
+                name, own = "xy"[axis], 2 * math.atan(0.5 / focal)
+                return (
+                    f"has a camera_angle_{name} of {angle:.5g} but its fl_{name} gives {own:.5g};"
+                    " remove the wrong one"
+                )
+        return None
 
     def matrix(self, width: int, height: int) -> Array:
         """Normalised intrinsics (3, 3) for a whole picture of that size."""
         w, h = self.size or (width, height)
         scale_x, scale_y = (1 / w, 1 / h) if self.unit == "pixels" else (1.0, 1.0)
-        fx = self.fx * scale_x
-        fy = fx * w / h if self.fy is None else self.fy * scale_y
+        if self.fx is None:
+            fy = (self.fy or 0.0) * scale_y
+            fx = fy * h / w
+        else:
+            fx = self.fx * scale_x
+            fy = fx * w / h if self.fy is None else self.fy * scale_y
         cx = 0.5 if self.cx is None else self.cx * scale_x
         cy = 0.5 if self.cy is None else self.cy * scale_y
         return np.array([[fx, self.skew * scale_x, cx], [0, fy, cy], [0, 0, 1]])
@@ -79,16 +107,18 @@ class Source:
             place and scale of the world mean nothing.
         upright: whether the cameras belong to pictures that are turned as their EXIF data say; None
             = whichever fits the lens.
-        notes: one line each on what was left out or not used.
+        notes: one line each on what was not used. left_out: pictures that could not be read, with
+            the reasons (`--skip-bad`).
     """
 
     kind: str
-    files: SourceFiles
+    files: DataFiles
     frames: list[Frame]
     up: str = "y"
     arbitrary: bool = False
     upright: bool | None = None
     notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -99,7 +129,7 @@ class ReadOptions:
         camera_axes, poses, intrinsics: how numbers in dataset.json, transforms.json or pose files
             are meant.
         angles: unit of a CSV's yaw and pitch (degrees). radius, focal, pivot: for columns that a
-            CSV lacks.
+            CSV lacks. skip_bad: leave out pictures whose camera or file is missing or damaged.
     """
 
     camera_axes: CameraAxes | None = None
@@ -109,9 +139,18 @@ class ReadOptions:
     radius: float | None = None
     focal: float | None = None
     pivot: tuple[float, float, float] | None = None
+    skip_bad: bool = False
 
 
-Reader = Callable[[SourceFiles, ReadOptions], Source]
+@contextlib.contextmanager
+def skipping(source: Source, options: ReadOptions) -> Iterator[None]:
+    """Reading one picture's camera: with `--skip-bad`, what fails is noted and left out."""
+    try:
+        yield
+    except UserError as error:
+        if not options.skip_bad:
+            raise
+        source.left_out.append(str(error))
 
 
 def pose(matrix: Array, options: ReadOptions, where: str, *, axes: CameraAxes) -> Array:

@@ -10,10 +10,11 @@ import struct
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
-from data_tools.source_files import SourceFiles, shown
-from data_tools.sources.base import Frame, Lens, ReadOptions, Source, pose
+from data_tools.sources.base import Frame, Lens, ReadOptions, Source, number, pose, skipping
 from dnnlib.console import UserError
+from training.data.files import DataFiles, decode_text, shown
 
 PICTURE_FOLDERS = ("images", "", "input", "rgb")
 PINHOLES = {"SIMPLE_PINHOLE", "PINHOLE"}
@@ -27,7 +28,7 @@ CAMERA_BYTES = 48  # at least, of a camera in cameras.bin: id, model, size, thre
 SUFFIXES = (".txt", ".bin")
 
 
-def find(files: SourceFiles) -> list[str]:
+def find(files: DataFiles) -> list[str]:
     """Models as the path of their images.bin or images.txt; where both are there, the binary
     one.
     """
@@ -40,7 +41,7 @@ def find(files: SourceFiles) -> list[str]:
     return sorted(found.values())
 
 
-def read(files: SourceFiles, _: ReadOptions) -> Source:
+def read(files: DataFiles, options: ReadOptions) -> Source:
     """Registered pictures of the largest model, sorted by name. Their world has no scale and no
     upward axis of its own.
 
@@ -48,38 +49,66 @@ def read(files: SourceFiles, _: ReadOptions) -> Source:
         UserError: if pycolmap is missing, a file is damaged, a lens is no pinhole, or the pictures
             cannot be found.
     """
-    models = {name: _load(files, name) for name in find(files)}
+    source = Source("colmap", files, [], up="cameras", arbitrary=True)
+    models = {name: _load(source, name, options) for name in find(files)}
     name, model = max(models.items(), key=lambda item: item[1].num_reg_images())
-    try:
-        images = sorted(
-            (image for image in model.images.values() if image.has_pose),
-            key=lambda image: image.name,
-        )
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{files.where(name)} names a picture that is not UTF-8; rename the picture and run"
-            " COLMAP again"
-        ) from error
+    images = {}
+    for image in model.images.values():
+        with skipping(source, options):
+            if image.has_pose:
+                images[_name(image, name, files)] = image
     if not images:
         raise UserError(f"{files.where(name)} holds no registered pictures")
-    prefix = _picture_folder(files, images[0].name, name)
-    frames = [
-        _frame(files, image, model.cameras[image.camera_id], prefix, name) for image in images
-    ]
-    notes = [
+    prefix = _picture_folder(files, sorted(images), name)
+    for picture, image in sorted(images.items()):
+        with skipping(source, options):
+            camera = model.cameras[image.camera_id]
+            source.frames.append(_frame(files, picture, image, camera, prefix, name))
+    source.notes = [
         f"{shown(other)} is a smaller model of its own and was left out"
         for other in models
         if other != name
     ]
     if any(_is_distorted(camera) for camera in model.cameras.values()):
-        notes.append(
+        source.notes.append(
             "lens distortion was ignored; run `colmap image_undistorter` first where lines look"
             " bent"
         )
-    return Source("colmap", files, frames, up="cameras", arbitrary=True, notes=notes)
+    return source
 
 
-def _load(files: SourceFiles, name: str) -> Any:
+def _name(image: Any, model: str, files: DataFiles) -> str:
+    """The picture's name in the model."""
+    try:
+        return unquote(image.name) if model.endswith(".txt") else str(image.name)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{files.where(model)} names a picture that is not UTF-8; rename the picture and run"
+            " COLMAP again"
+        ) from error
+
+
+def _images_text(text: str, where: str, source: Source, options: ReadOptions) -> str:
+    """images.txt with %-codes in the names, as the library's reader ends names at the first blank;
+    pictures whose numbers it cannot read are refused or left out here.
+    """
+    kept = []
+    lines = iter(text.splitlines())
+    for line in lines:
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        *numbers, name = line.split(None, 9)
+        with skipping(source, options):
+            for value in numbers:
+                number(value, f"{where}: {shown(name)}: a number")
+            kept.append(" ".join([*numbers, quote(name.strip(), safe="/")]))
+            kept.append(next(lines, ""))
+            continue
+        next(lines, "")
+    return "\n".join([*kept, ""])
+
+
+def _load(source: Source, name: str, options: ReadOptions) -> Any:
     """The reconstruction from cameras and images alone: rigs and frames of newer models repeat
     them, points may be gigabytes.
     """
@@ -89,19 +118,21 @@ def _load(files: SourceFiles, name: str) -> Any:
         raise UserError(
             "COLMAP models are read by the package pycolmap; run: pip install 'open-eg3d[colmap]'"
         ) from error
+    files = source.files
     folder, suffix = posixpath.dirname(name), posixpath.splitext(name)[1]
     images, cameras = files.read(name), files.read(posixpath.join(folder, f"cameras{suffix}"))
-    binary = suffix == ".bin"
+    binary, where = suffix == ".bin", files.where(name)
     if binary and not (
         _is_whole(images) and len(cameras) >= COUNT.size + CAMERA_BYTES * _count(cameras)
     ):
         raise UserError(
-            f"{files.where(name)}: the COLMAP model is damaged (a file ends too early); export it"
-            " again"
+            f"{where}: the COLMAP model is damaged (a file ends too early); export it again"
         )
     with tempfile.TemporaryDirectory() as scratch:
         parts = {
-            "images": images,
+            "images": images
+            if binary
+            else _images_text(decode_text(images, where), where, source, options).encode(),
             "cameras": cameras,
             "points3D": bytes(COUNT.size) if binary else b"",
         }
@@ -113,14 +144,14 @@ def _load(files: SourceFiles, name: str) -> Any:
         except (ValueError, LookupError, RuntimeError, MemoryError) as error:
             reason = str(error).replace(scratch, "").split("Check failed: ")[-1][:120]
             raise UserError(
-                f"{files.where(name)}: the COLMAP model is damaged ({reason}); export it again"
+                f"{where}: the COLMAP model is damaged ({reason}); export it again"
             ) from error
     # The library takes what happens to be in memory for numbers that are cut off.
     if binary and len(cameras) != COUNT.size + sum(
         24 + 8 * len(camera.params) for camera in model.cameras.values()
     ):
         raise UserError(
-            f"{files.where(name)}: the COLMAP model is damaged (cameras.bin has the wrong length);"
+            f"{where}: the COLMAP model is damaged (cameras.bin has the wrong length);"
             " export it again"
         )
     return model
@@ -148,24 +179,31 @@ def _is_whole(data: bytes) -> bool:
     return True
 
 
-def _picture_folder(files: SourceFiles, picture: str, model: str) -> str:
-    """Folder that the model's picture names start from: beside the model or above it."""
+def _picture_folder(files: DataFiles, pictures: list[str], model: str) -> str:
+    """Folder that the model's picture names start from: of those beside the model or above it, the
+    one that holds the most of them.
+    """
     above = [posixpath.dirname(model)]
     while above[-1]:
         above.append(posixpath.dirname(above[-1]))
-    for folder in above:
-        for child in PICTURE_FOLDERS:
-            if posixpath.join(folder, child, picture) in files:
-                return posixpath.join(folder, child)
-    raise UserError(
-        f"{files.where(model)} names {shown(picture)}, which is not there; put the pictures into"
-        " images/ beside the model's folder"
-    )
+    counts = {
+        folder: sum(files.find(posixpath.join(folder, picture)) is not None for picture in pictures)
+        for folder in (posixpath.join(top, child) for top in above for child in PICTURE_FOLDERS)
+    }
+    best = max(counts, key=lambda folder: counts[folder])
+    if not counts[best]:
+        raise UserError(
+            f"{files.where(model)} names {shown(pictures[0])}, which is not there, and neither are"
+            " the others; put the pictures into images/ beside the model's folder"
+        )
+    return best
 
 
-def _frame(files: SourceFiles, image: Any, camera: Any, prefix: str, model: str) -> Frame:
-    where = f"{files.where(model)}: {shown(image.name)}"
-    name = files.resolve(prefix, image.name, by=model)
+def _frame(
+    files: DataFiles, picture: str, image: Any, camera: Any, prefix: str, model: str
+) -> Frame:
+    where = f"{files.where(model)}: {shown(picture)}"
+    name = files.resolve(prefix, picture, by=model)
     if name not in files:
         raise UserError(f"{where} is not there; add the picture or remove it from the model")
     if camera.model_name not in PINHOLES | DISTORTED:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
-from data_tools.source_files import SourceFiles
 from data_tools.sources import colmap, labels, srn, table, transforms
 from data_tools.sources.base import PICTURE_SUFFIXES, ReadOptions, Source
 from dnnlib.console import UserError
 from dnnlib.files import local_file
-from training.data.files import LABEL_FILE
+from training.data.files import LABEL_FILE, DataFiles
 
 Format = Literal["auto", "labels", "transforms", "colmap", "srn", "csv"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -31,9 +30,9 @@ def read_source(path: str | Path, kind: str = "auto", options: ReadOptions | Non
     path = local_file(path)
     if path.is_file() and path.suffix.lower() in (".json", ".csv"):
         return _read_list(path, kind, options)
-    files = SourceFiles(path)
+    files = DataFiles(path)
     found = [name for name, finder in _FINDERS.items() if finder(files)]
-    if "labels" in found and LABEL_FILE not in files:
+    if "labels" in found and not files.find(LABEL_FILE):
         # Somewhere below: perhaps a data set that was made from this very source.
         found.sort(key=lambda name: name == "labels")
     if kind == "auto" and not found:
@@ -45,10 +44,7 @@ def read_source(path: str | Path, kind: str = "auto", options: ReadOptions | Non
         )
     kind = found[0] if kind == "auto" else kind
     _check_options(kind, options)
-    source = _READERS[kind](files, options)
-    if not source.frames:
-        raise UserError(f"{path} holds no pictures")
-    return source
+    return _not_empty(_READERS[kind](files, options))
 
 
 def _read_list(path: Path, kind: str, options: ReadOptions) -> Source:
@@ -63,14 +59,21 @@ def _read_list(path: Path, kind: str, options: ReadOptions) -> Source:
     if kind not in ("auto", own):
         raise UserError(f"{path} is no --format {kind}")
     _check_options(own, options)
-    files = SourceFiles(path.absolute().parent)
-    if own == "csv":
-        return table.read(files, options, path.name)
-    return (
-        labels.read(files, options)
-        if own == "labels"
+    files = DataFiles(path.absolute().parent)
+    if own == "labels":
+        return _not_empty(labels.read(files, options))
+    return _not_empty(
+        table.read(files, options, path.name)
+        if own == "csv"
         else transforms.read(files, options, [path.name])
     )
+
+
+def _not_empty(source: Source) -> Source:
+    if not source.frames:
+        reason = f"; the first left out: {source.left_out[0]}" if source.left_out else ""
+        raise UserError(f"{source.files.path} holds no pictures that can be used{reason}")
+    return source
 
 
 def _check_options(kind: str, options: ReadOptions) -> None:
@@ -83,7 +86,7 @@ def _check_options(kind: str, options: ReadOptions) -> None:
             )
 
 
-def _hint(files: SourceFiles) -> str:
+def _hint(files: DataFiles) -> str:
     suffixes = [Path(name).suffix.lower() for name in files.names]
     if unreadable := [suffix for suffix in suffixes if suffix in UNREADABLE]:
         return (

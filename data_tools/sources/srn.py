@@ -12,7 +12,6 @@ import posixpath
 
 import numpy as np
 
-from data_tools.source_files import SourceFiles, shown
 from data_tools.sources.base import (
     PICTURE_SUFFIXES,
     Frame,
@@ -21,11 +20,13 @@ from data_tools.sources.base import (
     Source,
     number_grid,
     pose,
+    skipping,
 )
 from dnnlib.console import UserError
+from training.data.files import DataFiles, shown
 
 
-def find(files: SourceFiles) -> list[str]:
+def find(files: DataFiles) -> list[str]:
     """Folders of objects, in order."""
     with_pictures = {
         posixpath.dirname(name)[: -len("rgb")]
@@ -40,26 +41,27 @@ def find(files: SourceFiles) -> list[str]:
     return sorted(with_pictures & with_poses)
 
 
-def read(files: SourceFiles, options: ReadOptions) -> Source:
+def read(files: DataFiles, options: ReadOptions) -> Source:
     """Pictures of all objects, which share one world.
 
     Raises:
         UserError: for a picture without a pose, and for files that do not hold the right numbers.
     """
     lenses: dict[str, Lens] = {}
-    frames = []
+    source = Source("srn", files, [], up="nearest")
     folders = set(find(files))
     for name in files.names:
         folder, _, picture = name.rpartition("rgb/")
         if folder in folders and "/" not in picture and picture.lower().endswith(PICTURE_SUFFIXES):
-            frames.append(
-                _frame(files, folder, name, posixpath.splitext(picture)[0], lenses, options)
-            )
-    return Source("srn", files, frames, up="nearest")
+            with skipping(source, options):
+                source.frames.append(
+                    _frame(files, folder, name, posixpath.splitext(picture)[0], lenses, options)
+                )
+    return source
 
 
 def _frame(
-    files: SourceFiles,
+    files: DataFiles,
     folder: str,
     name: str,
     stem: str,
@@ -85,7 +87,7 @@ def _frame(
     return Frame(name, cam2world, _lens(files, folder, stem, lenses))
 
 
-def _lens(files: SourceFiles, folder: str, stem: str, lenses: dict[str, Lens]) -> Lens:
+def _lens(files: DataFiles, folder: str, stem: str, lenses: dict[str, Lens]) -> Lens:
     own, shared = f"{folder}intrinsics/{stem}.txt", f"{folder}intrinsics.txt"
     name = own if own in files else shared
     if name not in files:

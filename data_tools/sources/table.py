@@ -11,21 +11,21 @@ import posixpath
 
 import torch
 
-from data_tools.source_files import SourceFiles, shown
-from data_tools.sources.base import Frame, Lens, ReadOptions, Source, number
+from data_tools.sources.base import Frame, Lens, ReadOptions, Source, number, skipping
 from dnnlib.console import UserError
 from training.cameras import orbit_pose
+from training.data.files import DataFiles, shown
 
 NEEDED = ("file", "yaw", "pitch")
 OPTIONAL = ("radius", "focal", "pivot_x", "pivot_y", "pivot_z")
 
 
-def find(files: SourceFiles) -> list[str]:
+def find(files: DataFiles) -> list[str]:
     """Tables at the top."""
     return [name for name in files.names if name.lower().endswith(".csv") and "/" not in name]
 
 
-def read(files: SourceFiles, options: ReadOptions, table: str | None = None) -> Source:
+def read(files: DataFiles, options: ReadOptions, table: str | None = None) -> Source:
     """Pictures in the order of the table, its file names relative to its own folder.
 
     A camera sits on the sphere around the origin and looks at the pivot. Focal lengths are in
@@ -38,17 +38,22 @@ def read(files: SourceFiles, options: ReadOptions, table: str | None = None) -> 
     if len(tables) != 1:
         raise UserError(f"{files.path} holds {len(tables)} CSV files; name one of them as --source")
     rows = _rows(files, tables[0], options)
-    frames = [
-        _frame(row, f"{files.where(tables[0])}: line {line}", files, tables[0], options)
-        for line, row in rows
-    ]
-    if not frames:
+    if not rows:
         raise UserError(f"{files.where(tables[0])} lists no pictures")
-    return Source("csv", files, frames)
+    source = Source("csv", files, [])
+    for line, row in rows:
+        with skipping(source, options):
+            where = f"{files.where(tables[0])}: line {line}"
+            source.frames.append(_frame(row, where, files, tables[0], options))
+    return source
 
 
-def _rows(files: SourceFiles, table: str, options: ReadOptions) -> list[tuple[int, dict[str, str]]]:
-    """Line number and values by column, of every line that is not empty."""
+def _rows(
+    files: DataFiles, table: str, options: ReadOptions
+) -> list[tuple[int, dict[str, str] | None]]:
+    """Line number and values by column, of every line that is not empty; None = values are
+    missing.
+    """
     text = files.text(table)
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
@@ -67,19 +72,22 @@ def _rows(files: SourceFiles, table: str, options: ReadOptions) -> list[tuple[in
             f"{files.where(table)} has no column {missing[0]}; its first line must name"
             f" {', '.join(wanted)}{hint}"
         )
-    if short := next((line for line, row in lines if len(row) < len(columns)), None):
-        raise UserError(
-            f"{files.where(table)}: line {short} has fewer values than there are columns"
-        )
     return [
-        (line, dict(zip(columns, (cell.strip() for cell in row), strict=False)))
+        (
+            line,
+            None
+            if len(row) < len(columns)
+            else dict(zip(columns, (cell.strip() for cell in row), strict=False)),
+        )
         for line, row in lines[1:]
     ]
 
 
 def _frame(
-    row: dict[str, str], where: str, files: SourceFiles, table: str, options: ReadOptions
+    row: dict[str, str] | None, where: str, files: DataFiles, table: str, options: ReadOptions
 ) -> Frame:
+    if row is None:
+        raise UserError(f"{where} has fewer values than there are columns")
     name = files.resolve(posixpath.dirname(table), row["file"], by=table)
     if not row["file"] or name not in files:
         raise UserError(

@@ -7,17 +7,26 @@ view; later tools add focal lengths and principal points in pixels, for all pict
 
 from __future__ import annotations
 
-import json
 import math
 import posixpath
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from data_tools.source_files import SourceFiles, shown
-from data_tools.sources.base import PICTURE_SUFFIXES, Frame, Lens, ReadOptions, Source, number, pose
+from data_tools.sources.base import (
+    PICTURE_SUFFIXES,
+    Frame,
+    Lens,
+    ReadOptions,
+    Source,
+    number,
+    pose,
+    skipping,
+)
 from dnnlib.console import UserError, brief
+from training.data.files import DataFiles, parse_json, shown
 
 PINHOLE_MODELS = (
     "PINHOLE",
@@ -33,7 +42,7 @@ VISIBLE_DISTORTION = 1e-3
 LISTING = re.compile(r"transforms(_\w+)?\.json")
 
 
-def find(files: SourceFiles) -> list[str]:
+def find(files: DataFiles) -> list[str]:
     """All lists, in order; where a folder has transforms.json, the other parts
     (transforms_train.json, ...) are not looked at.
     """
@@ -48,15 +57,14 @@ def find(files: SourceFiles) -> list[str]:
     ]
 
 
-def read(files: SourceFiles, options: ReadOptions, listings: list[str] | None = None) -> Source:
+def read(files: DataFiles, options: ReadOptions, listings: list[str] | None = None) -> Source:
     """Pictures of all lists, which share one world.
 
     Raises:
         UserError: for a damaged list, a missing picture or intrinsics, or a lens that is no
             pinhole.
     """
-    frames: list[Frame] = []
-    notes: list[str] = []
+    source = Source("transforms", files, [], up="nearest", arbitrary=True)
     for listing in listings or find(files):
         content = _load(files, listing)
         entries = content.get("frames")
@@ -64,22 +72,20 @@ def read(files: SourceFiles, options: ReadOptions, listings: list[str] | None = 
             raise UserError(f"{files.where(listing)} lists no frames")
         for index, entry in enumerate(entries):
             where = f"{files.where(listing)}: frame {index}"
-            if not isinstance(entry, dict):
-                raise UserError(f"{where} is {shown(brief(entry))} instead of an object")
-            frames.append(_frame(entry, {**content, **entry}, where, files, listing, options))
-        if any(_distorted({**content, **entry}) for entry in entries):
-            notes.append(
+            with skipping(source, options):
+                if not isinstance(entry, dict):
+                    raise UserError(f"{where} is {shown(brief(entry))} instead of an object")
+                source.frames.append(_frame(entry, content, where, files, listing, options))
+        if any(_distorted({**content, **entry}) for entry in entries if isinstance(entry, dict)):
+            source.notes.append(
                 f"{shown(listing)}: lens distortion was ignored; undistort the pictures first where"
                 " lines look bent"
             )
-    return Source("transforms", files, frames, up="nearest", arbitrary=True, notes=notes)
+    return source
 
 
-def _load(files: SourceFiles, listing: str) -> dict[str, Any]:
-    try:
-        content = json.loads(files.text(listing))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{files.where(listing)} is not JSON: {error}") from error
+def _load(files: DataFiles, listing: str) -> dict[str, Any]:
+    content = parse_json(files.text(listing), files.where(listing))
     if not isinstance(content, dict):
         raise UserError(f"{files.where(listing)} is not a JSON object with frames")
     return content
@@ -87,9 +93,9 @@ def _load(files: SourceFiles, listing: str) -> dict[str, Any]:
 
 def _frame(
     entry: dict[str, Any],
-    values: dict[str, Any],
+    shared: dict[str, Any],
     where: str,
-    files: SourceFiles,
+    files: DataFiles,
     listing: str,
     options: ReadOptions,
 ) -> Frame:
@@ -104,60 +110,68 @@ def _frame(
     if matrix.shape not in ((3, 4), (4, 4)):
         raise UserError(f"{where}: transform_matrix is no 4x4 matrix of numbers")
     name = _picture(files, files.resolve(posixpath.dirname(listing), path, by=listing), where)
-    return Frame(name, pose(matrix, options, where, axes="opengl"), _lens(values, where))
+    return Frame(name, pose(matrix, options, where, axes="opengl"), _lens(entry, shared, where))
 
 
-def _picture(files: SourceFiles, name: str, where: str) -> str:
+def _picture(files: DataFiles, name: str, where: str) -> str:
     """The picture's file; NeRF's synthetic scenes leave the ending out."""
-    endings = ("", *PICTURE_SUFFIXES, *(suffix.upper() for suffix in PICTURE_SUFFIXES))
-    found = next((name + ending for ending in endings if name + ending in files), None)
+    found = next(
+        (own for ending in ("", *PICTURE_SUFFIXES) if (own := files.find(name + ending))), None
+    )
     if found is None:
         raise UserError(f"{where}: there is no such picture; add it or remove the frame")
     return found
 
 
-def _lens(values: dict[str, Any], where: str) -> Lens:
+def _lens(entry: dict[str, Any], shared: dict[str, Any], where: str) -> Lens:
+    """A frame's lens: of its own values and those for all frames, its own win. The focal lengths of
+    both axes come from the nearest place that has any.
+    """
+    values = {**shared, **entry}
     model = str(values.get("camera_model", "PINHOLE")).upper()
     if model not in PINHOLE_MODELS or values.get("is_fisheye"):
         raise UserError(
             f"{where}: camera model {shown(model)[:40]} is no pinhole; undistort the pictures first"
         )
-    known = {
-        name: number(values[key], f"{where}: {key}")
-        for name, key in _KEYS.items()
-        if values.get(key) is not None
-    }
+    focal = next(
+        (found for place in (entry, shared) if (found := _numbers(place, FOCAL_KEYS, where))), {}
+    )
+    if not focal:
+        raise UserError(f"{where} has neither {', '.join(FOCAL_KEYS)}; add a focal length")
+    known = _numbers(values, ("cx", "cy", "w", "h"), where)
     size = (known["w"], known["h"]) if "w" in known and "h" in known else None
     if size and min(size) <= 0:
         raise UserError(f"{where}: w and h must be above 0")
-    if "fx" in known:
-        return Lens(known["fx"], known.get("fy"), known.get("cx"), known.get("cy"), size=size)
-    if "angle_x" not in known:
-        raise UserError(f"{where} has neither fl_x nor camera_angle_x; add the focal length")
-    if not 0 < known["angle_x"] < math.pi or not 0 < known.get("angle_y", 1.0) < math.pi:
-        raise UserError(
-            f"{where}: camera_angle_x is {known['angle_x']:g}; it must be an angle in radians"
-            " between 0 and pi"
-        )
-    fy = 0.5 / math.tan(known["angle_y"] / 2) if "angle_y" in known else None
+    angles = focal.get("camera_angle_x"), focal.get("camera_angle_y")
+    for axis, angle in zip("xy", angles, strict=True):
+        if angle is not None and not 0 < angle < math.pi:
+            raise UserError(
+                f"{where}: camera_angle_{axis} is {angle:g}; it must be an angle in radians between"
+                " 0 and pi"
+            )
+    fx, fy, cx, cy = (
+        source.get(key)
+        for source, key in ((focal, "fl_x"), (focal, "fl_y"), (known, "cx"), (known, "cy"))
+    )
+    if fx is not None or fy is not None:
+        return Lens(fx, fy, cx, cy, size=size, angles=angles)
+    fx, fy = (None if angle is None else 0.5 / math.tan(angle / 2) for angle in angles)
     width, height = size or (None, None)
     cx, cy = (
-        known[key] / side if key in known and side else None
-        for key, side in (("cx", width), ("cy", height))
+        value / side if value is not None and side else None
+        for value, side in ((cx, width), (cy, height))
     )
-    return Lens(0.5 / math.tan(known["angle_x"] / 2), fy, cx, cy, unit="normalised", size=size)
+    return Lens(fx, fy, cx, cy, unit="normalised", size=size)
 
 
-_KEYS = {
-    "fx": "fl_x",
-    "fy": "fl_y",
-    "cx": "cx",
-    "cy": "cy",
-    "w": "w",
-    "h": "h",
-    "angle_x": "camera_angle_x",
-    "angle_y": "camera_angle_y",
-}
+FOCAL_KEYS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y")
+
+
+def _numbers(values: dict[str, Any], keys: Sequence[str], where: str) -> dict[str, float]:
+    """The values of those `keys` that are there."""
+    return {
+        key: number(values[key], f"{where}: {key}") for key in keys if values.get(key) is not None
+    }
 
 
 def _distorted(values: dict[str, Any]) -> bool:

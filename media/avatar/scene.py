@@ -15,8 +15,7 @@ from torch import Tensor
 from dnnlib.console import UserError
 from media.avatar.planes import CHANNELS_A_TEXEL, QuantizedPlanes, pack, quantize
 from media.pictures.grids import Pictures, camera_grid, depth_limits, to_pictures
-from training.cameras import unpack_label
-from training.data.scene import CameraSummary
+from training.cameras import CameraSummary, unpack_label
 from training.networks.generator import Generator
 
 UNIFORM_BYTES = 16384  # of a block of constants, what every WebGL 2 has

@@ -11,7 +11,7 @@ from dnnlib.console import progress
 from media.avatar.document import save_page
 from media.avatar.scene import make_head, scene_values
 from media.pictures.grids import seed_latent
-from training.data.scene import cameras_of
+from training.cameras import cameras_of
 from training.networks.generator import Generator
 
 

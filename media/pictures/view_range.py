@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from training.cameras import unpack_label
-from training.data.scene import CameraSummary
+from training.cameras import CameraSummary, unpack_label
 from training.networks.generator import Generator
 
 TOLERANCE = math.radians(3.0)  # beyond the range of the data, whose outermost cameras it leaves out

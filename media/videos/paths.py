@@ -7,7 +7,6 @@ labels (F, 25).
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,9 +19,9 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from dnnlib.console import UserError
-from training.cameras import LABEL_SIZE
-from training.data.labels import check_labels
-from training.data.scene import CameraSummary
+from training.cameras import LABEL_SIZE, CameraSummary
+from training.data.files import decode_text, parse_json
+from training.data.labels import as_entries, check_labels, numbers_fault
 
 CAMERA_PATHS = ("circle", "wobble", "turn", "still")
 SWING = 0.8  # of the data's range on either side: at its very ends a model has seen little
@@ -107,13 +106,12 @@ def read_poses(path: Path, cameras: CameraSummary) -> Tensor:
         UserError: if the file cannot be read or a pose is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = decode_text(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; check the name") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); write a list of poses") from error
+    content = parse_json(text, str(path))
     if isinstance(content, dict):
-        content = content.get("poses", content.get("labels"))
+        content = as_entries(content.get("poses", content.get("labels")))
     if not isinstance(content, list) or not content:
         raise UserError(
             f"{path} holds no list of poses; write one whose entries are each {POSE_HINT}"
@@ -133,6 +131,9 @@ def _read_pose(entry: Any, cameras: CameraSummary, where: str) -> Tensor:
     try:
         if isinstance(entry, dict):
             return _orbit_pose(entry, cameras)
+        is_label = isinstance(entry, list) and len(entry) == LABEL_SIZE
+        if is_label and (fault := numbers_fault(entry, where, 0)):
+            raise UserError(str(fault))
         numbers = np.array(entry, dtype=np.float64).flatten()
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(

@@ -21,8 +21,7 @@ from media.pictures.grids import (
     to_pictures,
 )
 from media.pictures.panels import shared_limits
-from training.cameras import pack_label, unpack_label
-from training.data.scene import CameraSummary, cameras_of
+from training.cameras import CameraSummary, cameras_of, pack_label, unpack_label
 from training.networks.generator import Generator, GeneratorOutput
 
 KINDS = PANELS

@@ -150,6 +150,7 @@ def read_result(path: Path) -> list[tuple[str, Array, Array]]:
             assert all(info.compress_type == zipfile.ZIP_STORED for info in archive.infolist())
             files = {name: archive.read(name) for name in archive.namelist()}
     labels = json.loads(files.pop("dataset.json"))["labels"]
+    files.pop("faces.csv", None)
     assert sorted(files) == [name for name, _ in labels]
     return [
         (name, np.asarray(Image.open(io.BytesIO(files[name])).convert("RGB")), np.array(label))

@@ -26,9 +26,10 @@ from data_tools.pictures import (
     open_picture,
     to_rgb,
 )
-from data_tools.source_files import SourceFiles
 from data_tools.sources.base import Lens
 from dnnlib.console import UserError
+from training.data.files import DataFiles
+from training.data.pictures import decode_picture
 
 WIDE = Lens(1.0, 1.0, 0.5, 0.5, unit="normalised")
 
@@ -56,7 +57,7 @@ def converted(
     folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(data)
     result = convert_picture(
-        (SourceFiles(folder), PictureOptions(**{"resolution": 32, **options})),
+        (DataFiles(folder), PictureOptions(**{"resolution": 32, **options})),
         PictureJob(0, name, lens),
     )
     if isinstance(result, UserError):
@@ -154,7 +155,7 @@ def test_cmyk(tmp_path: Path):
 
 def test_floats_are_refused(tmp_path: Path):
     image = Image.fromarray(np.zeros((32, 32), np.float32))
-    with pytest.raises(UserError, match="32-bit pixels"):
+    with pytest.raises(UserError, match="pixels of mode F"):
         converted(tmp_path, encoded(image, "TIFF"))
 
 
@@ -218,7 +219,7 @@ def test_palette_and_grey_with_transparency(tmp_path: Path):
 
 def test_random_backgrounds_differ_by_picture_and_repeat_by_seed(tmp_path: Path):
     (tmp_path / "t.png").write_bytes(encoded(Image.new("RGBA", (32, 32))))
-    files = SourceFiles(tmp_path)
+    files = DataFiles(tmp_path)
 
     def colour(index: int, seed: int) -> tuple[int, ...]:
         result = convert_picture(
@@ -312,14 +313,14 @@ GOOD = encoded(Image.fromarray(noise(64, 64)))
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "is an empty file"),
     "text": (b"hello", "is no PNG, JPEG"),
-    "cut": (GOOD[: len(GOOD) // 2], "cannot be decoded"),
+    "cut": (GOOD[: len(GOOD) // 2], "cannot be read"),
     "header only": (GOOD[:20], "cannot be read"),
     "flipped bits": (
         GOOD[:200] + bytes(b ^ 255 for b in GOOD[200:260]) + GOOD[260:],
-        "cannot be decoded",
+        "cannot be read",
     ),
     "bomb": (png_claiming(30_000, 30_000), "claims to be larger than"),
-    "short pixels": (png_claiming(2000, 2000), "cannot be decoded"),
+    "short pixels": (png_claiming(2000, 2000), "cannot be read"),
     "animated": (
         encoded(
             Image.new("RGB", (32, 32)),
@@ -375,8 +376,139 @@ def test_mirror_image(tmp_path: Path):
     array = noise(32, 32)
     (tmp_path / "a.png").write_bytes(encoded(Image.fromarray(array)))
     (tmp_path / "b.png").write_bytes(b"")
-    files = SourceFiles(tmp_path)
+    files = DataFiles(tmp_path)
     data = mirror_picture(files, "a.png")
     assert isinstance(data, bytes)
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), array[:, ::-1])
     assert isinstance(mirror_picture(files, "b.png"), UserError)
+
+
+# --------------------------------------------------------------------------------------------------
+# Every check on every format and mode
+
+# What Pillow writes of each: modes, and whether a profile and an orientation go with it.
+KINDS: dict[str, tuple[str, ...]] = {
+    "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+    "JPEG": ("L", "RGB", "CMYK"),
+    "WEBP": ("RGB", "RGBA"),
+    "BMP": ("1", "L", "P", "RGB"),
+    "TIFF": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"),
+    "GIF": ("L", "P"),
+}
+ALL_KINDS = [(kind, mode) for kind, modes in KINDS.items() for mode in modes]
+PROFILED = [one for one in ALL_KINDS if one[0] not in ("BMP", "GIF")]
+LOSSLESS: dict[str, dict[str, Any]] = {
+    "WEBP": {"lossless": True, "exact": True},
+    "JPEG": {"quality": 100, "subsampling": 0},
+}
+
+
+def in_mode(mode: str, size: int = 32) -> Image.Image:
+    """Smooth colours in a mode; opaque where it has transparency."""
+    values = np.linspace(0, 255, size).astype(np.uint8)
+    array = np.stack(np.broadcast_arrays(values, values[:, None], values[::-1]), axis=-1)
+    if mode == "I;16":
+        return Image.fromarray(array[..., 0].astype(np.uint16) * 257)
+    return Image.fromarray(array).convert(mode)
+
+
+def half_cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize(("kind", "mode"), ALL_KINDS)
+def test_cut_files_of_every_kind_are_refused(kind: str, mode: str, size: int, tmp_path: Path):
+    """Also those that have the target size already and are kept byte for byte."""
+    data = encoded(Image.fromarray(noise(size, size)).convert("RGB"), kind)
+    if mode != "RGB":
+        image = in_mode("I;16", size) if mode == "I;16" else Image.fromarray(noise(size, size))
+        data = encoded(image if mode == "I;16" else image.convert(mode), kind)
+    assert pixels(converted(tmp_path, data)).shape == (32, 32, 3)
+    with pytest.raises(UserError, match=r"a\.png cannot be read") as caught:
+        converted(tmp_path, half_cut(data))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "mode"), PROFILED)
+def test_profiles_are_applied_in_every_kind(kind: str, mode: str, tmp_path: Path):
+    """RGB profile with red and green exchanged: so are they in the result."""
+    if mode in ("CMYK",):
+        pytest.skip("a profile of RGB means nothing for CMYK")
+    image = in_mode(mode)
+    options = LOSSLESS.get(kind, {})
+    plain = pixels(converted(tmp_path, encoded(image, kind, **options)))
+    profile = exchanged_profile()
+    result = pixels(converted(tmp_path, encoded(image, kind, icc_profile=profile, **options)))
+    expected = plain[..., [1, 0, 2]]
+    assert np.abs(result.astype(int) - expected).mean() < 3
+    if plain[..., 0].std() and not np.array_equal(plain[..., 0], plain[..., 1]):
+        assert np.abs(result.astype(int) - plain).mean() > 20
+
+
+def exchanged_profile() -> bytes:
+    """sRGB with the tags of red and green exchanged."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    count = struct.unpack_from(">I", profile, 128)[0]
+    for index in range(count):
+        at = 132 + 12 * index
+        name = bytes(profile[at : at + 4])
+        other = {b"rXYZ": b"gXYZ", b"gXYZ": b"rXYZ", b"rTRC": b"gTRC", b"gTRC": b"rTRC"}
+        profile[at : at + 4] = other.get(name, name)
+    return bytes(profile)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGBA"), ("PNG", "LA"), ("TIFF", "RGBA")])
+def test_profiles_leave_transparency_alone(kind: str, mode: str, tmp_path: Path):
+    image = in_mode(mode)
+    alpha = Image.fromarray(np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1)))
+    image.putalpha(alpha)
+    data = encoded(image, kind, icc_profile=exchanged_profile())
+    result = pixels(converted(tmp_path, data, background=(0, 0, 0))).astype(float)
+    expected = (
+        np.asarray(image.convert("RGB"))[..., [1, 0, 2]] * (np.asarray(alpha) / 255)[..., None]
+    )
+    assert np.abs(result - expected).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_orientation_is_heeded_in_every_format(kind: str, tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    image = in_mode("RGB")
+    options = LOSSLESS.get(kind, {})
+    plain = pixels(converted(tmp_path, encoded(image, kind, **options)))
+    turned = pixels(converted(tmp_path, encoded(image, kind, exif=exif, **options)))
+    assert np.abs(turned.astype(int) - plain[::-1, ::-1]).mean() < 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("PNG", "L"), ("PNG", "P"), ("PNG", "RGB"), ("PNG", "I;16"), ("GIF", "P")]
+)
+def test_a_transparent_colour_needs_a_background(kind: str, mode: str, tmp_path: Path):
+    image = in_mode(mode)
+    key = image.getpixel((0, 0))
+    data = encoded(image, kind, transparency=key)
+    with pytest.raises(UserError, match="transparent parts; choose .* --background"):
+        converted(tmp_path, data)
+    result = pixels(converted(tmp_path, data, background=(9, 200, 7)))
+    assert result[0, 0].tolist() == [9, 200, 7]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF"])
+def test_several_pictures_in_one_file_of_every_format(kind: str, tmp_path: Path):
+    other = Image.new("RGB", (32, 32), "red")
+    data = encoded(in_mode("RGB"), kind, save_all=True, append_images=[other])
+    with pytest.raises(UserError, match="animated or has several pages"):
+        converted(tmp_path, data)
+    if kind in ("PNG", "WEBP"):
+        with pytest.raises(UserError, match="animated"):
+            decode_picture(io.BytesIO(data), "a")
+
+
+def test_a_size_that_contradicts_the_picture_is_named(tmp_path: Path):
+    data = encoded(Image.fromarray(noise(80, 60)))
+    with pytest.raises(UserError, match="is 80x60 but its camera is for 60x80 pixels"):
+        converted(tmp_path, data, lens=Lens(100.0, 100.0, 30.0, 40.0, size=(60, 80)))
+    for size in ((80, 60), (800, 600), (161, 120)):
+        converted(tmp_path, data, lens=Lens(100.0, size=size))

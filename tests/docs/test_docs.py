@@ -35,7 +35,7 @@ import train
 import viewer
 from media.meshes.files import save_mesh
 from tests.released_layout import Layout, write_snapshot
-from training.cameras import FFHQ_FOCAL, orbit_pose, pack_label, pinhole_intrinsics
+from training.cameras import FFHQ_FOCAL, CameraSummary, orbit_pose, pack_label, pinhole_intrinsics
 from training.checkpoints import show as inspect
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from training.config.presets import make_config
@@ -47,7 +47,6 @@ from training.config.settings import (
     config_sections,
     set_option,
 )
-from training.data.scene import CameraSummary
 from training.gan.trainer import Trainer
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator

@@ -18,11 +18,11 @@ import torch
 
 from tests.hostile.pickles import Executes, command, named, source, text
 from tests.tiny import orbit_labels, tiny_config
+from training.cameras import CameraSummary
 from training.checkpoints.checkpoint import FORMAT_NAME, FORMAT_VERSION, Checkpoint, save_checkpoint
 from training.checkpoints.released.interop import Weights
 from training.checkpoints.weights_folder import CONFIG_FILE, WEIGHTS_FILE, write_weights_folder
 from training.config.settings import to_dict
-from training.data.scene import CameraSummary
 from training.networks.generator import Generator
 
 PREFIX = "archive/"

@@ -26,9 +26,9 @@ from data_tools.sources.detect import read_source
 from dnnlib.console import UserError, one_line
 from open_eg3d import load_generator
 from tests.hostile.archives import good_checkpoint, good_folder
+from training.cameras import cameras_of
 from training.checkpoints.checkpoint import load_checkpoint
 from training.data.dataset import ImageDataset
-from training.data.scene import cameras_of
 
 CPU_SECONDS = 10
 WALL_SECONDS = 60  # for a file that keeps its reader waiting

@@ -9,8 +9,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from training.cameras import (
-    FFHQ_FOCAL,
-    focal_from_fov,
     look_at_pose,
     mirror_label,
     nearest_point_to_rays,
@@ -100,11 +98,6 @@ def test_pinhole_intrinsics():
     several = pinhole_intrinsics(torch.tensor([[1.0, 2.0]]))
     assert several.shape == (1, 2, 3, 3)
     assert torch.equal(several[0, 1], pinhole_intrinsics(2.0))
-
-
-def test_focal_of_a_field_of_view():
-    assert focal_from_fov(2 * math.degrees(math.atan(1 / 1.414))) == pytest.approx(1)
-    assert focal_from_fov(18.837) == pytest.approx(FFHQ_FOCAL, rel=5e-4)
 
 
 # --------------------------------------------------------------------------------------------------

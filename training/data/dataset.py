@@ -13,7 +13,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,18 +23,9 @@ from tqdm import tqdm
 from dnnlib.console import UserError
 from dnnlib.files import local_file
 from training.cameras import LABEL_SIZE, mirror_label
-from training.data.files import (
-    AUXILIARY_FOLDERS,
-    LABEL_FILE,
-    TRAINING_SUFFIXES,
-    BrokenPicture,
-    check_pictures,
-    decode_picture,
-    long_loop,
-    open_files,
-    read_file,
-)
-from training.data.labels import check_labels, match_labels, read_labels
+from training.data.files import LABEL_FILE, BrokenFile, DataFiles
+from training.data.labels import check_labels, first_fault, pictures_below, read_labels
+from training.data.pictures import LARGEST_PICTURE, check_pictures, decode_picture, long_loop
 
 IN_MEMORY_BYTES = 512 << 20  # a data set of up to this many bytes is decoded once
 LONG_READ = 100 << 20  # bytes of pixels whose decoding takes long enough for a progress bar
@@ -47,7 +38,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     With `mirror`, item M + i is the left-right mirrored picture i with the mirrored camera.
 
     Attributes:
-        path, name: where it lies on this machine; a short name for run folders.
+        files, path, name: its files; where it lies on this machine; a short name for run folders.
         resolution: pixels a side.
         is_mirrored: whether every picture is there twice.
         labels: (len, 25) float32 camera labels, those of mirrored pictures included.
@@ -80,33 +71,40 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         Raises:
             UserError: what is wrong, in which file or label, and what to do.
         """
-        self._files, stamps = open_files(local_file(path))
-        self.path = self._files.path
+        self.files = DataFiles(local_file(path))
+        self.path = self.files.path
         name = self.path.stem if self.path.is_file() else self.path.resolve().name
         self.name = re.sub("[\ud800-\udfff]", "_", name)  # bytes that are no UTF-8
-        self.has_labels = needs_labels or any(name.split("/")[-1] == LABEL_FILE for name in stamps)
-        if self.has_labels:
-            labelled, labels = read_labels(self._files, stamps)
-            check_labels(labels, labelled, f"{self.path}: {LABEL_FILE}")
-        else:
-            labelled = _picture_names(stamps, set())
-            labels = np.zeros((len(labelled), LABEL_SIZE))
-        self.file_names = _picture_names(stamps, set(labelled))
-        if not self.file_names:
-            raise UserError(f"data {self.path} holds no pictures; add PNG, JPEG or WebP files")
-        order = match_labels(self._files, self.file_names, labelled)
+        self.has_labels = needs_labels or bool(self.files.lists(LABEL_FILE))
+        self.file_names, labels = self._read_labels()
         self.max_broken, self.broken = max_broken, dict[int, str]()
         self.resolution = check_pictures(
-            self._files,
+            self.files,
             self.file_names if check else self.file_names[: 1 + max_broken],
             self.note_broken,
         )
-        self.labels = torch.from_numpy(labels[order]).float()
+        self.labels = torch.from_numpy(labels).float()
         self.is_mirrored = mirror
         if mirror:
             self.labels = torch.cat([self.labels, mirror_label(self.labels)])
-        self.key = _content_key([f"{name} {stamps[name]}" for name in self.file_names], self.labels)
+        self.key = _content_key(
+            [f"{name} {self.files.stamp(name)}" for name in self.file_names], self.labels
+        )
         self._pixels: Tensor | None = None
+
+    def _read_labels(self) -> tuple[list[str], np.ndarray]:
+        """Sorted names of the pictures (M) and their labels (M, 25)."""
+        listed = read_labels(self.files) if self.has_labels else None
+        names = listed.pictures if listed else pictures_below(self.files, "")
+        if not names:
+            raise UserError(f"{self.path} holds no pictures; add PNG, JPEG or WebP files")
+        if listed is None:
+            return names, np.zeros((len(names), LABEL_SIZE))
+        if listed.faults:
+            raise first_fault(listed.faults, str(self.path))
+        check_labels(listed.numbers, listed.names, f"{self.path}: {LABEL_FILE}")
+        index_of = {name: index for index, name in enumerate(listed.names)}
+        return names, listed.numbers[[index_of[name] for name in names]]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -201,26 +199,20 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             index = self._readable(index)
             try:
                 return index, self._decode(index)
-            except BrokenPicture as error:
+            except BrokenFile as error:
                 self.note_broken({index: str(error)})
 
     def _decode(self, index: int) -> Tensor:
         """Picture (3, H, W) of file number `index`."""
         name = self.file_names[index]
-        pixels = decode_picture(io.BytesIO(read_file(self._files, name)), f"{self.path}: {name}")
+        content = io.BytesIO(self.files.read(name, LARGEST_PICTURE))
+        pixels = decode_picture(content, self.files.where(name))
         if len(pixels) != self.resolution:
             raise UserError(
                 f"{self.path}: {name} is {len(pixels)} pixels wide instead of {self.resolution}; do"
                 " not change data in use"
             )
         return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def _picture_names(names: Iterable[str], labelled: set[str]) -> list[str]:
-    pictures = (name for name in names if name.lower().endswith(TRAINING_SUFFIXES))
-    return sorted(
-        name for name in pictures if name.split("/")[0] not in AUXILIARY_FOLDERS or name in labelled
-    )
 
 
 def _content_key(files: list[str], labels: Tensor) -> str:

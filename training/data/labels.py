@@ -2,64 +2,222 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import posixpath
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dnnlib.console import UserError, brief
 from training.cameras import LABEL_SIZE
-from training.data.files import LABEL_FILE, DataFiles, label_entries, read_file
+from training.data.files import (
+    AUXILIARY_FOLDERS,
+    LABEL_FILE,
+    TRAINING_SUFFIXES,
+    DataFiles,
+    parse_json,
+    shown,
+)
 
 TOLERANCE = 1e-3  # of rotations and of the matrices' fixed entries
 LARGEST_FOCAL = 100.0  # image sizes (half a degree of view); beyond, it must be pixels
 LARGEST_NUMBER = 1e30  # labels are kept in float32
-LABELS_SPARE, LABELS_PER_FILE = 16 << 20, 4096  # bytes of dataset.json: a label takes about 600
+MOST_FAULTS = 10_000  # beyond, a file is not a list of labels with mistakes
 
 
-def read_labels(files: DataFiles, names: Collection[str]) -> tuple[list[str], np.ndarray]:
-    """Names and label numbers (M, 25) in the order of dataset.json."""
-    if LABEL_FILE not in names:
-        deeper = next(
-            (
-                f" (there is {name}: the data must start at its folder)"
-                for name in names
-                if name.endswith("/" + LABEL_FILE)
-            ),
-            "",
-        )
-        raise UserError(
-            f"{files.path}: no {LABEL_FILE} with the camera labels at the top{deeper};"
-            " docs/training.md shows how to write it"
-        )
-    where = f"{files.path}: {LABEL_FILE}"
-    entries = label_entries(
-        read_file(files, LABEL_FILE, largest=LABELS_SPARE + LABELS_PER_FILE * len(names)), where
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a label or a picture.
+
+    Attributes:
+        code: short, for programs. subject: the label or picture. problem: what is wrong with it,
+            as the rest of the sentence. advice: what to do. place: of the label in the list; None
+            for a picture.
+    """
+
+    code: str
+    subject: str
+    problem: str
+    advice: str
+    place: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.subject} {self.problem}; {self.advice}"
+
+
+@dataclass(eq=False)
+class LabelList:
+    """A dataset.json and the pictures that it belongs to.
+
+    Attributes:
+        names, places, numbers: file, place in the list and 25 numbers (M, 25) of all labels of the
+            right form. pictures: all pictures in or below the list's folder, sorted. faults: of the
+            other labels, and of labels and pictures that do not go together.
+    """
+
+    names: list[str]
+    places: list[int]
+    numbers: np.ndarray
+    pictures: list[str]
+    faults: list[Fault]
+
+    def usable(self) -> Iterator[tuple[int, str, np.ndarray]]:
+        """Place, file and numbers of the labels without a fault."""
+        faulty = {fault.place for fault in self.faults}
+        for place, name, numbers in zip(self.places, self.names, self.numbers, strict=True):
+            if place not in faulty:
+                yield place, name, numbers
+
+
+def read_labels(
+    files: DataFiles, listing: str | None = None, *, convert: bool = False
+) -> LabelList:
+    """Names and labels of dataset.json, at the top or as `listing`, and the pictures beside it.
+
+    With `convert`, labels may be for pictures of formats that training does not read.
+
+    Raises:
+        UserError: if there is no such list, or it holds no labels.
+    """
+    listing = listing or files.find(LABEL_FILE)
+    if listing is None:
+        raise UserError(f"{files.path}: {_no_list(files)}")
+    entries = label_entries(files.text(listing), files.where(listing))
+    folder = posixpath.dirname(listing)
+    faults: list[Fault] = []
+    found = []
+    for place, entry in enumerate(entries):
+        if len(faults) > MOST_FAULTS:
+            raise first_fault(faults, str(files.path))
+        subject = f"{shown(listing)}: label {place}"
+        if fault := _entry_fault(entry, subject, place):
+            faults.append(fault)
+            continue
+        subject += f" ({shown(entry[0])})"
+        if fault := numbers_fault(entry[1], subject, place):
+            faults.append(fault)
+            continue
+        try:
+            found.append((place, files.resolve(folder, entry[0], by=listing), entry[1]))
+        except UserError:
+            problem = f"lies outside of {files.path}"
+            advice = "use names relative to the list"
+            faults.append(Fault("outside", subject, problem, advice, place))
+    names = [name for _, name, _ in found]
+    pictures = pictures_below(files, folder, names)
+    places = [place for place, _, _ in found]
+    faults += _match(files, listing, names, places, pictures, convert)
+    numbers = np.array([numbers for _, _, numbers in found], dtype=np.float64)
+    return LabelList(names, places, numbers.reshape(-1, LABEL_SIZE), pictures, faults)
+
+
+def _no_list(files: DataFiles) -> str:
+    deeper = files.lists(LABEL_FILE)
+    hint = f" (there is {shown(deeper[0])}: the data must start at its folder)" if deeper else ""
+    return (
+        f"no {LABEL_FILE} with the camera labels at the top{hint}; docs/training.md shows how to"
+        " write it, `dataset_tool.py convert` writes it from other formats"
     )
-    for index, entry in enumerate(entries):
-        _check_entry(entry, f"{where}: label {index}")
-    return [name.replace("\\", "/") for name, _ in entries], np.array(
-        [numbers for _, numbers in entries]
-    )
 
 
-def _check_entry(entry: Any, where: str) -> None:
-    """Refuse what is not [NAME, [25 numbers]]."""
-    if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
-        raise UserError(f"{where} is {brief(entry)} instead of [NAME, [25 numbers]]")
-    name, numbers = entry
+def label_entries(text: str, where: str) -> list[Any]:
+    """The entries of dataset.json, not yet checked one by one.
+
+    Raises:
+        UserError: that names `where`, if the text is no JSON of that form.
+    """
+    form = ' of the form {"labels": [[NAME, [25 numbers]], ...]}'
+    content = parse_json(text, where, form)
+    if not isinstance(content, dict):
+        raise UserError(f"{where} is not JSON{form}: it holds {brief(content, 20)}")
+    entries = as_entries(content.get("labels"))
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f"{where} has no camera labels; it must list 25 numbers for every picture")
+    return entries
+
+
+def as_entries(labels: Any) -> Any:
+    """Labels as a list of [NAME, NUMBERS]; the released tools also take an object."""
+    return [list(entry) for entry in labels.items()] if isinstance(labels, dict) else labels
+
+
+def _entry_fault(entry: Any, subject: str, place: int) -> Fault | None:
+    if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str):
+        return None
+    problem = f"is {shown(brief(entry))} instead of [NAME, [25 numbers]]"
+    return Fault("entry", subject, problem, "write a file's name and its label", place)
+
+
+def numbers_fault(numbers: Any, subject: str, place: int) -> Fault | None:
+    """What keeps JSON from being 25 numbers."""
     if not isinstance(numbers, list) or len(numbers) != LABEL_SIZE:
-        found = f"{len(numbers)} numbers" if isinstance(numbers, list) else brief(numbers)
-        raise UserError(
-            f"{where} ({name}) has {found} instead of 25: 16 of the camera-to-world matrix, then 9"
-            " of the intrinsics"
-        )
+        found = f"{len(numbers)} numbers" if isinstance(numbers, list) else shown(brief(numbers))
+        advice = "it needs 16 of the camera-to-world matrix, then 9 of the intrinsics"
+        return Fault("length", subject, f"has {found} instead of 25", advice, place)
     for value in numbers:
         if type(value) is not float:
-            raise UserError(
-                f"{where} ({name}) holds {brief(value)!r}, which is not a number; estimate its"
-                " camera again"
+            problem = f"holds {shown(brief(value))!r}, which is not a number"
+            return Fault("not-a-number", subject, problem, "estimate its camera again", place)
+    return None
+
+
+def pictures_below(files: DataFiles, folder: str, labelled: Iterable[str] = ()) -> list[str]:
+    """Pictures of a data set whose list lies in `folder`, sorted. Depth maps and masks beside them
+    count if they are labelled.
+    """
+    prefix = f"{folder}/" if folder else ""
+    known = {name for name in labelled if name in files}
+    return sorted(
+        name
+        for name in files.names
+        if name in known
+        or (
+            name.startswith(prefix)
+            and name.lower().endswith(TRAINING_SUFFIXES)
+            and name[len(prefix) :].split("/")[0] not in AUXILIARY_FOLDERS
+        )
+    )
+
+
+def _match(
+    files: DataFiles,
+    listing: str,
+    names: list[str],
+    places: list[int],
+    pictures: list[str],
+    convert: bool,
+) -> Iterator[Fault]:
+    """Pictures without a label; labels without a picture, and second labels of one."""
+    labelled = set(names)
+    for name in pictures:
+        if name not in labelled:
+            advice = (
+                "add its 25 numbers, remove the picture, or leave it out with `dataset_tool.py"
+                " convert --skip-bad`"
             )
+            yield Fault("no-label", shown(name), f"has no label in {LABEL_FILE}", advice)
+    seen = set()
+    for name, place in zip(names, places, strict=True):
+        subject = f"{shown(listing)}: label {place} ({shown(name)})"
+        if name in seen:
+            problem = "labels its picture twice"
+            yield Fault("label-twice", subject, problem, "keep one of the two labels", place)
+        elif name not in files:
+            problem = "is for a picture that is not there"
+            yield Fault("no-picture", subject, problem, "add it or remove the label", place)
+        elif not convert and not name.lower().endswith(TRAINING_SUFFIXES):
+            problem = "is for a file that is no PNG, JPEG or WebP"
+            yield Fault(
+                "no-picture", subject, problem, "`dataset_tool.py convert` makes it one", place
+            )
+        seen.add(name)
+
+
+def first_fault(faults: Sequence[Fault], where: str) -> UserError:
+    """The first of some faults as an error, with the number of its like."""
+    more = sum(fault.code == faults[0].code for fault in faults) - 1
+    return UserError(f"{where}: {faults[0]}" + (f" ({more} more like it)" if more else ""))
 
 
 def check_labels(labels: np.ndarray, names: Sequence[str], where: str) -> None:
@@ -130,26 +288,3 @@ def label_problems(labels: np.ndarray) -> Iterator[tuple[np.ndarray, str]]:
         fixed,
         "has intrinsics that are not of the form fx s cx, 0 fy cy, 0 0 1; write them row by row",
     )
-
-
-def match_labels(files: DataFiles, pictures: list[str], labelled: list[str]) -> list[int]:
-    """Label index of every picture."""
-    index_of = {name: index for index, name in enumerate(labelled)}
-    if len(index_of) < len(labelled):
-        twice = next(name for index, name in enumerate(labelled) if index_of[name] != index)
-        raise UserError(
-            f"{files.path}: {LABEL_FILE} lists {twice} twice; keep one of the two labels"
-        )
-    if missing := [name for name in pictures if name not in index_of]:
-        count = f"{len(missing)} of {len(pictures)} pictures have none"
-        raise UserError(
-            f"{files.path}: {missing[0]} has no label in {LABEL_FILE} ({count}); add its 25 numbers"
-            " or remove the picture"
-        )
-    if extra := sorted(index_of.keys() - set(pictures), key=index_of.__getitem__):
-        raise UserError(
-            f"{files.path}: {LABEL_FILE}: label {index_of[extra[0]]} is for {extra[0]}, which is no"
-            f" PNG, JPEG or WebP file there ({len(extra)} such labels); add the picture or remove"
-            " the label"
-        )
-    return [index_of[name] for name in pictures]

@@ -19,12 +19,12 @@ from torch_utils.distributed.collectives import any_process, rank, world_size
 from torch_utils.distributed.processes import StopSignals
 from torch_utils.memory import keep_freed_memory
 from torch_utils.precision import use_full_fp32
+from training.cameras import CameraSummary
 from training.checkpoints.checkpoint import Checkpoint, Weights, load_state
 from training.config.settings import Config, DataConfig
 from training.data.balance import balance_copies, balance_weights
 from training.data.dataset import ImageDataset, to_float
 from training.data.order import training_batches
-from training.data.scene import CameraSummary
 from training.gan.loss import schedule_at
 from training.gan.trainer import Trainer
 from training.networks.growth import grow_state

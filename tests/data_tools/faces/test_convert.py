@@ -4,6 +4,7 @@ process that misbehaves.
 
 from __future__ import annotations
 
+import csv
 import os
 import shlex
 import signal
@@ -196,6 +197,47 @@ def test_portraits_that_cannot_be_used(plugin: Path) -> None:
     assert (plugin / "o.zip").exists()
 
 
+def test_small_faces_are_named_and_can_be_left_out(plugin: Path) -> None:
+    folder = source(
+        plugin / "in", good=picture((RED, 200, 150, 60)), small=picture((BLUE, 200, 150, 10))
+    )
+    options = ("--source", folder, "--dest", "o.zip", "--estimator", "plugin:discs", "--overwrite")
+    done = faces(*options).assert_done()
+    (line,) = [line for line in done.lines if "small.png" in line]
+    assert "the face is small, 24 pixels were enlarged to 64; --min-size leaves" in line
+    assert "wrote 2 portraits" in done.out
+    assert "wrote 1 portraits" in faces(*options, "--min-size", "32").assert_done().out
+
+
+def test_the_table_says_where_portraits_come_from(plugin: Path) -> None:
+    folder = source(plugin / "in", b=picture(), c=picture((BLUE, 200, 150, 60)))
+    picture((RED, 190, 140, 70)).save(folder / 'a "b", c.png')
+    faces("--source", folder, "--dest", "o", "--estimator", "plugin:discs").assert_done()
+    with open(plugin / "o" / "faces.csv", newline="", encoding="utf-8") as file:
+        first, second = csv.DictReader(file)
+    assert (first["source"], second["source"]) == ('a "b", c.png', "c.png")
+    assert second["file"] == "00000/img00000001.png"
+    values = {key: float(value) for key, value in second.items() if key not in ("file", "source")}
+    assert values == pytest.approx(
+        {"faces": 1, "crop_x": 200, "crop_y": 150, "crop_side": 140, "crop_angle": 0, "yaw": 0,
+         "pitch": 0}, abs=0.6
+    )  # fmt: skip
+    assert float(first["yaw"]) == pytest.approx(np.degrees(0.3), abs=0.1)
+    assert len(ImageDataset(plugin / "o")) == 2
+
+
+def test_one_photo_and_an_empty_folder(plugin: Path) -> None:
+    folder = source(plugin / "in", a=picture((RED, 200, 150, 60)), b=picture())
+    options = ("--dest", "o.zip", "--estimator", "plugin:discs")
+    done = faces("--source", folder / "a.png", *options).assert_done()
+    assert "wrote 1 portraits" in done.out
+    assert done.lines == [line for line in done.lines if "img" in line]
+    (plugin / "empty").mkdir()
+    refused = faces("--source", plugin / "empty", *options, "--overwrite")
+    refused.assert_refused(1, "empty is empty; it must hold pictures")
+    assert "cameras" not in refused.err
+
+
 def test_phone_pictures_and_odd_files(plugin: Path) -> None:
     """EXIF turns pictures; transparent ones want a background; other files are passed over and
     said.
@@ -277,7 +319,7 @@ def test_wrong_sources(plugin: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"), [(b"", "empty file"), (b"hello", "no PNG"), (None, "cannot be decoded")]
+    ("damage", "words"), [(b"", "empty file"), (b"hello", "no PNG"), (None, "cannot be read")]
 )
 def test_damaged_pictures(damage: bytes | None, words: str, plugin: Path) -> None:
     """Refused by name, or left out by --skip-bad."""
@@ -389,7 +431,9 @@ while line := sys.stdin.buffer.readline():
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The fake in mediapipe's place: a Python in the environment that all processes look for, which runs it instead."""
+    """The fake in mediapipe's place: a Python in the environment that all processes look for,
+    which runs it instead.
+    """
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path / "cache"))
     worker, python = tmp_path / "fake.py", face_process.environment_dir() / "bin" / "python"
     worker.write_text(FAKE)

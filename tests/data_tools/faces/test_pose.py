@@ -19,7 +19,6 @@ from data_tools.faces.pose import (
     FACE_FOCAL,
     FACE_PIVOT,
     FACE_RADIUS,
-    FRONTAL,
     VISIBLE_WIDTH,
     Crop,
     FacePose,
@@ -32,6 +31,8 @@ from data_tools.faces.pose import (
 )
 from training.cameras import look_at_pose, orbit_angles
 from training.data.labels import label_problems
+
+FRONTAL = np.diag([1.0, -1.0, -1.0])  # head to camera of a face that looks into it
 
 ANGLE = st.floats(-1.2, 1.2)
 DECIMETRE = FACE_FOCAL * VISIBLE_WIDTH  # times a depth in world units, of a decimetre at the pivot

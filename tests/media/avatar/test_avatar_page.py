@@ -25,8 +25,7 @@ from media.pictures.grids import Pictures, seed_latent, shade_depth, to_pictures
 from open_eg3d import load_generator
 from tests.browser import SOFTWARE_WEBGL, Browser, Page, open_browser
 from tests.tiny import call, finish, start, tiny_config
-from training.cameras import unpack_label
-from training.data.scene import CameraSummary, cameras_of
+from training.cameras import CameraSummary, cameras_of, unpack_label
 from training.networks.generator import Generator
 
 pytestmark = pytest.mark.waits

@@ -14,8 +14,7 @@ import demo
 from media.meshes.shapes import extract_mesh
 from media.pictures.grids import camera_grid, seed_latent, to_pictures
 from open_eg3d import load_generator
-from training.cameras import unpack_label
-from training.data.scene import CameraSummary, cameras_of
+from training.cameras import CameraSummary, cameras_of, unpack_label
 from training.networks.generator import Generator
 from training.rendering.rays import sample_rays
 

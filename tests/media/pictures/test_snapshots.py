@@ -13,8 +13,8 @@ from PIL import Image
 from media.pictures import snapshots
 from media.pictures.snapshots import save_pictures
 from tests.tiny import pictures, tiny_config, write_dataset
+from training.cameras import CameraSummary
 from training.data.dataset import ImageDataset
-from training.data.scene import CameraSummary
 from training.gan.trainer import Trainer
 from training.run.loop import SnapshotState
 

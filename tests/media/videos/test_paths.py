@@ -24,8 +24,14 @@ from media.videos.paths import (
     loop_times,
     read_poses,
 )
-from training.cameras import orbit_angles, orbit_pose, pack_label, pinhole_intrinsics, unpack_label
-from training.data.scene import CameraSummary
+from training.cameras import (
+    CameraSummary,
+    orbit_angles,
+    orbit_pose,
+    pack_label,
+    pinhole_intrinsics,
+    unpack_label,
+)
 
 FACES = CameraSummary(
     radius=2.7,
@@ -167,7 +173,7 @@ def test_wrong_poses_are_one_line(tmp_path: Path, content: Any, words: str) -> N
 
 
 def test_files_that_are_no_json(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_bytes(b"\xff\xfe[")
+    (tmp_path / "a.json").write_bytes(b"\xff\xfe[\0")
     with pytest.raises(UserError, match="not JSON"):
         read_poses(tmp_path / "a.json", FACES)
     with pytest.raises(UserError, match=r"missing\.json"):

@@ -20,8 +20,8 @@ from media.viewer.checkpoints import KEPT_MODELS, CheckpointFolder
 from media.viewer.view_renderer import Latents, View, ViewRenderer, letterbox
 from open_eg3d import load_generator
 from tests.tiny import tiny_config
+from training.cameras import CameraSummary
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
-from training.data.scene import CameraSummary
 from training.networks.generator import Generator
 
 ANYTHING: Any = (

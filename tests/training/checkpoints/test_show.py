@@ -17,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.released_layout import Layout, write_snapshot
 from tests.tiny import ROOT, call, environment, tiny_config
 from torch_utils.ops import library
+from training.cameras import CameraSummary
 from training.checkpoints import show as inspect
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from training.config.settings import ModelConfig
-from training.data.scene import CameraSummary
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
 from training.networks.meter import Layer, measure_discriminator, measure_generator

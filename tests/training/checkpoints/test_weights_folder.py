@@ -16,6 +16,7 @@ from dnnlib.console import UserError
 from open_eg3d import load_generator
 from tests.released_layout import Layout, write_snapshot
 from tests.tiny import differing, orbit_labels, tiny_config
+from training.cameras import CameraSummary
 from training.checkpoints.checkpoint import build_generator, load_weights
 from training.checkpoints.released.interop import Weights
 from training.checkpoints.weights_folder import (
@@ -26,7 +27,6 @@ from training.checkpoints.weights_folder import (
     read_weights_folder,
     write_weights_folder,
 )
-from training.data.scene import CameraSummary
 from training.networks.generator import Generator
 
 

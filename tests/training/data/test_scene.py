@@ -11,16 +11,17 @@ import torch
 from PIL import Image
 
 from dnnlib.console import UserError
-from training.cameras import FFHQ_FOCAL, look_at_pose, orbit_pose, pack_label, pinhole_intrinsics
+from training.cameras import (
+    FFHQ_FOCAL,
+    CameraSummary,
+    look_at_pose,
+    orbit_pose,
+    pack_label,
+    pinhole_intrinsics,
+)
 from training.config.settings import RenderingConfig
 from training.data.dataset import ImageDataset
-from training.data.scene import (
-    CameraSummary,
-    apply_scene,
-    fit_background,
-    fit_dataset_scene,
-    fit_scene,
-)
+from training.data.scene import apply_scene, fit_background, fit_dataset_scene, fit_scene
 
 WHITE = torch.full((2, 3, 32, 32), 255, dtype=torch.uint8)
 
@@ -260,7 +261,7 @@ def test_an_object_far_from_the_origin_is_noted():
     assert "look at (" in note
     assert ", 5," in note
     assert "box of side 0.76" in note
-    assert "shift the poses" in note
+    assert "convert --recentre` moves them" in note
 
 
 def test_cameras_that_look_past_each_other_are_noted():
@@ -276,7 +277,9 @@ def test_cameras_that_look_past_each_other_are_noted():
 def test_cameras_that_look_outwards_are_refused():
     labels = full_orbit_labels()
     labels[:, [1, 5, 9, 2, 6, 10]] *= -1  # half a turn around the picture's horizontal axis
-    with pytest.raises(UserError, match=r"do not look at a common point; .*rendering\.box_warp"):
+    with pytest.raises(
+        UserError, match=r"do not look at a common point in front of them; .*check.*--cfg ffhq"
+    ):
         fit_scene(labels, WHITE)
 
 

@@ -20,9 +20,9 @@ from dnnlib.console import UserError
 from dnnlib.files import atomic_write
 from tests.tiny import differing, tiny_config, write_dataset
 from torch_utils.distributed.processes import StopSignals
+from training.cameras import CameraSummary
 from training.checkpoints.checkpoint import load_checkpoint, load_weights
 from training.config.settings import Config, from_dict, to_dict
-from training.data.scene import CameraSummary
 from training.gan.trainer import Trainer
 from training.run import loop
 from training.run.folder import RunFolder, keep_lines_until
