@@ -50,7 +50,6 @@ from open_eg3d.measuring import (
     keep_results,
     open_sampler,
     real_images,
-    snapshot_kimg,
 )
 from torch_utils.devices import device_option
 from torch_utils.distributed.processes import run_processes
@@ -58,6 +57,7 @@ from torch_utils.precision import use_full_fp32
 from training.data.dataset import ImageDataset
 from training.data.scene import cameras_of
 from training.networks.generator import Generator
+from training.run.saving import snapshot_kimg
 
 ON_URL_OUTDIR = Path("out")
 REALS_OF_REPORT = 2000  # real pictures the report compares with where no metric says how many

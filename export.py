@@ -76,7 +76,11 @@ def write_onnx(job: Job) -> list[Path]:
 def write_page(job: Job) -> list[Path]:
     """A page of heads that any browser turns around by itself."""
     write_avatars(
-        job.dest, load_generator(job.source), job.seeds, job.truncation_psi, title=job.dest.stem
+        job.dest,
+        load_generator(job.source, reuse_memory=True),
+        job.seeds,
+        job.truncation_psi,
+        title=job.dest.stem,
     )
     return [job.dest]
 

@@ -9,7 +9,7 @@ import click
 import torch
 
 from dnnlib.options import Finite
-from open_eg3d import load_generator
+from open_eg3d.files import load_generator
 from training.networks.generator import Generator
 
 network_option = click.option(
@@ -59,7 +59,7 @@ def open_generator(
     Raises:
         UserError: if the file cannot be read or holds no generator.
     """
-    generator = load_generator(path_or_url).to(device)
+    generator = load_generator(path_or_url, reuse_memory=True).to(device)
     if precision == "bf16":
         generator.set_conv_dtype(backbone=torch.bfloat16, superresolution=torch.bfloat16)
     return generator

@@ -9,7 +9,7 @@ import datetime
 import functools
 import hashlib
 import math
-import re
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,6 @@ from training.networks.generator import Generator
 if TYPE_CHECKING:
     from training.run.loop import SnapshotState
 
-SNAPSHOT_NAME = re.compile(r"network-snapshot-(\d+)")
 LARGEST_BATCH = 16  # pictures at once beside a training, and no more than it handles itself
 
 
@@ -182,8 +181,21 @@ def open_sampler(
     """
     path = local_file(network)
     generator = open_generator(path, device, options.precision)
+    sampler = sampler_for(generator, dataset, options, network)
+    sampler.details |= {"network_sha256": network_hash(path)}
+    return sampler
+
+
+def sampler_for(
+    generator: Generator, dataset: ImageDataset | None, options: SamplingOptions, name: str
+) -> GeneratorSampler:
+    """A generator as a sampling function, to be compared with a data set where there is one.
+
+    Raises:
+        UserError: if the data have pictures of another size than `name` makes, or lack labels.
+    """
     if dataset is not None and dataset.resolution != generator.config.resolution:
-        sizes = f"{dataset.resolution} pixels, {network} makes {generator.config.resolution}"
+        sizes = f"{dataset.resolution} pixels, {name} makes {generator.config.resolution}"
         raise UserError(
             f"data {dataset.path} has pictures of {sizes}; resize the data, or take the network"
             " made for it"
@@ -191,8 +203,9 @@ def open_sampler(
     labels = dataset.labels if dataset is not None and dataset.has_labels else None
     if dataset is not None and labels is None:
         check_unlabelled(dataset, generator, options)
+    device = next(generator.parameters()).device
     sampler = make_sampler(generator, labels, options, device)
-    sampler.details |= {"network_sha256": network_hash(path), "open_eg3d": __version__}
+    sampler.details |= {"open_eg3d": __version__}
     return sampler
 
 
@@ -214,14 +227,45 @@ def check_unlabelled(dataset: ImageDataset, generator: Generator, options: Sampl
         )
 
 
+def measure(
+    generator: Generator,
+    metrics: Sequence[str],
+    data: str | os.PathLike[str] | None = None,
+    *,
+    mirror: bool = False,
+    sampling: SamplingOptions | None = None,
+    options: MetricOptions | None = None,
+) -> list[MetricResult]:
+    """Compute metrics of a generator, as calc_metrics.py does (docs/metrics.md).
+
+    Args:
+        metrics: Names such as fid2k_lite0 or consistency.
+        data: ZIP or folder of real pictures, for metrics that compare with them. mirror: their
+            mirror images count as real, too.
+        sampling, options: How fakes are made, and metrics computed; None = the defaults, where the
+            generator is.
+
+    Returns:
+        One result per metric, with its values and the protocol they hold for.
+
+    Raises:
+        UserError: for unknown names, and missing or unfit data, weights or packages.
+    """
+    device = next(generator.parameters()).device
+    options = options or MetricOptions(device=device)
+    dataset = (
+        None if data is None else ImageDataset(os.fspath(data), mirror=mirror, needs_labels=False)
+    )
+    reals = None if dataset is None else real_images(dataset)
+    sampler = sampler_for(generator, dataset, sampling or SamplingOptions(), "the generator")
+    try:
+        return evaluate(metrics, sampler, reals, options)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
 # --------------------------------------------------------------------------------------------------
 # Results
-
-
-def snapshot_kimg(network: str) -> float | None:
-    """How long a network was trained, by its file's name; none where that does not tell."""
-    match = SNAPSHOT_NAME.search(network)
-    return float(match[1]) if match else None
 
 
 def keep_results(

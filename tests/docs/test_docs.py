@@ -68,19 +68,19 @@ COMMAND_LINES: dict[str, click.Command] = {
     "-m training.checkpoints.show": inspect.main,
 }
 SOURCES = [ROOT / name for name in COMMAND_LINES if name.endswith(".py")]
-ROOMS = ("dnnlib", "torch_utils", "training", "metrics", "media", "data_tools")
+ROOMS = ("dnnlib", "torch_utils", "training", "metrics", "media", "data_tools", "open_eg3d")
 SOURCES += [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 LAYERS = {
     "dnnlib": 0,
     "torch_utils": 1,
     "metrics": 2,
     "training": 2,
-    "open_eg3d": 3,
     "data_tools": 3,
     "media": 3,
-    "tests": 5,
+    "open_eg3d": 4,
+    "tests": 6,
 }
-TOP = 4  # the command lines
+TOP = 5  # the command lines
 PRESET_COLUMNS, SIZE_COLUMNS = {"ffhq", "afhq", "shapenet", "heads"}, {"published", "laptop"}
 
 

@@ -137,12 +137,13 @@ class CameraSummary:
             ) from error
         return summary
 
-    def label(self, yaw: Tensor | float, pitch: Tensor | float) -> Tensor:
-        """Label (..., 25) of the orbit's camera at `yaw` and `pitch` (numbers, or tensors of one
-        shape (...)).
+    def label(self, yaw_radians: Tensor | float, pitch_radians: Tensor | float) -> Tensor:
+        """Label (..., 25) of the orbit's camera at two angles (numbers, or tensors of one shape
+        (...)).
         """
         a, b = torch.broadcast_tensors(
-            torch.as_tensor(yaw, dtype=torch.float64), torch.as_tensor(pitch, dtype=torch.float64)
+            torch.as_tensor(yaw_radians, dtype=torch.float64),
+            torch.as_tensor(pitch_radians, dtype=torch.float64),
         )
         direction = torch.stack([a.sin() * b.cos(), b.sin(), a.cos() * b.cos()], dim=-1)
         position = torch.tensor(self.center, dtype=torch.float64) + self.radius * direction

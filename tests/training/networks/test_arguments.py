@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ WRONG: dict[str, tuple[Callable[[Generator, Tensor], Any], str]] = {
         r"z must have shape \(N, 8\), not \(8,\); a single one is z\[None\]",
     ),
     "z of numpy": (
-        lambda G, _: G.mapping(torch.randn(2, 8).numpy(), C),
+        lambda G, _: G.mapping(cast(Any, np.zeros((2, 8))), C),
         r"z must be a tensor \(N, 8\), not ndarray; write torch.as_tensor",
     ),
     "z of doubles": (
@@ -53,7 +54,10 @@ WRONG: dict[str, tuple[Callable[[Generator, Tensor], Any], str]] = {
         lambda G, ws: G.synthesis(ws, C[0]),
         r"c must have shape \(N, 25\), not \(25,\); a single one is c\[None\]",
     ),
-    "c for None": (lambda G, ws: G.synthesis(ws, None), r"c must be a tensor \(N, 25\), not None"),
+    "c for None": (
+        lambda G, ws: G.synthesis(ws, cast(Any, None)),
+        r"c must be a tensor \(N, 25\), not None",
+    ),
     "another count of cameras": (
         lambda G, ws: G.synthesis(ws, orbit_labels(3)),
         r"planes has 2 samples and c 3 cameras",
