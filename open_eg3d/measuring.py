@@ -251,17 +251,17 @@ def measure(
     Raises:
         UserError: for unknown names, and missing or unfit data, weights or packages.
     """
-    device = next(generator.parameters()).device
-    options = options or MetricOptions(device=device)
+    options = options or MetricOptions(device=next(generator.parameters()).device)
+    try:
+        parse_metrics(metrics, options.detector)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     dataset = (
         None if data is None else ImageDataset(os.fspath(data), mirror=mirror, needs_labels=False)
     )
     reals = None if dataset is None else real_images(dataset)
     sampler = sampler_for(generator, dataset, sampling or SamplingOptions(), "the generator")
-    try:
-        return evaluate(metrics, sampler, reals, options)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    return evaluate(metrics, sampler, reals, options)
 
 
 # --------------------------------------------------------------------------------------------------
