@@ -31,8 +31,9 @@ from media.report.sections import (
     views_section,
 )
 from metrics.command_line import Metrics, metric_network_options
-from metrics.evaluate import MetricOptions, MetricResult, check_inputs, evaluate
+from metrics.evaluate import check_inputs, evaluate
 from metrics.names import VALID_FORMS, explain, parse_metrics
+from metrics.options import MetricOptions, MetricResult
 from metrics.realism import Realism, compare_with_reals
 from metrics.reals import RealImages
 from metrics.results import as_json, as_text, show_in_tensorboard

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, make_dir
-from metrics.evaluate import MetricResult
+from metrics.options import MetricResult
 
 
 class ScalarWriter(Protocol):

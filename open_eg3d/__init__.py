@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dnnlib.console import UserError
     from media.meshes.files import save_mesh
-    from metrics.evaluate import MetricOptions, MetricResult
     from metrics.fid import frechet_distance
     from metrics.inception_score import inception_score
     from metrics.kid import kernel_distance
+    from metrics.options import MetricOptions, MetricResult
     from metrics.precision_recall import precision_recall
     from open_eg3d.cameras import (
         CameraPose,
@@ -57,7 +57,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "dnnlib.console": "UserError",
     "media.meshes.files": "save_mesh",
-    "metrics.evaluate": "MetricOptions MetricResult",
+    "metrics.options": "MetricOptions MetricResult",
     "metrics.fid": "frechet_distance",
     "metrics.inception_score": "inception_score",
     "metrics.kid": "kernel_distance",

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from dnnlib.console import UserError
 from dnnlib.files import local_file
-from metrics.evaluate import MetricOptions, MetricResult, check_inputs, check_networks, evaluate
+from metrics.evaluate import check_inputs, check_networks, evaluate
 from metrics.names import parse_metrics
+from metrics.options import MetricOptions, MetricResult
 from metrics.pose import PoseEstimator
 from metrics.processes import Cancelled, OtherProcessFailed
 from metrics.reals import RealImages

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dnnlib.console import UserError, progress
-from dnnlib.options import MAX_SEED
 from media.meshes.shapes import extract_mesh
 from media.pictures.grids import camera_grid, seed_latent, shade_depth, to_uint8
 from media.pictures.panels import PANELS, shade_normals, surface_normals
 from media.videos import paths
 from media.videos.files import VIDEO_FORMATS
 from media.videos.videos import Film, write_video
+from metrics.sampling import LARGEST_SEED
 from training.data.scene import cameras_of
 from training.networks.arguments import LABEL, check_tensor
 from training.networks.generator import Generator
@@ -79,8 +79,8 @@ def seed_latents(generator: Generator, seeds: int | Sequence[int]) -> Tensor:
     """
     chosen = [seeds] if isinstance(seeds, int) else list(seeds)
     for seed in chosen:
-        if not (isinstance(seed, (int, np.integer)) and 0 <= seed <= MAX_SEED):
-            raise UserError(f"seeds are whole numbers from 0 to {MAX_SEED}, not {seed!r}")
+        if not (isinstance(seed, (int, np.integer)) and 0 <= seed <= LARGEST_SEED):
+            raise UserError(f"seeds are whole numbers from 0 to {LARGEST_SEED}, not {seed!r}")
     if not chosen:
         raise UserError("no seed is given; write seed_latents(generator, range(4))")
     z = torch.cat([seed_latent(int(seed), generator.z_dim) for seed in chosen])
