@@ -1,4 +1,4 @@
-"""Options that the command lines which measure have in common."""
+"""Options shared by the command lines that compute metrics."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Metrics(click.ParamType):
 
 
 def metric_network_options(command: F) -> F:
-    """Add the options that say which networks of others metrics use."""
+    """Add the options for networks that metrics use."""
     for option in reversed(
         (
             click.option(

@@ -210,7 +210,7 @@ def from_pytorch3d(R: Any, T: Any, focal_length: Any, principal_point: Any = (0.
 
 
 def to_colmap(c: Tensor, resolution: int) -> ColmapCamera:
-    """Cameras of COLMAP for pictures with `resolution` pixels a side; its camera axes are ours.
+    """Cameras of COLMAP for pictures with `resolution` pixels per side; its camera axes are ours.
 
     Raises:
         UserError: for skewed cameras, which the model PINHOLE does not have.
@@ -226,7 +226,7 @@ def to_colmap(c: Tensor, resolution: int) -> ColmapCamera:
 
 
 def from_colmap(qvec: Any, tvec: Any, params: Any, resolution: int) -> Tensor:
-    """Labels (..., 25) of what COLMAP says of pictures with `resolution` pixels a side, shapes as
+    """Labels (..., 25) of what COLMAP says of pictures with `resolution` pixels per side, shapes as
     in `ColmapCamera`.
     """
     turns = _matrix("qvec", qvec, 0, 4)

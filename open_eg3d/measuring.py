@@ -1,5 +1,5 @@
-"""Between the metrics, which know no training, and the models and data of this program: used by
-calc_metrics.py and by training.
+"""Metrics of this program's models and data; used by calc_metrics.py, by training and by other
+programs.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def sampler_for(
 
 
 def check_unlabelled(dataset: ImageDataset, generator: Generator, options: SamplingOptions) -> None:
-    """Refuse data without camera labels where the figures need them.
+    """Refuse data without camera labels where the metrics need them.
 
     Raises:
         UserError: that says why.

@@ -134,7 +134,7 @@ def render(
     Args:
         ws: (N, num_ws, w_dim), of `map_latents`.
         labels: Cameras (25,) or (K, 25) for all samples, or (N, K, 25).
-        neural_rendering_resolution: Pixels a side of the volume rendering; None = the model's.
+        neural_rendering_resolution: Pixels per side of the volume rendering; None = the model's.
         normals: Also compute normals.
         batch: Cameras rendered at once.
 
@@ -213,7 +213,7 @@ def mesh(
         ws: (1, num_ws, w_dim).
         resolution: Grid cells along a side of the box.
         level: Raw density of the surface; None = that of the visible surface.
-        texture: Pixels a side of a baked texture; None = colours of vertices.
+        texture: Pixels per side of a baked texture; None = colours of vertices.
         max_faces: Reduce to about N triangles; None = all, with a texture 20,000.
 
     Raises:

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import copy
 import doctest
+import functools
 import importlib.util
 import re
 import shlex
@@ -30,11 +31,13 @@ import dataset_tool
 import export
 import gen_samples
 import gen_videos
+import open_eg3d
 import torch_utils.ops.__main__ as operators
 import train
 import viewer
 from media.meshes.files import save_mesh
 from tests.released_layout import Layout, write_snapshot
+from tests.tiny import write_dataset
 from training.cameras import FFHQ_FOCAL, orbit_pose, pack_label, pinhole_intrinsics
 from training.checkpoints import show as inspect
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
@@ -149,6 +152,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "ckpt.pkl", Checkpoint(Config(model=model), cameras=cameras, **weights)
     )
     write_snapshot(folder / "released.pkl", Layout(plane_channels=4))
+    write_dataset(folder / "mydata.zip")
     ball = trimesh.creation.icosphere(2)
     save_mesh(
         folder / "head.glb",
@@ -164,6 +168,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("code", every_block("python"))
 def test_python_runs(code: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files)
+    briefly = functools.partial(open_eg3d.train, minutes=0.001, device="cpu")
+    monkeypatch.setattr(open_eg3d, "train", lambda config, outdir, **_: briefly(config, outdir))
     exec(compile(code, "documentation", "exec"), {"__name__": "documentation"})
 
 
