@@ -134,7 +134,7 @@ SIGNATURES = {
     ),
     "Discriminator.forward": (
         "(self, image: Tensor, image_raw: Tensor, c: Tensor, batches: int = 1, "
-        "c_spread: Tensor | None = None) -> Tensor"
+        "c_std: Tensor | None = None) -> Tensor"
     ),
     "Views.pictures": "(self, kind: str = image) -> NDArray[np.uint8]",
     "CameraSummary.from_labels": "(labels: Tensor) -> CameraSummary",

@@ -86,15 +86,15 @@ def test_sigterm_right_after_the_run_folder_appears(data: Path, tmp_path: Path) 
 
 
 def test_ctrl_c_is_no_error(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Trainer._discriminator_main
+    original = Trainer._judge_both
 
-    def interrupted(trainer: Trainer, *arguments: Any) -> None:
+    def interrupted(trainer: Trainer, *arguments: Any) -> Any:
         if trainer.progress.steps == 1:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)  # an impatient person
-        original(trainer, *arguments)
+        return original(trainer, *arguments)
 
-    monkeypatch.setattr(Trainer, "_discriminator_main", interrupted)
+    monkeypatch.setattr(Trainer, "_judge_both", interrupted)
     ended = train_here(
         "--data", data, "--outdir", tmp_path / "runs", *RUN_OPTIONS, "--kimg", "1000"
     ).assert_done()
