@@ -1,4 +1,4 @@
-"""Options shared by the command lines that compute metrics."""
+"""Options that the command lines which measure have in common."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Metrics(click.ParamType):
 
 
 def metric_network_options(command: F) -> F:
-    """Add the options for networks that metrics use."""
+    """Add the options that say which networks of others metrics use."""
     for option in reversed(
         (
             click.option(

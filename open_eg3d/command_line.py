@@ -1,4 +1,4 @@
-"""Options shared by the command lines that render, and the generator that they name."""
+"""What the command lines that render have in common: options, and the generator that they name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import click
 import torch
 
 from dnnlib.options import Finite
-from open_eg3d.files import load_generator
+from open_eg3d import load_generator
 from training.networks.generator import Generator
 
 network_option = click.option(
@@ -35,7 +35,7 @@ trunc_option = click.option(
 trunc_cutoff_option = click.option(
     "--trunc-cutoff",
     type=click.IntRange(0),
-    help="Truncate only the first N layers, from the coarsest.  [default: all]",
+    help="Truncate only so many layers, from the coarsest.  [default: all]",
 )
 nrr_option = click.option(
     "--nrr",

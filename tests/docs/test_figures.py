@@ -19,7 +19,6 @@ PAGES = [ROOT / "README.md", ROOT / "models" / "README.md", *sorted((ROOT / "doc
 
 # Passages that quote, with what stands in the file.
 QUOTES = {
-    "README.md": ["fid2k_lite0 {fid2k_lite0:.1f}"],
     "models/README.md": [
         "| `--data heads64.zip --metrics fid1k_lite0` | {fid1k_lite0:.1f} |",
         "Fréchet distance {fid2k_lite0:.1f}, kernel distance {kid2k_lite0:.4f} ±"
