@@ -1,4 +1,4 @@
-"""Figures of a model: python calc_metrics.py --network ckpt.pkl --data ffhq.zip --metrics
+"""Metrics of a model: python calc_metrics.py --network ckpt.pkl --data ffhq.zip --metrics
 fid50k_full. See docs/metrics.md.
 """
 
@@ -31,8 +31,9 @@ from media.report.sections import (
     views_section,
 )
 from metrics.command_line import Metrics, metric_network_options
-from metrics.evaluate import MetricOptions, MetricResult, check_inputs, evaluate
+from metrics.evaluate import check_inputs, evaluate
 from metrics.names import VALID_FORMS, explain, parse_metrics
+from metrics.options import MetricOptions, MetricResult
 from metrics.realism import Realism, compare_with_reals
 from metrics.reals import RealImages
 from metrics.results import as_json, as_text, show_in_tensorboard
@@ -50,7 +51,6 @@ from open_eg3d.measuring import (
     keep_results,
     open_sampler,
     real_images,
-    snapshot_kimg,
 )
 from torch_utils.devices import device_option
 from torch_utils.distributed.processes import run_processes
@@ -58,6 +58,7 @@ from torch_utils.precision import use_full_fp32
 from training.cameras import cameras_of
 from training.data.dataset import ImageDataset
 from training.networks.generator import Generator
+from training.run.saving import snapshot_kimg
 
 ON_URL_OUTDIR = Path("out")
 REALS_OF_REPORT = 2000  # real pictures the report compares with where no metric says how many
@@ -203,7 +204,7 @@ def write_report(
         "Made": now,
         "By": f"open-eg3d {__version__}",
     }
-    page = report_page(Report(f"Figures of {Path(job.network).name}", facts, figures, sections))
+    page = report_page(Report(f"Metrics of {Path(job.network).name}", facts, figures, sections))
     with atomic_write(path) as file:
         file.write(page.encode(errors="backslashreplace"))  # pictures' names may be no UTF-8
     print(f"Report: {path}", file=sys.stderr)
@@ -258,7 +259,7 @@ def check_options(job: Job, device: torch.device, procs: int) -> None:
         raise click.UsageError("--procs: only one process can use --device mps")
     if device.type == "cuda" and procs > torch.cuda.device_count():
         raise click.UsageError(
-            f"--procs {procs}: there is one process for a GPU, and this machine has"
+            f"--procs {procs}: there is one process per GPU, and this machine has"
             f" {torch.cuda.device_count()}"
         )
     fakes = max(job.report_fakes if job.report else 0, *(metric.count for metric in metrics))
@@ -371,12 +372,12 @@ def job_of(options: dict[str, Any]) -> Job:
     type=click.Path(path_type=Path),
     help="Folder of metric-<name>.jsonl.  [default: the network's]",
 )
-@click.option("--json", "prints_json", is_flag=True, help="Print one line of JSON a metric.")
+@click.option("--json", "prints_json", is_flag=True, help="Print one line of JSON per metric.")
 @click.option(
     "--report",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="HTML",
-    help="Also write a page with figures and pictures.",
+    help="Also write a page with metrics and pictures.",
 )
 @click.option(
     "--report-fakes",
@@ -386,7 +387,7 @@ def job_of(options: dict[str, Any]) -> Job:
     help="Fakes that the page's most and least realistic ones are chosen from.",
 )
 def main(**options: Any) -> None:
-    """Compute figures of a model, with the protocol they hold for. Results are also appended to
+    """Compute metrics of a model, with the protocol they hold for. Results are also appended to
     metric-<name>.jsonl.
     """
     job, device, procs = job_of(options), options["device"], options["procs"]

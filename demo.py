@@ -85,7 +85,7 @@ def show(snapshot: Path, outdir: Path, name: str) -> tuple[Path, Path]:
     """Write the picture of identities x yaws, NAME.png, and the mesh of the first identity,
     NAME.glb; returns both paths.
     """
-    generator = load_generator(snapshot)
+    generator = load_generator(snapshot, reuse_memory=True)
     cameras = CameraSummary.from_dict(generator.cameras or {})
     z = torch.cat([seed_latent(seed, generator.z_dim) for seed in range(IDENTITIES)])
     conditioning = cameras.frontal_label().expand(IDENTITIES, -1)

@@ -80,7 +80,7 @@ def write_page(job: Job) -> list[Path]:
     """A page of heads that a browser renders."""
     write_avatars(
         job.dest,
-        load_generator(job.source),
+        load_generator(job.source, reuse_memory=True),
         job.seeds,
         job.truncation_psi,
         f"Generated heads: {job.dest.stem}",

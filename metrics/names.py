@@ -11,7 +11,7 @@ DetectorName = Literal["inception", "lite0"]
 DETECTORS: tuple[DetectorName, ...] = ("inception", "lite0")
 
 PPL_COUNT = 50_000
-VIEW_COUNT = 256  # samples of the 3D measures
+VIEW_COUNT = 256  # samples of the 3D metrics
 IS_SPLITS = 10
 LARGEST_COUNT = 10_000_000
 
@@ -28,10 +28,10 @@ _EXPLANATIONS = {
     "ppl": "perceptual path length, lower is better",
     "consistency": "agreement of two views: PSNR in dB, share of confirmed surface",
     "depth": "against true depth: error (0 right, 1 flat), relief (1 right)",
-    "relief": "shape of the visible surface: 0 is a card, 0.47 half a sphere",
+    "relief": "shape of the visible surface: 0 is flat, 0.47 half a sphere",
     "identity": "cosine between two views of a face",
     "pose": "a face's estimated pose against its camera, degrees",
-    "speed": "frames a second, MiB a frame",
+    "speed": "frames per second, MiB per frame",
 }
 _COUNT = r"(?P<count>[1-9]\d*)(?P<kilo>k?)"
 _PATTERNS = {

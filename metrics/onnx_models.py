@@ -19,7 +19,7 @@ from metrics.weights import file_hash
 
 class OnnxModel:
     """A network with one picture input (N, 3, h, w), RGB in [-1, 1], whose first output is one
-    vector a picture.
+    vector per picture.
     """
 
     def __init__(self, path: str | Path, option: str) -> None:

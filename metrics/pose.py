@@ -70,8 +70,8 @@ def pose_error(
         )
         if found.shape[1] < 2:
             raise UserError(
-                f"{OPTION} {estimator.path} gives {found.shape[1]} numbers a picture instead of yaw"
-                " and pitch"
+                f"{OPTION} {estimator.path} gives {found.shape[1]} numbers per picture instead of"
+                " yaw and pitch"
             )
         errors[start : start + size] = _wrapped(found[:, :2] - camera_angles(c))
     errors = team.sum(errors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -42,7 +42,7 @@ class Team:
     rank: int = 0
     size: int = 1
     device: torch.device = CPU
-    is_cancelled: Callable[[], bool] = never
+    is_cancelled: Callable[[], bool] = field(default=never, repr=False)
 
     @classmethod
     def of_group(cls, device: torch.device, is_cancelled: Callable[[], bool] = never) -> Team:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from metrics.detectors import Detector, load_detector
-from metrics.evaluate import MetricOptions, real_features
 from metrics.features import Wanted, collect_features
 from metrics.names import DetectorName
+from metrics.options import MetricOptions
+from metrics.picture_sets import real_features
 from metrics.precision_recall import COLUMNS, ROWS, blocks, squared_distances
 from metrics.processes import ALONE, Team
 from metrics.reals import RealImages

@@ -30,7 +30,7 @@ class RealImages:
     """A set of real pictures.
 
     Attributes:
-        count, resolution: how many, pixels a side.
+        count, resolution: number of pictures, pixels per side.
         key: text that changes whenever the pictures do.
         read: indices (N,) to uint8 pictures (N, 3, H, W).
         labels: cameras (count, 25), where known.

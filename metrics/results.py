@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, make_dir
-from metrics.evaluate import MetricResult
+from metrics.options import MetricResult
 
 
 class ScalarWriter(Protocol):
@@ -86,7 +86,7 @@ def append_results(folder: Path, results: Iterable[MetricResult], **more: Any) -
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Lines of a metric-<name>.jsonl; those that are not whole are passed over.
+    """Lines of a metric-<name>.jsonl; incomplete ones are left out.
 
     Raises:
         UserError: if the file cannot be read.

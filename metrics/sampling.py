@@ -38,10 +38,7 @@ class Sampler(Protocol):
 
 class RenderOutput(Protocol):
     """Pictures of N views: `image` (N, 3, R, R) and `image_raw` (N, 3, r, r) in [-1, 1],
-    `image_depth` (N, 1, r, r) along the ray in world units.
-
-    A model that also gives `alpha` (N, 1, r, r) in [0, 1], has its background left
-    out of the 3D measures.
+    `image_depth` (N, 1, r, r) along the ray in world units, `alpha` (N, 1, r, r) in [0, 1].
     """
 
     @property
@@ -50,26 +47,17 @@ class RenderOutput(Protocol):
     def image_raw(self) -> Tensor: ...
     @property
     def image_depth(self) -> Tensor: ...
-
-
-class ViewGenerator(Protocol):
-    """A model that can be looked at from any camera (the facade's generator, or anything shaped
-    like it).
-    """
-
     @property
-    def z_dim(self) -> int: ...
+    def alpha(self) -> Tensor: ...
 
-    def mapping(
-        self, z: Tensor, c: Tensor, truncation_psi: float = ..., truncation_cutoff: int | None = ...
-    ) -> Tensor:
-        """Latents z (N, z_dim) and the cameras (N, 25) they are conditioned on to ws (N, L,
-        w_dim).
-        """
-        ...
+
+class ViewModel(Protocol):
+    """A scene that renders itself from any camera."""
 
     def planes(self, ws: Tensor, noise_mode: Any = ...) -> Tensor:
-        """What is computed once for all views of ws; first dimension N."""
+        """Tri-planes (N, 3, C, H, W) of latents ws (N, num_ws, w_dim), computed once for all
+        views.
+        """
         ...
 
     def render(
@@ -80,7 +68,22 @@ class ViewGenerator(Protocol):
         neural_rendering_resolution: int | None = ...,
         deterministic: bool = ...,
     ) -> RenderOutput:
-        """Views of planes from cameras c (N, 25)."""
+        """Views of the planes from camera labels c (N, 25)."""
+        ...
+
+
+class ViewGenerator(ViewModel, Protocol):
+    """A `ViewModel` that makes its latents: a `Generator`, or anything shaped like it."""
+
+    @property
+    def z_dim(self) -> int: ...
+
+    def mapping(
+        self, z: Tensor, c: Tensor, truncation_psi: float = ..., truncation_cutoff: int | None = ...
+    ) -> Tensor:
+        """Latents z (N, z_dim) and the cameras c (N, 25) that they are conditioned on to ws (N,
+        num_ws, w_dim).
+        """
         ...
 
 

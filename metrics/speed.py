@@ -1,5 +1,5 @@
-"""Frames a second and memory a frame, one picture at a time, with the planes computed once or for
-every frame.
+"""Frames per second and memory per frame, one picture at a time, with the planes computed once or
+for every frame.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def speed(sampler: GeneratorSampler, frames: int = FRAMES) -> dict[str, float]:
-    """Speed (of the median frame) and the largest memory a frame takes beyond what is held before
+    """Speed (of the median frame) and the peak memory of a frame beyond what is held before
     it, MiB.
 
     Memory is given on CUDA and on Linux only.

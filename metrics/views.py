@@ -1,10 +1,10 @@
-"""What the measures of 3D share: views of fakes with depth and alpha."""
+"""Views of fakes with depth and alpha, which the 3D metrics share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metrics.sampling import GeneratorSampler, RenderOutput
@@ -15,8 +15,8 @@ OPAQUE = 0.5  # pixels with less alpha show background, whose depth means nothin
 @dataclass
 class View:
     """One rendering of N fakes: image (N, 3, R, R) and raw (N, 3, r, r) in [0, 1], depth (N, 1, r,
-    r), solid (N, 1, r, r) bool, cameras
-    (N, 25); all float64, since differences of depths are what counts."""
+    r), solid (N, 1, r, r) bool, cameras (N, 25); all float64, since differences of depths count.
+    """
 
     image: Tensor
     raw: Tensor
@@ -26,14 +26,9 @@ class View:
 
 
 def make_view(output: RenderOutput, cameras: Tensor) -> View:
-    """The view that a model rendered. Without alpha all of it counts as solid."""
+    """The view that a model rendered."""
     depth = in_double(output.image_depth)
-    alpha = getattr(output, "alpha", None)
-    solid = (
-        torch.ones_like(depth, dtype=torch.bool)
-        if alpha is None
-        else alpha.to(depth.device) > OPAQUE
-    )
+    solid = output.alpha.to(depth.device) > OPAQUE
     image, raw = (
         ((in_double(pixels) + 1) / 2).clamp(0, 1) for pixels in (output.image, output.image_raw)
     )
@@ -43,6 +38,13 @@ def make_view(output: RenderOutput, cameras: Tensor) -> View:
 def in_double(values: Tensor) -> Tensor:
     """In float64, where they are if that can be, else (Apple's GPUs) on the CPU."""
     return (values.cpu() if values.device.type == "mps" else values).double()
+
+
+def resized(values: Tensor, size: int) -> Tensor:
+    """Values (N, C, n, n) with `size` pixels per side, bilinear."""
+    if values.shape[-1] == size:
+        return values
+    return F.interpolate(values, (size, size), mode="bilinear", align_corners=False)
 
 
 def render_view(

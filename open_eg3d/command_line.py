@@ -59,7 +59,7 @@ def open_generator(
     Raises:
         UserError: if the file cannot be read or holds no generator.
     """
-    generator = load_generator(path_or_url).to(device)
+    generator = load_generator(path_or_url, reuse_memory=True).to(device)
     if precision == "bf16":
         generator.set_conv_dtype(backbone=torch.bfloat16, superresolution=torch.bfloat16)
     return generator

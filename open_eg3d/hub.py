@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from dnnlib.console import UserError
-from torch_utils.memory import keep_freed_memory
 from training.checkpoints.checkpoint import build_generator_as, load_weights
 from training.checkpoints.released.interop import Weights
 from training.checkpoints.weights_folder import FILES, read_weights_folder, write_weights_folder
@@ -44,7 +43,6 @@ class PretrainedGenerator(
         Raises:
             UserError: if the file cannot be read or holds no generator.
         """
-        keep_freed_memory()
         return build_generator_as(cls, load_weights(path_or_url))
 
     @classmethod
@@ -82,7 +80,6 @@ class PretrainedGenerator(
                 "allow_patterns": list(FILES),
             }
             folder = _fetch(str(pretrained_model_name_or_path), options)
-        keep_freed_memory()
         return build_generator_as(cls, read_weights_folder(folder))
 
     def _save_pretrained(self, save_directory: Path) -> None:

@@ -1,5 +1,5 @@
-"""Between the metrics, which know no training, and the models and data of this program: used by
-calc_metrics.py and by training.
+"""Metrics of this program's models and data; used by calc_metrics.py, by training and by other
+programs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import datetime
 import functools
 import hashlib
 import math
-import re
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +22,9 @@ from torch import Tensor
 
 from dnnlib.console import UserError
 from dnnlib.files import local_file
-from metrics.evaluate import MetricOptions, MetricResult, check_inputs, check_networks, evaluate
+from metrics.evaluate import check_inputs, check_networks, evaluate
 from metrics.names import parse_metrics
+from metrics.options import MetricOptions, MetricResult
 from metrics.pose import PoseEstimator
 from metrics.processes import Cancelled, OtherProcessFailed
 from metrics.reals import RealImages
@@ -43,7 +44,6 @@ from training.networks.generator import Generator
 if TYPE_CHECKING:
     from training.run.loop import SnapshotState
 
-SNAPSHOT_NAME = re.compile(r"network-snapshot-(\d+)")
 LARGEST_BATCH = 16  # pictures at once beside a training, and no more than it handles itself
 
 
@@ -182,8 +182,21 @@ def open_sampler(
     """
     path = local_file(network)
     generator = open_generator(path, device, options.precision)
+    sampler = sampler_for(generator, dataset, options, network)
+    sampler.details |= {"network_sha256": network_hash(path)}
+    return sampler
+
+
+def sampler_for(
+    generator: Generator, dataset: ImageDataset | None, options: SamplingOptions, name: str
+) -> GeneratorSampler:
+    """A generator as a sampling function, to be compared with a data set where there is one.
+
+    Raises:
+        UserError: if the data have pictures of another size than `name` makes, or lack labels.
+    """
     if dataset is not None and dataset.resolution != generator.config.resolution:
-        sizes = f"{dataset.resolution} pixels, {network} makes {generator.config.resolution}"
+        sizes = f"{dataset.resolution} pixels, {name} makes {generator.config.resolution}"
         raise UserError(
             f"data {dataset.path} has pictures of {sizes}; resize the data, or take the network"
             " made for it"
@@ -191,13 +204,14 @@ def open_sampler(
     labels = dataset.labels if dataset is not None and dataset.has_labels else None
     if dataset is not None and labels is None:
         check_unlabelled(dataset, generator, options)
+    device = next(generator.parameters()).device
     sampler = make_sampler(generator, labels, options, device)
-    sampler.details |= {"network_sha256": network_hash(path), "open_eg3d": __version__}
+    sampler.details |= {"open_eg3d": __version__}
     return sampler
 
 
 def check_unlabelled(dataset: ImageDataset, generator: Generator, options: SamplingOptions) -> None:
-    """Refuse data without camera labels where the figures need them.
+    """Refuse data without camera labels where the metrics need them.
 
     Raises:
         UserError: that says why.
@@ -214,14 +228,45 @@ def check_unlabelled(dataset: ImageDataset, generator: Generator, options: Sampl
         )
 
 
+def measure(
+    generator: Generator,
+    metrics: Sequence[str],
+    data: str | os.PathLike[str] | None = None,
+    *,
+    mirror: bool = False,
+    sampling: SamplingOptions | None = None,
+    options: MetricOptions | None = None,
+) -> list[MetricResult]:
+    """Compute metrics of a generator, as calc_metrics.py does (docs/metrics.md).
+
+    Args:
+        metrics: Names such as fid2k_lite0 or consistency.
+        data: ZIP or folder of real pictures, for metrics that compare with them. mirror: their
+            mirror images count as real, too.
+        sampling, options: How fakes are made, and metrics computed; None = the defaults, where the
+            generator is.
+
+    Returns:
+        One result per metric, with its values and the protocol they hold for.
+
+    Raises:
+        UserError: for unknown names, and missing or unfit data, weights or packages.
+    """
+    options = options or MetricOptions(device=next(generator.parameters()).device)
+    try:
+        parse_metrics(metrics, options.detector)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    dataset = (
+        None if data is None else ImageDataset(os.fspath(data), mirror=mirror, needs_labels=False)
+    )
+    reals = None if dataset is None else real_images(dataset)
+    sampler = sampler_for(generator, dataset, sampling or SamplingOptions(), "the generator")
+    return evaluate(metrics, sampler, reals, options)
+
+
 # --------------------------------------------------------------------------------------------------
 # Results
-
-
-def snapshot_kimg(network: str) -> float | None:
-    """How long a network was trained, by its file's name; none where that does not tell."""
-    match = SNAPSHOT_NAME.search(network)
-    return float(match[1]) if match else None
 
 
 def keep_results(

@@ -126,7 +126,7 @@ def test_all_is_shown_and_nothing_is_loaded(page: Page, folder: Path, tmp_path: 
         "times as far",
     ]
     assert [words for words in wanted if words not in text] == []
-    assert page.run("document.title") == "Figures of network-snapshot-000012.pkl"
+    assert page.run("document.title") == "Metrics of network-snapshot-000012.pkl"
     with Image.open(page.screenshot(tmp_path / "page.png")) as shot:
         assert np.asarray(shot.convert("L")).std() > 20
 

@@ -13,6 +13,7 @@ import torch
 
 import open_eg3d
 from dnnlib.console import UserError
+from open_eg3d.command_line import open_generator
 from tests.released_layout import Layout, write_snapshot
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
@@ -41,12 +42,9 @@ def write_ours(path: Path, weights: Weights) -> Path:
     return path
 
 
-def test_names_are_the_documented_ones() -> None:
-    assert set(open_eg3d.__all__) == {"load_generator", "load_discriminator", "__version__"}
-    assert (
-        open_eg3d.__version__
-        == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    )
+def test_version_is_the_projects() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert open_eg3d.__version__ == project["version"]
 
 
 def test_documented_use(released: Path) -> None:
@@ -126,10 +124,24 @@ def test_loading_changes_no_global_state(released: Path) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    before = torch.get_default_dtype(), torch.is_grad_enabled()
+    before = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
     open_eg3d.load_generator(released)
     assert torch.equal(torch.rand(3), expected)
-    assert (torch.get_default_dtype(), torch.is_grad_enabled()) == before
+    assert (torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()) == before
+
+
+def test_the_allocator_is_changed_only_where_asked(
+    released: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("open_eg3d.files.keep_freed_memory", lambda: asked.append(True))
+    for load in (open_eg3d.load_generator, open_eg3d.load_discriminator):
+        load(released)
+        assert not asked
+        load(released, reuse_memory=True)
+        assert asked.pop()
+    open_generator(released, torch.device("cpu"))
+    assert asked
 
 
 def test_bad_files(tmp_path: Path) -> None:

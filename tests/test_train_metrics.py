@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import calc_metrics
 import train
 from dnnlib.console import UserError
-from metrics.evaluate import MetricOptions
+from metrics.options import MetricOptions
 from metrics.processes import Cancelled, OtherProcessFailed, Team
 from open_eg3d import measuring
 from open_eg3d.measuring import SnapshotMetrics

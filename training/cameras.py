@@ -262,11 +262,12 @@ class CameraSummary:
             ) from error
         return summary
 
-    def label(self, yaw: Tensor | float, pitch: Tensor | float) -> Tensor:
-        """Label (..., 25) of the orbit's camera at `yaw` and `pitch` (numbers, or tensors of one
-        shape (...)).
+    def label(self, yaw_radians: Tensor | float, pitch_radians: Tensor | float) -> Tensor:
+        """Label (..., 25) of the orbit's camera at two angles (numbers, or tensors of one shape
+        (...)).
         """
-        a, b = (torch.as_tensor(angle, dtype=torch.float64) for angle in (yaw, pitch))
+        angles = (yaw_radians, pitch_radians)
+        a, b = (torch.as_tensor(angle, dtype=torch.float64) for angle in angles)
         intrinsics = torch.tensor(self.intrinsics, dtype=torch.float64).reshape(3, 3)
         return pack_label(
             orbit_pose(a, b, self.radius, self.pivot, self.center), intrinsics

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import copy
 import doctest
+import functools
 import importlib.util
 import re
 import shlex
@@ -30,11 +31,13 @@ import dataset_tool
 import export
 import gen_samples
 import gen_videos
+import open_eg3d
 import torch_utils.ops.__main__ as operators
 import train
 import viewer
 from media.meshes.files import save_mesh
 from tests.released_layout import Layout, write_snapshot
+from tests.tiny import write_dataset
 from training.cameras import FFHQ_FOCAL, CameraSummary, orbit_pose, pack_label, pinhole_intrinsics
 from training.checkpoints import show as inspect
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
@@ -67,7 +70,7 @@ COMMAND_LINES: dict[str, click.Command] = {
     "-m training.checkpoints.show": inspect.main,
 }
 SOURCES = [ROOT / name for name in COMMAND_LINES if name.endswith(".py")]
-ROOMS = ("dnnlib", "torch_utils", "training", "metrics", "media", "data_tools")
+ROOMS = ("dnnlib", "torch_utils", "training", "metrics", "media", "data_tools", "open_eg3d")
 SOURCES += [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
 PRESET_COLUMNS, SIZE_COLUMNS = {"ffhq", "afhq", "shapenet", "heads"}, {"published", "laptop"}
 
@@ -138,6 +141,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "models").symlink_to(ROOT / "models")
     write_snapshot(folder / "released.pkl", Layout(plane_channels=4))
+    write_dataset(folder / "mydata.zip")
     ball = trimesh.creation.icosphere(2)
     save_mesh(
         folder / "head.glb",
@@ -153,6 +157,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("code", every_block("python"))
 def test_python_runs(code: str, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(files)
+    briefly = functools.partial(open_eg3d.train, minutes=0.001, device="cpu")
+    monkeypatch.setattr(open_eg3d, "train", lambda config, outdir, **_: briefly(config, outdir))
     exec(compile(code, "documentation", "exec"), {"__name__": "documentation"})
 
 

@@ -63,7 +63,7 @@ class Readers:
         self.file.write_bytes(content)
         with contextlib.suppress(UserError):
             load_checkpoint(self.file)
-        load_generator(self.file, reuse_memory=False)
+        load_generator(self.file)
 
     def instructions(self, content: bytes) -> None:
         """The pickle of a checkpoint, in an archive whose checksums are right."""
@@ -81,7 +81,7 @@ class Readers:
         before = good.read_bytes()
         try:
             good.write_bytes(content)
-            load_generator(self.whole, reuse_memory=False)
+            load_generator(self.whole)
         finally:
             good.write_bytes(before)
 

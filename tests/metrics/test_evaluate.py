@@ -15,10 +15,11 @@ from dnnlib import files
 from dnnlib.console import UserError
 from metrics.consistency import view_consistency
 from metrics.detectors import Detector
-from metrics.evaluate import MetricOptions, evaluate
+from metrics.evaluate import evaluate
 from metrics.kid import kernel_distance
 from metrics.moments import Moments
 from metrics.names import parse_metrics
+from metrics.options import MetricOptions
 from metrics.ppl import path_length
 from metrics.precision_recall import precision_recall
 from metrics.processes import ALONE, Team
@@ -172,7 +173,7 @@ def reals_of(count: int) -> tuple[RealImages, list[int]]:
 
 def test_evaluate_end_to_end_and_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path))
-    monkeypatch.setattr("metrics.evaluate.load_detector", mean_colour_detector)
+    monkeypatch.setattr("metrics.picture_sets.load_detector", mean_colour_detector)
     reals, read = reals_of(60)
     names = ["kid30", "fid40_full", "fid20", "consistency4", "pr303_full", "is25"]
     results = evaluate(names, sampler_of(Scene()), reals, MetricOptions(batch=7, detector="lite0"))
@@ -213,7 +214,7 @@ def test_evaluate_end_to_end_and_from_the_cache(tmp_path: Path, monkeypatch: pyt
 
 def test_plain_pictures_have_no_other_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path))
-    monkeypatch.setattr("metrics.evaluate.load_detector", mean_colour_detector)
+    monkeypatch.setattr("metrics.picture_sets.load_detector", mean_colour_detector)
 
     class Plain:
         protocol: dict[str, Any] = {}  # noqa: RUF012

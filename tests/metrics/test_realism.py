@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metrics import realism
-from metrics.evaluate import MetricOptions
+from metrics.options import MetricOptions
 from metrics.realism import compare_with_reals, nearest
 from metrics.reals import RealImages
 from tests.metrics.test_evaluate import mean_colour_detector

@@ -16,6 +16,7 @@ from dnnlib.tables import look_up
 from torch_utils.sample_random import randn
 from training.cameras import LABEL_SIZE
 from training.config.settings import ModelConfig
+from training.networks.arguments import check_labels, check_tensor
 from training.networks.layers import Conv2d, FullyConnected, camera_condition, resize_image
 from training.networks.stylegan2 import MappingNetwork, block_resolutions, channels_at
 
@@ -161,7 +162,12 @@ class Discriminator(nn.Module):
 
         Raises:
             ValueError: if the group size of the minibatch statistics does not divide a batch.
+            UserError: for pictures or labels of another shape.
         """
+        resolution = self.config.resolution
+        check_tensor("image", image, "N", 3, resolution, resolution)
+        check_tensor("image_raw", image_raw, "N", 3, "r", "r")
+        check_labels(c)
         x = torch.cat([image, resize_image(image_raw, image.shape[-1])], dim=1)
         for size in self.resolutions:
             x = self.get_submodule(f"b{size}")(x)

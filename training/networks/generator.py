@@ -16,6 +16,12 @@ from torch_utils.ops.decode_points import DecoderWeights
 from training.cameras import LABEL_SIZE, unpack_label
 from training.config.settings import GeneratorConfig, ModelConfig, RenderingConfig
 from training.networks.alias_free import AliasFreeSuperResolution
+from training.networks.arguments import (
+    check_labels,
+    check_rendering,
+    check_tensor,
+    check_views,
+)
 from training.networks.layers import FullyConnected, camera_condition
 from training.networks.stylegan2 import MappingNetwork, NoiseMode, SynthesisBlock, SynthesisNetwork
 from training.networks.superresolution import SuperResolution
@@ -153,6 +159,7 @@ class Generator(nn.Module):
         super().__init__()
         self.config = copy.deepcopy(config)
         self.cameras: dict[str, Any] | None = None
+        self._checked_rendering: RenderingConfig | None = None
         options = self.config.generator
         self.z_dim, self.c_dim, self.w_dim = options.z_dim, LABEL_SIZE, options.w_dim
         self.backbone = Backbone(self.config)
@@ -182,7 +189,13 @@ class Generator(nn.Module):
     ) -> Tensor:
         """Latents z (N, z_dim) and the camera c (N, 25) they are conditioned on to ws (N, num_ws,
         w_dim).
+
+        Raises:
+            UserError: for arguments of another shape or type, as all methods.
         """
+        dtype = self.backbone.mapping.w_avg.dtype
+        check_tensor("z", z, "N", self.z_dim, dtype=dtype)
+        check_labels(c, dtype)
         return self.backbone.mapping(
             z, self._mapped_camera(c), truncation_psi, truncation_cutoff, update_w_avg
         )
@@ -195,6 +208,7 @@ class Generator(nn.Module):
 
     def planes(self, ws: Tensor, noise_mode: NoiseMode = "const") -> Tensor:
         """Feature planes (N, 3, C, H, W) of ws (N, num_ws, w_dim)."""
+        check_tensor("ws", ws, "N", self.num_ws, self.w_dim)
         return self.backbone.synthesis(ws, noise_mode).unflatten(1, (NUM_PLANES, -1))
 
     def render(
@@ -213,6 +227,8 @@ class Generator(nn.Module):
             neural_rendering_resolution: Pixels of the volume rendering; None = the model's own.
             deterministic: Fixed instead of random offsets of the samples along rays.
         """
+        self._check_rendering()
+        check_views(planes, ws, c, (self.num_ws, self.w_dim))
         resolution = neural_rendering_resolution or self.rendering.resolution
         planes, ws = (value.expand(len(c), *value.shape[1:]) for value in (planes, ws))
         cam2world, intrinsics = unpack_label(c.float())
@@ -257,11 +273,21 @@ class Generator(nn.Module):
         """Raw density (N, M, 1), before softplus(x - 1), and colours (N, M, C) at points (N, M, 3)
         in the world.
         """
+        self._check_query(points, planes)
         return renderer.query(planes, points, self.decoder, self.rendering)
 
     def query_density(self, points: Tensor, planes: Tensor) -> Tensor:
         """The densities of `query`, (N, M, 1), without the colours: faster."""
+        self._check_query(points, planes)
         return renderer.query_density(planes, points, self.decoder, self.rendering)
+
+    def _check_query(self, points: Tensor, planes: Tensor) -> None:
+        self._check_rendering()
+        check_tensor("points", points, "N", "M", 3)
+        check_tensor("planes", planes, "N", NUM_PLANES, "C", "H", "W")
+
+    def _check_rendering(self) -> None:
+        self._checked_rendering = check_rendering(self.rendering, self._checked_rendering)
 
     def set_conv_dtype(self, backbone: torch.dtype, superresolution: torch.dtype) -> None:
         """Run convolutions in these dtypes; mapping, decoder and rays stay fp32."""

@@ -31,10 +31,10 @@ def snapshot_name(images: int) -> str:
     return f"network-snapshot-{images // 1000:06d}.pkl"
 
 
-def snapshot_kimg(path: Path) -> int:
-    """Thousands of images in a snapshot's name."""
-    match = re.fullmatch(r"network-snapshot-(\d+)", path.stem)
-    return int(match[1]) if match else 0
+def snapshot_kimg(name: str | os.PathLike[str]) -> int | None:
+    """Thousands of images that the name of a snapshot (path or address) tells; None for others."""
+    match = re.fullmatch(r"network-snapshot-(\d+)", Path(name).stem)
+    return int(match[1]) if match else None
 
 
 def older_of(path: Path) -> Path:
@@ -165,7 +165,7 @@ def _milestones(snapshots: list[Path], kimg: float) -> set[Path]:
     """The first of `snapshots`, in order, at or after each multiple of `kimg`; none with 0."""
     first: dict[int, Path] = {}
     for path in snapshots if kimg > 0 else ():
-        first.setdefault(int(snapshot_kimg(path) // kimg), path)
+        first.setdefault(int((snapshot_kimg(path) or 0) // kimg), path)
     return {path for number, path in first.items() if number > 0}
 
 

@@ -26,8 +26,8 @@ from media.report.sections import (
 )
 from metrics.realism import Realism
 from metrics.reals import RealImages
-from open_eg3d.measuring import snapshot_kimg
 from tests.metrics.scenes import Scene, sampler_of
+from training.run.saving import snapshot_kimg
 
 
 class Texts(HTMLParser):

@@ -221,7 +221,7 @@ def test_checkpoints_of_the_folder_are_listed_and_loaded(folder: CheckpointFolde
     first = folder.load("first.pkl")
     assert folder.load("first.pkl") is first
     second = folder.load("runs/00000/second.pkl")
-    assert not torch.equal(first.decoder.net[0].weight, second.decoder.net[0].weight)  # type: ignore[arg-type]
+    assert not torch.equal(first.decoder.net[0].weight, second.decoder.net[0].weight)
     assert len(folder._loaded) <= KEPT_MODELS
 
 
