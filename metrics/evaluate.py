@@ -26,7 +26,7 @@ from metrics.onnx_models import OnnxModel
 from metrics.pose import PoseEstimator, open_onnx, pose_error
 from metrics.ppl import EPSILON, path_length
 from metrics.precision_recall import precision_recall
-from metrics.processes import CPU, Team, never
+from metrics.processes import CPU, WorkerGroup, never
 from metrics.reals import RealImages, cached_arrays, software
 from metrics.sampling import GeneratorSampler, Sampler
 from metrics.speed import speed
@@ -64,11 +64,13 @@ class MetricOptions:
         return self.detector_weights if detector == self.detector else None
 
     @property
-    def team(self) -> Team:
+    def team(self) -> WorkerGroup:
         """The processes that share the work."""
-        shared = Team.of_group(self.device, self.is_cancelled)
+        shared = WorkerGroup.of_group(self.device, self.is_cancelled)
         return (
-            shared if self.is_shared else Team(device=self.device, is_cancelled=self.is_cancelled)
+            shared
+            if self.is_shared
+            else WorkerGroup(device=self.device, is_cancelled=self.is_cancelled)
         )
 
 
@@ -224,7 +226,7 @@ def _real_keys(metrics: list[Metric]) -> list[RealKey]:
 
 
 def _real_set(
-    key: RealKey, reals: RealImages, detector: Detector, options: MetricOptions, team: Team
+    key: RealKey, reals: RealImages, detector: Detector, options: MetricOptions, team: WorkerGroup
 ) -> Any:
     """Moments or features of some of the real pictures, from the cache where they are there."""
     is_moments, count = key
@@ -270,7 +272,11 @@ def _real_set(
 
 
 def real_features(
-    count: int | None, reals: RealImages, detector: Detector, options: MetricOptions, team: Team
+    count: int | None,
+    reals: RealImages,
+    detector: Detector,
+    options: MetricOptions,
+    team: WorkerGroup,
 ) -> torch.Tensor:
     """Features (count, D) of the first `count` pictures of the fixed order, or of all: as the
     metrics use them, from the same cache.
@@ -279,7 +285,7 @@ def real_features(
 
 
 def _set_values(
-    metric: Metric, fakes: Collected, reals: Any, team: Team
+    metric: Metric, fakes: Collected, reals: Any, team: WorkerGroup
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Values, and what only this metric adds to the protocol."""
     name = metric.name
