@@ -114,7 +114,7 @@ def find_toolchain() -> Toolchain:
         raise BuildError(f"there is no C++ compiler {command[0]!r}; install g++ or set CXX")
     arch = os.environ.get(ARCH_VARIABLE) or "native"
     optional = (f"-march={arch}", "-fopenmp")  # left out where the compiler refuses them
-    flags = FLAGS + optional
+    flags: tuple[str, ...] = FLAGS + optional
     macros = _predefined_macros(command, flags)
     if macros is None:
         flags = FLAGS + tuple(

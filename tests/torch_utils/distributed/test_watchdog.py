@@ -4,8 +4,8 @@ by its progress, or because the store is gone.
 
 from __future__ import annotations
 
+import functools
 import itertools
-import socket
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -33,12 +33,9 @@ class Heard:
 
 
 def watches(
-    count: int, pace: Pace = PACE, progress: Callable[[int], Progress] | None = None
+    count: int, pace: Pace = PACE, progress: Callable[[int], Progress] = lambda _: Progress()
 ) -> tuple[list[Watchdog], list[Heard], Any]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    store = dist.TCPStore("127.0.0.1", port, None, True, timeout=timedelta(seconds=2))
+    store = dist.TCPStore("127.0.0.1", 0, None, True, timeout=timedelta(seconds=2))
     heard = [Heard() for _ in range(count)]
     started = [
         Watchdog(
@@ -47,7 +44,7 @@ def watches(
             count,
             heard[rank],
             pace,
-            (lambda rank=rank: progress(rank)) if progress else Progress,
+            functools.partial(progress, rank),
         )
         for rank in range(count)
     ]
