@@ -1,24 +1,21 @@
-"""What the CUDA kernels take of a GPU: registers, shared memory and spills as ptxas tells them, and
-the occupancy that follows.
+"""Tell what the CUDA kernels take of a GPU: registers, shared memory and spills as ptxas reports
+them, and the occupancy that follows.
 
-    python -m benchmarks.cuda_resources              compile for every architecture, write cuda_resources.json beside this file
-    python -m benchmarks.cuda_resources bias_act     the same for one source, and keep what the file says of the others
-    python -m benchmarks.cuda_resources --show 80    print a table of one architecture
+    python -m benchmarks.cuda_resources            compile for every architecture
+    python -m benchmarks.cuda_resources bias_act   the same for one source
 
-Needs nvcc but no GPU. docs/kernels.md has the summary that `--markdown` prints.
+Brings the table in docs/kernels.md up to date. Needs nvcc but no GPU.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -26,7 +23,8 @@ from dnnlib.console import UserError, progress, run_cli
 from dnnlib.files import atomic_write
 from torch_utils.ops import builder, cuda_builder
 
-RESULTS = Path(__file__).with_name("cuda_resources.json")
+PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"
+ROW = r"^(\| `(\w+_kernel)` \(\d+\) \|.*)$"
 WARNINGS = ("--Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror")
 # Bytes of shared memory that a launch asks for at the sizes of the published networks; ptxas does
 # not know them.
@@ -174,14 +172,10 @@ def measure(architectures: tuple[str, ...], source: Path) -> list[Usage]:
     ]
 
 
-def record() -> dict[str, list[dict[str, Any]]]:
-    """What the file beside this one says, by source."""
-    return json.loads(RESULTS.read_text())["sources"] if RESULTS.exists() else {}
-
-
-def read() -> list[Usage]:
-    """All kernels of that file."""
-    return [Usage(**row) for rows in record().values() for row in rows]
+def recorded() -> dict[str, str]:
+    """Rows of the table in docs/kernels.md, by kernel."""
+    text = PAGE.read_text(encoding="utf-8")
+    return {match[2]: match[1] for match in re.finditer(ROW, text, re.MULTILINE)}
 
 
 def family(kernel: str) -> str:
@@ -189,38 +183,28 @@ def family(kernel: str) -> str:
     return kernel.split("<")[0]
 
 
-def markdown(usages: list[Usage]) -> str:
-    """A table of all kernels, variants of one together: ranges over number types and packs."""
-    architectures = [
-        number
-        for number in cuda_builder.ARCHITECTURES
-        if any(u.architecture == number for u in usages)
+def rows(usages: list[Usage]) -> dict[str, str]:
+    """A row per kernel, variants of one together: ranges over number types and packs."""
+    kernels: dict[str, list[Usage]] = {}
+    for usage in usages:
+        kernels.setdefault(family(usage.kernel), []).append(usage)
+    return {name: row(name, own) for name, own in kernels.items()}
+
+
+def row(name: str, usages: list[Usage]) -> str:
+    """Variants, shared memory, most bytes spilled, and for each architecture registers per thread
+    and occupancy.
+    """
+    cells = [
+        f"`{name}` ({len({usage.kernel for usage in usages})})",
+        span([round(usage.all_shared / 1024) for usage in usages]),
+        str(max(usage.spill_stores + usage.spill_loads for usage in usages)),
     ]
-    lines = [
-        "| Kernel (variants) | KB shared | spills | "
-        + " | ".join(f"sm_{a}" for a in architectures)
-        + " |"
-    ]
-    lines.append("|---|---|---|" + "---|" * len(architectures))
-    for name in sorted({family(usage.kernel) for usage in usages}):
-        own = [usage for usage in usages if family(usage.kernel) == name]
-        variants = len({usage.kernel for usage in own})
-        shared, spills = (
-            [round(u.all_shared / 1024) for u in own],
-            max(u.spill_stores + u.spill_loads for u in own),
-        )
-        cells = []
-        for architecture in architectures:
-            here = [u for u in own if u.architecture == architecture]
-            registers, occupancy = (
-                [u.registers for u in here],
-                [round(100 * u.occupancy) for u in here],
-            )
-            cells.append(f"{span(registers)}, {span(occupancy)} %")
-        lines.append(
-            f"| `{name}` ({variants}) | {span(shared)} | {spills} | " + " | ".join(cells) + " |"
-        )
-    return "\n".join(lines)
+    for architecture in cuda_builder.ARCHITECTURES:
+        here = [usage for usage in usages if usage.architecture == architecture]
+        occupancy = span([round(100 * usage.occupancy) for usage in here])
+        cells.append(f"{span([usage.registers for usage in here])}, {occupancy} %")
+    return f"| {' | '.join(cells)} |"
 
 
 def span(values: list[int]) -> str:
@@ -230,54 +214,22 @@ def span(values: list[int]) -> str:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("names", nargs=-1)
-@click.option(
-    "--show",
-    metavar="ARCH",
-    type=click.Choice(cuda_builder.ARCHITECTURES),
-    help="Print the kernels of one architecture.",
-)
-@click.option("--markdown", "as_markdown", is_flag=True, help="Print the table of docs/kernels.md.")
-def main(names: tuple[str, ...], show: str | None, as_markdown: bool) -> None:
-    """Compile the CUDA kernels, or those of the sources NAMES, for all architectures and record
-    what they take.
+def main(names: tuple[str, ...]) -> None:
+    """Compile the CUDA kernels, or those of the sources NAMES, for all architectures and bring the
+    table in docs/kernels.md up to date.
     """
-    if as_markdown:
-        click.echo(markdown(read()))
-    elif show is not None:
-        for usage in read():
-            if usage.architecture == show:
-                click.echo(
-                    f"{usage.registers:4} registers {usage.all_shared:6} B shared"
-                    f" {usage.spill_stores:4} B spilled {usage.occupancy:5.0%}  {usage.kernel}"
-                )
-    else:
-        write(names)
-
-
-def write(names: tuple[str, ...]) -> None:
-    """Compile, and bring the file beside this one up to date.
-
-    Raises:
-        UserError: if nvcc fails or there is no such source.
-    """
-    known = {source.stem: source for source in cuda_builder.kernel_sources()}
-    if unknown := set(names) - set(known):
-        raise UserError(f"there is no {min(unknown)} in csrc/cuda; there are {', '.join(known)}")
-    rows = {name: lines for name, lines in record().items() if name in known}
-    for name in progress(names or list(known), description="nvcc"):
-        rows[name] = [asdict(usage) for usage in measure(cuda_builder.ARCHITECTURES, known[name])]
-    with atomic_write(RESULTS) as file:
-        file.write(as_text(cuda_builder.find_toolkit().version, rows).encode())
-    click.echo(f"{sum(map(len, rows.values()))} kernels in {RESULTS}")
-
-
-def as_text(nvcc: str, rows: dict[str, list[dict[str, Any]]]) -> str:
-    """JSON with a line for each kernel, so that a change shows which ones changed."""
-    sources = [
-        f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, lines)) + "\n]"
-        for name, lines in rows.items()
-    ]
-    return f'{{"nvcc": {json.dumps(nvcc)}, "sources": {{\n' + ",\n".join(sources) + "\n}}\n"
+    sources = {source.stem: source for source in cuda_builder.kernel_sources()}
+    if unknown := set(names) - set(sources):
+        raise UserError(f"there is no {min(unknown)} in csrc/cuda; there are {', '.join(sources)}")
+    known = {kernel for source in sources.values() for kernel in threads_per_block(source)}
+    table = {name: line for name, line in recorded().items() if name in known}
+    for name in progress(names or list(sources), description="nvcc"):
+        table |= rows(measure(cuda_builder.ARCHITECTURES, sources[name]))
+    text = PAGE.read_text(encoding="utf-8")
+    lines = "\n".join(table[name] for name in sorted(table))
+    text = re.sub(rf"(?:{ROW}\n)+", lambda _: f"{lines}\n", text, count=1, flags=re.MULTILINE)
+    with atomic_write(PAGE) as file:
+        file.write(text.encode())
 
 
 if __name__ == "__main__":

@@ -46,8 +46,9 @@ from training.networks.layers import Conv2d
 
 ITERATIONS, BATCH = 100, 4
 ADVICE = """What to do with {path}:
-  all passed   attach it to an issue "GPU figures", so that docs/kernels.md can show measured times beside expected ones
-  something failed   open an issue with the file; until then OPEN_EG3D_OPS=reference trains and renders without these kernels"""
+  all passed         attach it to an issue "GPU figures", for docs/kernels.md
+  something failed   open an issue with the file; until it is mended, OPEN_EG3D_OPS=reference
+                     trains and renders without these kernels"""
 
 
 class Skipped(Exception):

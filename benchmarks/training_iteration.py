@@ -6,12 +6,13 @@ iter_s = Gmain + Greg/4 + Dmain + Dreg/16, the intervals of lazy regularisation.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -21,14 +22,9 @@ from benchmarks.training_step import random_labels
 from torch_utils.memory import keep_freed_memory
 from training.config.presets import make_config
 from training.config.settings import Config
+from training.gan.batches import Phase
 from training.gan.trainer import Trainer
-
-PHASES = {
-    "Gmain": "_generator_main",
-    "Greg": "_generator_regularisation",
-    "Dmain": "_discriminator_main",
-    "Dreg": "_discriminator_regularisation",
-}
+from training.gan.updates import Update
 
 
 def make(
@@ -48,19 +44,17 @@ def make(
 def time_phases(config: Config, steps: int) -> dict[str, float]:
     """Median seconds of each phase."""
     trainer = Trainer(config, random_labels(64), torch.device("cpu"))
-    seconds: dict[str, list[float]] = {name: [] for name in PHASES}
+    seconds: dict[str, list[float]] = {phase.value: [] for phase in Phase}
+    update = trainer._update
 
-    def timed(name: str, phase: Callable[..., object]) -> Callable[..., object]:
-        def run(*args: object) -> object:
-            start = time.perf_counter()
-            result = phase(*args)
-            seconds[name].append(time.perf_counter() - start)
-            return result
+    @contextlib.contextmanager
+    def timed(phase: Phase) -> Iterator[Update]:
+        start = time.perf_counter()
+        with update(phase) as result:
+            yield result
+        seconds[phase.value].append(time.perf_counter() - start)
 
-        return run
-
-    for name, method in PHASES.items():
-        setattr(trainer, method, timed(name, getattr(trainer, method)))
+    setattr(trainer, "_update", timed)  # noqa: B010 - a method, which mypy would not see assigned
     size, batch = config.model.resolution, config.training.batch
     for _ in range(steps + 1):
         trainer.step(torch.rand(batch, 3, size, size) * 2 - 1, random_labels(batch))

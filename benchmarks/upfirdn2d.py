@@ -56,13 +56,18 @@ def measure(name: str, layout: str, dtype: str, repeats: int) -> list[dict[str, 
         cases = {"ours": ours[direction], "clone": larger.clone, "reference": plain[direction]}
         with library.path("cpp"):
             seconds[direction] = median_seconds(cases, repeats)
+    case = {"case": name, "layout": layout, "dtype": dtype}
     return [
-        {
-            "case": name, "layout": layout, "dtype": dtype, "pass": direction, "ms": times["ours"] * 1e3, "clone_ms": times["clone"] * 1e3,
-            "to_clone": times["ours"] / times["clone"], "to_reference": times["ours"] / times["reference"],
+        case
+        | {
+            "pass": direction,
+            "ms": times["ours"] * 1e3,
+            "clone_ms": times["clone"] * 1e3,
+            "to_clone": times["ours"] / times["clone"],
+            "to_reference": times["ours"] / times["reference"],
         }
         for direction, times in seconds.items()
-    ]  # fmt: skip
+    ]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -50,7 +50,7 @@ FLAGS = (
 SOFTWARE_WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 COMMAND_PIPE, ANSWER_PIPE = 3, 4  # file descriptors where the browser looks for its pipes
 FREE_DESCRIPTORS = 10
-SECONDS = 60.0  # until a page that does not answer is a failure; a busy machine takes its time
+SECONDS = 180.0  # until a page that does not answer is a failure; a busy machine takes its time
 
 
 class BrowserError(Exception):

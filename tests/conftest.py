@@ -1,6 +1,13 @@
 """Settings of the whole test run."""
 
+import contextlib
+import random
+from collections.abc import Generator, Iterator
+from typing import Any
+
 import hypothesis
+import numpy as np
+import pytest
 import torch
 
 from torch_utils.ops import library
@@ -16,3 +23,36 @@ hypothesis.settings.load_profile("untimed")
 # Once for all tests and the commands that they start, before any of them looks for its caches
 # elsewhere.
 library.load()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """What a test draws without a seed of its own is the same wherever it runs: alone, in another
+    order, in another process.
+    """
+    _seed()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+    """So is what a fixture of several tests draws, and that disturbs none of them."""
+    with contextlib.nullcontext() if fixturedef.scope == "function" else _own_random_numbers():
+        return (yield)
+
+
+def _seed() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@contextlib.contextmanager
+def _own_random_numbers() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    _seed()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

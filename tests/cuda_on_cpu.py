@@ -16,8 +16,8 @@ SHIM = Path(__file__).parent / "cuda_shim"
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 SANITIZERS = {
     "none": ("-O2",),
-    "address": ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
-    "thread": ("-O1", "-g", "-fsanitize=thread", "-DCUDA_ON_CPU_THREADS"),
+    "address": ("-Og", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    "thread": ("-Og", "-g1", "-fsanitize=thread", "-DCUDA_ON_CPU_THREADS"),
 }
 OPTIONS = {
     # Leaks: abandoned fibers never return from their first function.

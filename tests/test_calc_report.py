@@ -18,6 +18,8 @@ from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from training.data.scene import CameraSummary
 from training.networks.generator import Generator
 
+pytestmark = pytest.mark.waits
+
 SIZE, REALS, FAKES = 32, 30, 20
 METRICS = (
     "--metrics",

@@ -23,7 +23,7 @@ from PIL import Image
 import dataset_tool
 from tests.data_tools import scenes
 from tests.data_tools.scenes import OPENGL, Scene, orbit
-from tests.tiny import ROOT, Ended, call, environment, finish, start
+from tests.tiny import PATIENCE, ROOT, Ended, call, environment, finish, start
 from training.data.dataset import ImageDataset
 
 LENS = np.array([[96.0, 0, 32], [0, 96, 32], [0, 0, 1]])
@@ -311,6 +311,7 @@ def large_source(folder: Path, count: int = 400) -> Path:
     return source
 
 
+@pytest.mark.waits
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("name", ["data.zip", "data"])
 def test_stopped_in_the_middle_nothing_is_left(kind: signal.Signals, name: str, tmp_path: Path):
@@ -326,7 +327,7 @@ def test_stopped_in_the_middle_nothing_is_left(kind: signal.Signals, name: str, 
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while (
         sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) < 1 << 20
         and time.monotonic() < deadline
@@ -338,11 +339,11 @@ def test_stopped_in_the_middle_nothing_is_left(kind: signal.Signals, name: str, 
         os.killpg(process.pid, kind)  # as a terminal does: to all of them
     else:
         process.send_signal(kind)
-    ended = finish(process, 60)
+    ended = finish(process)
     assert (ended.status, ended.err.splitlines()[-1]) == (130, "error: interrupted")
     assert "Traceback" not in ended.err
     assert list(out.iterdir()) == []
-    assert psutil.wait_procs(children, timeout=20)[1] == []
+    assert psutil.wait_procs(children, timeout=PATIENCE)[1] == []
 
 
 @pytest.mark.parametrize("name", ["data.zip", "data"])

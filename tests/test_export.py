@@ -90,7 +90,7 @@ def test_every_command_line_takes_a_folder(network: Path, tmp_path: Path) -> Non
     networks.
     """
     folder, back = tmp_path / "folder", tmp_path / "back.pkl"
-    ended = finish(start("export.py", "--network", network, "--dest", folder)).assert_done()
+    ended = call(export.main, "--network", network, "--dest", folder).assert_done()
     assert str(folder / "model.safetensors") in ended.out
     call(export.main, "--network", folder, "--dest", back).assert_done()
     pictures = []

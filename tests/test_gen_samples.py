@@ -1,8 +1,9 @@
-"""gen_samples.py: the parser of seeds, and the command itself in a process of its own."""
+"""gen_samples.py: the parser of seeds, and the command itself, where it matters in a process of its
+own.
+"""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import gen_samples
 from dnnlib.options import Seeds
 from media.pictures.grids import to_uint8
 from open_eg3d import load_generator
+from tests.tiny import PATIENCE, Ended, call, finish, start
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from training.config.settings import Config
@@ -134,15 +136,9 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
+def run(*arguments: str | Path) -> Ended:
+    """The command in this process, which need not import everything again."""
+    return call(gen_samples.main, *arguments)
 
 
 def names(folder: Path) -> list[str]:
@@ -150,22 +146,11 @@ def names(folder: Path) -> list[str]:
 
 
 def test_pictures_are_the_generators_and_the_same_twice(network: Path, tmp_path: Path):
-    first, second = (
-        run(
-            "--network",
-            network,
-            "--seeds",
-            "3,0-1",
-            "--views",
-            "-30,0,30",
-            "--outdir",
-            tmp_path / name,
-        )
-        for name in "ab"
-    )
-    assert first.returncode == second.returncode == 0, first.stderr
+    options = ("--network", network, "--seeds", "3,0-1", "--views", "-30,0,30", "--outdir")
+    first = finish(start("gen_samples.py", *options, tmp_path / "a")).assert_done()
+    run(*options, tmp_path / "b").assert_done()
     assert names(tmp_path / "a") == ["seed0000.png", "seed0001.png", "seed0003.png"]
-    assert first.stdout.splitlines() == [
+    assert first.out.splitlines() == [
         str(tmp_path / "a" / f"seed{seed:04d}.png") for seed in (3, 0, 1)
     ]
     for name in names(tmp_path / "a"):
@@ -183,7 +168,7 @@ def test_pictures_are_the_generators_and_the_same_twice(network: Path, tmp_path:
 
 
 def test_rows_pitch_and_truncation(network: Path, tmp_path: Path):
-    options = [
+    options: list[str | Path] = [
         "--network",
         network,
         "--seeds",
@@ -195,8 +180,7 @@ def test_rows_pitch_and_truncation(network: Path, tmp_path: Path):
         "--nrr",
         "8",
     ]
-    done = run(*options, "--trunc", "0", "--rows", "image,raw,depth", "--outdir", tmp_path)
-    assert done.returncode == 0, done.stderr
+    run(*options, "--trunc", "0", "--rows", "image,raw,depth", "--outdir", tmp_path).assert_done()
     pictures = [np.asarray(Image.open(tmp_path / name)) for name in names(tmp_path)]
     assert pictures[0].shape == (3 * SIZE, SIZE, 3)
     np.testing.assert_array_equal(pictures[0], pictures[1])  # truncation 0: everyone is the average
@@ -206,7 +190,7 @@ def test_rows_pitch_and_truncation(network: Path, tmp_path: Path):
 
 
 def test_shapes_are_written_in_the_world_of_the_model(network: Path, tmp_path: Path):
-    options = [
+    options: list[str | Path] = [
         "--network",
         network,
         "--seeds",
@@ -218,9 +202,8 @@ def test_shapes_are_written_in_the_world_of_the_model(network: Path, tmp_path: P
         tmp_path,
     ]
     for kind in ("glb", "mrc"):
-        done = run(*options, "--shapes", kind, "--shape-level", LEVEL)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == str(tmp_path / f"seed0000.{kind}")
+        done = run(*options, "--shapes", kind, "--shape-level", str(LEVEL)).assert_done()
+        assert done.out.strip() == str(tmp_path / f"seed0000.{kind}")
     assert names(tmp_path) == ["seed0000.glb", "seed0000.mrc"]
     mesh = trimesh.load_mesh(tmp_path / "seed0000.glb")
     assert mesh.is_watertight
@@ -263,31 +246,24 @@ def test_wrong_values_are_one_line(
     network: Path, tmp_path: Path, arguments: list[str], status: int, words: str
 ):
     done = run("--network", network, "--outdir", tmp_path / "out", *arguments)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == status, done.stderr
-    assert len(errors) == 1
-    assert words in errors[0]
-    assert "Traceback" not in done.stderr
+    done.assert_refused(status, words)
     assert not list(tmp_path.rglob("seed*"))
 
 
 def test_missing_options_and_wrong_files_are_one_line(network: Path, tmp_path: Path):
     (tmp_path / "text.pkl").write_text("not a network")
     (tmp_path / "file").write_text("")
-    cases: list[tuple[list[object], int, str]] = [
-        (["--seeds", "0"], 2, "--network"),
+    finish(start("gen_samples.py", "--seeds", "0")).assert_refused(2, "--network")
+    cases: list[tuple[list[str | Path], int, str]] = [
         (["--network", tmp_path / "none.pkl", "--outdir", tmp_path / "out"], 1, "none.pkl"),
         (["--network", tmp_path / "text.pkl", "--outdir", tmp_path / "out"], 1, "text.pkl"),
         (["--network", network, "--outdir", tmp_path / "file"], 1, "file"),
     ]
     for arguments, status, words in cases:
-        done = run(*arguments)
-        assert done.returncode == status
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1
-        assert words in done.stderr
+        run(*arguments).assert_refused(status, words)
 
 
+@pytest.mark.waits
 def test_interruption_leaves_whole_files_only(network: Path, tmp_path: Path):
     command = [
         sys.executable,
@@ -305,13 +281,13 @@ def test_interruption_leaves_whole_files_only(network: Path, tmp_path: Path):
     process = subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while len(list(tmp_path.glob("*.ply"))) < 3:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert all(name.startswith("seed") for name in names(tmp_path))

@@ -17,7 +17,7 @@ from media.pictures.grids import seed_latent, to_uint8
 from open_eg3d import load_generator
 from tests.media.videos.test_videos import read_gif, read_mp4
 from tests.released_layout import Layout, write_snapshot
-from tests.tiny import Ended, call, finish, start, tiny_config
+from tests.tiny import PATIENCE, Ended, call, finish, start, tiny_config
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from training.data.scene import CameraSummary, cameras_of
@@ -299,6 +299,7 @@ def test_wrong_networks_and_places_are_one_line(network: Path, tmp_path: Path) -
     run(network, tmp_path / "text.pkl", "--frames", "1").assert_refused(1, "text.pkl")
 
 
+@pytest.mark.waits
 def test_ctrl_c_leaves_a_file_that_plays(network: Path, tmp_path: Path) -> None:
     options: list[str | Path] = [
         "--network",
@@ -313,13 +314,13 @@ def test_ctrl_c_leaves_a_file_that_plays(network: Path, tmp_path: Path) -> None:
         "mp4,gif",
     ]
     process = start("gen_videos.py", *options, "--size", "128")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not any(path.stat().st_size for path in tmp_path.glob(".*.mp4.*")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    ended = finish(process, 120)
+    ended = finish(process)
     assert ended.status == 130
     assert "Traceback" not in ended.err
     (said,) = [line for line in ended.lines if line.startswith("interrupted: ")]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import cuda_expected, gpu_check
+from benchmarks import gpu_check
 from dnnlib.console import UserError
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -79,31 +79,3 @@ def test_a_part_that_fails_keeps_no_other_from_running(monkeypatch: pytest.Monke
     assert (parts["a"].status, parts["a"].reason) == ("failed", "UserError: it broke badly")
     assert (parts["b"].status, parts["b"].reason) == ("skipped", "nothing there")
     assert (parts["c"].status, parts["c"].figures) == ("passed", {"x": 1})
-
-
-def test_expected_times_follow_bytes_and_operations() -> None:
-    gpu = cuda_expected.Gpu("x", gigabytes=1000, fp32=10, fp16=100, launch=1e-6)
-    seconds = [
-        gpu.seconds(cuda_expected.Work("copy", 8 * 10**8, 0, False)),
-        gpu.seconds(cuda_expected.Work("fp32 convolution", 1, 6 * 10**12, False)),
-        gpu.seconds(cuda_expected.Work("fp16 convolution", 1, 45 * 10**12, True)),
-        gpu.seconds(cuda_expected.Work("tiny", 1, 1, False)),
-    ]
-    assert seconds == pytest.approx([1e-3, 1.0, 1.0, 1e-6])
-
-
-def test_counted_work_of_a_convolution_and_an_operator() -> None:
-    from torch_utils.ops import bias_act, library
-
-    if not library.load():
-        pytest.skip(f"no compiled operators: {library.failure()}")
-    x, weight = torch.randn(2, 3, 8, 8), torch.randn(5, 3, 3, 3)
-
-    def run() -> None:
-        bias_act(torch.nn.functional.conv2d(x, weight, padding=1).view(2, 5, 64), act="lrelu")
-
-    convolution, activation = cuda_expected.count(run)
-    assert convolution.flops == 2 * (2 * 5 * 8 * 8) * 27
-    assert convolution.bytes == 4 * (x.numel() + weight.numel() + 2 * 5 * 64)
-    assert activation.name == "open_eg3d::bias_act"
-    assert (activation.flops, activation.bytes) == (0, 4 * 2 * 2 * 5 * 64)

@@ -27,10 +27,8 @@ from tests.tiny import (
     Ended,
     call,
     differing,
-    finish,
     kimg,
     only_run,
-    start,
     state_in,
     tiny_config,
     write_dataset,
@@ -137,8 +135,8 @@ def test_several_processes_measure_together(data: Path, tmp_path: Path):
         "--procs",
         "2",
     )
-    finish(start("train.py", *arguments, *METRICS)).assert_done()
-    finish(start("train.py", *arguments)).assert_done()
+    call(train.main, *arguments, *METRICS).assert_done()
+    call(train.main, *arguments).assert_done()
     first, second = sorted(tmp_path.iterdir())
     assert differing(state_in(first), state_in(second)) == []
     last = sorted(first.glob("network-snapshot-*.pkl"))[-1]

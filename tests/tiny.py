@@ -29,6 +29,8 @@ from training.config.settings import Config, set_option
 
 ROOT = Path(__file__).parents[1]
 RESOLUTION, BATCH = 32, 4
+# Seconds until something that does not come is a failure; a busy machine takes its time.
+PATIENCE = 300.0
 
 # Both networks together train a step in about 0.1 s. Noise is on, so that generators have buffers
 # worth copying.
@@ -152,7 +154,7 @@ class Ended:
     lines: list[str] = field(init=False)  # of stderr, without progress bars
 
     def __post_init__(self) -> None:
-        parts = self.err.replace("\r", "\n").split("\n")
+        parts = self.err.replace("\x1b[A", "").replace("\r", "\n").split("\n")
         self.lines = [
             part for part in parts if part.strip() and "/s]" not in part and "?img" not in part
         ]
@@ -210,7 +212,7 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 300) -> Ended:
+def finish(process: subprocess.Popen[str], timeout: float = PATIENCE) -> Ended:
     """Wait for a process to end by itself."""
     try:
         out, err = process.communicate(timeout=timeout)

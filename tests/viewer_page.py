@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 T = TypeVar("T")
-SECONDS = 60.0
+SECONDS = 180.0
 
 
 class RawPage:

@@ -38,6 +38,13 @@ def unpack_label(c: Tensor) -> tuple[Tensor, Tensor]:
     return c[..., :16].unflatten(-1, (4, 4)), c[..., 16:25].unflatten(-1, (3, 3))
 
 
+def scale_label(c: Tensor, factor: float) -> Tensor:
+    """Labels (..., 25) of the same cameras in a world that is `factor` times as large."""
+    scale = torch.ones(LABEL_SIZE, dtype=c.dtype, device=c.device)
+    scale[[3, 7, 11]] = factor
+    return c * scale
+
+
 def look_at_pose(position: Tensor, target: Tensor) -> Tensor:
     """Camera-to-world matrices (..., 4, 4) of cameras at `position` (..., 3) that look at `target`
     (..., 3) without roll.

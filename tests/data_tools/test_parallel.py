@@ -19,6 +19,9 @@ import pytest
 
 from data_tools.parallel import IN_FLIGHT_PER_WORKER, ended_politely, ordered_map
 from dnnlib.console import UserError
+from tests.tiny import PATIENCE
+
+pytestmark = pytest.mark.waits
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -107,5 +110,5 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path):
     process.wait()
     process.stdout.close()
     assert workers <= {child.pid for child in children}
-    _, alive = psutil.wait_procs(children, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE)
     assert alive == []

@@ -15,6 +15,8 @@ import pytest
 from dnnlib import startup
 from tests.tiny import finish, start
 
+pytestmark = pytest.mark.waits
+
 SCRIPTS = [
     "train.py",
     "gen_samples.py",

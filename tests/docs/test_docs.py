@@ -55,7 +55,7 @@ from training.run.launch import Launch
 from training.run.settings import new_config
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "THIRD_PARTY.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND_LINES: dict[str, click.Command] = {
     "train.py": train.main,
     "gen_samples.py": gen_samples.main,
@@ -70,17 +70,6 @@ COMMAND_LINES: dict[str, click.Command] = {
 SOURCES = [ROOT / name for name in COMMAND_LINES if name.endswith(".py")]
 ROOMS = ("dnnlib", "torch_utils", "training", "metrics", "media", "data_tools")
 SOURCES += [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
-LAYERS = {
-    "dnnlib": 0,
-    "torch_utils": 1,
-    "metrics": 2,
-    "training": 2,
-    "open_eg3d": 3,
-    "data_tools": 3,
-    "media": 3,
-    "tests": 5,
-}
-TOP = 4  # the command lines
 PRESET_COLUMNS, SIZE_COLUMNS = {"ffhq", "afhq", "shapenet", "heads"}, {"published", "laptop"}
 
 
@@ -148,6 +137,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(
         folder / "ckpt.pkl", Checkpoint(Config(model=model), cameras=cameras, **weights)
     )
+    (folder / "models").symlink_to(ROOT / "models")
     write_snapshot(folder / "released.pkl", Layout(plane_channels=4))
     ball = trimesh.creation.icosphere(2)
     save_mesh(
@@ -246,6 +236,18 @@ def test_commands_parse(line: str) -> None:
             set_option(Config(), assignment)
 
 
+@pytest.mark.parametrize("line", blocks(ROOT / "README.md", "sh")[0].splitlines()[1:])
+def test_first_commands_of_the_readme_run(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a fresh clone, with nothing but the shipped model."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    _, program, *arguments = shlex.split(line, comments=True)
+    COMMAND_LINES[program].main(arguments, prog_name=program, standalone_mode=False)
+    assert any(path.stat().st_size > 10_000 for path in (tmp_path / "out").rglob("*.*"))
+
+
 class FakeData:
     """All that `new_config` asks of a data set where a preset is named."""
 
@@ -291,6 +293,31 @@ def test_make_targets_exist() -> None:
         )
     }
     assert {"demo", "test"} <= named <= targets
+
+
+def test_make_help_lists_every_target() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = set(re.findall(r"^\.PHONY:((?:.*\\\n)*.*)$", text, re.MULTILINE)[0].split()) - {"\\"}
+    listed = set(re.findall(r"^## ([\w-]+) +\S", text, re.MULTILINE))
+    assert listed == phony - {"help", "browser"}
+    default = re.search(r"^([\w-]+):", text, re.MULTILINE)
+    assert default
+    assert default[1] == "help"
+
+
+def test_site_has_every_page() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:\n")[2]
+    named = set(re.findall(r"(\S+\.md)$", text, re.MULTILINE))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= named
+
+
+def test_commands_of_the_issue_templates_parse() -> None:
+    found = []
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        found += re.findall(r"`(python [^`]+)`", path.read_text(encoding="utf-8"))
+    assert len(found) >= 3
+    for line in found:
+        parse(line)
 
 
 def test_options_in_prose_exist() -> None:
@@ -388,7 +415,7 @@ def test_table_of_statistics_is_complete() -> None:
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"`([A-Z][a-z]+/\w+)`", page))
     assert reported <= explained
-    loop = (ROOT / "training" / "loop.py").read_text(encoding="utf-8")
+    loop = (ROOT / "training" / "run" / "loop.py").read_text(encoding="utf-8")
     assert all(f'"{name}"' in loop for name in explained - reported)
 
 
@@ -397,8 +424,13 @@ def test_messages_exist() -> None:
     page = prose(ROOT / "docs" / "training.md").partition("## Messages")[2]
     quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
     assert len(quoted) > 15
-    sources = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
-    missing = [text for text in quoted if text not in sources]
+    literals = "\n".join(
+        node.value
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    missing = [text for text in quoted if text not in literals]
     assert not missing
 
 
@@ -417,13 +449,10 @@ def test_links_resolve(page: Path) -> None:
             ], f"{page.name}: {target}"
 
 
-def test_files_named_in_the_layout_exist() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Legend")[0]
-    existing = {path.name for path in ROOT.glob("*.py")} | {
-        path.name for room in LAYERS for path in (ROOT / room).rglob("*.py")
-    }
-    for name in re.findall(r"\b\w+\.py\b", page):
-        assert name in existing, name
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_prose_has_lines_of_at_most_100_columns(page: Path) -> None:
+    lines = [line for line in prose(page).splitlines() if not line.startswith("|")]
+    assert not [line for line in lines if len(line) > 100]
 
 
 def test_pages_name_no_place_of_one_machine() -> None:
@@ -431,54 +460,6 @@ def test_pages_name_no_place_of_one_machine() -> None:
         assert not re.search(
             r"(?<![\w.])/(home|root|tmp|work|usr|mnt)/", page.read_text(encoding="utf-8")
         ), page.name
-
-
-# --------------------------------------------------------------------------------------------------
-# Rooms
-
-
-def room_of(path: Path) -> int:
-    return LAYERS.get(path.relative_to(ROOT).parts[0], TOP)
-
-
-def imported_rooms(path: Path) -> Iterator[str]:
-    """Rooms that a file imports at run time, wherever in the file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    typing_only = {
-        id(child)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for child in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in typing_only:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module.split(".")[0]
-
-
-def test_arrows_run_downward() -> None:
-    """The import graph that architecture.md draws."""
-    commands = [path for path in ROOT.glob("*.py") if path.name != "setup.py"]
-    paths = [
-        *commands,
-        *(path for room in LAYERS if room != "tests" for path in (ROOT / room).rglob("*.py")),
-    ]
-    names = {path.stem for path in commands}
-    for path in paths:
-        own = path.relative_to(ROOT).parts[0]
-        for room in imported_rooms(path):
-            if room in names:
-                assert room_of(path) > TOP, f"{path.name} imports the command line {room}"
-            elif room in LAYERS and room != own:
-                assert LAYERS[room] < room_of(path), f"{path.relative_to(ROOT)} imports {room}"
-    assert "torch" not in {
-        room for path in (ROOT / "dnnlib").rglob("*.py") for room in imported_rooms(path)
-    }
-    for path in (ROOT / "training" / "rendering").glob("*.py"):
-        assert "training.networks" not in path.read_text(encoding="utf-8")
 
 
 # --------------------------------------------------------------------------------------------------

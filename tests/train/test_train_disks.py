@@ -65,6 +65,7 @@ def test_a_full_disk_keeps_the_last_snapshot(
     assert not differing(state_in(half_copy), state_in(whole[0]))
 
 
+@pytest.mark.waits
 def test_a_system_that_refuses_large_files(data: Path, tmp_path: Path) -> None:
     process = start(
         "train.py",

@@ -13,13 +13,25 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import BATCH, TINY_OPTIONS, differing, finish, kimg, only_run, start, state_in
+from tests.tiny import (
+    BATCH,
+    PATIENCE,
+    TINY_OPTIONS,
+    differing,
+    finish,
+    kimg,
+    only_run,
+    start,
+    state_in,
+)
 from tests.train.runs import RUN_OPTIONS, snapshot_in, train_here
 from training.checkpoints.checkpoint import load_checkpoint
 from training.gan.trainer import Trainer
 
+pytestmark = pytest.mark.waits
 
-def wait_for(condition: Callable[[], bool], process: Any, seconds: float = 120) -> None:
+
+def wait_for(condition: Callable[[], bool], process: Any, seconds: float = PATIENCE) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()
@@ -86,15 +98,15 @@ def test_sigterm_right_after_the_run_folder_appears(data: Path, tmp_path: Path) 
 
 
 def test_ctrl_c_is_no_error(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Trainer._discriminator_main
+    original = Trainer._judge_both
 
-    def interrupted(trainer: Trainer, *arguments: Any) -> None:
+    def interrupted(trainer: Trainer, *arguments: Any) -> Any:
         if trainer.progress.steps == 1:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)  # an impatient person
-        original(trainer, *arguments)
+        return original(trainer, *arguments)
 
-    monkeypatch.setattr(Trainer, "_discriminator_main", interrupted)
+    monkeypatch.setattr(Trainer, "_judge_both", interrupted)
     ended = train_here(
         "--data", data, "--outdir", tmp_path / "runs", *RUN_OPTIONS, "--kimg", "1000"
     ).assert_done()

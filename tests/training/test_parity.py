@@ -25,8 +25,10 @@ from training.rendering.rays import sample_rays
 DATA = Path(__file__).parents[1] / "data" / "interop"
 VALUE_TOLERANCE = 1e-4  # of the array's largest magnitude
 GRADIENT_TOLERANCE = 1e-3  # of the norm
-NAMES = {"ws", "ws_psi0.7_cut3", "planes_sub", "ray_origins_sub", "ray_dirs_sub", "points_sigma", "points_rgb"} | {
-    "image", "image_raw", "image_depth", "logits", "loss_G", "real_raw_sub", "real_logits", "r1_penalty",
+NAMES = {
+    "ws", "ws_psi0.7_cut3", "planes_sub", "ray_origins_sub", "ray_dirs_sub", "points_sigma",
+    "points_rgb", "image", "image_raw", "image_depth", "logits", "loss_G", "real_raw_sub",
+    "real_logits", "r1_penalty",
 }  # fmt: skip
 INPUTS = {"z", "c", "points", "real", "grad_names", "grad_norms", "config"}
 

@@ -43,7 +43,8 @@ def filtered_lrelu(
 
     Args:
         x: Input images.
-        up_filter, down_filter: FIR filters of sum one.
+        up_filter: FIR filter of sum one.
+        down_filter: FIR filter of sum one.
         padding: Zeros around the upsampled image: one number, (x, y) or (x0, x1, y0, y1); negative
             numbers crop.
 

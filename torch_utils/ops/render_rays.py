@@ -18,7 +18,7 @@ gradients every sample counts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from torch_utils.ops.decode_points import (
 )
 
 STOP = 2e-5
+FINE_SAMPLERS = ("interval", "released")  # what the kernels have
 TENSORS = 12  # of the arguments: planes, four of the decoder, rays, limits, hit, offsets
 
 
@@ -51,7 +52,7 @@ def render_rays(
     *,
     box_warp: float,
     plane_axes: PlaneAxes = "corrected",
-    fine_sampling: Literal["interval", "released"] = "interval",
+    fine_sampling: str = "interval",
     density_gain: float = 1.0,
     background: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -50,7 +50,8 @@ def upfirdn2d(
 
     Args:
         x: Images; any memory format, which the result keeps.
-        up, down: Factor, or (x, y) factors.
+        up: Factor, or (x, y) factors.
+        down: The same.
         padding: Zeros around the upsampled image: one number, (x, y) or (x0, x1, y0, y1); negative
             numbers crop.
         flip_filter: False = convolution, True = correlation.

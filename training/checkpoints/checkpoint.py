@@ -24,7 +24,7 @@ from training.checkpoints.released.interop import Weights, read_released_snapsho
 from training.checkpoints.torch_archive import read_torch_archive
 from training.checkpoints.weights_folder import is_weights_folder, read_weights_folder
 from training.config.settings import Config, ModelConfig, from_dict, to_dict
-from training.networks.discriminator import Discriminator
+from training.networks.discriminator import Discriminator, make_discriminator
 from training.networks.generator import Generator
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -339,7 +339,7 @@ def build_discriminator(weights: Weights) -> Discriminator:
     Raises:
         UserError: if there is none, or its weights do not fit its settings.
     """
-    return _build(Discriminator, weights.config, weights.D, "discriminator")
+    return _build(make_discriminator, weights.config, weights.D, "discriminator")
 
 
 def _build(

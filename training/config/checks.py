@@ -14,7 +14,7 @@ import torch
 from dnnlib.console import UserError
 from training.config.settings import Config, config_sections
 from training.gan.augment_adaptation import check_settings as check_augmentation
-from training.networks.discriminator import Discriminator
+from training.networks.discriminator import make_discriminator
 from training.networks.generator import Generator
 from training.networks.superresolution import block_sizes
 
@@ -243,7 +243,7 @@ def check_networks(config: Config) -> None:
     try:
         with torch.device("meta"):
             Generator(model)
-            Discriminator(model)
+            make_discriminator(model)
     except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
         raise UserError(
             f"the model's settings describe no network: {' '.join(str(error).split())[:200]}"

@@ -77,6 +77,7 @@ def use_laptop_sizes(config: Config) -> None:
     model.rendering.depth_resolution = model.rendering.depth_resolution_importance = 16
     model.rendering.resolution = training.nrr_initial = training.nrr_final = render
     model.rendering.density_gain = 5.0
+    model.rendering.fine_offsets = "systematic"
     training.batch = 8
     training.kimg = 200.0
     training.ema_kimg = 1.0
@@ -114,6 +115,7 @@ def _leave_camera_out_of_mapping(config: Config) -> None:
 
 
 def _auto(config: Config) -> None:
+    config.model.rendering.length_unit = "box"
     # Whether poses go with looks (smiles towards the camera) is not known; where they do,
     # --gen-pose-cond helps.
     _leave_camera_out_of_mapping(config)
@@ -139,6 +141,9 @@ def _shapenet(config: Config) -> None:
     else:
         _leave_camera_out_of_mapping(config)
     config.training.gamma = 0.3
+    # published in world units, of which the box has 1.6
+    config.training.density_reg_extent = 1 / rendering.box_warp
+    config.training.density_reg_distance = 0.004 / rendering.box_warp
 
 
 def _heads(config: Config) -> None:

@@ -39,6 +39,7 @@ class GeneratorConfig:
     channel_max: int = 512
     use_noise: bool = True
     conv_clamp: float | None = None
+    decoder: str = "two_layer"  # by its name in training.networks.generator.DECODERS
     decoder_hidden: int = 64
 
 
@@ -46,7 +47,7 @@ class GeneratorConfig:
 class SuperResolutionConfig:
     """Network from the feature image to the final image."""
 
-    kind: Literal["standard", "alias_free"] = "standard"
+    kind: str = "standard"  # by its name in training.networks.generator.SUPERRESOLUTIONS
     # one entry a block; none = the published channels for the resolution
     channels: tuple[int, ...] | None = None
     input_resolution: int | None = None  # none = min(128, resolution / 2)
@@ -66,16 +67,27 @@ class RenderingConfig:
     ray_start: float | Literal["auto"] = 2.25  # auto: where the ray enters the box
     ray_end: float | Literal["auto"] = 3.3
     box_warp: float = 1.0  # side of the cube the planes span
+    # in which densities count, and cameras are told to networks. Released models: the world's. With
+    # the box's, a scene in any unit gives the same pictures and losses
+    length_unit: Literal["world", "box"] = "world"
     background: tuple[float, float, float] | None = None
     plane_axes: Literal["corrected", "released"] = "corrected"
-    fine_sampling: Literal["interval", "released"] = "interval"
+    fine_sampling: str = "interval"  # by its name in training.rendering.sampling.FINE_SAMPLERS
+    # random numbers of fine samples: each its own, one per equal part, or one shift of all
+    fine_offsets: Literal["independent", "stratified", "systematic"] = "independent"
     density_gain: float = 1.0
+
+    @property
+    def unit(self) -> float:
+        """World length of the unit in which densities count."""
+        return 1.0 if self.length_unit == "world" else self.box_warp
 
 
 @dataclass
 class DiscriminatorConfig:
-    """Dual discriminator."""
+    """Discriminator."""
 
+    kind: str = "dual"  # by its name in training.networks.discriminator.DISCRIMINATORS
     channel_base: int = 32768
     channel_max: int = 512
     mapping_layers: int = 8
@@ -125,11 +137,13 @@ class TrainingConfig:
     beta1: float = 0.0
     beta2: float = 0.99
     adam_eps: float = 1e-8
+    loss: str = "logistic"  # of both networks, by its name in training.gan.loss.GAN_LOSSES
     gamma: float = 5.0  # R1 weight
     d_reg_interval: int = 16
     g_reg_interval: int = 4
     density_reg: float = 0.25
-    density_reg_distance: float = 0.004
+    density_reg_extent: float = 1.0  # half the side of the cube of its points, in box sides
+    density_reg_distance: float = 0.004  # deviation of its pairs of points, in box sides
     density_reg_points: int = 1000
     ema_kimg: float | None = None  # half-life; none = batch * 10 / 32
     # half-life is at most this part of the images seen; none = no ramp

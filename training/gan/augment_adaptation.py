@@ -32,8 +32,8 @@ class AdaptiveProbability:
         check_settings(config)
         self.pipe, self.config = pipe, config
         # of sign(D(real)), of their number, since the last adjustment, over all processes
-        self.sums = torch.zeros(2)
-        self.seen = torch.zeros(2)  # the same of this process in this batch
+        self.sums = torch.zeros(2, device=pipe.p.device)
+        self.seen = torch.zeros_like(self.sums)  # the same of this process in this batch
         self.images = 0  # since the last adjustment
         self.batches = 0
         pipe.p.fill_(0.0 if config.mode == "noaug" else config.p)
@@ -42,9 +42,8 @@ class AdaptiveProbability:
         """Take note of D's logits (any shape) for augmented real images."""
         if self.config.mode == "ada":
             signs = real_logits.detach().float().sign()
-            self.seen = self.seen.to(signs.device) + torch.stack(
-                [signs.sum(), signs.new_tensor(float(signs.numel()))]
-            )
+            count = signs.new_tensor(float(signs.numel()))
+            self.seen = self.seen + torch.stack([signs.sum(), count])
 
     def end_batch(self, batch_size: int, reduce: Callable[[Tensor], Any] | None = None) -> None:
         """Count a batch of `batch_size` images (of all processes together); every `interval`
@@ -60,7 +59,7 @@ class AdaptiveProbability:
         self.batches += 1
         if reduce is not None:
             reduce(self.seen)
-        self.sums = self.sums.to(self.seen.device) + self.seen
+        self.sums = self.sums + self.seen
         self.seen = torch.zeros_like(self.seen)
         if self.batches < self.config.interval:
             return
@@ -84,7 +83,7 @@ class AdaptiveProbability:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned; sets the pipe's p too."""
         self.pipe.p.fill_(state["p"])
-        self.sums = torch.tensor(state["sums"], device=self.sums.device)
+        self.sums = torch.tensor(state["sums"], device=self.pipe.p.device)
         self.images, self.batches = int(state["images"]), int(state["batches"])
 
 

@@ -8,7 +8,8 @@ optimiser. Schedules are functions of the number of real images shown so far.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -71,17 +72,17 @@ def ema_decay(config: TrainingConfig, images: int) -> float:
     return 0.5 ** (config.batch / max(half_life, 1e-8))
 
 
-def swap_cameras(c: Tensor, probability: float, neighbours: Tensor | None = None) -> Tensor:
+def swap_cameras(c: Tensor, probability: float, swapped_c: Tensor | None = None) -> Tensor:
     """Cameras (N, 25) to condition the mapping on: each sample's own, or with `probability` its
     neighbour's.
 
-    `neighbours` (N, 25) are those of a larger batch that `c` is a part of; None = the samples of
+    `swapped_c` (N, 25) are those of a larger batch that `c` is a part of; None = the samples of
     `c` are each other's.
     """
     if probability <= 0:
         return c
     swap = rand(c.shape[0], 1, device=c.device) < probability
-    return torch.where(swap, c.roll(1, dims=0) if neighbours is None else neighbours, c)
+    return torch.where(swap, c.roll(1, dims=0) if swapped_c is None else swapped_c, c)
 
 
 def blur_kernel(sigma: float) -> Tensor | None:
@@ -129,13 +130,13 @@ def generate(
     c: Tensor,
     schedule: Schedule,
     update_w_avg: bool = False,
-    neighbours: Tensor | None = None,
+    swapped_c: Tensor | None = None,
 ) -> GeneratorOutput:
     """Training fakes of z (N, z_dim) seen from cameras c (N, 25): random noise, sample offsets and
     pose swapping.
     """
     ws = G.mapping(
-        z, swap_cameras(c, schedule.swap_probability, neighbours), update_w_avg=update_w_avg
+        z, swap_cameras(c, schedule.swap_probability, swapped_c), update_w_avg=update_w_avg
     )
     return G.synthesis(
         ws,
@@ -146,16 +147,69 @@ def generate(
     )
 
 
-def loss_real(logits: Tensor) -> Tensor:
-    """-log sigmoid(logits): how far logits are from saying 'real' (non-saturating logistic loss,
-    Goodfellow et al. 2014).
+# --------------------------------------------------------------------------------------------------
+# Adversarial losses
+
+
+class Judged(NamedTuple):
+    """Pictures as D saw them, and what it made of them."""
+
+    pictures: Pictures
+    logits: Tensor  # (N, 1), higher = more real
+
+
+class GanLoss(NamedTuple):
+    """The losses of both networks: from the fakes and the reals of a micro-batch to values per
+    sample (N, 1).
+
+    `is_paired`: the generator's loss needs the reals too, and the i-th fake is seen from the i-th
+    real picture's camera. Otherwise the generator's loss gets None for the reals.
     """
+
+    generator: Callable[[Judged, Any], Tensor]
+    discriminator: Callable[[Judged, Judged], Tensor]
+    is_paired: bool = False
+
+
+def loss_real(logits: Tensor) -> Tensor:
+    """-log sigmoid(logits): how far logits are from saying 'real'."""
     return F.softplus(-logits)
 
 
 def loss_fake(logits: Tensor) -> Tensor:
     """-log(1 - sigmoid(logits)): how far logits are from saying 'fake'."""
     return F.softplus(logits)
+
+
+def logistic_generator(fake: Judged, _real: Judged | None) -> Tensor:
+    """Non-saturating logistic loss (Goodfellow et al. 2014)."""
+    return loss_real(fake.logits)
+
+
+def logistic_discriminator(fake: Judged, real: Judged) -> Tensor:
+    """Logistic loss of both kinds of pictures (Goodfellow et al. 2014)."""
+    return loss_fake(fake.logits) + loss_real(real.logits)
+
+
+def relativistic_generator(fake: Judged, real: Judged) -> Tensor:
+    """-log sigmoid(D(fake) - D(real)) of pairs (Huang et al. 2024, section 2)."""
+    return loss_real(fake.logits - real.logits)
+
+
+def relativistic_discriminator(fake: Judged, real: Judged) -> Tensor:
+    """-log sigmoid(D(real) - D(fake)) of pairs (Huang et al. 2024, section 2)."""
+    return loss_fake(fake.logits - real.logits)
+
+
+GAN_LOSSES: dict[str, GanLoss] = {
+    "logistic": GanLoss(logistic_generator, logistic_discriminator),
+    "relativistic": GanLoss(relativistic_generator, relativistic_discriminator, is_paired=True),
+}
+"""By name in `training.loss`; a loss of your own is one more entry."""
+
+
+# --------------------------------------------------------------------------------------------------
+# Regularisers
 
 
 def r1_penalty(logits: Tensor, pictures: Pictures) -> Tensor:
@@ -171,16 +225,20 @@ def density_regularisation(
     z: Tensor,
     c: Tensor,
     schedule: Schedule,
-    points: int,
-    distance: float,
-    neighbours: Tensor | None = None,
+    options: TrainingConfig,
+    swapped_c: Tensor | None = None,
 ) -> Tensor:
-    """Mean difference of raw density between nearby points, uniform in [-1, 1]^3: noise and
-    floaters cost (EG3D, supplement).
+    """Mean difference of raw density between nearby points, uniform in a cube: noise and floaters
+    cost (EG3D, supplement).
+
+    Lengths are in box sides, so that a scene in any unit is regularised alike; in the published
+    ones the box has a side of 1.
     """
-    ws = G.mapping(z, swap_cameras(c, schedule.swap_probability, neighbours))
-    here = rand(z.shape[0], points, 3, device=z.device) * 2 - 1
-    there = here + randn(*here.shape, device=z.device) * distance
-    density = G.query_density(torch.cat([here, there], dim=1), G.planes(ws, noise_mode="random"))
+    ws = G.mapping(z, swap_cameras(c, schedule.swap_probability, swapped_c))
+    points, device = options.density_reg_points, z.device
+    here = (rand(z.shape[0], points, 3, device=device) * 2 - 1) * options.density_reg_extent
+    there = here + randn(*here.shape, device=device) * options.density_reg_distance
+    where = torch.cat([here, there], dim=1) * G.rendering.box_warp
+    density = G.query_density(where, G.planes(ws, noise_mode="random"))
     first, second = density.chunk(2, dim=1)
     return (first - second).abs().mean()

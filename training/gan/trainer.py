@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dnnlib.console import UserError
+from dnnlib.tables import look_up
 from torch_utils.distributed.collectives import (
     copy_from_first,
     gather_batch,
@@ -35,13 +36,20 @@ from training.config.settings import Config, TrainingConfig
 from training.gan import loss
 from training.gan.augment import AugmentPipe
 from training.gan.augment_adaptation import AdaptiveProbability
-from training.gan.batches import Draw, Share, camera_spread, draw_cameras, draw_seed
-from training.gan.loss import Pictures, Schedule
+from training.gan.batches import (
+    FAKE_PHASES,
+    Phase,
+    RankShard,
+    RngStream,
+    camera_std,
+    draw_cameras,
+    draw_seed,
+)
+from training.gan.loss import Judged, Pictures
 from training.gan.updates import Update, update_of
-from training.networks.discriminator import Discriminator
+from training.networks.discriminator import make_discriminator
 from training.networks.generator import Generator, GeneratorOutput
 
-PHASES = 4
 FP16_DISCRIMINATOR_BLOCKS = 4  # of the highest resolutions, as published
 MAX_BAD_STEPS = 20  # non-finite losses or gradients in a row
 
@@ -62,19 +70,28 @@ class Progress:
         return self.images / 1000
 
 
+class FakeInputs(NamedTuple):
+    """What the fakes of a phase are made from, of B samples of this process."""
+
+    z: Tensor  # (B, z_dim)
+    c: Tensor  # (B, 25) cameras that they are seen from
+    swapped_c: Tensor  # (B, 25) cameras that may take their place in conditioning the mapping
+
+
 @dataclass
 class Batch:
     """What a process's share of one step starts from."""
 
     real: Tensor  # (B, 3, H, W) in [-1, 1]
     real_c: Tensor  # (B, 25)
-    z: Tensor  # (phases, B, z_dim)
-    c: Tensor  # (phases, B, 25) cameras of the fakes
-    # (phases, B, 25) cameras that may take their place in conditioning the mapping
-    neighbours: Tensor
-    # (phases + 1, 1, 25) deviation of c over the samples of all processes, last of real_c; None =
-    # not used
-    c_spread: Tensor | None
+    fakes: dict[Phase, FakeInputs]
+    # (1, 25) standard deviations of cameras over the samples of all processes: of the fakes by
+    # phase, of the reals at Phase.D_REG; empty = not used
+    c_std: dict[Phase, Tensor]
+
+    def c_std_of(self, *phases: Phase) -> Tensor | None:
+        """Deviations (len(phases), 1, 25); None where they are not used."""
+        return torch.stack([self.c_std[phase] for phase in phases]) if self.c_std else None
 
 
 class Trainer:
@@ -97,11 +114,13 @@ class Trainer:
         self.config, self.device = config, device
         self.camera_labels = camera_labels.to(device)
         self.progress = Progress()
-        self.share = Share(config, rank(), world_size())
+        self.shard = RankShard(config, rank(), world_size())
         self.statistics = Statistics(device)
+        self.gan_loss = look_up(loss.GAN_LOSSES, config.training.loss, "training.loss")
+        self.schedule = loss.schedule_at(config.training, 0)
         torch.manual_seed(config.training.seed)
         self.G = Generator(config.model).train().requires_grad_(False).to(device)
-        self.D = Discriminator(config.model).train().requires_grad_(False).to(device)
+        self.D = make_discriminator(config.model).train().requires_grad_(False).to(device)
         self.G_ema = copy.deepcopy(self.G).eval()
         self._w_avg_before, self._moved = self.G.backbone.mapping.w_avg.clone(), list[Tensor]()
         self.augment = AugmentPipe().to(device)
@@ -127,6 +146,7 @@ class Trainer:
             GradientAverage(self.D_parameters),
         )
         self._set_precision()
+        self._discriminate: Callable[..., Tensor] = self.D
         if options.compile:
             self._compile()
 
@@ -134,7 +154,8 @@ class Trainer:
     # A step
 
     def step(self, real_images: Tensor, real_c: Tensor) -> None:
-        """Train on this process's share of a batch.
+        """Train on this process's share of a batch (EG3D, section 4; lazy regularisers: Karras et
+        al. 2020, section 3.1).
 
         Args:
             real_images: (B, 3, H, W) in [-1, 1].
@@ -143,161 +164,166 @@ class Trainer:
         Raises:
             UserError: after too many updates in a row whose losses or gradients were not finite.
         """
-        options = self.config.training
-        # for parts of others that know no streams
-        torch.manual_seed(draw_seed(options.seed, self.progress.images, Draw.CAMERAS))
-        schedule = loss.schedule_at(options, self.progress.images)
+        options, step = self.config.training, self.progress.steps
+        self.schedule = loss.schedule_at(options, self.progress.images)
         batch = self._draw(real_images.to(self.device), real_c.to(self.device))
+        fakes, real_logits = list[GeneratorOutput](), list[Tensor]()
+
         with self._one_move_of_w_avg():
-            fakes = self._generator_main(batch, schedule)
-            if self.progress.steps % options.g_reg_interval == 0 and options.density_reg > 0:
-                self._generator_regularisation(batch, schedule)
-            self._discriminator_main(batch, schedule, fakes)
-        if self.progress.steps % options.d_reg_interval == 0 and options.gamma > 0:
-            self._discriminator_regularisation(batch, schedule)
-        self.progress.images += options.batch
-        self.progress.steps += 1
-        self._update_average()
-        self.adaptation.end_batch(options.batch, reduce=sum_over_processes)
-        for name, value in schedule._asdict().items():
-            self.statistics.report(f"Schedule/{name}", value)
-        self.statistics.report("Augment/p", self.augment.p)
+            with self._update(Phase.G) as update:
+                for part in self._micro_batches(Phase.G):
+                    made = self._generate(batch, Phase.G, part, moves_w_avg=options.shared_fakes)
+                    fake = self._judge_fakes(made, batch, Phase.G, part)
+                    real = self._judge_reals(batch, part) if self.gan_loss.is_paired else None
+                    losses = self.gan_loss.generator(fake, real)
+                    update.backward(losses.mean(), part)
+                    update.report("Loss/G", losses)
+                    report_depth(update, made)
+                    if options.shared_fakes:
+                        fakes.append(GeneratorOutput(*(value.detach() for value in made)))
+
+            if options.density_reg > 0 and step % options.g_reg_interval == 0:
+                with self._update(Phase.G_REG) as update:
+                    for part in self._micro_batches(Phase.G_REG):
+                        penalty = self._density_penalty(batch, part)
+                        weight = options.density_reg * options.g_reg_interval
+                        update.backward(penalty * weight, part)
+                        update.report("Loss/density", penalty)
+
+            with self._update(Phase.D) as update:
+                source = Phase.G if options.shared_fakes else Phase.D
+                for index, part in enumerate(self._micro_batches(Phase.D)):
+                    if not options.shared_fakes:
+                        with torch.no_grad():
+                            fakes.append(self._generate(batch, Phase.D, part, moves_w_avg=True))
+                    fake, real = self._judge_both(fakes[index], batch, source, part)
+                    losses = self.gan_loss.discriminator(fake, real)
+                    update.backward(losses.mean(), part)
+                    update.report("Loss/D", losses)
+                    report_logits(update, fake, real)
+                    real_logits.append(real.logits.detach())
+            if update.applied:
+                self.adaptation.observe(torch.cat(real_logits))
+
+        if options.gamma > 0 and step % options.d_reg_interval == 0:
+            with self._update(Phase.D_REG) as update, self._precise_discriminator():
+                for part in self._micro_batches(Phase.D_REG):
+                    penalty = self._r1_penalty(batch, part)
+                    weight = options.gamma / 2 * options.d_reg_interval
+                    update.backward((penalty * weight).mean(), part)
+                    update.report("Loss/R1", penalty)
+
+        self._end_step()
 
     def _draw(self, real: Tensor, real_c: Tensor) -> Batch:
+        """Draw the latents and cameras of a step's fakes."""
         seed, images = self.config.training.seed, self.progress.images
-        with samples_draw_from(self.share.streams(seed, images, Draw.LATENTS)):
+        # for code of others that draws from torch's own generator
+        torch.manual_seed(draw_seed(seed, images, RngStream.CAMERAS))
+        with samples_draw_from(self.shard.streams(seed, images, RngStream.LATENTS)):
             z = randn(
-                len(self.share), PHASES, self.config.model.generator.z_dim, device=self.device
+                len(self.shard),
+                len(FAKE_PHASES),
+                self.config.model.generator.z_dim,
+                device=self.device,
             ).transpose(0, 1)
-        c, neighbours = draw_cameras(
-            self.camera_labels, PHASES, self.config.training.batch, seed, images
+        c, swapped_c = draw_cameras(
+            self.camera_labels, len(FAKE_PHASES), self.config.training.batch, seed, images
         )
-        spread = camera_spread([*c, gather_batch(real_c)]) if self.D.c_noise > 0 else None
-        mine = self.share.positions.to(c.device)
-        return Batch(real, real_c, z, c[:, mine], neighbours[:, mine], spread)
+        if self.gan_loss.is_paired:
+            c = gather_batch(real_c).expand_as(c)
+            swapped_c = c.roll(1, dims=1) if c.shape[1] > 1 else swapped_c
+        mine = self.shard.positions.to(c.device)
+        fakes = {
+            phase: FakeInputs(z[row], c[row, mine], swapped_c[row, mine])
+            for row, phase in enumerate(FAKE_PHASES)
+        }
+        deviations = {}
+        if self.D.c_noise > 0:
+            shown = dict(zip(FAKE_PHASES, c, strict=True)) | {Phase.D_REG: gather_batch(real_c)}
+            deviations = {phase: camera_std(cameras) for phase, cameras in shown.items()}
+        return Batch(real, real_c, fakes, deviations)
 
-    def _generator_main(self, batch: Batch, schedule: Schedule) -> list[GeneratorOutput]:
-        """Make fakes look real to D. Returns the fakes, detached, if D's main phase is to use them
-        too.
+    def _micro_batches(self, phase: Phase) -> Iterator[Tensor]:
+        """Indices (M,) of the samples of each micro-batch, which draw from their own streams
+        meanwhile.
         """
-        kept = []
-        with self._update("G") as update:
-            for part in self.share.parts:
-                with self._draws(Draw.G, part):
-                    shared = self.config.training.shared_fakes
-                    fakes = self._generate(batch, 0, part, schedule, moves_w_avg=shared)
-                    pictures = loss.augment_pictures(
-                        self.augment, loss.fake_pictures(fakes, schedule)
-                    )
-                    logits = self.D(*pictures, batch.c[0, part], c_spread=spread_of(batch, 0))
-                    losses = loss.loss_real(logits)
-                update.backward(losses.mean(), part)
-                update.report("Loss/G", losses)
-                report_depth(update, fakes)
-                if shared:
-                    kept.append(GeneratorOutput(*(value.detach() for value in fakes)))
-        return kept
-
-    def _generator_regularisation(self, batch: Batch, schedule: Schedule) -> None:
-        """Smooth densities. Runs every `g_reg_interval` steps, with as much more weight."""
-        options = self.config.training
-        with self._update("Greg") as update:
-            for part in self.share.parts:
-                points, distance = options.density_reg_points, options.density_reg_distance
-                with self._draws(Draw.GREG, part):
-                    penalty = loss.density_regularisation(
-                        self.G,
-                        batch.z[1, part],
-                        batch.c[1, part],
-                        schedule,
-                        points,
-                        distance,
-                        batch.neighbours[1, part],
-                    )
-                update.backward(penalty * options.density_reg * options.g_reg_interval, part)
-                update.report("Loss/density", penalty)
-
-    def _discriminator_main(
-        self, batch: Batch, schedule: Schedule, fakes: list[GeneratorOutput]
-    ) -> None:
-        """Tell real from fake."""
-        said = []
-        with self._update("D") as update:
-            for index, part in enumerate(self.share.parts):
-                phase = 0 if fakes else 2
-                with self._draws(Draw.D, part):
-                    if fakes:
-                        fake = fakes[index]
-                    else:
-                        with torch.no_grad():
-                            fake = self._generate(batch, phase, part, schedule, moves_w_avg=True)
-                    logits = self._compare(batch, phase, part, fake, schedule)
-                fake_logits, real_logits = logits.chunk(2)
-                fake_losses, real_losses = loss.loss_fake(fake_logits), loss.loss_real(real_logits)
-                update.backward((fake_losses + real_losses).mean(), part)
-                said.append(real_logits.detach())
-                update.report("Loss/D", fake_losses.detach() + real_losses.detach())
-                for name, logits in (("real", real_logits), ("fake", fake_logits)):
-                    update.report(f"Logits/{name}", logits)
-                    update.report(f"Logits/sign_{name}", logits.detach().sign())
-        if update.is_taken:
-            for real_logits in said:
-                self.adaptation.observe(real_logits)
-
-    def _compare(
-        self, batch: Batch, phase: int, part: Tensor, fake: GeneratorOutput, schedule: Schedule
-    ) -> Tensor:
-        """D's logits (2 M, 1) for the fakes and the reals of a micro-batch, as two batches that
-        know nothing of each other.
-        """
-        fakes_shown = loss.augment_pictures(self.augment, loss.fake_pictures(fake, schedule))
-        reals_shown = loss.augment_pictures(
-            self.augment, loss.real_pictures(batch.real[part], schedule)
-        )
-        shown = (torch.cat(pair) for pair in zip(fakes_shown, reals_shown, strict=True))
-        c = torch.cat([batch.c[phase, part], batch.real_c[part]])
-        return self.D(*shown, c, batches=2, c_spread=spread_of(batch, phase, PHASES))
-
-    def _discriminator_regularisation(self, batch: Batch, schedule: Schedule) -> None:
-        """R1 on real pictures, in fp32 where the rest is bf16. Runs every `d_reg_interval` steps,
-        with as much more weight.
-        """
-        options = self.config.training
-        with self._update("Dreg") as update, self._precise_discriminator():
-            for part in self.share.parts:
-                with self._draws(Draw.DREG, part):
-                    with torch.no_grad():
-                        real = loss.augment_pictures(
-                            self.augment, loss.real_pictures(batch.real[part], schedule)
-                        )
-                    real = Pictures(*(value.detach().requires_grad_() for value in real))
-                    # Not through __call__, which may be compiled: AOTAutograd has no second
-                    # derivatives.
-                    logits = self.D.forward(
-                        *real, batch.real_c[part], c_spread=spread_of(batch, PHASES)
-                    )
-                penalty = loss.r1_penalty(logits, real)
-                update.backward(
-                    (penalty * (options.gamma / 2 * options.d_reg_interval)).mean(), part
-                )
-                update.report("Loss/R1", penalty)
+        seed, images = self.config.training.seed, self.progress.images
+        for part in self.shard.micro_batches:
+            with samples_draw_from(self.shard.streams(seed, images, phase.stream, part)):
+                yield part
 
     def _generate(
-        self, batch: Batch, phase: int, part: Tensor, schedule: Schedule, moves_w_avg: bool
+        self, batch: Batch, phase: Phase, part: Tensor, moves_w_avg: bool
     ) -> GeneratorOutput:
-        z, c, neighbours = batch.z[phase, part], batch.c[phase, part], batch.neighbours[phase, part]
-        fakes = loss.generate(self.G, z, c, schedule, moves_w_avg, neighbours)
+        """Fakes of a micro-batch; `moves_w_avg` counts them in the mean latent."""
+        z, c, swapped_c = (value[part] for value in batch.fakes[phase])
+        fakes = loss.generate(self.G, z, c, self.schedule, moves_w_avg, swapped_c)
         if moves_w_avg:
             w_avg = self.G.backbone.mapping.w_avg
             self._moved.append(w_avg.clone())
             w_avg.copy_(self._w_avg_before)
         return fakes
 
-    def _draws(self, draw: Draw, part: Tensor) -> contextlib.AbstractContextManager[None]:
-        """Let the samples of a micro-batch draw from their own streams."""
-        return samples_draw_from(
-            self.share.streams(self.config.training.seed, self.progress.images, draw, part)
+    def _show_fakes(self, fakes: GeneratorOutput) -> Pictures:
+        """Fakes as D sees them."""
+        return loss.augment_pictures(self.augment, loss.fake_pictures(fakes, self.schedule))
+
+    def _show_reals(self, batch: Batch, part: Tensor) -> Pictures:
+        """Real pictures as D sees them."""
+        shown = loss.real_pictures(batch.real[part], self.schedule)
+        return loss.augment_pictures(self.augment, shown)
+
+    def _judge_fakes(
+        self, fakes: GeneratorOutput, batch: Batch, phase: Phase, part: Tensor
+    ) -> Judged:
+        shown = self._show_fakes(fakes)
+        c_std = batch.c_std_of(phase)
+        return Judged(shown, self._discriminate(*shown, batch.fakes[phase].c[part], c_std=c_std))
+
+    @torch.no_grad()
+    def _judge_reals(self, batch: Batch, part: Tensor) -> Judged:
+        shown = self._show_reals(batch, part)
+        c_std = batch.c_std_of(Phase.D_REG)
+        return Judged(shown, self._discriminate(*shown, batch.real_c[part], c_std=c_std))
+
+    def _judge_both(
+        self, fakes: GeneratorOutput, batch: Batch, phase: Phase, part: Tensor
+    ) -> tuple[Judged, Judged]:
+        """Fakes and reals in one pass, as two batches that know nothing of each other."""
+        fakes_shown, reals_shown = self._show_fakes(fakes), self._show_reals(batch, part)
+        shown = (torch.cat(pair) for pair in zip(fakes_shown, reals_shown, strict=True))
+        c = torch.cat([batch.fakes[phase].c[part], batch.real_c[part]])
+        c_std = batch.c_std_of(phase, Phase.D_REG)
+        logits = self._discriminate(*shown, c, batches=2, c_std=c_std)
+        fake_logits, real_logits = logits.chunk(2)
+        return Judged(fakes_shown, fake_logits), Judged(reals_shown, real_logits)
+
+    def _density_penalty(self, batch: Batch, part: Tensor) -> Tensor:
+        z, c, swapped_c = (value[part] for value in batch.fakes[Phase.G_REG])
+        return loss.density_regularisation(
+            self.G, z, c, self.schedule, self.config.training, swapped_c
         )
+
+    def _r1_penalty(self, batch: Batch, part: Tensor) -> Tensor:
+        """R1 (M,) on real pictures as D sees them."""
+        with torch.no_grad():
+            shown = self._show_reals(batch, part)
+        shown = Pictures(*(value.detach().requires_grad_() for value in shown))
+        # The discriminator itself, never compiled: AOTAutograd has no second derivatives.
+        logits = self.D(*shown, batch.real_c[part], c_std=batch.c_std_of(Phase.D_REG))
+        return loss.r1_penalty(logits, shown)
+
+    def _end_step(self) -> None:
+        """Count the batch; move the averaged weights and the probability of augmentation."""
+        batch_size = self.config.training.batch
+        self.progress.images += batch_size
+        self.progress.steps += 1
+        self._update_average()
+        self.adaptation.end_batch(batch_size, reduce=sum_over_processes)
+        for name, value in self.schedule._asdict().items():
+            self.statistics.report(f"Schedule/{name}", value)
+        self.statistics.report("Augment/p", self.augment.p)
 
     @contextlib.contextmanager
     def _one_move_of_w_avg(self) -> Iterator[None]:
@@ -312,23 +338,24 @@ class Trainer:
             w_avg.copy_(moved)
 
     @contextlib.contextmanager
-    def _update(self, phase: str) -> Iterator[Update]:
-        """An update of the network that `phase` belongs to; it is skipped, and counted, if a loss
-        or a gradient is not finite.
+    def _update(self, phase: Phase) -> Iterator[Update]:
+        """Update the network of `phase` by what is accumulated meanwhile; skip and count the update
+        if a loss or a gradient is not finite.
         """
         average, optimizer = (
             (self.G_average, self.G_optimizer)
-            if phase[0] == "G"
+            if phase in (Phase.G, Phase.G_REG)
             else (self.D_average, self.D_optimizer)
         )
-        with update_of(average, optimizer, len(self.share), self.statistics) as update:
+        with update_of(average, optimizer, len(self.shard), self.statistics) as update:
             yield update
-        self.statistics.report(f"Gradients/nonfinite_{phase}", 0.0 if update.is_taken else 1.0)
-        if update.is_taken:
-            self.statistics.report(f"Gradients/norm_{phase}", update.norm)
-            self.progress.bad_steps[phase] = 0
+        name = phase.value
+        self.statistics.report(f"Gradients/nonfinite_{name}", 0.0 if update.applied else 1.0)
+        if update.applied:
+            self.statistics.report(f"Gradients/norm_{name}", update.norm)
+            self.progress.bad_steps[name] = 0
         else:
-            self._count_skipped(phase)
+            self._count_skipped(name)
 
     def _count_skipped(self, phase: str) -> None:
         self.progress.skipped += 1
@@ -366,7 +393,7 @@ class Trainer:
         """Let torch.compile make the forward passes and their gradients."""
         library.load("cuda" if self.device.type == "cuda" else "cpu")
         setattr(self.G, "synthesis", torch.compile(self.G.synthesis))  # noqa: B010 - a method, which mypy would not see assigned
-        self.D.compile()
+        self._discriminate = torch.compile(self.D)
 
     @contextlib.contextmanager
     def _precise_discriminator(self) -> Iterator[None]:
@@ -418,17 +445,17 @@ class Trainer:
             ) from error
 
 
-def spread_of(batch: Batch, *rows: int) -> Tensor | None:
-    """Deviations (len(rows), 1, 25) of the cameras of some phases' fakes (row PHASES: of the
-    reals).
-    """
-    return None if batch.c_spread is None else batch.c_spread[list(rows)]
-
-
 def report_depth(update: Update, fakes: GeneratorOutput) -> None:
     """Spread of depth over a picture: near zero means the model paints on a flat card."""
     update.report("Depth/spread", fakes.image_depth.detach().flatten(1).std(dim=1))
     update.report("Depth/alpha", fakes.alpha)
+
+
+def report_logits(update: Update, fake: Judged, real: Judged) -> None:
+    """What D makes of real and fake pictures; the mean sign is twice its accuracy less one."""
+    for name, logits in (("real", real.logits), ("fake", fake.logits)):
+        update.report(f"Logits/{name}", logits)
+        update.report(f"Logits/sign_{name}", logits.detach().sign())
 
 
 def lazy_adam(

@@ -31,7 +31,7 @@ class Update:
             optimizer,
             samples,
         )
-        self.is_taken = False
+        self.applied = False
         self.norm = torch.zeros(())
         self._seen = 0  # samples
         self._bad_losses = self.parameters[0].new_zeros(1) if self.parameters else torch.zeros(1)
@@ -48,7 +48,7 @@ class Update:
         (value * (len(part) / self.samples)).backward()
 
     def report(self, name: str, values: Tensor) -> None:
-        """Statistics of this update, which are told if it is taken."""
+        """Statistics of this update, which count if it is applied."""
         self._reports.append((name, values.detach()))
 
     def finish(self, statistics: Statistics) -> None:
@@ -59,8 +59,8 @@ class Update:
         self.norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.parameters if p.grad is not None]
         )
-        self.is_taken = bool(self.norm.isfinite() & (bad_losses[0] == 0))
-        if not self.is_taken:
+        self.applied = bool(self.norm.isfinite() & (bad_losses[0] == 0))
+        if not self.applied:
             return
         self.optimizer.step()
         for name, values in self._reports:

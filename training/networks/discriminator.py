@@ -6,14 +6,17 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dnnlib.tables import look_up
 from torch_utils.sample_random import randn
 from training.cameras import LABEL_SIZE
 from training.config.settings import ModelConfig
-from training.networks.layers import Conv2d, FullyConnected, resize_image
+from training.networks.layers import Conv2d, FullyConnected, camera_condition, resize_image
 from training.networks.stylegan2 import MappingNetwork, block_resolutions, channels_at
 
 LAST_RESOLUTION = 4
@@ -143,7 +146,7 @@ class Discriminator(nn.Module):
         image_raw: Tensor,
         c: Tensor,
         batches: int = 1,
-        c_spread: Tensor | None = None,
+        c_std: Tensor | None = None,
     ) -> Tensor:
         """Logits (N, 1).
 
@@ -153,7 +156,7 @@ class Discriminator(nn.Module):
             c: (N, 25) camera labels.
             batches: The N samples are so many batches, one after the other, which know nothing of
                 each other: faster than in turn.
-            c_spread: (batches, 1, 25) standard deviation of c over the batches that these samples
+            c_std: (batches, 1, 25) standard deviation of c over the batches that these samples
                 are a part of; None = of c itself.
 
         Raises:
@@ -165,15 +168,16 @@ class Discriminator(nn.Module):
         x = self.b4(x, batches)
         if self.c_noise > 0:
             parts = c.unflatten(0, (batches, -1))
-            spread = (
+            std = (
                 parts.std(dim=1, keepdim=True, correction=min(1, parts.shape[1] - 1))
-                if c_spread is None
-                else c_spread
+                if c_std is None
+                else c_std
             )
             c = c + randn(*c.shape, dtype=c.dtype, device=c.device) * (
-                spread * self.c_noise
+                std * self.c_noise
             ).expand_as(parts).flatten(0, 1)
-        return (x * self.mapping(None, c)).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
+        told = self.mapping(None, camera_condition(c, self.config.rendering))
+        return (x * told).sum(dim=1, keepdim=True) / math.sqrt(self.cmap_dim)
 
     def layers(self) -> list[Conv2d]:
         """Layers from the highest resolution down, in the order in which freeze-D counts them."""
@@ -190,3 +194,18 @@ class Discriminator(nn.Module):
             block = self.get_submodule(f"b{size}")
             assert isinstance(block, DiscriminatorBlock)
             block.conv_dtype = dtype if highest is None or index < highest else torch.float32
+
+
+DISCRIMINATORS: dict[str, Callable[[ModelConfig], Any]] = {"dual": Discriminator}
+"""By name in `discriminator.kind`. A module has `forward`, `layers`, `set_conv_dtype` and `c_noise`
+as `Discriminator`.
+"""
+
+
+def make_discriminator(config: ModelConfig) -> Any:
+    """The discriminator that `config` names.
+
+    Raises:
+        UserError: for a name that is not in the table.
+    """
+    return look_up(DISCRIMINATORS, config.discriminator.kind, "discriminator.kind")(config)

@@ -5,26 +5,31 @@ figure 2).
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from dnnlib.tables import look_up
 from torch_utils.ops.decode_points import DecoderWeights
 from training.cameras import LABEL_SIZE, unpack_label
-from training.config.settings import ModelConfig, RenderingConfig
+from training.config.settings import GeneratorConfig, ModelConfig, RenderingConfig
 from training.networks.alias_free import AliasFreeSuperResolution
-from training.networks.layers import FullyConnected
+from training.networks.layers import FullyConnected, camera_condition
 from training.networks.stylegan2 import MappingNetwork, NoiseMode, SynthesisBlock, SynthesisNetwork
 from training.networks.superresolution import SuperResolution
 from training.rendering import renderer
 from training.rendering.rays import sample_rays
 
 NUM_PLANES = 3
-SUPERRESOLUTIONS: dict[str, type[SuperResolution] | type[AliasFreeSuperResolution]] = {
+SUPERRESOLUTIONS: dict[str, Callable[[ModelConfig], nn.Module]] = {
     "standard": SuperResolution,
     "alias_free": AliasFreeSuperResolution,
 }
+"""By name in `superresolution.kind`. A module has `forward(features, ws, noise_mode)` as
+`SuperResolution`, and `set_conv_dtype`.
+"""
 
 
 class GeneratorOutput(NamedTuple):
@@ -128,6 +133,17 @@ class TriPlaneDecoder(nn.Module):
         return any(len(hook) > 0 for hook in hooks) or "forward" in module.__dict__
 
 
+def two_layer_decoder(options: GeneratorConfig) -> TriPlaneDecoder:
+    """The published decoder, whose colours are the features that super-resolution takes."""
+    return TriPlaneDecoder(options.plane_channels, options.decoder_hidden, options.plane_channels)
+
+
+DECODERS: dict[str, Callable[[GeneratorConfig], nn.Module]] = {"two_layer": two_layer_decoder}
+"""By name in `generator.decoder`. A module takes features (N, M, plane_channels) and gives raw
+densities (N, M, 1) and colours (N, M, plane_channels).
+"""
+
+
 class Generator(nn.Module):
     """EG3D generator. `config` fixes the parameters; `rendering` is the live scene description and
     may be changed at any time.
@@ -140,10 +156,11 @@ class Generator(nn.Module):
         options = self.config.generator
         self.z_dim, self.c_dim, self.w_dim = options.z_dim, LABEL_SIZE, options.w_dim
         self.backbone = Backbone(self.config)
-        self.superresolution = SUPERRESOLUTIONS[self.config.superresolution.kind](self.config)
-        self.decoder = TriPlaneDecoder(
-            options.plane_channels, options.decoder_hidden, options.plane_channels
+        enlarge = self.config.superresolution.kind
+        self.superresolution: Any = look_up(SUPERRESOLUTIONS, enlarge, "superresolution.kind")(
+            self.config
         )
+        self.decoder: Any = look_up(DECODERS, options.decoder, "generator.decoder")(options)
 
     @property
     def rendering(self) -> RenderingConfig:
@@ -173,7 +190,7 @@ class Generator(nn.Module):
     def _mapped_camera(self, c: Tensor) -> Tensor | None:
         """What the mapping network gets of cameras c (N, 25)."""
         if self.config.generator.pose_conditioning:
-            return c * self.config.generator.c_scale
+            return camera_condition(c, self.rendering) * self.config.generator.c_scale
         return torch.zeros_like(c) if self.backbone.mapping.c_dim else None
 
     def planes(self, ws: Tensor, noise_mode: NoiseMode = "const") -> Tensor:

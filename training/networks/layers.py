@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch_utils.ops.bias_act import ActivationName, bias_act
 from torch_utils.ops.modulation import scale_channels
 from torch_utils.ops.upfirdn2d import result_format, setup_filter, upfirdn2d
+from training.cameras import scale_label
+from training.config.settings import RenderingConfig
 
 RESAMPLE_TAPS = (1, 3, 3, 1)
 
@@ -21,6 +23,11 @@ RESAMPLE_TAPS = (1, 3, 3, 1)
 def normalize_2nd_moment(x: Tensor, eps: float = 1e-8) -> Tensor:
     """Scale each row of (N, C) to a mean square of one."""
     return x * (x.square().mean(dim=1, keepdim=True) + eps).rsqrt()
+
+
+def camera_condition(c: Tensor, rendering: RenderingConfig) -> Tensor:
+    """Cameras (N, 25) as networks are conditioned on them: positions in the scene's unit."""
+    return c if rendering.unit == 1 else scale_label(c, 1 / rendering.unit)
 
 
 def resize_image(x: Tensor, size: int, antialias: bool = True) -> Tensor:

@@ -40,7 +40,8 @@ def box_limits(
     (Kay & Kajiya 1986).
 
     Args:
-        ray_origins, ray_directions: (N, R, 3), directions of unit length.
+        ray_origins: (N, R, 3).
+        ray_directions: (N, R, 3), of unit length.
 
     Returns:
         near, far, hit, each (N, R, 1). Rays that start inside have near = 0. A ray that misses gets

@@ -7,6 +7,7 @@ pictures come from compiled operators that compute the same (`dispatch.fused_wei
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -92,10 +93,26 @@ def render(
     """
     rays = Rays(ray_origins, ray_directions, *ray_limits(ray_origins, ray_directions, config))
     offsets = draw_offsets(
-        rays.near, config.depth_resolution, config.depth_resolution_importance, deterministic
+        rays.near,
+        config.depth_resolution,
+        config.depth_resolution_importance,
+        deterministic,
+        config.fine_offsets,
     )
-    weights = fused_weights(decoder, planes, ray_origins)
-    if weights is None:
+    unit = config.unit
+    if unit == 1:
+        return _render(planes, decoder, rays, offsets, config)
+    scaled = rays._replace(origins=rays.origins / unit, near=rays.near / unit, far=rays.far / unit)
+    rendered = _render(planes, decoder, scaled, offsets, replace(config, box_warp=1.0))
+    return rendered._replace(depth=rendered.depth * unit)
+
+
+def _render(
+    planes: Tensor, decoder: Decoder, rays: Rays, offsets: Offsets, config: RenderingConfig
+) -> RenderedRays:
+    """Rays whose lengths are in the unit in which densities count."""
+    weights = fused_weights(decoder, planes, rays.origins)
+    if weights is None or config.fine_sampling not in rays_op.FINE_SAMPLERS:
         return _render_composable(planes, decoder, rays, offsets, config)
     fused = rays_op.render_rays(
         planes,

@@ -186,9 +186,8 @@ class Page {
     this.showView(told.get("view") === "depth" ? "depth" : "image");
     const head = number("head");
     await this.showHead(
-        Number.isInteger(head) && head >= 0 && head < this.scene.heads.length ?
-            head :
-            Math.max(this.head, 0));
+        Number.isInteger(head) && head >= 0 && head < this.scene.heads.length ? head :
+                                                                                (this.wanted ?? 0));
     this.orbit.move(change);
   }
 
@@ -205,6 +204,7 @@ class Page {
   }
 
   savePicture() {
+    if (this.head < 0) return;
     const {size, pixels} =
         this.picture({size: this.affordable(STILL_SECONDS, this.scene.rendering.resolution)});
     const canvas = Object.assign(document.createElement("canvas"), {width: size, height: size});
@@ -254,7 +254,9 @@ function connect(page) {
   elements.canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
   elements.canvas.addEventListener("webglcontextrestored", () => {
     renderer.start();
-    page.showHead(Math.max(page.head, 0));
+    page.head = -1;  // its planes are gone; until they are here again nothing is drawn
+    page.full = null;
+    page.showHead(page.wanted);
   });
 }
 

@@ -5,6 +5,7 @@ process that misbehaves.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from data_tools.faces.convert import FacesConfig, convert_faces
 from data_tools.faces.pose import FACE_RADIUS, FacePose, face_label
 from dnnlib.console import UserError
 from tests.data_tools.scenes import read_result
-from tests.tiny import ROOT, Ended, call, environment, finish, start
+from tests.tiny import PATIENCE, ROOT, Ended, call, environment, finish, start
 from training.cameras import orbit_angles, unpack_label
 from training.data.dataset import ImageDataset
 
@@ -322,6 +323,7 @@ def test_a_setup_that_fails_leaves_nothing(plugin: Path, monkeypatch: pytest.Mon
     assert list((plugin / "cache").iterdir()) == []
 
 
+@pytest.mark.waits
 def test_stopped_in_the_middle_nothing_is_left(plugin: Path) -> None:
     folder = source(
         plugin / "in", **{f"p{i:03d}": picture((RED, 200, 150, 60)) for i in range(150)}
@@ -350,7 +352,7 @@ def test_stopped_in_the_middle_nothing_is_left(plugin: Path) -> None:
         text=True,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while (
         sum(path.stat().st_size for path in out.iterdir()) < 1 << 14 and time.monotonic() < deadline
     ):
@@ -358,10 +360,10 @@ def test_stopped_in_the_middle_nothing_is_left(plugin: Path) -> None:
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) >= 2
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-    ended = finish(process, 60)
+    ended = finish(process)
     assert (ended.status, ended.err.splitlines()[-1]) == (130, "error: interrupted")
     assert list(out.iterdir()) == []
-    assert psutil.wait_procs(children, timeout=20)[1] == []
+    assert psutil.wait_procs(children, timeout=PATIENCE)[1] == []
 
 
 # --------------------------------------------------------------------------------------------------
@@ -387,11 +389,13 @@ while line := sys.stdin.buffer.readline():
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The fake in mediapipe's place."""
-    worker = tmp_path / "fake.py"
+    """The fake in mediapipe's place: a Python in the environment that all processes look for, which runs it instead."""
+    monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path / "cache"))
+    worker, python = tmp_path / "fake.py", face_process.environment_dir() / "bin" / "python"
     worker.write_text(FAKE)
-    monkeypatch.setattr(face_process, "WORKER", worker)
-    monkeypatch.setattr(face_process, "environment_python", lambda: Path(sys.executable))
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(worker))}\n")
+    python.chmod(0o755)
     return worker
 
 
@@ -399,6 +403,7 @@ def blank(width: int, faces: int = 0) -> np.ndarray:
     return np.full((4, width, 3), faces, dtype=np.uint8)
 
 
+@pytest.mark.waits
 @pytest.mark.usefixtures("fake")
 def test_a_process_that_dies_is_started_again() -> None:
     with face_process.mediapipe_estimator() as estimate:
@@ -419,6 +424,7 @@ def test_a_process_that_dies_is_started_again() -> None:
     ] == []
 
 
+@pytest.mark.waits
 @pytest.mark.usefixtures("fake")
 def test_a_process_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     with face_process.mediapipe_estimator() as estimate:
@@ -428,6 +434,7 @@ def test_a_process_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
             estimate(blank(14))
 
 
+@pytest.mark.waits
 def test_a_process_that_does_not_start(fake: Path) -> None:
     fake.write_text("raise ImportError('no mediapipe here')")
     with pytest.raises(
@@ -437,6 +444,7 @@ def test_a_process_that_does_not_start(fake: Path) -> None:
         face_process.MeshProcess()
 
 
+@pytest.mark.waits
 @pytest.mark.usefixtures("fake")
 def test_a_picture_that_kills_the_process_is_listed(plugin: Path) -> None:
     folder = source(plugin / "in", deadly=picture(size=(13, 40)))

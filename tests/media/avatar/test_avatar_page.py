@@ -29,6 +29,8 @@ from training.cameras import unpack_label
 from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator
 
+pytestmark = pytest.mark.waits
+
 READY = "window.avatars && avatars.head >= 0"
 COMPLETE = (
     "avatars.full && avatars.full.row >= avatars.full.target.size &&"
@@ -363,11 +365,45 @@ def test_lost_graphics_memory_comes_back(
     shipped_page: Path, show: Callable[..., Page], shipped: Generator
 ) -> None:
     page = show(shipped_page, "#head=1")
-    page.run(
-        "window.taker = avatars.renderer.gl.getExtension('WEBGL_lose_context'); taker.loseContext()"
-    )
-    page.wait_until("avatars.renderer.gl.isContextLost()")
-    page.run("setTimeout(() => taker.restoreContext(), 50)")
-    page.wait_until("!avatars.renderer.gl.isContextLost() && avatars.full")
+    lose_memory(page)
+    page.run("taker.restoreContext()")
+    page.wait_until(f"!avatars.renderer.gl.isContextLost() && {READY}")
     label = cameras_of(shipped).label(0.2, 0.0)
     assert psnr(drawn(page, label, 64), rendered(shipped, 1, label, 64)) > 50
+    assert not page.errors
+
+
+def test_nothing_is_drawn_before_lost_graphics_memory_is_filled_again(
+    shipped_page: Path, show: Callable[..., Page]
+) -> None:
+    """Unpacking planes takes a while; the background alone must be neither seen nor saved."""
+    page = show(shipped_page, "#head=1")
+    page.wait_until(COMPLETE, 120)
+    lose_memory(page)
+    page.run(
+        "{ const load = loadTexels; const wait = (go) => { window.goOn = go; };"
+        " window.loadTexels = (...a) => new Promise(wait).then(() => load(...a)); }"
+    )
+    page.run("window.drawings = 0; avatars.renderer.drawRows = () => { drawings++; }")
+    page.run("taker.restoreContext()")
+    page.wait_until("!avatars.renderer.gl.isContextLost() && !!window.goOn")
+    page.run("window.dispatchEvent(new Event('resize')); document.getElementById('save').click()")
+    page.run("new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
+    assert page.run("[drawings, avatars.head, avatars.full]") == [0, -1, None]
+    page.run("delete avatars.renderer.drawRows; goOn()")
+    page.wait_until(COMPLETE, 120)
+    assert page.run("avatars.head") == 1
+    assert not page.errors
+
+
+def lose_memory(page: Page) -> None:
+    """As a browser does that needs it elsewhere; it gives it back to pages that heard of that."""
+    heard = (
+        "avatars.elements.canvas.addEventListener("
+        "'webglcontextlost', () => setTimeout(go), { once: true });"
+    )
+    lose = (
+        "window.taker = avatars.renderer.gl.getExtension('WEBGL_lose_context');"
+        " taker.loseContext();"
+    )
+    page.run(f"new Promise((go) => {{ {heard} {lose} }})")

@@ -15,6 +15,8 @@ from media.viewer.server import Viewer, run_viewer
 from open_eg3d import load_generator
 from tests.browser import SOFTWARE_WEBGL, Page, open_browser
 
+pytestmark = pytest.mark.waits
+
 # a part of the window that shows the head and neither controls nor notices
 PICTURE = (330, 60, 900, 660)
 MIDDLE = (500.0, 400.0)

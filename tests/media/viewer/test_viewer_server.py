@@ -33,9 +33,11 @@ from media.viewer.painter import Latents, Painter, View
 from media.viewer.server import Viewer, run_viewer
 from open_eg3d import load_generator
 from tests.media.viewer.test_painter import tiny_generator, write_generator
-from tests.tiny import call, finish, start
+from tests.tiny import PATIENCE, call, finish, start
 from tests.viewer_page import RawPage
 from training.checkpoints.checkpoint import load_weights
+
+pytestmark = pytest.mark.waits
 
 SAMPLES = load_weights(demo.SHIPPED).config.rendering.depth_resolution
 
@@ -315,7 +317,7 @@ def test_garbage_on_the_socket_ends_only_that_connection(
         page = RawPage(viewer.address)
         page.look()
         page.socket.send(garbage)
-        page._thread.join(30)
+        page._thread.join(PATIENCE)
         assert not page._thread.is_alive()
     honest.wait_for(lambda: len(viewer.visitors) == 1)
     assert_alive(honest)
@@ -394,7 +396,7 @@ def test_pages_of_other_sites_are_turned_away(
         page.wait_for(lambda: "Mesh" in page.controls)
         page.close()
     else:
-        page._thread.join(30)
+        page._thread.join(PATIENCE)
         assert not page._thread.is_alive()
         assert not page.controls
 
@@ -427,14 +429,14 @@ PATHS = (
 @pytest.mark.parametrize("path", PATHS)
 def test_the_web_server_hands_out_its_page_only(viewer: Viewer, path: str) -> None:
     host, port = viewer.address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
         connection.sendall(
             f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode()
         )
         answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
     assert answer.split(b" ")[1] in (b"404", b"500", b"400")
     assert len(answer) < 2000
-    with urllib.request.urlopen(viewer.address, timeout=30) as page:
+    with urllib.request.urlopen(viewer.address, timeout=PATIENCE) as page:
         assert b"<html" in page.read()
 
 
@@ -453,7 +455,7 @@ def test_a_page_of_another_version_is_told(viewer: Viewer) -> None:
         connect(viewer.address.replace("http", "ws")) as page,
         pytest.raises(ConnectionClosed, match="Version"),
     ):
-        page.recv(timeout=30)
+        page.recv(timeout=PATIENCE)
 
 
 def assert_alive(page: RawPage) -> None:
@@ -479,7 +481,7 @@ def test_it_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     assert json.dumps(page.controls["Seed"]["props"]["max"]) == "999"
     page.close()
     process.send_signal(signal.SIGINT)
-    ended = finish(process, 60)
+    ended = finish(process)
     assert ended.status == 0
     assert "Ended." in ended.out
     assert "Traceback" not in ended.err

@@ -20,6 +20,8 @@ from torch_utils.stats import Statistics
 from training.data.dataset import to_float
 from training.gan.trainer import Trainer
 
+pytestmark = pytest.mark.waits
+
 PROCESSES = 2
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from dnnlib.console import UserError
-from tests.tiny import ROOT
+from tests.tiny import PATIENCE, ROOT
 from torch_utils.distributed.collectives import (
     note_progress,
     rank,
@@ -25,6 +25,8 @@ from torch_utils.distributed.collectives import (
     world_size,
 )
 from torch_utils.distributed.processes import first_process_decides, run_processes
+
+pytestmark = pytest.mark.waits
 
 HINT = "think again"
 
@@ -224,7 +226,7 @@ def run_with_torchrun(tmp_path: Path, kind: str) -> subprocess.CompletedProcess[
     (tmp_path / "script.py").write_text(SCRIPT)
     settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [*TORCHRUN, str(tmp_path / "script.py"), kind]
-    return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_torchrun_forms_the_group(tmp_path: Path) -> None:

@@ -11,10 +11,14 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import pytest
 import torch.distributed as dist
 
+from tests.tiny import PATIENCE
 from torch_utils.distributed.collectives import Progress
 from torch_utils.distributed.watchdog import Pace, Watchdog
+
+pytestmark = pytest.mark.waits
 
 BEAT, SILENCE = 0.02, 10
 PACE = Pace(BEAT, SILENCE)
@@ -70,7 +74,7 @@ def run(count: int, action: Callable[[list[Watchdog]], None]) -> list[Heard]:
     assert not any(each.reasons for each in heard)
     action(started)
     for each in heard[1:]:
-        assert each.event.wait(30)
+        assert each.event.wait(PATIENCE)
     for watch in started:
         watch.stop()
     del store
@@ -108,7 +112,7 @@ def test_the_process_that_the_others_wait_for_is_named() -> None:
     done = [Progress(5, 0), Progress(4, 9), Progress(5, 0)]
     started, heard, _store = watches(3, STANDSTILL, lambda rank: done[rank])
     for each in heard:
-        assert each.event.wait(30)
+        assert each.event.wait(PATIENCE)
         (reason,) = each.reasons
         assert reason.startswith("process 1 has made no progress for 0.01 minutes; ")
     assert all(watch._stopped.is_set() for watch in started)
@@ -117,7 +121,7 @@ def test_the_process_that_the_others_wait_for_is_named() -> None:
 def test_processes_that_wait_for_each_other_are_ended() -> None:
     _, heard, _store = watches(2, STANDSTILL, lambda _: Progress(7, 0))
     for each in heard:
-        assert each.event.wait(30)
+        assert each.event.wait(PATIENCE)
         assert each.reasons[0].startswith("every process has made no progress")
 
 

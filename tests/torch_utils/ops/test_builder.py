@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from dnnlib.console import UserError
+from tests.tiny import PATIENCE
 from torch_utils.ops import builder
 
 needs_compiler = pytest.mark.skipif(
@@ -70,7 +71,7 @@ def slow_compiler(place: Path, seconds: float) -> str:
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} never came"
         time.sleep(0.02)
@@ -116,6 +117,7 @@ def test_the_cache_key_follows_all_that_decides_the_result(
     assert key() != before
 
 
+@pytest.mark.waits
 @needs_compiler
 def test_a_killed_build_blocks_nobody_and_leaves_nothing(place: Path) -> None:
     killed = start_build(place, CXX=slow_compiler(place, 60))
@@ -125,11 +127,12 @@ def test_a_killed_build_blocks_nobody_and_leaves_nothing(place: Path) -> None:
     (left_over,) = (place / "cache" / "ops").glob(".tmp-*")
     assert not (left_over / builder.LIBRARY_NAME).exists()
     slow_compiler(place, 0)  # the same path, so the same cache folder is asked for
-    output, errors = start_build(place, CXX=str(place / "slow-c++")).communicate(timeout=120)
+    output, errors = start_build(place, CXX=str(place / "slow-c++")).communicate(timeout=PATIENCE)
     assert Path(output.strip()).is_file(), errors
     assert not list((place / "cache" / "ops").glob(".tmp-*"))
 
 
+@pytest.mark.waits
 @needs_compiler
 def test_of_two_processes_one_builds_and_the_other_waits(place: Path) -> None:
     compiler = slow_compiler(place, 3)
@@ -137,8 +140,8 @@ def test_of_two_processes_one_builds_and_the_other_waits(place: Path) -> None:
     wait_for(place / "count")
     second = start_build(place, CXX=compiler)
     (first_output, first_errors), (second_output, second_errors) = (
-        first.communicate(timeout=120),
-        second.communicate(timeout=120),
+        first.communicate(timeout=PATIENCE),
+        second.communicate(timeout=PATIENCE),
     )
     assert first_output == second_output, first_errors + second_errors
     assert "Compiling" in first_errors

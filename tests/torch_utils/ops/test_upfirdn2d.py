@@ -251,7 +251,12 @@ def test_wide_images(
 )
 @pytest.mark.parametrize("channels", [3, 20])
 def test_precisions(
-    channels: int, options: dict, dtype: torch.dtype, tolerance: float, layout: torch.memory_format
+    channels: int,
+    options: dict,
+    dtype: torch.dtype,
+    tolerance: float,
+    layout: torch.memory_format,
+    path: str,
 ) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, channels, 13, 18).to(dtype, memory_format=layout).requires_grad_()
@@ -268,6 +273,10 @@ def test_precisions(
         torch.autograd.grad(expected, x, grad.double()),
     )
     assert grad_x.dtype == dtype
+    if path == "reference" and dtype == torch.float16:
+        # On some processors PyTorch's convolutions go back through fp16 with more than one
+        # rounding; forward they have one.
+        tolerance *= 2
     assert (
         grad_x.double() - expected_grad.double()
     ).abs().max() < tolerance * expected_grad.abs().max()

@@ -761,6 +761,7 @@ def test_a_finite_reading_ends_and_leaves_no_process(good):
     assert_no_children()
 
 
+@pytest.mark.waits
 def test_a_worker_that_dies_is_reported(good, monkeypatch):
     dataset = ImageDataset(good)
     monkeypatch.setattr(dataset, "read", lambda _: os.kill(os.getpid(), signal.SIGKILL))
@@ -772,6 +773,7 @@ def test_a_worker_that_dies_is_reported(good, monkeypatch):
     assert_no_children()
 
 
+@pytest.mark.waits
 def test_workers_leave_signals_to_the_parent(good, from_files):  # noqa: ARG001
     stream = training_batches(ImageDataset(good), 4, workers=1)
     next(stream)

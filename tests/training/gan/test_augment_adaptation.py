@@ -119,3 +119,16 @@ def test_what_is_saved_between_adjustments_is_of_all_processes():
 def test_settings_out_of_range_are_named(wrong):
     with pytest.raises(UserError, match=rf"augment\.{next(iter(wrong))} is"):
         controller(**wrong)
+
+
+def test_what_processes_add_up_lies_where_the_probability_does() -> None:
+    """NCCL takes tensors on the GPU only, also when nothing was observed and after a resume."""
+    pipe = AugmentPipe().to("meta")
+    adaptation = AdaptiveProbability(pipe, AugmentConfig(mode="ada", interval=2))
+    devices: list[str] = []
+    adaptation.end_batch(8, reduce=lambda values: devices.append(values.device.type))
+    adaptation.sums = torch.zeros(2)  # as numbers that a checkpoint holds
+    adaptation.load_state_dict({"p": 0.1, "sums": [1.0, 2.0], "images": 8, "batches": 0})
+    adaptation.end_batch(8, reduce=lambda values: devices.append(values.device.type))
+    assert devices == ["meta", "meta"]
+    assert adaptation.sums.device.type == "meta"

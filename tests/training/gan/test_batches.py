@@ -20,7 +20,7 @@ from torch_utils.distributed.processes import run_processes
 from torch_utils.sample_random import SampleStreams, rand, randint, randn, samples_draw_from
 from training.config.settings import Config
 from training.data.dataset import to_float
-from training.gan.batches import Draw, Share, camera_spread, draw_cameras
+from training.gan.batches import RankShard, RngStream, camera_std, draw_cameras
 from training.gan.trainer import Trainer
 from training.networks.discriminator import append_minibatch_std
 
@@ -153,11 +153,11 @@ def test_groups_of_the_minibatch_statistics_are_those_of_the_whole_batch(
     expected = append_minibatch_std(features, group)
     seen = []
     for process in range(processes):
-        share = Share(config, process, processes)
-        assert share.positions.tolist() == list(range(process, batch, processes))
-        assert len(share.parts) == parts
-        for part in share.parts:
-            chosen = share.positions[part]
+        shard = RankShard(config, process, processes)
+        assert shard.positions.tolist() == list(range(process, batch, processes))
+        assert len(shard.micro_batches) == parts
+        for part in shard.micro_batches:
+            chosen = shard.positions[part]
             seen += chosen.tolist()
             torch.testing.assert_close(
                 append_minibatch_std(features[chosen], group), expected[chosen]
@@ -166,15 +166,15 @@ def test_groups_of_the_minibatch_statistics_are_those_of_the_whole_batch(
 
 
 def test_a_batch_handled_at_once_keeps_its_order() -> None:
-    (part,) = Share(configure()).parts
+    (part,) = RankShard(configure()).micro_batches
     assert part.tolist() == list(range(BATCH))
 
 
-def test_neighbours_and_deviations_are_those_of_the_whole_batch() -> None:
+def test_swapped_cameras_and_deviations_are_those_of_the_whole_batch() -> None:
     labels = orbit_labels(16)
-    c, neighbours = draw_cameras(labels, 4, BATCH, seed=3, images=80)
-    assert torch.equal(neighbours, c.roll(1, dims=1))
-    torch.testing.assert_close(camera_spread(c)[:, 0], c.std(dim=1))
+    c, swapped_c = draw_cameras(labels, 4, BATCH, seed=3, images=80)
+    assert torch.equal(swapped_c, c.roll(1, dims=1))
+    torch.testing.assert_close(camera_std(c[0])[0], c[0].std(dim=0))
     others = draw_cameras(labels, 4, BATCH, seed=3, images=88)[0]
     assert not torch.equal(c, others)
 
@@ -237,13 +237,13 @@ def test_streams_reach_compiled_code() -> None:
 
 
 def test_purposes_have_streams_of_their_own() -> None:
-    share, numbers = Share(configure()), []
-    for draw in Draw:
-        with samples_draw_from(share.streams(0, 8, draw)):
+    shard, numbers = RankShard(configure()), []
+    for stream in RngStream:
+        with samples_draw_from(shard.streams(0, 8, stream)):
             numbers.append(rand(BATCH))
-    assert len(torch.stack(numbers).unique()) == len(Draw) * BATCH
+    assert len(torch.stack(numbers).unique()) == len(RngStream) * BATCH
     # by the number in the run
     assert (
-        share.streams(0, 8, Draw.G, torch.tensor([2])).seeds
-        == share.streams(0, 10, Draw.G).seeds[:1]
+        shard.streams(0, 8, RngStream.G, torch.tensor([2])).seeds
+        == shard.streams(0, 10, RngStream.G).seeds[:1]
     )

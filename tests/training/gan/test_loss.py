@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.references import resize
 from tests.tiny import orbit_labels, tiny_config
-from training.config.settings import TrainingConfig
+from training.config.settings import RenderingConfig, TrainingConfig
 from training.gan import loss
 from training.gan.augment import AugmentPipe
 from training.gan.loss import Pictures, Schedule
@@ -135,8 +135,9 @@ def test_share_of_swapped_cameras(probability: float) -> None:
 class RecordingGenerator:
     """Notes what its parts are asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, box_warp: float = 1.0) -> None:
         self.calls: dict[str, dict[str, Any]] = {}
+        self.rendering = RenderingConfig(box_warp=box_warp)
 
     def mapping(self, z: Tensor, c: Tensor, **options: Any) -> Tensor:
         self.calls["mapping"] = {"z": z, "c": c, **options}
@@ -151,7 +152,7 @@ class RecordingGenerator:
         return "planes"
 
     def query_density(self, points: Tensor, planes: str) -> Tensor:
-        self.calls["sample_densities"] = {"points": points, "planes": planes}
+        self.calls["query_density"] = {"points": points, "planes": planes}
         return points @ DENSITY_SLOPE[:, None]
 
 
@@ -297,6 +298,31 @@ def test_logistic_losses() -> None:
     torch.testing.assert_close(slope, sigmoid)
 
 
+def judged(logits: Tensor) -> loss.Judged:
+    return loss.Judged(loss.Pictures(torch.zeros(0), torch.zeros(0)), logits)
+
+
+def test_the_table_of_losses_against_the_formulas() -> None:
+    fake, real = torch.randn(2, 50, 1, dtype=torch.float64) * 4
+
+    def log_sigmoid(x: Tensor) -> Tensor:
+        return (1 / (1 + (-x).exp())).log()
+
+    expected = {
+        "logistic": (-log_sigmoid(fake), -log_sigmoid(-fake) - log_sigmoid(real)),
+        "relativistic": (-log_sigmoid(fake - real), -log_sigmoid(real - fake)),
+    }
+    assert set(loss.GAN_LOSSES) == set(expected)
+    for name, (of_generator, of_discriminator) in expected.items():
+        found = loss.GAN_LOSSES[name]
+        torch.testing.assert_close(found.generator(judged(fake), judged(real)), of_generator)
+        torch.testing.assert_close(
+            found.discriminator(judged(fake), judged(real)), of_discriminator
+        )
+        assert found.is_paired == (name == "relativistic")
+    assert loss.GAN_LOSSES["logistic"].generator(judged(fake), None) is not None
+
+
 def test_logistic_losses_stay_finite() -> None:
     x = torch.tensor([-1e4, 1e4])
     assert loss.loss_real(x).tolist() == [1e4, 0]
@@ -392,11 +418,12 @@ def test_r1_has_the_gradient_that_makes_slopes_smaller() -> None:
 
 def test_density_regularisation_formula() -> None:
     torch.manual_seed(0)
-    recorder, z, c = RecordingGenerator(), torch.randn(3, 8), orbit_labels(3)
+    recorder, z, c = RecordingGenerator(2.5), torch.randn(3, 8), orbit_labels(3)
     schedule = Schedule(resolution=8, blur_sigma=0.0, swap_probability=1.0)
     distance, count = 0.004, 20_000
-    value = loss.density_regularisation(cast(Generator, recorder), z, c, schedule, count, distance)
-    points = recorder.calls["sample_densities"]["points"].double()
+    options = TrainingConfig(density_reg_points=count, density_reg_distance=distance)
+    value = loss.density_regularisation(cast(Generator, recorder), z, c, schedule, options)
+    points = recorder.calls["query_density"]["points"].double() / 2.5  # in box sides
     assert points.shape == (3, 2 * count, 3)
     here, there = points[:, :count], points[:, count:]
     assert float(here.abs().max()) <= 1
@@ -407,9 +434,10 @@ def test_density_regularisation_formula() -> None:
     assert float(offsets.square().mean()) == pytest.approx(1, abs=0.02)
     assert float(offsets.pow(4).mean()) == pytest.approx(3, abs=0.15)  # normal
     slope = DENSITY_SLOPE.double()
-    assert float(value) == pytest.approx(float(((here - there) @ slope).abs().mean()), rel=1e-3)
-    assert float(value) == pytest.approx(
-        distance * float(slope.norm()) * math.sqrt(2 / math.pi), rel=0.02
+    change = float(((here - there) @ slope).abs().mean()) * 2.5
+    assert float(value) == pytest.approx(change, rel=1e-3)
+    assert change == pytest.approx(
+        2.5 * distance * float(slope.norm()) * math.sqrt(2 / math.pi), rel=0.02
     )
     assert torch.equal(recorder.calls["mapping"]["c"], c.roll(1, 0))
     assert not recorder.calls["mapping"].get("update_w_avg")
@@ -420,7 +448,11 @@ def test_density_regularisation_reaches_planes_and_decoder() -> None:
     torch.manual_seed(0)
     G = Generator(tiny_config().model)
     value = loss.density_regularisation(
-        G, torch.randn(2, 8), orbit_labels(2), Schedule(8, 0.0, 0.0), 100, 0.1
+        G,
+        torch.randn(2, 8),
+        orbit_labels(2),
+        Schedule(8, 0.0, 0.0),
+        TrainingConfig(density_reg_points=100, density_reg_distance=0.1),
     )
     value.backward()
     reached = {

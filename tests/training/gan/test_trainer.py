@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from dnnlib.console import UserError
 from tests.tiny import differing, orbit_labels, pictures, tensors_of, tiny_config
+from tests.training.gan.phases import run_phase
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.config.settings import Config
 from training.data.dataset import to_float
 from training.gan import trainer as trainer_module
 from training.gan.augment import AugmentPipe
-from training.gan.batches import Draw, Share, draw_seed
+from training.gan.batches import Phase, RankShard, RngStream, draw_seed
 from training.gan.loss import Pictures, Schedule, ema_decay
 from training.gan.trainer import Batch, Trainer
 from training.networks.generator import Generator, GeneratorOutput
@@ -167,7 +168,7 @@ def test_density_gradient_is_weighted_and_multiplied_by_the_interval(
 
     spy(monkeypatch, trainer_module.loss, "density_regularisation", note)
     taken = gradients_at_step(trainer.G_optimizer)
-    trainer._generator_regularisation(drawn_batch(trainer), Schedule(8, 0.0, 0.0))
+    run_phase(trainer, Phase.G_REG, drawn_batch(trainer), Schedule(8, 0.0, 0.0))
     assert len(parts) == {"null": 1, "1": 4, "2": 2}[batch_gpu]
     check_mean_of_parts(taken, parts, factor=0.7 * 5)
 
@@ -189,7 +190,7 @@ def test_r1_gradient_is_weighted_and_multiplied_by_the_interval(
 
     spy(monkeypatch, trainer_module.loss, "r1_penalty", note)
     taken = gradients_at_step(trainer.D_optimizer)
-    trainer._discriminator_regularisation(drawn_batch(trainer), Schedule(8, 0.0, 0.0))
+    run_phase(trainer, Phase.D_REG, drawn_batch(trainer), Schedule(8, 0.0, 0.0))
     check_mean_of_parts(taken, parts, factor=3 / 2 * 7)
 
 
@@ -225,7 +226,7 @@ def test_the_discriminator_weighs_real_and_fake_alike(monkeypatch: pytest.Monkey
     for name in ("loss_real", "loss_fake"):
         spy(monkeypatch, trainer_module.loss, name, note(name))
     taken = gradients_at_step(trainer.D_optimizer)
-    trainer._discriminator_main(drawn_batch(trainer), Schedule(8, 1.0, 0.0), [])
+    run_phase(trainer, Phase.D, drawn_batch(trainer), Schedule(8, 1.0, 0.0))
     check_mean_of_parts(taken, list(parts.values()), factor=2)
 
 
@@ -242,7 +243,7 @@ def test_the_generator_wants_its_fakes_to_look_real(monkeypatch: pytest.MonkeyPa
 
     spy(monkeypatch, trainer_module.loss, "loss_real", note)
     taken = gradients_at_step(trainer.G_optimizer)
-    trainer._generator_main(drawn_batch(trainer), Schedule(8, 1.0, 0.0))
+    run_phase(trainer, Phase.G, drawn_batch(trainer), Schedule(8, 1.0, 0.0))
     check_mean_of_parts(taken, parts, factor=1)
 
 
@@ -260,7 +261,7 @@ def test_r1_acts_on_both_tensors_after_blur_and_augmentation(
     )
     spy(monkeypatch, trainer_module.loss, "r1_penalty", lambda *given: penalised.append(given[2]))
     batch, schedule = drawn_batch(trainer), Schedule(8, 2.0, 0.0)
-    trainer._discriminator_regularisation(batch, schedule)
+    run_phase(trainer, Phase.D_REG, batch, schedule)
     for given, result, plain in zip(
         penalised[0], shown[0], trainer_module.loss.real_pictures(batch.real, schedule), strict=True
     ):
@@ -278,7 +279,8 @@ def test_r1_acts_on_both_tensors_after_blur_and_augmentation(
 def fixed_fakes(trainer: Trainer, batch: Batch, size: int) -> list[GeneratorOutput]:
     """The same fakes in micro-batches of `size`."""
     with torch.no_grad():
-        whole = trainer.G.synthesis(trainer.G.mapping(batch.z[0], batch.c[0]), batch.c[0], 8)
+        z, c, _ = batch.fakes[Phase.D]
+        whole = trainer.G.synthesis(trainer.G.mapping(z, c), c, 8)
     return [
         GeneratorOutput(*(value[i : i + size] for value in whole))
         for i in range(0, len(batch.real), size)
@@ -295,8 +297,10 @@ def compare_gradients(whole: list[list[Tensor | None]], parts: list[list[Tensor 
             )
 
 
-@pytest.mark.parametrize("phase", ["main", "regularisation"])
-def test_discriminator_gradients_of_4_of_8_equal_those_of_8(phase: str) -> None:
+@pytest.mark.parametrize("phase", [Phase.D, Phase.D_REG])
+def test_discriminator_gradients_of_4_of_8_equal_those_of_8(
+    monkeypatch: pytest.MonkeyPatch, phase: Phase
+) -> None:
     taken = []
     for micro in (8, 4):
         # Groups of one: those of the minibatch statistics would be made of other samples.
@@ -305,10 +309,9 @@ def test_discriminator_gradients_of_4_of_8_equal_those_of_8(phase: str) -> None:
         )
         batch, schedule = drawn_batch(trainer), Schedule(8, 1.0, 0.0)
         taken.append(gradients_at_step(trainer.D_optimizer))
-        if phase == "main":
-            trainer._discriminator_main(batch, schedule, fixed_fakes(trainer, batch, micro))
-        else:
-            trainer._discriminator_regularisation(batch, schedule)
+        fakes = iter(fixed_fakes(trainer, batch, micro))
+        monkeypatch.setattr(trainer, "_generate", lambda *_, fakes=fakes, **__: next(fakes))
+        run_phase(trainer, phase, batch, schedule)
     compare_gradients(*taken)
 
 
@@ -319,7 +322,7 @@ def test_generator_gradients_of_4_of_8_equal_those_of_8(monkeypatch: pytest.Monk
         c: Tensor,
         schedule: Schedule,
         update_w_avg: bool,
-        _neighbours: Tensor,
+        _swapped_c: Tensor,
     ) -> GeneratorOutput:
         assert not update_w_avg
         return G.synthesis(
@@ -333,7 +336,7 @@ def test_generator_gradients_of_4_of_8_equal_those_of_8(monkeypatch: pytest.Monk
             "training.batch=8", f"training.batch_gpu={micro}", "discriminator.mbstd_group_size=1"
         )
         taken.append(gradients_at_step(trainer.G_optimizer))
-        trainer._generator_main(drawn_batch(trainer), Schedule(8, 1.0, 0.0))
+        run_phase(trainer, Phase.G, drawn_batch(trainer), Schedule(8, 1.0, 0.0))
     compare_gradients(*taken)
 
 
@@ -357,21 +360,15 @@ def test_micro_batches_keep_whole_groups_of_the_minibatch_statistics(
 # What a phase changes
 
 
-PHASES = {
-    "generator_main": "G",
-    "generator_regularisation": "G",
-    "discriminator_main": "D",
-    "discriminator_regularisation": "D",
-}
-
-
-@pytest.mark.parametrize(("phase", "changes"), PHASES.items())
-def test_each_phase_changes_its_network_only(phase: str, changes: str) -> None:
+@pytest.mark.parametrize(
+    ("phase", "changes"),
+    [(Phase.G, "G"), (Phase.G_REG, "G"), (Phase.D, "D"), (Phase.D_REG, "D")],
+)
+def test_each_phase_changes_its_network_only(phase: Phase, changes: str) -> None:
     trainer = make_trainer()
     batch, schedule = drawn_batch(trainer), Schedule(8, 1.0, 0.5)
     before = {name: weights_of(getattr(trainer, name)) for name in ("G", "D", "G_ema")}
-    fakes: list[list[GeneratorOutput]] = [[]] if phase == "discriminator_main" else []
-    getattr(trainer, f"_{phase}")(batch, schedule, *fakes)
+    run_phase(trainer, phase, batch, schedule)
     found = {
         name: changed(getattr(trainer, name), before[name]) - {"backbone.mapping.w_avg"}
         for name in before
@@ -418,11 +415,12 @@ def test_fake_cameras_come_evenly_from_the_labels() -> None:
     trainer = make_trainer("training.batch=4000", "discriminator.mbstd_group_size=1")
     torch.manual_seed(0)
     batch = trainer._draw(torch.empty(4000, 0), torch.empty(4000, 25))
-    assert batch.z.shape == (4, 4000, 8)
-    assert float(batch.z.std()) == pytest.approx(1, abs=0.01)
-    _, counts = torch.unique(batch.c.flatten(0, 1), dim=0, return_counts=True)
+    z, c = (torch.cat([fakes[i] for fakes in batch.fakes.values()]) for i in (0, 1))
+    assert z.shape == (3 * 4000, 8)
+    assert float(z.std()) == pytest.approx(1, abs=0.01)
+    _, counts = torch.unique(c, dim=0, return_counts=True)
     assert len(counts) == 16
-    assert bool(((counts - 1000).abs() < 5 * math.sqrt(1000)).all())
+    assert bool(((counts - 750).abs() < 5 * math.sqrt(750)).all())
 
 
 def test_the_discriminator_sees_true_cameras_and_the_resolution_of_the_moment(
@@ -729,7 +727,7 @@ def test_another_seed_or_share_draws_other_numbers(monkeypatch: pytest.MonkeyPat
     def latents(trainer: Trainer) -> Tensor:
         seen: list[Tensor] = []
         with monkeypatch.context() as patch:
-            spy(patch, trainer, "_draw", lambda batch, *_: seen.append(batch.z))
+            spy(patch, trainer, "_draw", lambda batch, *_: seen.append(batch.fakes[Phase.G].z))
             take_steps(trainer, 1)
         return seen[0]
 
@@ -738,7 +736,7 @@ def test_another_seed_or_share_draws_other_numbers(monkeypatch: pytest.MonkeyPat
     other_seed = latents(make_trainer("training.seed=1"))
     with monkeypatch.context() as patch:
         trainer = make_trainer("training.batch=8")
-        trainer.share = Share(trainer.config, rank=1, processes=2)
+        trainer.shard = RankShard(trainer.config, rank=1, processes=2)
         patch.setattr(trainer, "step", lambda *batch: trainer._draw(*batch))
         other_share = latents(trainer)
     for first, second in itertools.combinations([*steps, other_seed, other_share], 2):
@@ -750,10 +748,13 @@ def test_another_seed_or_share_draws_other_numbers(monkeypatch: pytest.MonkeyPat
 
 def test_seeds_of_draws_do_not_collide() -> None:
     seeds = {
-        draw_seed(seed, image, draw) for seed in range(5) for image in range(800) for draw in Draw
+        draw_seed(seed, image, stream)
+        for seed in range(5)
+        for image in range(800)
+        for stream in RngStream
     }
-    assert len(seeds) == 5 * 800 * len(Draw)
-    assert draw_seed(0, 8, Draw.G) == draw_seed(0, 8, Draw.G)
+    assert len(seeds) == 5 * 800 * len(RngStream)
+    assert draw_seed(0, 8, RngStream.G) == draw_seed(0, 8, RngStream.G)
 
 
 def test_networks_start_from_the_seed() -> None:
@@ -906,9 +907,7 @@ def test_fp16_is_for_super_resolution_and_the_four_highest_discriminator_blocks(
 
 
 def test_pose_swapping_does_not_depend_on_the_micro_batch():
-    """With micro-batches of one sample, neighbours still are the other samples of the process's
-    share.
-    """
+    """With micro-batches of one sample, what is swapped in still comes from the other samples."""
     options = (
         "training.batch_gpu=1",
         "discriminator.mbstd_group_size=1",
@@ -917,7 +916,8 @@ def test_pose_swapping_does_not_depend_on_the_micro_batch():
     )
     trainer = make_trainer("training.batch=4", *options)
     batch = drawn_batch(trainer)
-    assert torch.equal(batch.neighbours, batch.c.roll(1, dims=1))
+    fakes = batch.fakes[Phase.G]
+    assert torch.equal(fakes.swapped_c, fakes.c.roll(1, dims=0))
     seen = []
     mapping = trainer.G.mapping
 
@@ -927,16 +927,17 @@ def test_pose_swapping_does_not_depend_on_the_micro_batch():
 
     trainer.G.mapping = note  # type: ignore[assignment]
     schedule = Schedule(8, 0.0, 1.0)
-    trainer._generator_main(batch, schedule)
-    assert torch.equal(torch.cat(seen), batch.neighbours[0])
+    run_phase(trainer, Phase.G, batch, schedule)
+    assert torch.equal(torch.cat(seen), fakes.swapped_c)
 
 
 def test_a_share_of_one_sample_is_swapped_with_another_camera():
     trainer = make_trainer("training.batch=1", "discriminator.mbstd_group_size=1")
     torch.manual_seed(1)
     batch = trainer._draw(*real_batch(1))
-    assert batch.neighbours.shape == batch.c.shape
-    assert not torch.equal(batch.neighbours, batch.c)
+    for fakes in batch.fakes.values():
+        assert fakes.swapped_c.shape == fakes.c.shape
+    assert any(not torch.equal(fakes.swapped_c, fakes.c) for fakes in batch.fakes.values())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -961,3 +962,28 @@ def test_compiled_training_is_training() -> None:
     compiled, plain = make_trainer("training.compile=true", *options), make_trainer(*options)
     torch.testing.assert_close(losses_of(compiled, 3), losses_of(plain, 3), rtol=0.05, atol=0.01)
     assert changed(compiled.G, weights_of(make_trainer(*options).G))
+
+
+# --------------------------------------------------------------------------------------------------
+# Losses that compare
+
+
+def test_a_paired_loss_shows_fakes_from_the_cameras_of_the_reals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = make_trainer("training.loss=relativistic", "training.gamma=0")
+    seen: list[tuple[Tensor, ...]] = []
+    spy(
+        monkeypatch, trainer.D, "forward", lambda logits, *given, **_: seen.append((logits, *given))
+    )
+    take_steps(trainer, 1)
+    real_c = real_batch()[1]
+    assert [len(c) for *_, c in seen] == [4, 4, 8]  # G: fakes, reals; D: both
+    for *_, c in seen:
+        assert torch.equal(c, torch.cat([real_c] * (len(c) // 4)))
+    assert not seen[1][0].requires_grad  # no gradient through D(real) in the generator's step
+
+
+def test_an_unknown_loss_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(UserError, match=r"training\.loss is 'hinge'; known are logistic, relativ"):
+        make_trainer("training.loss=hinge")

@@ -60,12 +60,12 @@ def take(change: Callable[[Tensor], Tensor]) -> tuple[nn.Parameter, dict[str, An
             value = change(parameter.square().sum())
             update.report("Loss", value)
             update.backward(value, part)
-    return parameter, statistics.collect(), update.is_taken
+    return parameter, statistics.collect(), update.applied
 
 
-def test_a_finite_update_is_taken_and_told() -> None:
-    parameter, told, is_taken = take(lambda value: value)
-    assert is_taken
+def test_a_finite_update_applied_and_told() -> None:
+    parameter, told, applied = take(lambda value: value)
+    assert applied
     assert parameter.tolist() == [0, 0]  # minus 0.5 times twice itself
     assert told["Loss"] == {"count": 2, "mean": 25, "std": 0}
     assert not parameter.requires_grad
@@ -81,8 +81,8 @@ BAD: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_others_leave_nothing(kind: str) -> None:
-    parameter, told, is_taken = take(BAD[kind])
-    assert not is_taken
+    parameter, told, applied = take(BAD[kind])
+    assert not applied
     assert parameter.tolist() == [3, 4]
     assert told == {}
 

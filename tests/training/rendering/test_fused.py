@@ -113,9 +113,15 @@ def test_every_setting(
     of all inputs.
     """
     config = scene(
-        ray_start=limits[0], ray_end=limits[1], fine_sampling=fine_sampling, plane_axes=plane_axes, background=background,
-        depth_resolution_importance=fine, density_gain=1.5, box_warp=1.1,
-    )  # fmt: skip
+        ray_start=limits[0],
+        ray_end=limits[1],
+        fine_sampling=fine_sampling,
+        plane_axes=plane_axes,
+        background=background,
+        depth_resolution_importance=fine,
+        density_gain=1.5,
+        box_warp=1.1,
+    )
     planes, decoder = make_planes(2, 8).double().requires_grad_(), make_decoder(8, 16, 5).double()
     rays = [ray.double().requires_grad_() for ray in make_rays(2, 25, spread=0.8)]
 
@@ -140,9 +146,17 @@ def test_every_setting(
 )
 @hypothesis_settings(max_examples=60, derandomize=True)
 def test_every_size(
-    batch: int, rays: int, coarse: int, fine: int, channels: int, hidden: int, colors: int, size: tuple[int, int], dtype: torch.dtype,
+    batch: int,
+    rays: int,
+    coarse: int,
+    fine: int,
+    channels: int,
+    hidden: int,
+    colors: int,
+    size: tuple[int, int],
+    dtype: torch.dtype,
     deterministic: bool,
-) -> None:  # fmt: skip
+) -> None:
     """In single precision, the compiled path is as near to what double precision gives as the
     composable one.
     """
@@ -316,8 +330,17 @@ def parametrised(decoder: TriPlaneDecoder) -> None:
     parametrize.register_parametrization(decoder.net[0], "weight", Doubled())
 
 
-CHANGES = [other_activation, sharper_softplus, other_layer, activated_layer, another_layer, hook_on_the_decoder, hook_on_a_layer,
-           replaced_method, parametrised]  # fmt: skip
+CHANGES = [
+    other_activation,
+    sharper_softplus,
+    other_layer,
+    activated_layer,
+    another_layer,
+    hook_on_the_decoder,
+    hook_on_a_layer,
+    replaced_method,
+    parametrised,
+]
 
 
 @pytest.mark.parametrize("change", [None, *CHANGES])

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dnnlib.console import UserError
 from tests import references
 from training.rendering.sampling import (
+    FineOffsets,
     draw_offsets,
     importance_depths,
     invert_cdf,
@@ -157,7 +159,7 @@ def test_where_a_single_weight_puts_its_samples() -> None:
     depths, weights = torch.arange(20.0).view(1, 1, 20), torch.zeros(1, 1, 19)
     weights[..., 9] = 1.0
     u = fine_offsets(depths, 1000)
-    means = {p: importance_depths(depths, weights, u, p).median().item() for p in PLACEMENTS}  # type: ignore[arg-type]
+    means = {p: importance_depths(depths, weights, u, p).median().item() for p in PLACEMENTS}
     assert means["interval"] == pytest.approx(9.5, abs=0.02)
     assert means["released"] == pytest.approx(9.0, abs=0.02)
 
@@ -197,3 +199,40 @@ def test_empty_rays_are_sampled_evenly(placement) -> None:
         0, 0
     ]
     torch.testing.assert_close(result.diff(), result.diff().mean().expand(8))
+
+
+@pytest.mark.parametrize("kind", ["stratified", "systematic"])
+def test_fine_offsets_cover_every_part(kind: FineOffsets) -> None:
+    torch.manual_seed(0)
+    like = torch.empty(40, 50, 1)
+    offsets = draw_offsets(like, 4, 12, False, kind)
+    assert offsets.fine is not None
+    assert offsets.fine.shape == (40, 50, 12)
+    shifts = offsets.fine * 12 - torch.arange(12)
+    assert float(shifts.min()) >= -1e-5
+    assert float(shifts.max()) < 1 + 1e-5
+    assert float(offsets.fine.max()) < 1
+    assert float(shifts.mean()) == pytest.approx(0.5, abs=0.02)  # uniform
+    assert float(shifts.var()) == pytest.approx(1 / 12, abs=0.01)
+    is_one_shift = bool((shifts.std(dim=-1) < 1e-5).all())
+    assert is_one_shift == (kind == "systematic")
+    assert offsets.coarse.shape == (40, 50, 4)
+
+
+def test_systematic_offsets_make_less_noise_than_independent_ones() -> None:
+    """The mean over a picture of a step at 0.3: its variance over draws, by the kind of offsets."""
+    torch.manual_seed(0)
+    like = torch.empty(1, 20_000, 1)
+    variances = {}
+    for kind in ("independent", "stratified", "systematic"):
+        fine = draw_offsets(like, 2, 12, False, kind).fine
+        assert fine is not None
+        variances[kind] = float((fine < 0.3).float().mean(dim=-1).var())
+    assert variances["stratified"] < variances["independent"] / 5
+    assert variances["systematic"] < variances["independent"] / 5
+
+
+def test_an_unknown_sampler_is_refused_with_those_that_there_are() -> None:
+    depths, weights, u = torch.rand(1, 1, 4).sort().values, torch.rand(1, 1, 3), torch.rand(1, 1, 2)
+    with pytest.raises(UserError, match=r"rendering\.fine_sampling is 'even'; known are interval"):
+        importance_depths(depths, weights, u, "even")

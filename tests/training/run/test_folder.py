@@ -125,6 +125,7 @@ HOLD = "import sys, time\nfrom pathlib import Path\nfrom training.run.folder imp
 HOLD += "lock_folder(Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(60)"
 
 
+@pytest.mark.waits
 def test_a_folder_has_one_process(tmp_path: Path) -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True

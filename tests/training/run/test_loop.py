@@ -156,14 +156,14 @@ def test_speed_is_told(data: Path, run_dir: Path) -> None:
 
 def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
     """Do something in the middle of step number `step`."""
-    original = Trainer._discriminator_main
+    original = Trainer._judge_both
 
-    def wrapper(trainer: Trainer, *arguments: Any) -> None:
+    def wrapper(trainer: Trainer, *arguments: Any) -> Any:
         if trainer.progress.steps == step:
             action()
-        original(trainer, *arguments)
+        return original(trainer, *arguments)
 
-    monkeypatch.setattr(Trainer, "_discriminator_main", wrapper)
+    monkeypatch.setattr(Trainer, "_judge_both", wrapper)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

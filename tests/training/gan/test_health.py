@@ -1,0 +1,72 @@
+"""Signs of collapse: against formulas in float64 and on generators that have collapsed."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tiny import orbit_labels, tiny_config
+from training.gan import health
+from training.networks.generator import Generator
+
+
+def make_generator() -> Generator:
+    torch.manual_seed(0)
+    return Generator(tiny_config("generator.z_dim=32", "generator.w_dim=32").model).eval()
+
+
+def test_share_and_cosine_against_loops() -> None:
+    G, c = make_generator(), orbit_labels(1)[0]
+    found = health.spread_of_ws(G, c)
+    z = torch.randn(256, 32, generator=torch.Generator().manual_seed(0))
+    w = G.mapping(z, c.expand(256, -1))[:, 0].detach().double().numpy()
+    share = w.var(axis=0, ddof=1).sum() / (w**2).sum(axis=1).mean()
+    units = [row / np.linalg.norm(row) for row in w]
+    cosine = np.mean([a @ b for a, b in itertools.combinations(units, 2)])
+    assert found["Spread/w"] == pytest.approx(share)
+    assert found["Spread/w_cosine"] == pytest.approx(cosine)
+
+
+def test_distance_of_pictures_against_loops() -> None:
+    pictures = torch.rand(7, 3, 16, 16) * 2 - 1
+    pairs = itertools.combinations(pictures.double().numpy(), 2)
+    expected = np.sqrt(np.mean([((a - b) ** 2).mean() for a, b in pairs]))
+    found = health.spread_of_pictures(pictures)
+    assert found["pixels"] == pytest.approx(expected)
+    assert found["features"] > 0
+
+
+def test_a_generator_that_ignores_its_latents_has_no_spread() -> None:
+    G, c = make_generator(), orbit_labels(1)[0]
+    alive = health.spread_of_pictures(health.fakes_at_one_camera(G, c))
+    for layer in (0, 1):
+        G.backbone.mapping.get_parameter(f"fc{layer}.weight").data.zero_()
+    G.backbone.mapping.get_parameter("fc1.bias").data.fill_(50.0)
+    collapsed = health.spread_of_pictures(health.fakes_at_one_camera(G, c))
+    assert alive["pixels"] > 0
+    assert collapsed["pixels"] < alive["pixels"] * 1e-3
+    assert collapsed["features"] < alive["features"] * 1e-3
+    assert health.spread_of_ws(G, c)["Spread/w"] < 1e-6
+    assert health.spread_of_ws(G, c)["Spread/w_cosine"] == pytest.approx(1)
+
+
+def test_looking_draws_no_random_numbers() -> None:
+    G, c = make_generator(), orbit_labels(1)[0]
+    state = torch.get_rng_state()
+    health.spread_of_ws(G, c)
+    health.fakes_at_one_camera(G, c)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_reals_near_a_camera_are_the_nearest() -> None:
+    labels = orbit_labels(100)
+    chosen = health.reals_near_one_camera(labels, labels[40])
+    assert len(chosen) == health.PICTURES
+    assert int(chosen[0]) == 40
+    distances = (labels - labels[40]).norm(dim=1)
+    rest = torch.ones(100, dtype=torch.bool)
+    rest[chosen] = False
+    assert distances[chosen].max() <= distances[rest].min()

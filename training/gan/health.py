@@ -1,0 +1,78 @@
+"""Whether latents still make a difference: what a run tells of collapse while it goes on.
+
+All numbers are drawn from generators of their own, so that looking changes nothing of a run.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.networks.generator import Generator
+from training.networks.layers import resize_image
+
+LATENTS = 256  # whose w are compared
+PICTURES = 32  # fakes, and reals, that are compared
+SIZE = 16  # pixels at which pictures are compared
+FEATURES = 32  # of each layer of the random network
+COLLAPSED = 0.1  # of the reals' spread: below this a line warns
+
+
+@torch.no_grad()
+def spread_of_ws(G: Generator, c: Tensor) -> dict[str, float]:
+    """How much w (before truncation) varies with z at one camera c (25,): the share of E|w|^2 that
+    does, and the mean cosine between two seeds' w.
+    """
+    w = G.mapping(_latents(G, LATENTS, c.device), c.expand(LATENTS, -1))[:, 0].double()
+    share = w.var(dim=0).sum() / w.square().sum(dim=1).mean()
+    units = F.normalize(w, dim=1)
+    cosine = (units.sum(dim=0).square().sum() - LATENTS) / (LATENTS * (LATENTS - 1))
+    return {"Spread/w": float(share), "Spread/w_cosine": float(cosine)}
+
+
+@torch.no_grad()
+def spread_of_pictures(pictures: Tensor) -> dict[str, float]:
+    """Mean distance between two of `pictures` (N, 3, H, W) in [-1, 1]: root mean square of pixels
+    at 16 x 16, and of the features of a random network.
+    """
+    small = resize_image(pictures.float(), SIZE)
+    return {
+        "pixels": _mean_distance(small.flatten(1)),
+        "features": _mean_distance(random_features(small)),
+    }
+
+
+@torch.no_grad()
+def fakes_at_one_camera(G: Generator, c: Tensor) -> Tensor:
+    """Pictures (N, 3, res, res) of N seeds from the camera c (25,), conditioned on it."""
+    z = _latents(G, PICTURES, c.device)
+    return torch.cat([G(part, c.expand(len(part), -1)).image for part in z.split(8)])
+
+
+def reals_near_one_camera(labels: Tensor, c: Tensor) -> Tensor:
+    """Indices (N,) of the reals, of labels (M, 25), whose cameras are the nearest to c (25,)."""
+    distances = (labels - c).square().sum(dim=1)
+    return distances.argsort(stable=True)[:PICTURES]
+
+
+def random_features(pictures: Tensor) -> Tensor:
+    """Features (N, K) of pictures (N, 3, H, W) from three random convolutions, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    x, found = pictures, []
+    for _ in range(3):
+        shape = (FEATURES, x.shape[1], 3, 3)
+        weight = torch.randn(shape, generator=generator) / (9 * x.shape[1]) ** 0.5
+        x = F.leaky_relu(F.conv2d(x, weight.to(x), stride=2, padding=1), 0.2)
+        found.append(x.flatten(1))
+    return torch.cat(found, dim=1)
+
+
+def _latents(G: Generator, count: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, G.z_dim, generator=generator).to(device)
+
+
+def _mean_distance(rows: Tensor) -> float:
+    """Root mean square difference between two of N rows (N, K)."""
+    return float((2 * rows.double().var(dim=0).mean()).sqrt())
