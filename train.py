@@ -27,8 +27,8 @@ from open_eg3d.measuring import metrics_of_run
 from torch_utils.distributed.collectives import rank
 from torch_utils.distributed.processes import (
     first_process_decides,
-    place_from_environment,
     run_in_group,
+    torchrun_env,
 )
 from training.config.checks import check_config, group_note, rendering_note
 from training.config.presets import PRESETS
@@ -256,7 +256,7 @@ def plan(options: dict[str, Any], launch: Launch) -> Job | None:
                 "the name is empty; is a variable of the shell not set?",
                 param_hint=f"--{name.replace('_', '-')}",
             )
-    place = place_from_environment()
+    place = torchrun_env()
     if place is not None and place.restarts and not options["resume"]:
         click.echo("Restarted by torchrun: going on with the newest run (--resume latest)")
         options["resume"] = "latest"

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal: one-line errors and progress bars."""
+"""Terminal output: one-line errors and progress bars."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def progress(
 
 
 def one_line(message: str) -> str:
-    """A message as one printable line: what a file brings into it cannot steer the terminal or fill
-    it.
+    """Make one printable line of a message, so that text from a file can neither control nor flood
+    the terminal.
     """
     line = " ".join(message.split())
     if len(line) > LONGEST_LINE:
@@ -70,7 +70,7 @@ def run_cli(command: click.Command) -> NoReturn:
 
 
 def status_of(action: Callable[[], Any]) -> int:
-    """Do something and return the exit status of `run_cli` for it, having told of a mistake."""
+    """Call `action`, print its error in one line if it has one, and return the exit status."""
     try:
         status = action()
     except click.exceptions.Exit as stop:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import http.client
 import os
+import secrets
 import tempfile
 import urllib.request
 from collections.abc import Iterator
@@ -67,9 +68,10 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             " choose another name"
         )
     make_dir(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # random: machines and containers that share a disk have the same process numbers
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with open(temporary, "w+b") as file:
+        with open(temporary, "x+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -1,5 +1,5 @@
-"""What a command line sees to before it imports libraries that take seconds. Imports nothing that
-takes time itself.
+"""Start-up of command lines, before they import libraries that take seconds; this module imports
+nothing slow itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SPINS = "3000"
 
 
 def prepare_program(module_name: str) -> None:
-    """To be called by a command line with its `__name__` before its other imports.
+    """Prepare a command line; to be called with its `__name__` before its other imports.
 
     Ctrl-C ends this process in one line, status 130, until `raise_on_interrupt`: libraries written
     in C turn a KeyboardInterrupt that reaches them half imported into errors of their own. Threads

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metrics.geometry import points_of_depth, project, sample_at
-from metrics.processes import Team
+from metrics.processes import WorkerGroup
 from metrics.sampling import GeneratorSampler
 from metrics.views import View, render_view, resized
 
@@ -23,7 +23,7 @@ NAMES = ("image", "raw")
 
 
 def view_consistency(
-    sampler: GeneratorSampler, count: int, batch: int, team: Team
+    sampler: GeneratorSampler, count: int, batch: int, team: WorkerGroup
 ) -> dict[str, float]:
     """Measure `count` pairs of views, warped in both directions.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dnnlib.console import UserError
 from metrics.geometry import points_of_depth, straight_depth
-from metrics.processes import Team
+from metrics.processes import WorkerGroup
 from metrics.reals import RealImages
 from metrics.sampling import GeneratorSampler
 from metrics.views import render_view, resized
@@ -20,7 +20,9 @@ FLAT = 1e-6  # of the distance; a spread below it is rounding
 FEWEST_PIXELS = 16  # that a picture must show for its depths to mean anything
 
 
-def relief(sampler: GeneratorSampler, count: int, batch: int, team: Team) -> dict[str, float]:
+def relief(
+    sampler: GeneratorSampler, count: int, batch: int, team: WorkerGroup
+) -> dict[str, float]:
     """Shape of the visible surface of `count` fakes, without any truth to compare with.
 
     Returns:
@@ -64,7 +66,7 @@ def relief_of_points(points: Tensor) -> float:
 
 
 def depth_against_maps(
-    sampler: GeneratorSampler, reals: RealImages, count: int, batch: int, team: Team
+    sampler: GeneratorSampler, reals: RealImages, count: int, batch: int, team: WorkerGroup
 ) -> dict[str, float]:
     """Depths of `count` fakes against the true depth maps of as many real pictures, each fake seen
     from its real picture's camera.

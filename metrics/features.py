@@ -11,7 +11,7 @@ from torch import Tensor
 from dnnlib.console import UserError
 from metrics.detectors import Detector
 from metrics.moments import Moments
-from metrics.processes import Team
+from metrics.processes import WorkerGroup
 
 ReadPictures = Callable[[int, int], Tensor]
 """(start, count) to uint8 pictures (count, 3, H, W)."""
@@ -43,7 +43,12 @@ class Collected:
 
 
 def collect_features(
-    read: ReadPictures, detector: Detector, wanted: Wanted, batch: int, team: Team, description: str
+    read: ReadPictures,
+    detector: Detector,
+    wanted: Wanted,
+    batch: int,
+    team: WorkerGroup,
+    description: str,
 ) -> Collected:
     """Run a feature network over pictures; the processes of `team` share them.
 

@@ -21,7 +21,7 @@ from metrics.onnx_models import OnnxModel
 from metrics.options import MetricOptions, MetricResult
 from metrics.pose import pose_error
 from metrics.ppl import EPSILON, path_length
-from metrics.processes import Team
+from metrics.processes import WorkerGroup
 from metrics.reals import RealImages
 from metrics.sampling import GeneratorSampler, Sampler
 from metrics.speed import speed
@@ -40,7 +40,7 @@ class Task:
     options: MetricOptions
 
     @property
-    def work(self) -> tuple[int, int, Team]:
+    def work(self) -> tuple[int, int, WorkerGroup]:
         """Samples, batch and processes."""
         return self.metric.count, self.options.batch, self.options.team
 

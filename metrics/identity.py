@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from metrics.onnx_models import OnnxModel
-from metrics.processes import Team
+from metrics.processes import WorkerGroup
 from metrics.sampling import GeneratorSampler
 
 
 def identity_similarity(
-    sampler: GeneratorSampler, embedder: OnnxModel, count: int, batch: int, team: Team
+    sampler: GeneratorSampler, embedder: OnnxModel, count: int, batch: int, team: WorkerGroup
 ) -> dict[str, float]:
     """Mean and standard deviation over `count` fakes of the cosine between the embeddings of two
     views.

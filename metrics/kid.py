@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metrics.processes import ALONE, Team
+from metrics.processes import ALONE, WorkerGroup
 
 # torch-fidelity's defaults, so that its numbers are met
 SUBSETS, SUBSET_SIZE, SEED = 100, 1000, 2020
@@ -39,7 +39,7 @@ def kernel_distance(
     subsets: int = SUBSETS,
     size: int | None = None,
     seed: int = SEED,
-    team: Team = ALONE,
+    team: WorkerGroup = ALONE,
 ) -> tuple[float, float]:
     """Mean and standard deviation over `subsets` of the squared MMD of `size` random fakes (N, D)
     and reals (M, D).

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metrics.processes import Team
+from metrics.processes import WorkerGroup
 
 CHUNK = 1024  # rows merged at once: a merge costs D^2 numbers of traffic whatever the rows
 
@@ -54,7 +54,7 @@ class Moments:
         self.mean += difference * (count / total)
         self.count = total
 
-    def merged(self, team: Team) -> Moments:
+    def merged(self, team: WorkerGroup) -> Moments:
         """Moments of all processes' features together."""
         self._merge_waiting()
         counts = team.sum(torch.tensor([float(self.count)], dtype=torch.float64))

@@ -10,7 +10,7 @@ import torch
 
 from metrics.names import DetectorName
 from metrics.pose import PoseEstimator, open_onnx
-from metrics.processes import CPU, Team, never
+from metrics.processes import CPU, WorkerGroup, never
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,13 @@ class MetricOptions:
         return self.detector_weights if detector == self.detector else None
 
     @property
-    def team(self) -> Team:
+    def team(self) -> WorkerGroup:
         """The processes that share the work."""
-        shared = Team.of_group(self.device, self.is_cancelled)
+        shared = WorkerGroup.of_group(self.device, self.is_cancelled)
         return (
-            shared if self.is_shared else Team(device=self.device, is_cancelled=self.is_cancelled)
+            shared
+            if self.is_shared
+            else WorkerGroup(device=self.device, is_cancelled=self.is_cancelled)
         )
 
 

@@ -17,7 +17,7 @@ from metrics.moments import Moments
 from metrics.names import DetectorName, Metric
 from metrics.options import MetricOptions, MetricResult
 from metrics.precision_recall import precision_recall
-from metrics.processes import CPU, Team
+from metrics.processes import CPU, WorkerGroup
 from metrics.reals import RealImages, cached_arrays, software
 from metrics.sampling import Sampler
 
@@ -82,7 +82,7 @@ def _real_keys(metrics: list[Metric]) -> list[RealKey]:
 
 
 def _real_set(
-    key: RealKey, reals: RealImages, detector: Detector, options: MetricOptions, team: Team
+    key: RealKey, reals: RealImages, detector: Detector, options: MetricOptions, team: WorkerGroup
 ) -> Any:
     """Moments or features of some of the real pictures, from the cache where they are there."""
     is_moments, count = key
@@ -128,7 +128,11 @@ def _real_set(
 
 
 def real_features(
-    count: int | None, reals: RealImages, detector: Detector, options: MetricOptions, team: Team
+    count: int | None,
+    reals: RealImages,
+    detector: Detector,
+    options: MetricOptions,
+    team: WorkerGroup,
 ) -> torch.Tensor:
     """Features (count, D) of the first `count` pictures of the fixed order, or of all: as the
     metrics use them, from the same cache.
@@ -137,7 +141,7 @@ def real_features(
 
 
 def _set_values(
-    metric: Metric, fakes: Collected, reals: Any, team: Team
+    metric: Metric, fakes: Collected, reals: Any, team: WorkerGroup
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Values, and what only this metric adds to the protocol."""
     name = metric.name

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dnnlib.console import UserError
 from metrics.onnx_models import OnnxModel
-from metrics.processes import Team
+from metrics.processes import WorkerGroup
 from metrics.sampling import GeneratorSampler
 
 OPTION = "--pose-model"
@@ -48,7 +48,7 @@ def camera_angles(c: Tensor) -> Tensor:
 
 
 def pose_error(
-    sampler: GeneratorSampler, estimator: PoseEstimator, count: int, batch: int, team: Team
+    sampler: GeneratorSampler, estimator: PoseEstimator, count: int, batch: int, team: WorkerGroup
 ) -> dict[str, float]:
     """Error of estimated yaw and pitch of `count` fakes against their cameras, degrees.
 

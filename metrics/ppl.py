@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metrics.processes import Team
+from metrics.processes import WorkerGroup
 from metrics.sampling import GeneratorSampler
 
 EPSILON = 1e-4
@@ -23,7 +23,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def path_length(
-    sampler: GeneratorSampler, distance: Distance, count: int, batch: int, team: Team
+    sampler: GeneratorSampler, distance: Distance, count: int, batch: int, team: WorkerGroup
 ) -> float:
     """Mean squared perceptual distance of pictures at w and w + EPSILON (w' - w), over EPSILON^2,
     without the extreme per cents.

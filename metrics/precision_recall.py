@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from metrics.processes import ALONE, Team
+from metrics.processes import ALONE, WorkerGroup
 
 ROWS, COLUMNS = 1024, 8192  # of the blocks of distances held at once (64 MB)
 # a squared distance below this share of the squared norms is rounding: the points are the same
@@ -19,7 +19,7 @@ TIE = 1e-9
 
 
 def precision_recall(
-    fakes: Tensor, reals: Tensor, neighbours: int = 3, team: Team = ALONE
+    fakes: Tensor, reals: Tensor, neighbours: int = 3, team: WorkerGroup = ALONE
 ) -> tuple[float, float]:
     """Share of fakes (N, D) among the reals (M, D), and share of reals among the fakes.
 
@@ -49,7 +49,7 @@ def precision_recall(
     return float(precision.double().mean()), float(recall.double().mean())
 
 
-def _neighbour_distances(members: Tensor, neighbours: int, team: Team) -> Tensor:
+def _neighbour_distances(members: Tensor, neighbours: int, team: WorkerGroup) -> Tensor:
     """Squared distance (N,) of each member to its `neighbours`-th nearest, itself not counted."""
     result = torch.zeros(len(members), dtype=torch.float64, device=members.device)
     for start, count in team.shown_batches(len(members), ROWS, "Nearest neighbours"):

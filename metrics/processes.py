@@ -10,18 +10,23 @@ import torch
 from torch import Tensor
 
 from dnnlib.console import progress
-from torch_utils.distributed.collectives import rank, sum_over_processes, world_size
+from torch_utils.distributed.collectives import (
+    note_progress,
+    rank,
+    sum_over_processes,
+    world_size,
+)
 
 CPU = torch.device("cpu")
 T = TypeVar("T")
 
 
 class Cancelled(Exception):
-    """The work was given up because the team was told so."""
+    """The work was given up because the group was told so."""
 
 
 class OtherProcessFailed(Exception):
-    """The work was given up because another process of the team failed."""
+    """The work was given up because another process of the group failed."""
 
 
 def never() -> bool:
@@ -30,7 +35,7 @@ def never() -> bool:
 
 
 @dataclass(frozen=True)
-class Team:
+class WorkerGroup:
     """The processes that compute together.
 
     Attributes:
@@ -45,15 +50,17 @@ class Team:
     is_cancelled: Callable[[], bool] = field(default=never, repr=False)
 
     @classmethod
-    def of_group(cls, device: torch.device, is_cancelled: Callable[[], bool] = never) -> Team:
+    def of_group(
+        cls, device: torch.device, is_cancelled: Callable[[], bool] = never
+    ) -> WorkerGroup:
         """All processes of the running process group; each of them must then make the same
         calls.
         """
         return cls(rank(), world_size(), device if device.type == "cuda" else CPU, is_cancelled)
 
     def together(self, work: Callable[[], T]) -> T:
-        """Result of `work()`, which shares work by way of this team; no process is left waiting for
-        one in which it fails.
+        """Result of `work()`, which shares work by way of this group; no process is left waiting
+        for one in which it fails.
 
         Raises:
             OtherProcessFailed: where `work` failed in another process; there its own exception.
@@ -95,6 +102,7 @@ class Team:
             if index % self.size == self.rank:
                 if self.is_cancelled():
                     raise Cancelled("told to stop")
+                note_progress()
                 yield start, min(batch, count - start)
 
     def shown_batches(self, count: int, batch: int, description: str) -> Iterator[tuple[int, int]]:
@@ -104,4 +112,4 @@ class Team:
         yield from own if self.rank else progress(own, description, total=total, unit="batch")
 
 
-ALONE = Team()
+ALONE = WorkerGroup()

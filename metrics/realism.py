@@ -21,7 +21,7 @@ from metrics.names import DetectorName
 from metrics.options import MetricOptions
 from metrics.picture_sets import real_features
 from metrics.precision_recall import COLUMNS, ROWS, blocks, squared_distances
-from metrics.processes import ALONE, Team
+from metrics.processes import ALONE, WorkerGroup
 from metrics.reals import RealImages
 from metrics.sampling import Sampler
 
@@ -112,7 +112,7 @@ def _compare(
 
 
 def nearest(
-    points: Tensor, others: Tensor, count: int, team: Team = ALONE
+    points: Tensor, others: Tensor, count: int, team: WorkerGroup = ALONE
 ) -> tuple[Tensor, Tensor]:
     """Euclidean distances (N, count) of points (N, D), float64, to their nearest `count` of others
     (M, D), and their indices, int64.

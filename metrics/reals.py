@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, cache_dir
-from metrics.processes import Team
+from metrics.processes import WorkerGroup
 
 STATISTICS_VERSION = 1  # raised whenever the cached numbers would come out differently
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -61,7 +61,7 @@ class RealImages:
 
 
 def cached_arrays(
-    key: dict[str, Any], team: Team, compute: Callable[[], dict[str, np.ndarray]]
+    key: dict[str, Any], team: WorkerGroup, compute: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
     """Arrays that `compute` makes, kept in the cache under all that they depend on. A damaged entry
     is made anew.

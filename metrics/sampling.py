@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metrics.geometry import view_angle
-from metrics.processes import CPU, Team
+from metrics.processes import CPU, WorkerGroup
 
 LARGEST_SEED = 2**32 - 1
 # Streams of random numbers of one fake, besides its latent.
@@ -131,7 +131,7 @@ class GeneratorSampler:
         }
 
     def batches(
-        self, count: int, batch: int, team: Team, description: str
+        self, count: int, batch: int, team: WorkerGroup, description: str
     ) -> Iterator[tuple[int, int]]:
         """This process's share of fakes 0..count-1 as (start, length), with a progress bar in the
         first process.

@@ -40,7 +40,7 @@ def library_recipe() -> builder.Recipe:
     flags = tuple(
         "-O1" if flag == "-O3" else flag
         for flag in found.flags
-        if flag not in builder.OPTIONAL_FLAGS
+        if not flag.startswith(("-march=", "-fopenmp"))
     )
     toolchain = builder.Toolchain(
         found.compiler, found.version, (*flags, "-DOPEN_EG3D_CUDA_ON_CPU", *WARNINGS), found.target

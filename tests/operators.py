@@ -12,6 +12,9 @@ from torch_utils.ops import builder, library
 
 PATHS = ("reference", "cpp")
 
+# For tests of what only the compiled operator promises, in modules whose tests all use `path`.
+compiled_only = pytest.mark.parametrize("path", ["cpp"], indirect=True)
+
 
 @contextlib.contextmanager
 def on_path(name: str) -> Iterator[str]:

@@ -43,7 +43,7 @@ SIGNATURES = {
     ),
     "kernel_distance": (
         "(fakes: Tensor, reals: Tensor, subsets: int = 100, size: int | None = None, "
-        "seed: int = 2020, team: Team = Team(rank=0, size=1, device=device(type=cpu))) "
+        "seed: int = 2020, team: WorkerGroup = WorkerGroup(rank=0, size=1, device=device(type=cpu))) "
         "-> tuple[float, float]"
     ),
     "label_pose": ("(c: Tensor, center: Point = (0.0, 0.0, 0.0)) -> CameraPose"),
@@ -80,7 +80,7 @@ SIGNATURES = {
         "= 4.2647) -> Tensor"
     ),
     "precision_recall": (
-        "(fakes: Tensor, reals: Tensor, neighbours: int = 3, team: Team = Team(rank=0, "
+        "(fakes: Tensor, reals: Tensor, neighbours: int = 3, team: WorkerGroup = WorkerGroup(rank=0, "
         "size=1, device=device(type=cpu))) -> tuple[float, float]"
     ),
     "render": (

@@ -13,7 +13,7 @@ from torch import Tensor
 import demo
 from media.pictures.grids import seed_latent
 from metrics.consistency import view_consistency
-from metrics.processes import Team
+from metrics.processes import WorkerGroup
 from metrics.sampling import GeneratorSampler
 from open_eg3d import load_generator
 from training.cameras import cameras_of
@@ -92,6 +92,6 @@ def test_a_head_stays_the_same_as_it_turns(generator: Generator) -> None:
     sampler = GeneratorSampler(
         generator, lambda random: poses[random.randint(len(poses))], torch.device("cpu")
     )
-    values = view_consistency(sampler, 16, 8, Team())
+    values = view_consistency(sampler, 16, 8, WorkerGroup())
     assert values["psnr_raw"] > 26
     assert values["share"] > 0.7

@@ -18,7 +18,7 @@ import calc_metrics
 import train
 from dnnlib.console import UserError
 from metrics.options import MetricOptions
-from metrics.processes import Cancelled, OtherProcessFailed, Team
+from metrics.processes import Cancelled, OtherProcessFailed, WorkerGroup
 from open_eg3d import measuring
 from open_eg3d.measuring import SnapshotMetrics
 from tests.metrics.networks import inception_weights
@@ -305,7 +305,7 @@ def attempts(_: torch.device, folder: Path) -> None:
     """Work in which some process fails at one point or another; all must come out of it, and can
     then work together again.
     """
-    team = Team.of_group(CPU)
+    team = WorkerGroup.of_group(CPU)
     outcomes: list[float | str] = []
 
     def work(failing: tuple[int, ...], when: int) -> float:
@@ -344,9 +344,9 @@ def test_no_process_waits_for_one_that_failed(tmp_path: Path):
 
 def test_work_alone_fails_as_it_is_and_stops_when_told():
     with pytest.raises(ValueError, match="mine"):
-        Team().together(lambda: int("mine"))
+        WorkerGroup().together(lambda: int("mine"))
     answers = iter([False, False, True])
-    parts = Team(is_cancelled=lambda: next(answers)).batches(10, 2)
+    parts = WorkerGroup(is_cancelled=lambda: next(answers)).batches(10, 2)
     assert [next(parts), next(parts)] == [(0, 2), (2, 2)]
     with pytest.raises(Cancelled):
         next(parts)

@@ -1,4 +1,4 @@
-"""Where a command computes, and what that place does well."""
+"""Devices to compute on, and what they are fast at."""
 
 from __future__ import annotations
 

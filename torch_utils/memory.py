@@ -1,4 +1,4 @@
-"""How the process keeps its memory."""
+"""Reuse of freed CPU memory."""
 
 from __future__ import annotations
 

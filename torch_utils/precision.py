@@ -1,4 +1,4 @@
-"""Arithmetic that PyTorch would otherwise choose by itself."""
+"""Precision of PyTorch's arithmetic."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Random numbers that belong to samples: each sample of a batch may draw from a stream of its own.
 
 A batch that is divided among processes and micro-batches is to give what the undivided one gives.
-What a sample draws must then depend on its place in the whole batch and not on who handles it, nor
-on which samples lie beside it. Code that draws for samples calls `rand`, `randn` and `randint`
+What a sample draws must then depend on its place in the whole batch and neither on the process that
+handles it nor on its neighbours. Code that draws for samples calls `rand`, `randn` and `randint`
 here; inside `samples_draw_from` they take each sample's numbers from its own stream, elsewhere from
 torch's global generator, as the functions of torch do.
 """

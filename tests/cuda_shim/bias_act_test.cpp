@@ -158,7 +158,7 @@ struct Suite {
     using W = compute_t<T>;
     Data<T> grad(c, 3, 1), times(c, 4, 1), at(c, 5, 2), result(c, 6, 1);
     const bool has_bias = slope != Slope::kFromOutput;
-    // Where rounding decides whether the clamp acts, or which side of a bend a number is on, both
+    // Where rounding decides whether the clamp acts, or on which side of a kink a number lies, both
     // answers are right: keep away.
     for (int64_t i = 0; i < c.layout.count; ++i) {
       const double where = at.at(i) + (has_bias ? bias_of(i) : 0),

@@ -103,18 +103,18 @@ struct Suite {
       for (int64_t i = 0; i < fine_width; ++i) {
         double& number = fine.at(y, i);
         const bool is_negative = by_signs ? sign(n, c, y, i, 0) : !(number > 0);
-        const double bent = number * layer.gain * (is_negative ? layer.slope : 1);
-        const bool is_clamped = layer.clamp >= 0 && !(std::abs(bent) <= layer.clamp);
+        const double activated = number * layer.gain * (is_negative ? layer.slope : 1);
+        const bool is_clamped = layer.clamp >= 0 && !(std::abs(activated) <= layer.clamp);
         if (by_signs) {
           if (is_negative != !(number > 0) && std::abs(number) > 1e-5) differ("sign", n, c, y, i);
           if (sign(n, c, y, i, 16) != is_clamped &&
-              !(std::abs(std::abs(bent) - layer.clamp) < 1e-4))
+              !(std::abs(std::abs(activated) - layer.clamp) < 1e-4))
             differ("clamp", n, c, y, i);
-          number = sign(n, c, y, i, 16) ? 0 : bent;
+          number = sign(n, c, y, i, 16) ? 0 : activated;
         } else {
-          number = layer.clamp < 0 || std::isnan(bent)
-                       ? bent
-                       : std::fmin(std::fmax(bent, -layer.clamp), layer.clamp);
+          number = layer.clamp < 0 || std::isnan(activated)
+                       ? activated
+                       : std::fmin(std::fmax(activated, -layer.clamp), layer.clamp);
         }
       }
     return resample(fine, layer.second_x, layer.second_y, second, layer.second_separable, false, 1);

@@ -68,20 +68,20 @@ struct Suite {
   }
   double x_at(int64_t i) const { return widen(x[i + c.offset]); }
 
-  double bend_input(int64_t i) const {
+  double pre_activation(int64_t i) const {
     double z = x_at(i) * scale_at(i);
     if (c.has_noise) z += noise[(c.is_noise_shared ? 0 : sample(i) * c.layout.pixels) + pixel(i)];
     if (c.has_bias) z += bias[channel(i)];
     return z;
   }
 
-  double bent(double z) const { return gain * (z > 0 ? z : slope * z); }
+  double activated(double z) const { return gain * (z > 0 ? z : slope * z); }
 
   void forward() {
     std::vector<T> y(count + c.offset);
     std::vector<double> expected;
     for (int64_t i = 0; i < count; ++i) {
-      const double value = bent(bend_input(i));
+      const double value = activated(pre_activation(i));
       expected.push_back(
           c.has_clamp && !std::isnan(value) ? std::fmin(std::fmax(value, -clamp), clamp) : value);
     }
@@ -106,12 +106,12 @@ struct Suite {
   void keep_from_bends() {
     for (int64_t i = 0; i < count; ++i) {
       for (int tries = 0; tries < 40; ++tries) {
-        const double z = bend_input(i);
-        if (std::abs(z) > 0.02 && std::abs(std::abs(bent(z)) - clamp) > 0.02) break;
+        const double z = pre_activation(i);
+        if (std::abs(z) > 0.02 && std::abs(std::abs(activated(z)) - clamp) > 0.02) break;
         x[i + c.offset] = narrow<T>(static_cast<W>(x_at(i) + 0.125));
       }
-      if (std::abs(bend_input(i)) <= 0.02 ||
-          std::abs(std::abs(bent(bend_input(i))) - clamp) <= 0.02)
+      if (std::abs(pre_activation(i)) <= 0.02 ||
+          std::abs(std::abs(activated(pre_activation(i))) - clamp) <= 0.02)
         grad[i + c.offset] = narrow<T>(W(0));
     }
   }
@@ -125,10 +125,10 @@ struct Suite {
     std::vector<double> expected, of_scale(l.samples * l.channels), of_bias(l.channels),
         of_noise(l.samples * l.pixels);
     for (int64_t i = 0; i < count; ++i) {
-      const double z = bend_input(i),
+      const double z = pre_activation(i),
                    factor = is_scaling ? scale[sample(i) * l.channels + channel(i)] : scale_at(i);
       const double slope_here = is_scaling ? 1
-                                : c.has_clamp && std::abs(bent(z)) > clamp
+                                : c.has_clamp && std::abs(activated(z)) > clamp
                                     ? 0
                                     : gain * (z > 0 ? 1 : slope);
       const double delta = double(widen(grad[i + c.offset])) * slope_here;

@@ -239,7 +239,7 @@ void run_rays(Case& from, Result& to) {
               far = from.next_array();
   const Array hit = from.next_array(), u_coarse = from.next_array(), u_fine = from.next_array();
   const Array grad_features = from.next_array(), grad_depth = from.next_array(),
-              grad_opacity = from.next_array();
+              grad_alpha = from.next_array();
   p.origins = origins.data(), p.directions = directions.data(), p.near = near.data(),
   p.far = far.data();
   p.hit = static_cast<const bool*>(hit.data()), p.u_coarse.data = u_coarse.data(),
@@ -251,10 +251,10 @@ void run_rays(Case& from, Result& to) {
     p.workspace = workspace.data(), p.stop = stop_;
   };
   const Array features(p.rays * scene.layout.colors * scene.number, 0xff),
-      depth(p.rays * scene.number, 0xff), opacity(depth.bytes, 0xff);
+      depth(p.rays * scene.number, 0xff), alpha(depth.bytes, 0xff);
   restart(stop);
-  render_rays(p, features.data(), depth.data(), opacity.data(), scene.type, nullptr);
-  to.write(features), to.write(depth), to.write(opacity);
+  render_rays(p, features.data(), depth.data(), alpha.data(), scene.type, nullptr);
+  to.write(features), to.write(depth), to.write(alpha);
 
   const Gradients gradients(scene);
   const Array depths(rows * scene.number, 0xff), weights(depths.bytes, 0xff),
@@ -289,8 +289,8 @@ void run_rays(Case& from, Result& to) {
                              static_cast<int*>(order.data()),
                              back.bounds.outputs};
   restart(0);
-  trace_backward(p, grad_features.data(), grad_depth.data(), grad_opacity.data(), traced,
-                 scene.type, nullptr);
+  trace_backward(p, grad_features.data(), grad_depth.data(), grad_alpha.data(), traced, scene.type,
+                 nullptr);
   decode_backward(back, scene.type, nullptr);
   gradients.write(back, to);
   const Array grad_origins(origins.bytes, 0xff), grad_directions(origins.bytes, 0xff),

@@ -72,6 +72,22 @@ def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path, error: BaseE
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_writers_of_one_process_number_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines or containers on one disk may both have a process of the same number."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    path = tmp_path / "file"
+    with files.atomic_write(path) as slow:
+        slow.write(CONTENT[:1000])
+        with files.atomic_write(path) as fast:
+            fast.write(b"fast")
+        assert path.read_bytes() == b"fast"
+        slow.write(CONTENT[1000:])
+    assert path.read_bytes() == CONTENT
+    assert os.listdir(tmp_path) == ["file"]
+
+
 @pytest.mark.parametrize("name", ["fsync", "replace"])
 def test_a_disk_that_fails_late_leaves_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -22,7 +22,7 @@ from metrics.names import parse_metrics
 from metrics.options import MetricOptions
 from metrics.ppl import path_length
 from metrics.precision_recall import precision_recall
-from metrics.processes import ALONE, Team
+from metrics.processes import ALONE, WorkerGroup
 from metrics.reals import RealImages, cached_arrays
 from metrics.results import append_results, as_json
 from metrics.sampling import GeneratorSampler
@@ -105,7 +105,7 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(
 
 def shared_work(_: torch.device, folder: Path) -> None:
     """What each process of a group finds, from its share of the work."""
-    team = Team.of_group(torch.device("cpu"))
+    team = WorkerGroup.of_group(torch.device("cpu"))
     random = np.random.RandomState(0)
     rows, others = (
         torch.from_numpy(random.randn(700, 6)),

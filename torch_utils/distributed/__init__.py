@@ -1,1 +1,1 @@
-"""Work in several processes: start and join them, collective operations, who is alive."""
+"""Work in several processes: start and end them, collective operations, a watchdog."""

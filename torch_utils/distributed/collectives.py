@@ -2,9 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+
+@dataclass
+class Progress:
+    """What this process has done so far, by which the others tell whether it hangs.
+
+    Attributes:
+        collectives: collective operations begun; equal in all processes that keep step.
+        steps: other steps of long work.
+    """
+
+    collectives: int = 0
+    steps: int = 0
+
+
+_progress = Progress()
+
+
+def progress_so_far() -> Progress:
+    """The counts of this process, which go on."""
+    return _progress
+
+
+def note_progress() -> None:
+    """Count a step of long work that one process does while others may wait for it."""
+    _progress.steps += 1
+
+
+def note_collective() -> None:
+    """Count a collective operation that begins now."""
+    _progress.collectives += 1
 
 
 def is_distributed() -> bool:
@@ -25,6 +58,7 @@ def world_size() -> int:
 def sum_over_processes(values: Tensor) -> Tensor:
     """Add `values` of all processes in place and return it."""
     if is_distributed():
+        note_collective()
         dist.all_reduce(values)
     return values
 
@@ -37,11 +71,12 @@ def any_process(value: bool, device: torch.device) -> bool:
 
 
 def gather_batch(share: Tensor) -> Tensor:
-    """The whole batch (B, ...) of which every process has a share (B / N, ...), in the order in
-    which samples are dealt out.
+    """Gather the batch (B, ...) from the shares (B / N, ...) of all processes, in the order of the
+    samples.
     """
     if not is_distributed():
         return share
+    note_collective()
     shares = [torch.empty_like(share) for _ in range(world_size())]
     dist.all_gather(shares, share.contiguous())
     return torch.stack(shares, dim=1).flatten(0, 1)
@@ -50,5 +85,6 @@ def gather_batch(share: Tensor) -> Tensor:
 def copy_from_first(module: nn.Module) -> None:
     """Give every process the parameters and buffers of process 0."""
     if is_distributed():
+        note_collective()
         for value in [*module.parameters(), *module.buffers()]:
             dist.broadcast(value.data, src=0)

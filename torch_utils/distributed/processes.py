@@ -1,14 +1,14 @@
-"""Processes that compute together, started here or by torchrun: joined, told to stop, and left, in
-one place.
+"""Processes that compute together, started here or by torchrun: how they form a group, stop and
+end.
 """
 
 from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -26,21 +26,30 @@ import torch.multiprocessing
 from torch.distributed.rendezvous import rendezvous
 
 from dnnlib.console import UserError, status_of, tell
-from torch_utils.distributed.collectives import any_process, is_distributed, rank
-from torch_utils.distributed.watch import Watch
+from torch_utils.distributed.collectives import (
+    any_process,
+    is_distributed,
+    note_collective,
+    rank,
+)
+from torch_utils.distributed.watchdog import NO_PROGRESS, PATIENCE_MINUTES, Pace, Watchdog
 
 T = TypeVar("T")
 
 INTERRUPTED = 130  # exit status, as shells have it
-JOIN_SECONDS = 0.5  # between looks at whether to pass a signal on
+JOIN_SECONDS = 0.5  # between checks whether to pass a signal on
 JOIN_TIMEOUT = timedelta(minutes=10)  # for all processes to appear
 BEAT_TIMEOUT = timedelta(seconds=10)
-WORK_TIMEOUT = timedelta(hours=12)
+# Of a collective operation: `Watchdog` ends a group that hangs long before, but waits for a process
+# that works on something alone.
+COLLECTIVE_TIMEOUT = timedelta(hours=12)
+PATIENCE_VARIABLE = "OPEN_EG3D_TIMEOUT"
+HOST = "127.0.0.1"
 LOST_CONTACT = "lost contact with another process"
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into a flag that is looked at after each step."""
+    """Turns SIGINT and SIGTERM into a flag that is checked after each step."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -65,8 +74,8 @@ class StopSignals:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a process stands among those that torchrun started, here and on other machines."""
+class TorchrunEnv:
+    """Which process this is of those that torchrun started, here and on other machines."""
 
     rank: int
     size: int
@@ -75,41 +84,42 @@ class Place:
     restarts: int
 
 
-def place_from_environment() -> Place | None:
-    """What torchrun (or another launcher that sets its variables) says about this process; None if
-    nobody does.
-    """
+def torchrun_env() -> TorchrunEnv | None:
+    """Read the variables that torchrun (or a launcher like it) sets; None where there are none."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     if any(name not in os.environ for name in names):
         return None
     rank, size, local_rank, local_size = (int(os.environ[name]) for name in names[:4])
-    return Place(
+    return TorchrunEnv(
         rank, size, local_rank, local_size, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     )
 
 
 def run_in_group(device: str, work: Callable[[], Any]) -> None:
-    """Call `work()`; where torchrun started this process, as a part of its group, and leave with
-    the status that `run_cli` gives.
+    """Call `work()`. Where torchrun started this process, join its group first, and end with the
+    exit status that `run_cli` gives.
 
     Args:
         device: cpu or cuda, where each process takes the GPU of its local rank.
     """
-    place = place_from_environment()
-    if place is None:
+    env = torchrun_env()
+    if env is None:
         work()
         return
-    watch = _join(device, place.local_rank, "env://", place.rank, place.size, _say_and_leave)
+    pace = _pace()
+    _use_device(device, env.local_rank)
+    store, _, _ = next(rendezvous("env://", env.rank, env.size, timeout=JOIN_TIMEOUT))
+    watchdog = _join(store, device, env.rank, env.size, pace, _say_and_leave)
     try:
         status = status_of(work)
     except Exception as error:
         status = _tell_failure(error)
-    _end_group(watch, status)
+    _end_group(watchdog, status)
 
 
 def first_process_decides(decide: Callable[[], T]) -> T:
-    """What `decide()` returns in process 0, in all processes; if it fails there, the others leave
-    without a word.
+    """Return in all processes what `decide()` returns in process 0; if it fails there, the others
+    exit without a message.
     """
     if not is_distributed():
         return decide()
@@ -118,6 +128,7 @@ def first_process_decides(decide: Callable[[], T]) -> T:
         if rank() == 0:
             answer = [decide(), True]
     finally:
+        note_collective()
         dist.broadcast_object_list(answer, src=0)
     if not answer[1]:
         raise click.exceptions.Exit(1)
@@ -131,8 +142,9 @@ def run_processes(
     group.
 
     In a process that has a group already (`run_in_group`), it is called there, as in the others.
-    SIGINT and SIGTERM are passed on to new ones, which may end in order; if one does not, this is a
-    KeyboardInterrupt here.
+    SIGINT and SIGTERM are passed on to new processes, which may stop in order; if one does not, a
+    KeyboardInterrupt is raised here. A group in which no process makes progress for an hour, or for
+    $OPEN_EG3D_TIMEOUT minutes, is ended.
 
     Args:
         device: cpu, mps or cuda; with several processes on cuda, process i has GPU i.
@@ -140,24 +152,26 @@ def run_processes(
         hint: What to do when a process dies, for the message.
 
     Raises:
-        UserError: the first one of any process, or that one died.
+        UserError: the first one of any process, or that one died or hung.
         KeyboardInterrupt: as above.
     """
-    place = place_from_environment()
-    if is_distributed() and place is not None:
-        work(_device(device, place.local_rank), *arguments)
+    env = torchrun_env()
+    if is_distributed() and env is not None:
+        work(_device(device, env.local_rank), *arguments)
         return
     if count == 1:
         work(torch.device(device), *arguments)
         return
-    # it tells of every process that it ends
+    pace = _pace()
+    # it logs every process that it ends
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, StopSignals() as stop:
         errors = Path(folder)
-        address = f"tcp://127.0.0.1:{_free_port()}"
+        # The system chooses a port, which is ours from then on.
+        store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
         context = torch.multiprocessing.spawn(
             _worker,
-            args=(count, device, address, errors, work, arguments),
+            args=(count, device, f"{HOST}:{store.port}", pace, errors, work, arguments),
             nprocs=count,
             join=False,
         )
@@ -177,11 +191,33 @@ def run_processes(
                 and isinstance(error, torch.multiprocessing.ProcessRaisedException)
             ):
                 raise
-            # Where one process met a mistake of the user or was killed, the others fail too, for
-            # lack of an answer from it.
-            own = [message for message in messages if not message.startswith(LOST_CONTACT)]
-            reason = own[0] if own else f"a process died: {died or messages[:1] or error}; {hint}"
-            raise UserError(reason) from error
+            died = died or (messages or [str(error)])[0]
+            raise UserError(_reason(messages, died, hint)) from error
+
+
+def _reason(messages: list[str], died: str, hint: str) -> str:
+    """The message to show. Where one process met a mistake of the user or was killed, the others
+    fail too, for lack of an answer from it.
+    """
+    own = [message for message in messages if not message.startswith(LOST_CONTACT)]
+    if own:
+        return f"{own[0]}; {hint}" if NO_PROGRESS in own[0] else own[0]
+    return f"a process died: {died}; {hint}"
+
+
+def _pace() -> Pace:
+    """How long a group may make no progress: $OPEN_EG3D_TIMEOUT minutes, an hour by default."""
+    text = os.environ.get(PATIENCE_VARIABLE) or str(PATIENCE_MINUTES)
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < math.inf:
+        raise UserError(
+            f"{PATIENCE_VARIABLE}={text} is no positive number of minutes; leave it unset for"
+            f" {PATIENCE_MINUTES:g}"
+        )
+    return Pace(patience=minutes)
 
 
 def _run_to_end(stop: StopSignals, context: Any) -> None:
@@ -212,13 +248,12 @@ def _worker(
     count: int,
     device: str,
     address: str,
+    pace: Pace,
     errors: Path,
     work: Callable[..., None],
     arguments: tuple[Any, ...],
 ) -> None:
-    """Entry point of one of several processes; a mistake of the user is handed to the parent as
-    text.
-    """
+    """Entry point of one of several processes; its errors of the user go to the parent as text."""
 
     def hand_over(message: str) -> None:
         (errors / f"{process:05d}").write_text(message, encoding="utf-8")
@@ -226,18 +261,14 @@ def _worker(
 
     if device != "cuda":
         torch.set_num_threads(max(torch.get_num_threads() // count, 1))
-    watch = _join(
-        device,
-        process,
-        address,
-        process,
-        count,
-        lambda reason: hand_over(f"{LOST_CONTACT}: {reason}"),
-    )
+    _use_device(device, process)
+    host, _, port = address.partition(":")
+    store = dist.TCPStore(host, int(port), timeout=JOIN_TIMEOUT)
+    watchdog = _join(store, device, process, count, pace, lambda reason: hand_over(_loss(reason)))
     try:
         work(_device(device, process), *arguments)
     except UserError as error:
-        watch.tell(str(error))
+        watchdog.tell(str(error))
         hand_over(str(error))
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)
@@ -245,31 +276,31 @@ def _worker(
         if not _is_loss(error):
             raise
         hand_over(f"{LOST_CONTACT}: {_first_line(error)}")
-    _end_group(watch, 0, at_exit=True)
+    _end_group(watchdog, 0, at_exit=True)
 
 
 def _join(
-    device: str, local_rank: int, address: str, rank: int, size: int, leave: Callable[[str], None]
-) -> Watch:
-    """Form the process group, and watch over it."""
-    own = _device(device, local_rank)
-    if own.type == "cuda":
-        torch.cuda.set_device(own)
+    store: dist.Store, device: str, rank: int, size: int, pace: Pace, leave: Callable[[str], None]
+) -> Watchdog:
+    """Form the process group and start its watchdog."""
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store, rank, size = next(rendezvous(address, rank, size, timeout=JOIN_TIMEOUT))
     store = dist.PrefixStore(f"open_eg3d/{restarts}", store)
     beats = store.clone()
     beats.set_timeout(BEAT_TIMEOUT)
-    # Whether somebody is lost is for the watch to say, however long the others may have to wait for
-    # one that works on something alone.
     dist.init_process_group(
-        "nccl" if own.type == "cuda" else "gloo",
+        "nccl" if device == "cuda" else "gloo",
         store=store,
         rank=rank,
         world_size=size,
-        timeout=WORK_TIMEOUT,
+        timeout=COLLECTIVE_TIMEOUT,
     )
-    return Watch(beats, rank, size, leave)
+    return Watchdog(beats, rank, size, leave, pace)
+
+
+def _use_device(kind: str, local_rank: int) -> None:
+    """Make the GPU of `local_rank` the current one, where GPUs compute."""
+    if kind == "cuda":
+        torch.cuda.set_device(_device(kind, local_rank))
 
 
 def _device(kind: str, local_rank: int) -> torch.device:
@@ -277,7 +308,7 @@ def _device(kind: str, local_rank: int) -> torch.device:
 
 
 def _tell_failure(error: Exception) -> int:
-    """Say why this process fails, in one line if another one was lost; returns the exit status."""
+    """Print why this process fails, in one line if it lost another one; returns the exit status."""
     if _is_loss(error):
         return tell(f"{LOST_CONTACT}: {_first_line(error)}", 1)
     traceback.print_exception(error)
@@ -285,8 +316,13 @@ def _tell_failure(error: Exception) -> int:
 
 
 def _say_and_leave(reason: str) -> None:
-    tell(f"{LOST_CONTACT}: {reason}", 1)
+    tell(_loss(reason), 1)
     _leave(1)
+
+
+def _loss(reason: str) -> str:
+    """The message for a reason to end that `Watchdog` gives."""
+    return reason if NO_PROGRESS in reason else f"{LOST_CONTACT}: {reason}"
 
 
 def _is_loss(error: Exception) -> bool:
@@ -298,22 +334,23 @@ def _is_loss(error: Exception) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    """What an error of the libraries says first, without its place in their code."""
+    """The first sentence of a library's error, without its place in their code."""
     text = str(error).strip().partition("\n")[0].partition("] ")
     return (text[2] or text[0]).partition(". ")[0] or type(error).__name__
 
 
-def _end_group(watch: Watch, status: int, at_exit: bool = False) -> None:
+def _end_group(watchdog: Watchdog, status: int, at_exit: bool = False) -> None:
     """Leave together with the others, or at once where this process fails.
 
     A thread of the process group that drops its last tensor while the interpreter is being torn
     down aborts the process (seen), so leave before that: all is written and closed.
     """
     if status:
-        watch.tell(f"ended with status {status}")
+        watchdog.tell(f"ended with status {status}")
         _leave(status)
+    note_collective()
     dist.barrier()
-    watch.stop()
+    watchdog.stop()
     dist.destroy_process_group()
     if at_exit:
         atexit.register(_leave, 0)
@@ -325,9 +362,3 @@ def _leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

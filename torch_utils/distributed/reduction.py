@@ -1,5 +1,5 @@
-"""Averages of gradients over processes, on their way while the backward pass still goes on (Li et
-al. 2020, "PyTorch Distributed").
+"""Averages of gradients over processes, sent while the backward pass still runs (Li et al. 2020,
+"PyTorch Distributed").
 
 Gradients are sent in buckets, the last layers' first. All processes send the same buckets in the
 same order, whatever the order in which their gradients come; so a process in which some layer had
@@ -12,7 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from torch_utils.distributed.collectives import is_distributed, sum_over_processes
+from torch_utils.distributed.collectives import (
+    is_distributed,
+    note_collective,
+    sum_over_processes,
+)
 
 BUCKET_BYTES = 4 << 20  # benchmarks/gradient_overlap.py
 
@@ -85,6 +89,7 @@ class GradientAverage:
         flat = torch.cat(
             [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in bucket]
         )
+        note_collective()
         self._sent.append((flat, dist.all_reduce(flat, async_op=True)))
 
 

@@ -15,7 +15,7 @@ import click
 
 from dnnlib.console import UserError, run_cli
 from torch_utils import ops
-from torch_utils.ops import library
+from torch_utils.ops import builder, library
 
 MODULES = ("bias_act", "upfirdn2d", "filtered_lrelu", "modulation", "render_rays", "decode_points")
 
@@ -56,6 +56,8 @@ def show(report: dict[str, Any]) -> None:
         f"compiler  {build['version']} ({build['compiler']}), {build['seconds']:.0f} s, torch"
         f" {build['torch']}"
     )
+    arch = builder.arch_of(build["flags"])
+    click.echo(f"arch      {arch} ({builder.ARCH_VARIABLE} chooses another)")
     click.echo(f"flags     {' '.join(build['flags'])}")
     for name, row in report["operators"].items():
         click.echo(
@@ -79,7 +81,8 @@ def main(as_json: bool) -> None:
     if not library.load():
         raise UserError(
             library.failure()
-            or f"{library.VARIABLE}=reference: the compiled operators are not in use, nothing to compare"
+            or f"{library.VARIABLE}=reference: the compiled operators are not in use, nothing to"
+            " compare"
         )
     report = collect()
     if as_json:

@@ -267,12 +267,6 @@ def _fake_double_backward(
 
 @library.on_load
 def _register() -> None:
-    name = "open_eg3d::bias_act"
-    torch.library.register_fake(name, _fake_forward)
-    torch.library.register_fake(f"{name}_backward", _fake_backward)
-    torch.library.register_fake(f"{name}_double_backward", _fake_double_backward)
-    torch.library.register_autograd(name, _backward, setup_context=_save_forward)
-    torch.library.register_autograd(
-        f"{name}_backward", _double_backward, setup_context=_save_backward
-    )
-    torch.library.register_autograd(f"{name}_double_backward", _third_derivative)
+    library.register("bias_act", _fake_forward, _backward, _save_forward)
+    library.register("bias_act_backward", _fake_backward, _double_backward, _save_backward)
+    library.register("bias_act_double_backward", _fake_double_backward, _third_derivative)

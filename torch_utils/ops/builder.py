@@ -1,5 +1,5 @@
-"""Compiles csrc/ once a machine: by ninja, into a cache folder that is named after all that decides
-what comes out.
+"""Compiles csrc/ once per machine: by ninja, into a cache folder named after all that decides the
+result.
 
 CUDA kernels are a library of their own (cuda_builder.py): machines without a GPU never see them.
 """
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,10 @@ from typing import Any
 import torch
 
 from dnnlib import files
+from dnnlib.console import UserError, progress
 
 SOURCE_DIR = Path(__file__).parent / "csrc"
+PREFIX = "prefix.h"  # in csrc/: the headers of torch, compiled once for all C++ sources
 LIBRARY_NAME = "open_eg3d_ops.so"
 # NaN and infinities keep their meaning: nothing here lets the compiler assume that there are none.
 FLAGS = (
@@ -38,7 +40,7 @@ FLAGS = (
     "-fno-trapping-math",
     "-fvisibility=hidden",
 )
-OPTIONAL_FLAGS = ("-march=native", "-fopenmp")  # left out where the compiler refuses them
+ARCH_VARIABLE = "OPEN_EG3D_ARCH"  # the instruction set to compile for, as -march names it
 MOST_JOBS = 4  # a compiler takes up to a gigabyte
 
 
@@ -75,7 +77,7 @@ class Recipe:
     """What to compile into the library `name` in the cache folder `key`, and how.
 
     `compile` has a command line for every suffix of `sources`, and `link` one for their objects;
-    ninja's $in and $out stand for files.
+    ninja's $in and $out stand for files. `precompile`, if any, makes PREFIX.gch of PREFIX first.
     """
 
     name: str
@@ -84,11 +86,13 @@ class Recipe:
     sources: tuple[Path, ...]
     compile: dict[str, str]
     link: str
+    precompile: str = ""
 
 
 def sources() -> list[Path]:
-    """The C++ files to compile, in a fixed order."""
-    return sorted([*SOURCE_DIR.glob("*.cpp"), *SOURCE_DIR.glob("cpu/*.cpp")])
+    """The C++ files to compile, the largest first: that is the order in which compilers start."""
+    paths = sorted([*SOURCE_DIR.glob("*.cpp"), *SOURCE_DIR.glob("cpu/*.cpp")])
+    return sorted(paths, key=lambda path: -path.stat().st_size)
 
 
 def headers() -> list[Path]:
@@ -103,23 +107,29 @@ def find_toolchain() -> Toolchain:
 
     Raises:
         BuildError: if there is none.
+        UserError: if it does not know the instruction set $OPEN_EG3D_ARCH.
     """
     command = shlex.split(_cpp_extension().get_cxx_compiler())
     if shutil.which(command[0]) is None:
         raise BuildError(f"there is no C++ compiler {command[0]!r}; install g++ or set CXX")
-    flags: tuple[str, ...] = FLAGS + OPTIONAL_FLAGS
+    arch = os.environ.get(ARCH_VARIABLE) or "native"
+    optional = (f"-march={arch}", "-fopenmp")  # left out where the compiler refuses them
+    flags: tuple[str, ...] = FLAGS + optional
     macros = _predefined_macros(command, flags)
     if macros is None:
         flags = FLAGS + tuple(
-            flag
-            for flag in OPTIONAL_FLAGS
-            if _predefined_macros(command, (*FLAGS, flag)) is not None
+            flag for flag in optional if _predefined_macros(command, (*FLAGS, flag)) is not None
         )
         macros = _predefined_macros(command, flags)
     if macros is None:
         raise BuildError(
             f"the compiler {shlex.join(command)} does not take the flags {' '.join(FLAGS)}; set CXX"
             " to a C++20 compiler"
+        )
+    if arch not in ("native", arch_of(flags)):
+        raise UserError(
+            f"{ARCH_VARIABLE}={arch}: the compiler {shlex.join(command)} knows no such instruction"
+            " set; use x86-64-v3 (AVX2), x86-64-v4 (AVX-512) or native"
         )
     version = (
         subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
@@ -129,11 +139,20 @@ def find_toolchain() -> Toolchain:
     return Toolchain(shlex.join(command), version, flags, hashlib.sha256(macros).hexdigest())
 
 
-def cache_key(toolchain: Toolchain) -> str:
-    """Name of the cache folder: a digest of sources, torch, compiler, flags and instruction
-    sets.
+def arch_of(flags: Sequence[str]) -> str:
+    """The instruction set that `flags` compile for: native, one by name, or the compiler's own
+    choice.
     """
-    return digest_of(toolchain, sources() + headers())
+    return next((flag[7:] for flag in flags if flag.startswith("-march=")), "default")
+
+
+def cache_key(toolchain: Toolchain) -> str:
+    """Name of the cache folder: a digest of sources, torch, compiler, flags and instruction sets,
+    and the set that was asked for.
+    """
+    digest = digest_of(toolchain, sources() + headers())
+    arch = arch_of(toolchain.flags)
+    return digest if arch == "native" else f"{digest}-{arch}"
 
 
 def digest_of(toolchain: Toolchain, paths: Sequence[Path]) -> str:
@@ -153,26 +172,34 @@ def build() -> Built:
     Raises:
         BuildError: if there is no compiler or no ninja, if compiling fails, or if the cache folder
             cannot be written.
+        UserError: as `find_toolchain`.
     """
     toolchain = find_toolchain()
     command = f"{toolchain.compiler} {' '.join(toolchain.flags)}"
-    compile = f"{command} {include_flags()} -c $in -o $out"
-    link = f"{command} -shared $in {library_flags()} -o $out"
+    compile, prefix, precompile = f"{command} {include_flags()}", "", ""
+    if (SOURCE_DIR / PREFIX).exists():
+        prefix, precompile = f" -include {PREFIX}", f"{compile} -x c++-header $in -o $out"
     return build_recipe(
         Recipe(
-            LIBRARY_NAME, cache_key(toolchain), toolchain, tuple(sources()), {".cpp": compile}, link
+            LIBRARY_NAME,
+            cache_key(toolchain),
+            toolchain,
+            tuple(sources()),
+            {".cpp": f"{compile}{prefix} -c $in -o $out"},
+            f"{command} -shared $in {library_flags()} -o $out",
+            precompile,
         )
     )
 
 
 def include_flags() -> str:
-    """Where csrc/ and torch have their headers, for ninja."""
+    """Include flags for csrc/ and torch, for ninja."""
     includes = [f"-isystem {shlex.quote(path)}" for path in _cpp_extension().include_paths()]
     return escape(" ".join([f"-I{shlex.quote(str(SOURCE_DIR))}", *includes]))
 
 
 def library_flags(*names: str) -> str:
-    """What to link with: torch, and the libraries `names` beside it; for ninja."""
+    """Linker flags for torch and the libraries `names`; for ninja."""
     folders = [f"-L{shlex.quote(path)}" for path in _cpp_extension().library_paths()]
     return escape(
         " ".join([*folders, *(f"-l{name}" for name in ("c10", "torch_cpu", "torch", *names))])
@@ -256,16 +283,13 @@ def _build_into(target: Path, recipe: Recipe) -> Built:
     # of builders that were killed: the lock says that none is at work
     for left_over in target.parent.glob(".tmp-*"):
         shutil.rmtree(left_over, ignore_errors=True)
-    print(
-        f"Compiling the operators into {target} (once; one to a few minutes)",
-        file=sys.stderr,
-        flush=True,
-    )
+    print(f"Compiling the operators into {target}, once", file=sys.stderr, flush=True)
     start = time.monotonic()
     toolchain = recipe.toolchain
     with _scratch_folder(target) as scratch:
         _write_ninja_file(scratch, recipe)
-        _run_ninja(scratch, target.with_suffix(".log"))
+        steps = len(recipe.sources) + (2 if recipe.precompile else 1)
+        _run_ninja(scratch, steps, target.with_suffix(".log"))
         built = Built(
             recipe.name,
             toolchain.compiler,
@@ -275,7 +299,7 @@ def _build_into(target: Path, recipe: Recipe) -> Built:
             time.monotonic() - start,
         )
         (scratch / "build.json").write_text(json.dumps(asdict(built), indent=1) + "\n")
-        for unneeded in (*scratch.glob("*.o"), *scratch.glob(".ninja*")):
+        for unneeded in (*scratch.glob("*.o"), *scratch.glob(".ninja*"), *scratch.glob("*.h*")):
             unneeded.unlink()
         for name in (recipe.name, "build.json"):
             _sync(scratch / name)
@@ -310,9 +334,15 @@ def _write_ninja_file(folder: Path, recipe: Recipe) -> None:
     lines = ["ninja_required_version = 1.3", "rule link", f"  command = {recipe.link}"]
     for suffix, command in recipe.compile.items():
         lines += [f"rule compile_{suffix[1:]}", f"  command = {command}"]
+    needs = ""
+    if recipe.precompile:
+        shutil.copyfile(SOURCE_DIR / PREFIX, folder / PREFIX)
+        lines += ["rule precompile", f"  command = {recipe.precompile}"]
+        lines.append(f"build {PREFIX}.gch: precompile {PREFIX}")
+        needs = f" | {PREFIX}.gch"
     for name, path in objects.items():
         source = escape(str(path)).replace(" ", "$ ").replace(":", "$:")
-        lines.append(f"build {name}: compile_{path.suffix[1:]} {source}")
+        lines.append(f"build {name}: compile_{path.suffix[1:]} {source}{needs}")
     lines.append(f"build {recipe.name}: link {' '.join(objects)}")
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
 
@@ -322,9 +352,11 @@ def escape(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def _run_ninja(folder: Path, failure_log: Path) -> None:
-    """Raises BuildError with the first error line; `failure_log` then holds all that was
-    printed.
+def _run_ninja(folder: Path, steps: int, failure_log: Path) -> None:
+    """Run the `steps` commands of build.ninja, with a progress bar.
+
+    Raises:
+        BuildError: with the first error line; `failure_log` then holds all that was printed.
     """
     search_path = os.pathsep.join(
         [os.environ.get("PATH", os.defpath), sysconfig.get_path("scripts")]
@@ -332,22 +364,34 @@ def _run_ninja(folder: Path, failure_log: Path) -> None:
     ninja = shutil.which("ninja", path=search_path)
     if ninja is None:
         raise BuildError("there is no ninja; install it: pip install ninja")
-    command = [ninja, "-v", "-j", str(_jobs())]
-    result = subprocess.run(
-        command,
+    log: list[str] = []
+    with subprocess.Popen(
+        [ninja, "-v", "-j", str(_jobs())],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        check=False,
-    )
-    if result.returncode == 0:
+        env={**os.environ, "NINJA_STATUS": "[%f/%t] "},
+    ) as process:
+        assert process.stdout is not None
+        for _ in progress(
+            _steps_done(process.stdout, log), "Compiling the operators", total=steps, unit="file"
+        ):
+            pass
+    if process.returncode == 0:
         return
-    failure_log.write_text(result.stdout)
-    raise BuildError(
-        f"compiling failed: {first_error(result.stdout)}; all of it is in {failure_log}"
-    )
+    text = "".join(log)
+    failure_log.write_text(text)
+    raise BuildError(f"compiling failed: {first_error(text)}; all of it is in {failure_log}")
+
+
+def _steps_done(output: Iterable[str], log: list[str]) -> Iterator[int]:
+    """The number of each step that ninja has done; `log` gets all lines."""
+    for line in output:
+        log.append(line)
+        if status := re.match(r"\[(\d+)/\d+\] ", line):
+            yield int(status[1])
 
 
 def _jobs() -> int:
@@ -356,7 +400,7 @@ def _jobs() -> int:
 
 
 def first_error(log: str) -> str:
-    """The line of a compiler's output to look at first."""
+    """The line of a compiler's output that says why it failed."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [
         line

@@ -150,12 +150,8 @@ def _backward(
 
 @library.on_load
 def _register() -> None:
-    torch.library.register_fake("open_eg3d::decode_points", _fake)
-    torch.library.register_fake("open_eg3d::decode_points_backward", _fake_backward)
-    torch.library.register_autograd(
-        "open_eg3d::decode_points", _backward, setup_context=_setup_context
-    )
-    torch.library.register_autograd("open_eg3d::decode_points_backward", refuse_second_derivatives)
+    library.register("decode_points", _fake, _backward, _setup_context)
+    library.register("decode_points_backward", _fake_backward, refuse_second_derivatives)
 
 
 # --------------------------------------------------------------------------------------------------

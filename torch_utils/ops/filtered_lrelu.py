@@ -62,19 +62,8 @@ def filtered_lrelu(
         and not is_too_long
         and not any(filter.requires_grad for filter in filters)
     ):
-        return _filtered_lrelu_kernel(
-            x,
-            up_filter,
-            down_filter,
-            bias,
-            up,
-            down,
-            four_paddings(padding),
-            gain,
-            slope,
-            clamp,
-            flip_filter,
-        )
+        options = (up, down, four_paddings(padding), gain, slope, clamp, flip_filter)
+        return _filtered_lrelu_kernel(x, up_filter, down_filter, bias, options)
     return filtered_lrelu_reference(
         x, up_filter, down_filter, bias, up, down, padding, gain, slope, clamp, flip_filter
     )
@@ -111,15 +100,10 @@ def _filtered_lrelu_kernel(
     up_filter: Tensor | None,
     down_filter: Tensor | None,
     bias: Tensor | None,
-    up: int,
-    down: int,
-    padding: tuple[int, int, int, int],
-    gain: float,
-    slope: float,
-    clamp: float | None,
-    flip_filter: bool,
+    options: tuple[Any, ...],
 ) -> Tensor:
-    """Checks of sizes; signs are kept where a gradient may be asked for."""
+    """Check sizes and call the operator, which keeps signs where a gradient may be asked for."""
+    up, _, padding = options[:3]
     first, second = (
         torch.ones(1, device=x.device) if f is None else f.to(x.device)
         for f in (up_filter, down_filter)
@@ -129,8 +113,7 @@ def _filtered_lrelu_kernel(
     keep_signs = torch.is_grad_enabled() and (
         x.requires_grad or (bias is not None and bias.requires_grad)
     )
-    options = (up, down, padding, gain, slope, clamp, flip_filter, keep_signs)
-    return torch.ops.open_eg3d.filtered_lrelu(x, first, second, bias, *options)[0]
+    return torch.ops.open_eg3d.filtered_lrelu(x, first, second, bias, *options, keep_signs)[0]
 
 
 def _empty_like_images(x: Tensor, height: int, width: int) -> Tensor:
@@ -281,15 +264,9 @@ def _backward_by_signs(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 @library.on_load
 def _register() -> None:
-    torch.library.register_fake("open_eg3d::filtered_lrelu", _fake)
-    torch.library.register_fake("open_eg3d::filtered_lrelu_by_signs", _fake_by_signs)
-    torch.library.register_autograd(
-        "open_eg3d::filtered_lrelu", _backward, setup_context=_save_for_backward
-    )
-    torch.library.register_autograd(
-        "open_eg3d::filtered_lrelu_by_signs",
-        _backward_by_signs,
-        setup_context=_save_for_backward_by_signs,
+    library.register("filtered_lrelu", _fake, _backward, _save_for_backward)
+    library.register(
+        "filtered_lrelu_by_signs", _fake_by_signs, _backward_by_signs, _save_for_backward_by_signs
     )
 
 
@@ -321,6 +298,6 @@ def self_checks() -> Iterator[library.SelfCheck]:
                 f" {str(layout).removeprefix('torch.')}"
             )
             yield library.SelfCheck(title, result.detach(), expected.detach(), tolerance)
-            # there, rounding moves pixels across the bend, and the gradient with them
+            # there, rounding moves pixels across the kink at zero, and the gradient with them
             if dtype not in (torch.bfloat16, torch.float16):
                 yield library.SelfCheck(f"{title}, gradient", grad, expected_grad, tolerance)

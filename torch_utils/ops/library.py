@@ -10,15 +10,14 @@ An operator's module looks like this:
 
     @library.on_load
     def _register():                            # runs once, after the shared library is there
-        torch.library.register_fake("open_eg3d::scale", ...)
-        torch.library.register_autograd("open_eg3d::scale", ...)
+        library.register("scale", fake, backward, setup_context)
 
     def self_checks():                          # what `python -m torch_utils.ops` compares
         yield library.SelfCheck("scale, fp32", result, expected, tolerance=1e-6)
 
-Its schema is in csrc/<operator>.cpp: `TORCH_LIBRARY_FRAGMENT(open_eg3d, m)`; its kernels in
-csrc/cpu/<operator>_cpu.cpp: `TORCH_LIBRARY_IMPL(open_eg3d, CPU, m)`, and in csrc/cuda, a library of
-its own that is built where CUDA tensors first ask for it.
+Its schema is in csrc/schemas.cpp; its kernels are in csrc/cpu/<operator>_cpu.cpp:
+`TORCH_LIBRARY_IMPL(open_eg3d, CPU, m)`, and in csrc/cuda, a library of its own that is built where
+CUDA tensors first ask for it.
 
 The environment variable OPEN_EG3D_OPS forces a path: `reference` (plain PyTorch), `cpp` (compiled,
 for the CPU; plain PyTorch on CUDA) or `cuda` (insists on CUDA kernels; on the CPU as without the
@@ -34,7 +33,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -105,7 +104,8 @@ def use_kernels(*tensors: Tensor) -> bool:
     While torch.compile traces, nothing is built: what an earlier call or `load` found counts.
 
     Raises:
-        UserError: if OPEN_EG3D_OPS forces operators that cannot be had, or has an unknown value.
+        UserError: if OPEN_EG3D_OPS forces operators that cannot be had, or has an unknown value, or
+            OPEN_EG3D_ARCH has.
     """
     device = tensors[0].device.type
     for tensor in tensors:
@@ -175,6 +175,20 @@ def on_load(hook: Hook) -> Hook:
     if _state.parts["cpu"].is_loaded:
         hook()
     return hook
+
+
+def register(
+    operator: str,
+    fake: Callable[..., Any],
+    backward: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+) -> None:
+    """Tell PyTorch the result's shape and the derivative of `open_eg3d::<operator>`, as
+    torch.library's `register_fake` and `register_autograd` take them.
+    """
+    name = f"open_eg3d::{operator}"
+    torch.library.register_fake(name, fake)
+    torch.library.register_autograd(name, backward, setup_context=setup_context)
 
 
 def _wanted_path() -> str | None:

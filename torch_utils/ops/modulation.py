@@ -49,7 +49,7 @@ def modulated_lrelu(
     Args:
         x: What a convolution returns.
         scale: Demodulation, one factor a channel of each sample; None = 1.
-        noise: One value a pixel, for every sample its own or the same for all; None = 0.
+        noise: One value per pixel, either for each sample or the same for all; None = 0.
         bias: One value a channel; None = 0.
         slope: Of leaky ReLU below zero.
         gain: Factor after the activation.

@@ -10,9 +10,9 @@ Random numbers come from the caller, so that both give the same picture for the 
 said in torch_utils/ops/decode_points.py of number formats, memory layouts, second derivatives and
 threads holds here as well.
 
-Where no gradient is wanted, a ray ends when less than `STOP` of its light is left, and samples
-whose colours would together show less than that are not coloured: a feature then differs by at most
-8e-5. With gradients every sample counts.
+Where no gradient is wanted, a ray ends when its transmittance falls below `STOP`, and samples whose
+weights together stay below that are not coloured: a feature then differs by at most 8e-5. With
+gradients every sample counts.
 """
 
 from __future__ import annotations
@@ -125,12 +125,8 @@ def _backward(ctx: Any, *output_gradients: Tensor | None) -> tuple[Tensor | None
 
 @library.on_load
 def _register() -> None:
-    torch.library.register_fake("open_eg3d::render_rays", _fake)
-    torch.library.register_fake("open_eg3d::render_rays_backward", _fake_backward)
-    torch.library.register_autograd(
-        "open_eg3d::render_rays", _backward, setup_context=_setup_context
-    )
-    torch.library.register_autograd("open_eg3d::render_rays_backward", refuse_second_derivatives)
+    library.register("render_rays", _fake, _backward, _setup_context)
+    library.register("render_rays_backward", _fake_backward, refuse_second_derivatives)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -280,10 +280,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 @library.on_load
 def _register() -> None:
-    torch.library.register_fake("open_eg3d::upfirdn2d", _fake)
-    torch.library.register_autograd(
-        "open_eg3d::upfirdn2d", _backward, setup_context=_save_for_backward
-    )
+    library.register("upfirdn2d", _fake, _backward, _save_for_backward)
 
 
 def self_checks() -> Iterator[library.SelfCheck]:

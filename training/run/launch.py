@@ -13,7 +13,7 @@ import torch
 
 from dnnlib.console import UserError
 from dnnlib.files import check_utf8, is_url, make_dir
-from torch_utils.distributed.processes import Place, place_from_environment, run_processes
+from torch_utils.distributed.processes import TorchrunEnv, run_processes, torchrun_env
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_weights
 from training.checkpoints.released.interop import Weights
 from training.config.settings import Config
@@ -36,7 +36,7 @@ def choose_devices(device: DeviceName, gpus: int | None, procs: int | None) -> L
     Raises:
         ValueError: if what was asked for is not there; the message says what to ask for instead.
     """
-    place = place_from_environment()
+    place = torchrun_env()
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if place is not None:
         return _devices_of_torchrun(place, device, gpus, procs, available)
@@ -71,7 +71,7 @@ def choose_devices(device: DeviceName, gpus: int | None, procs: int | None) -> L
 
 
 def _devices_of_torchrun(
-    place: Place, device: DeviceName, gpus: int | None, procs: int | None, available: int
+    place: TorchrunEnv, device: DeviceName, gpus: int | None, procs: int | None, available: int
 ) -> Launch:
     """The same where torchrun has started the processes: it says how many there are."""
     for name, value in (("--gpus", gpus or None), ("--procs", procs)):

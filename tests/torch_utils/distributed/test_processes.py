@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,12 @@ import torch.distributed as dist
 
 from dnnlib.console import UserError
 from tests.tiny import PATIENCE, ROOT
-from torch_utils.distributed.collectives import rank, sum_over_processes, world_size
+from torch_utils.distributed.collectives import (
+    note_progress,
+    rank,
+    sum_over_processes,
+    world_size,
+)
 from torch_utils.distributed.processes import first_process_decides, run_processes
 
 pytestmark = pytest.mark.waits
@@ -122,6 +128,73 @@ def test_a_wrong_decision_is_told_once(tmp_path: Path) -> None:
         "no such data",
         "quietly 1",
     ]
+
+
+def test_no_other_program_can_take_the_port_before_the_processes_meet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Reached(Exception):
+        pass
+
+    def spawn(*_: object, args: tuple[object, ...], **__: object) -> None:
+        text = next(value for value in args if str(value).startswith("127.0.0.1:"))
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", int(str(text).partition(":")[2])))
+        raise Reached
+
+    monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+    with pytest.raises(Reached):
+        run_processes(2, "cpu", write_sum, hint=HINT)
+
+
+def hang(_: torch.device, folder: Path) -> None:
+    dist.barrier()
+    if rank() == 1:
+        (folder / "hangs").touch()
+        time.sleep(600)
+    sum_over_processes(torch.ones(1))
+
+
+def test_a_process_that_hangs_is_named_and_ends_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPEN_EG3D_TIMEOUT", "0.3")
+    start = time.monotonic()
+    with pytest.raises(UserError) as raised:
+        run_processes(3, "cpu", hang, tmp_path, hint=HINT)
+    assert time.monotonic() - start < 120
+    message = str(raised.value)
+    assert message.startswith("process 1 has made no progress for 0.3 minutes")
+    assert "OPEN_EG3D_TIMEOUT" in message
+    assert message.endswith(HINT)
+    assert (tmp_path / "hangs").exists()
+
+
+def work_alone(_: torch.device, folder: Path) -> None:
+    dist.barrier()
+    if rank() == 1:
+        until = time.monotonic() + 15
+        while time.monotonic() < until:
+            note_progress()
+            time.sleep(0.1)
+    (folder / str(rank())).write_text(f"{sum_over_processes(torch.ones(1)).item():.0f}")
+
+
+def test_a_process_that_works_alone_for_long_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPEN_EG3D_TIMEOUT", "0.1")
+    run_processes(2, "cpu", work_alone, tmp_path, hint=HINT)
+    assert [path.read_text() for path in sorted(tmp_path.iterdir())] == ["2", "2"]
+
+
+@pytest.mark.parametrize("value", ["soon", "0", "-1", "nan"])
+def test_a_timeout_that_is_no_number_of_minutes(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("OPEN_EG3D_TIMEOUT", value)
+    with pytest.raises(UserError, match=f"OPEN_EG3D_TIMEOUT={value} is no positive number"):
+        run_processes(2, "cpu", write_sum, hint=HINT)
 
 
 TORCHRUN = (

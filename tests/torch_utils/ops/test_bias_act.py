@@ -8,7 +8,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,7 +17,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.operators import PATHS, on_path
 from torch_utils.ops import library
 from torch_utils.ops.bias_act import ACTIVATIONS, bias_act, bias_act_reference, self_checks
 
@@ -35,18 +34,6 @@ FORMULAS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 GAINS = {"relu": math.sqrt(2), "lrelu": math.sqrt(2), "swish": math.sqrt(2)}
 ROUNDING = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
-
-
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    with on_path(request.param) as name:
-        yield name
-
-
-@pytest.fixture
-def kernels() -> Iterator[None]:
-    with on_path("cpp"):
-        yield
 
 
 def test_no_activation_is_left_untested() -> None:
@@ -405,7 +392,9 @@ from torch_utils.ops import library
 
 def processor_times():
     tasks = os.listdir("/proc/self/task")
-    return {{task: int(open(f"/proc/self/task/{{task}}/schedstat").read().split()[0]) for task in tasks}}
+    return {{
+        task: int(open(f"/proc/self/task/{{task}}/schedstat").read().split()[0]) for task in tasks
+    }}
 
 torch.set_num_threads({threads})
 x = torch.ones(1 << 20)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import stat
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from dnnlib.console import UserError
 from tests.tiny import PATIENCE
 from torch_utils.ops import builder
 
@@ -198,6 +200,74 @@ def test_a_compiler_that_does_not_take_a_flag_goes_without(
         builder.BuildError, match=r"does not take the flags .*; set CXX to a C\+\+20 compiler"
     ):
         builder.build()
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names an instruction set of x86-64")
+def test_an_instruction_set_may_be_asked_for(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = builder.find_toolchain()
+    assert builder.arch_of(native.flags) == "native"
+    (place / "csrc" / "answer.cpp").write_text(
+        "#if !defined(__AVX2__) || defined(__AVX512F__)\n#error another set\n#endif\n" + SOURCE
+    )
+    monkeypatch.setenv("OPEN_EG3D_ARCH", "x86-64-v3")
+    built = builder.build()
+    assert "-march=x86-64-v3" in built.flags
+    assert "-march=native" not in built.flags
+    assert builder.arch_of(built.flags) == "x86-64-v3"
+    folder = Path(built.library).parent.name
+    assert folder.endswith("-x86-64-v3")
+    monkeypatch.setenv("OPEN_EG3D_ARCH", "native")
+    assert builder.find_toolchain() == native
+    assert builder.cache_key(native) != folder
+
+
+@needs_compiler
+@pytest.mark.parametrize("arch", ["x86-64-v9", "native -O0", "$(date)"])
+def test_an_unknown_instruction_set_is_one_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch, arch: str
+) -> None:
+    monkeypatch.setenv("OPEN_EG3D_ARCH", arch)
+    with pytest.raises(UserError, match=r"OPEN_EG3D_ARCH=.* knows no such instruction set; use "):
+        builder.build()
+    assert not (place / "cache").exists()
+    ended = subprocess.run(
+        [sys.executable, "-m", "torch_utils.ops"],
+        env={**os.environ, "OPEN_EG3D_ARCH": arch},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"error: OPEN_EG3D_ARCH={arch}: ")
+
+
+@needs_compiler
+def test_progress_is_shown(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for number in range(3):
+        (place / "csrc" / f"more{number}.cpp").write_text(f"int more{number}() {{ return 0; }}\n")
+    builder.build()
+    shown = capfd.readouterr().err
+    assert "Compiling the operators: 100%" in shown
+    assert "5/5" in shown  # four sources, and linking
+
+
+@needs_compiler
+def test_shared_headers_are_compiled_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "csrc" / builder.PREFIX).write_text("#define ANSWER 42\n")
+    for name in ("first", "second"):
+        (place / "csrc" / f"{name}.cpp").write_text(f"int {name}() {{ return ANSWER; }}\n")
+    script = place / "counting-c++"
+    script.write_text(
+        f'#!/bin/sh\ncase "$*" in *c++-header*) echo . >> "{place}/count";; esac\nexec c++ "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    folder = Path(builder.build().library).parent
+    assert (place / "count").read_text() == ".\n"
+    assert sorted(os.listdir(folder)) == ["build.json", "build.ninja", builder.LIBRARY_NAME]
 
 
 @needs_compiler

@@ -174,9 +174,11 @@ def make_inputs(case: Case) -> Inputs:
         planes[0, :, :, case.size[0] // 2, case.size[1] // 2] = case.strange
     scale = case.channels**-0.5, case.hidden**-0.5
     weights = DecoderWeights(
-        normal(case.hidden, case.channels) * scale[0], normal(case.hidden), normal(1 + case.colors, case.hidden) * scale[1],
+        normal(case.hidden, case.channels) * scale[0],
+        normal(case.hidden),
+        normal(1 + case.colors, case.hidden) * scale[1],
         normal(1 + case.colors),
-    )  # fmt: skip
+    )
     weights = DecoderWeights(*(w.to(case.compute).double() for w in weights))
     points = (uniform(n, r, 3) * 1.4 - 0.7).to(case.compute).double()
     none = case.gradients == "none"
@@ -267,8 +269,8 @@ def write_case(case: Case, inputs: Inputs, path: Path) -> None:
     memory, strides, first = texels(case, inputs.planes)
     config, is_released = case.config, case.config.plane_axes == "released"
     integers = [
-        int(case.coarse > 0), DTYPES.index(case.dtype), case.batch, first, case.channels, *case.size, *strides, int(is_released),
-        case.hidden, case.colors, case.rays,
+        int(case.coarse > 0), DTYPES.index(case.dtype), case.batch, first, case.channels,
+        *case.size, *strides, int(is_released), case.hidden, case.colors, case.rays,
     ]  # fmt: skip
     numbers = [config.box_warp, config.density_gain]
     arrays: list[Tensor | None] = [memory, *(w.to(case.compute) for w in inputs.weights)]
@@ -374,8 +376,9 @@ def run_cases(
     run = run_program(program, *paths)
     assert run.returncode == 0, run.stderr[:4000]
     return {
-        name: (read_results(CASES[name], folder / f"{i}.result", expected[name]), expected[name]) for i, name in enumerate(names)
-    }  # fmt: skip
+        name: (read_results(CASES[name], folder / f"{i}.result", expected[name]), expected[name])
+        for i, name in enumerate(names)
+    }
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ for.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import signal
 
 from tests import references
-from tests.operators import PATHS, on_path
+from tests.operators import compiled_only
 from torch_utils.ops import filtered_lrelu, setup_filter
 from torch_utils.ops.filtered_lrelu import filtered_lrelu_reference
 
@@ -24,15 +23,7 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 LOWPASS = torch.from_numpy(signal.firwin(12, 0.5, width=0.3))
 
 
-@pytest.fixture(scope="module", params=PATHS, autouse=True)
-def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every test runs on either path; without a compiler there is only one."""
-    with on_path(request.param) as name:
-        yield name
-
-
-# For tests of what only the compiled operator promises.
-compiled_only = pytest.mark.parametrize("path", ["cpp"], indirect=True)
+pytestmark = pytest.mark.usefixtures("path")
 
 
 def reference(
@@ -68,7 +59,8 @@ def make_filter(
     taps=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     separable=st.tuples(st.booleans(), st.booleans()),
     options=st.fixed_dictionaries({
-        "gain": st.sampled_from([1.0, 1.5]), "slope": st.sampled_from([0.2, 0.0, 0.7]), "clamp": st.sampled_from([None, 0.6]),
+        "gain": st.sampled_from([1.0, 1.5]), "slope": st.sampled_from([0.2, 0.0, 0.7]),
+        "clamp": st.sampled_from([None, 0.6]),
     }),
     flip=st.booleans(),
     channels=st.sampled_from([1, 3, 17]),

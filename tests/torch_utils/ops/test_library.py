@@ -303,7 +303,8 @@ def test_report() -> None:
 WRONG_CHECKS = """
 import sys, torch
 from torch_utils.ops import __main__ as report, library
-report.self_checks = lambda: [("bias_act", library.SelfCheck("a check", torch.ones(2), torch.zeros(2) + 2, 0.1))]
+check = library.SelfCheck("a check", torch.ones(2), torch.zeros(2) + 2, 0.1)
+report.self_checks = lambda: [("bias_act", check)]
 report.run_cli(report.main)
 """
 

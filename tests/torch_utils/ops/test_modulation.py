@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,25 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.operators import PATHS, on_path
 from torch_utils.ops.modulation import (
     modulated_lrelu,
     modulated_lrelu_reference,
     scale_channels,
     scale_channels_reference,
 )
-
-
-@pytest.fixture(params=PATHS)
-def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    with on_path(request.param) as name:
-        yield name
-
-
-@pytest.fixture
-def kernels() -> Iterator[None]:
-    with on_path("cpp"):
-        yield
 
 
 def images(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

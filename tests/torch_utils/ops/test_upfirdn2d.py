@@ -4,7 +4,6 @@ against what resampling means.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import signal
 
 from tests import references
-from tests.operators import PATHS, on_path
+from tests.operators import compiled_only
 from torch_utils.ops import downsample2d, filter2d, setup_filter, upfirdn2d, upsample2d
 from torch_utils.ops.upfirdn2d import upfirdn2d_reference
 
@@ -26,15 +25,7 @@ paddings = st.tuples(*[st.integers(-2, 4)] * 4)
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
 
-@pytest.fixture(scope="module", params=PATHS, autouse=True)
-def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every test runs on either path; without a compiler there is only one."""
-    with on_path(request.param) as name:
-        yield name
-
-
-# For tests of what only the compiled operator promises.
-compiled_only = pytest.mark.parametrize("path", ["cpp"], indirect=True)
+pytestmark = pytest.mark.usefixtures("path")
 
 
 def reference(

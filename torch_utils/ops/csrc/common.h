@@ -2,8 +2,8 @@
 // seen as runs of one channel.
 #pragma once
 
-// ATen's vector classes take their instruction set from these macros, which it leaves to whoever
-// compiles against its headers.
+// ATen's vector classes take their instruction set from these macros, which its
+// headers expect to be defined.
 #ifndef CPU_CAPABILITY
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && \
     defined(__AVX512VL__) && defined(__FMA__)

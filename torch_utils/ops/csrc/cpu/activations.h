@@ -33,8 +33,15 @@ V sigmoid(V x) {
   return one<V>() / (one<V>() + x.neg().exp());
 }
 
-struct Linear {
+struct PiecewiseLinear {
   static constexpr bool kIsPiecewiseLinear = true;
+  template <typename V>
+  static V second(V, V) {
+    return V(0);
+  }
+};
+
+struct Linear : PiecewiseLinear {
   template <typename V>
   static V value(V x, V) {
     return x;
@@ -43,14 +50,9 @@ struct Linear {
   static V first(V grad, V, V) {
     return grad;
   }
-  template <typename V>
-  static V second(V, V) {
-    return V(0);
-  }
 };
 
-struct Relu {
-  static constexpr bool kIsPiecewiseLinear = true;
+struct Relu : PiecewiseLinear {
   template <typename V>
   static V value(V x, V) {
     return choose(x <= V(0), V(0), x);
@@ -59,14 +61,9 @@ struct Relu {
   static V first(V grad, V x, V) {
     return choose(x <= V(0), V(0), grad);
   }
-  template <typename V>
-  static V second(V, V) {
-    return V(0);
-  }
 };
 
-struct LeakyRelu {
-  static constexpr bool kIsPiecewiseLinear = true;
+struct LeakyRelu : PiecewiseLinear {
   template <typename V>
   static V value(V x, V alpha) {
     return choose(x > V(0), x, x * alpha);
@@ -74,10 +71,6 @@ struct LeakyRelu {
   template <typename V>
   static V first(V grad, V x, V alpha) {
     return choose(x > V(0), grad, grad * alpha);
-  }
-  template <typename V>
-  static V second(V, V) {
-    return V(0);
   }
 };
 
@@ -187,7 +180,7 @@ struct Swish {
   }
 };
 
-// ---- Passes over a block, one instance an activation and a compute type.
+// ---- Passes over a block, one instance per activation and compute type.
 
 struct Settings {
   double alpha;
@@ -243,52 +236,57 @@ void value_pass(const acc_t* x, acc_t* y, int64_t n, const Settings& s) {
   });
 }
 
-// grad * gain where the clamp lets x through, else zero.
-template <typename Act, typename V>
-V through_clamp(V grad, V at, V alpha, V gain, V bound) {
-  const V value = Act::value(at, alpha) * gain;
-  return choose((value >= V(0) - bound) & (value <= bound), grad, V(0)) * gain;
+// result = derivative(grad * gain, at), where `is_kept(at, bound)` unless nothing is clamped; else
+// that of a zero.
+template <typename Act, typename acc_t, typename IsKept, typename Derivative>
+void derivative_pass(const acc_t* at, const acc_t* grad, acc_t* result, int64_t n,
+                     const Settings& s, IsKept is_kept, Derivative derivative) {
+  const acc_t gain = s.gain, bound = s.clamp.value_or(0);
+  if (!s.clamp) {
+    map<Act>(at, grad, result, n, [=]<typename V>(V x, V g) { return derivative(g * V(gain), x); });
+    return;
+  }
+  map<Act>(at, grad, result, n, [=]<typename V>(V x, V g) {
+    return derivative(choose(is_kept(x, V(bound)), g, V(0)) * V(gain), x);
+  });
+}
+
+// Whether the clamp lets the value at an input pass.
+template <typename Act, typename acc_t>
+auto keeps_value(const Settings& s) {
+  const acc_t alpha = s.alpha, gain = s.gain;
+  return [=]<typename V>(V x, V bound) {
+    const V value = Act::value(x, V(alpha)) * V(gain);
+    return (value >= V(0) - bound) & (value <= bound);
+  };
+}
+
+template <typename Act, typename acc_t>
+auto first_derivative(const Settings& s) {
+  const acc_t alpha = s.alpha;
+  return [=]<typename V>(V grad, V at) { return Act::first(grad, at, V(alpha)); };
 }
 
 template <typename Act, typename acc_t>
 void from_input_pass(const acc_t* x, const acc_t* grad, acc_t* result, int64_t n,
                      const Settings& s) {
-  const acc_t alpha = s.alpha, gain = s.gain, bound = s.clamp.value_or(0);
-  if (!s.clamp) {
-    map<Act>(x, grad, result, n,
-             [=]<typename V>(V at, V g) { return Act::first(g * V(gain), at, V(alpha)); });
-    return;
-  }
-  map<Act>(x, grad, result, n, [=]<typename V>(V at, V g) {
-    return Act::first(through_clamp<Act>(g, at, V(alpha), V(gain), V(bound)), at, V(alpha));
-  });
+  derivative_pass<Act>(x, grad, result, n, s, keeps_value<Act, acc_t>(s),
+                       first_derivative<Act, acc_t>(s));
 }
 
 template <typename Act, typename acc_t>
 void from_output_pass(const acc_t* y, const acc_t* grad, acc_t* result, int64_t n,
                       const Settings& s) {
-  const acc_t alpha = s.alpha, gain = s.gain, bound = s.clamp.value_or(0);
-  if (!s.clamp) {
-    map<Act>(y, grad, result, n,
-             [=]<typename V>(V at, V g) { return Act::first(g * V(gain), at, V(alpha)); });
-    return;
-  }
-  map<Act>(y, grad, result, n, [=]<typename V>(V at, V g) {
-    return Act::first(choose((at > V(-bound)) & (at < V(bound)), g, V(0)) * V(gain), at, V(alpha));
-  });
+  derivative_pass<Act>(
+      y, grad, result, n, s,
+      []<typename V>(V at, V bound) { return (at > V(0) - bound) & (at < bound); },
+      first_derivative<Act, acc_t>(s));
 }
 
 template <typename Act, typename acc_t>
 void second_pass(const acc_t* x, const acc_t* grad, acc_t* result, int64_t n, const Settings& s) {
-  const acc_t alpha = s.alpha, gain = s.gain, bound = s.clamp.value_or(0);
-  if (!s.clamp) {
-    map<Act>(x, grad, result, n,
-             [=]<typename V>(V at, V g) { return Act::second(g * V(gain), at); });
-    return;
-  }
-  map<Act>(x, grad, result, n, [=]<typename V>(V at, V g) {
-    return Act::second(through_clamp<Act>(g, at, V(alpha), V(gain), V(bound)), at);
-  });
+  derivative_pass<Act>(x, grad, result, n, s, keeps_value<Act, acc_t>(s),
+                       []<typename V>(V g, V at) { return Act::second(g, at); });
 }
 
 template <typename acc_t>

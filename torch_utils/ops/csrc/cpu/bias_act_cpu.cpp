@@ -48,7 +48,7 @@ void forward_kernel(const at::Tensor& x, const std::optional<at::Tensor>& bias, 
   });
 }
 
-// result = (grad + shift) * times * slope(at + bias), and its sums a channel unless `sums` is
+// result = (grad + shift) * times * slope(at + bias), and its sums per channel unless `sums` is
 // empty; `times` is null for the first derivative.
 template <typename T>
 void slope_kernel(const at::Tensor& grad, const std::optional<at::Tensor>& shift,

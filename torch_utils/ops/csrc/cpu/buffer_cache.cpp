@@ -110,7 +110,7 @@ class BufferCache final : public c10::Allocator {
   uint64_t clock_ = 0;
 };
 
-// A process forked while another thread holds the lock would wait for it for ever.
+// A process forked while another thread holds the lock would wait for it forever.
 void lock_for_fork() { BufferCache::instance().mutex().lock(); }
 void unlock_after_fork() { BufferCache::instance().mutex().unlock(); }
 

@@ -1,5 +1,5 @@
-// A walk over a dense tensor in memory order that knows the channel of every element, and sums a
-// channel in a fixed order.
+// A walk over a dense tensor in memory order that knows the channel of every element, and sums
+// each channel in a fixed order.
 #pragma once
 
 #include "common.h"
@@ -51,7 +51,7 @@ struct Walk {  // of a tensor that is not empty
   int64_t sums_per_unit() const { return is_long ? 1 : channels; }
 };
 
-// One value a channel, spread over a period.
+// One value per channel, spread over a period.
 template <typename T>
 class Pattern {
   using acc_t = compute_t<T>;
@@ -124,8 +124,8 @@ inline const acc_t* shifted(const acc_t* pattern, int64_t offset) {
   return pattern == nullptr ? nullptr : pattern + offset;
 }
 
-// Sums of gradients a channel: blocks are added to a period's worth of sums, a unit's sums folded,
-// units added in their order.
+// Sums of gradients per channel: blocks are added to a period's worth of sums, a unit's sums
+// folded, units added in their order.
 template <typename T>
 class ChannelSums {
   using acc_t = compute_t<T>;

@@ -96,12 +96,6 @@ struct Tiles {
   }
 };
 
-void check_points(const at::Tensor& planes, const at::Tensor& points) {
-  TORCH_CHECK(points.dim() == 3 && points.size(2) == 3 && points.size(0) == planes.size(0),
-              "points must be (N, M, 3) for ", planes.size(0), " samples of planes, not ",
-              points.sizes());
-}
-
 std::tuple<at::Tensor, at::Tensor> decode_points(const at::Tensor& planes, const at::Tensor& w0,
                                                  const at::Tensor& b0, const at::Tensor& w1,
                                                  const at::Tensor& b1, const at::Tensor& points,
@@ -137,9 +131,6 @@ std::tuple<at::Tensor, at::Tensor> decode_points(const at::Tensor& planes, const
   return {densities, colors};
 }
 
-using SixTensors =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
 SixTensors decode_points_backward(const OptionalTensor& grad_densities,
                                   const OptionalTensor& grad_colors, const at::Tensor& planes,
                                   const at::Tensor& w0, const at::Tensor& b0, const at::Tensor& w1,
@@ -151,10 +142,8 @@ SixTensors decode_points_backward(const OptionalTensor& grad_densities,
   at::Tensor grad_planes = at::empty({0}, planes.options());
   at::Tensor grad_points = needs_points ? at::empty_like(where) : at::empty({0}, points.options());
   std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> grad_weights;
-  const auto prepare = [](const OptionalTensor& x) {
-    return x.has_value() ? x->contiguous() : at::Tensor();
-  };
-  const at::Tensor of_densities = prepare(grad_densities), of_colors = prepare(grad_colors);
+  const at::Tensor of_densities = contiguous_or_none(grad_densities),
+                   of_colors = contiguous_or_none(grad_colors);
   dispatch_types(planes, points, [&](auto compute, auto stored) {
     using T = decltype(compute);
     using P = decltype(stored);

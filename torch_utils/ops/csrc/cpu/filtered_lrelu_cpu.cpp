@@ -1,13 +1,13 @@
 // filtered_lrelu on the CPU. A worker takes sixteen planes (lanes.h) and goes down their fine rows.
-// Of the upsampled image there is never more than a stretch of one row: it is filtered, bent, and
-// summed into coarse columns at once. The sums of the last rows under the second filter wait in a
-// ring, from which the rows of the result are made.
+// Of the upsampled image there is never more than a stretch of one row: it is filtered, activated,
+// and summed into coarse columns at once. The sums of the last rows under the second filter wait in
+// a ring, from which the rows of the result are made.
 //
 // Signs: a word for each pixel of the fine grid and sixteen planes; bit l = plane l was not
 // positive, bit 16 + l = it was clamped.
-#include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -59,11 +59,11 @@ struct Stage {
   int64_t pitch() const { return (inputs.end - inputs.begin) * kLanes; }
 
   // Input rows that output `row` reads, with the number of the first one's weight in its phase.
-  struct Rows {
+  struct InputRows {
     fir::Range range;
     int64_t first_weight;
   };
-  Rows rows_of(int64_t row) const {
+  InputRows rows_of(int64_t row) const {
     const auto& phase = down[row % rows.period()];
     const int64_t first = phase.first_input + row / rows.period() * rows.advance();
     const int64_t begin = std::max<int64_t>(first, 0);
@@ -77,8 +77,8 @@ struct Stage {
   }
 };
 
-// The filters of the alias-free layers, six taps a coarse sample, by loops of known length. Returns
-// how many pixels are done.
+// The filters of the alias-free layers, six taps per coarse sample, by loops of known length.
+// Returns how many pixels are done.
 template <class Number>
 int64_t slide_where_known(const std::vector<Number>& weights, int64_t step, const Number* from,
                           Number* to, int64_t step_out, int64_t pixels) {
@@ -118,7 +118,7 @@ void sum_columns(const fir::Axis& columns, const std::vector<fir::Phase<Number>>
 }
 
 template <class Number>
-struct Bend {
+struct LeakyRelu {
   Number gain, slope;
   std::optional<Number> clamp;
 };
@@ -126,12 +126,14 @@ struct Bend {
 // Leaky ReLU, gain and clamp of one pixel after another, where they lie. NaN stays NaN, and counts
 // as clamped if anything is.
 template <class Number, Signs kSigns>
-void bend_pixels(Number* pixels, int64_t count, const Bend<Number>& bend, uint32_t* words) {
+void apply_leaky_relu(Number* pixels, int64_t count, const LeakyRelu<Number>& leaky_relu,
+                      uint32_t* words) {
   using L = Lanes<Number>;
   using Vector = typename L::Vector;
   using Mask = typename L::Mask;
-  const Vector positive = L::fill(bend.gain), other = L::fill(bend.gain * bend.slope);
-  const Vector top = L::fill(bend.clamp.value_or(std::numeric_limits<Number>::infinity()));
+  const Vector positive = L::fill(leaky_relu.gain),
+               other = L::fill(leaky_relu.gain * leaky_relu.slope);
+  const Vector top = L::fill(leaky_relu.clamp.value_or(std::numeric_limits<Number>::infinity()));
   for (int64_t i = 0; i < count; ++i) {
     uint32_t word = kSigns == Signs::kRead ? words[i] : 0;
     for (int part = 0; part < L::kParts; ++part) {
@@ -144,7 +146,7 @@ void bend_pixels(Number* pixels, int64_t count, const Bend<Number>& bend, uint32
       } else {
         const Mask negative = ~(value > 0);
         value *= negative ? other : positive;
-        if (bend.clamp) {
+        if (leaky_relu.clamp) {
           if constexpr (kSigns == Signs::kWrite) {
             const Mask clamped = ~((value <= top) & (value >= -top));
             word |= to_bits<Number>(clamped) << (kLanes + part * L::kWidth);
@@ -201,8 +203,8 @@ struct Problem {
   Images<Stored> y;
   Blocks blocks;
   Stage<Sum<Stored>> first, second;
-  Bend<Sum<Stored>> bend;
-  std::vector<Sum<Stored>> bias;  // one a channel, or empty
+  LeakyRelu<Sum<Stored>> leaky_relu;
+  std::vector<Sum<Stored>> bias;  // one per channel, or empty
   uint32_t* signs;                // blocks x fine rows x fine columns
   Signs use;
 };
@@ -267,7 +269,7 @@ class Worker {
       if (p_.first.separable) mix_inputs(rows);
       for (int64_t row = rows.begin; row < rows.end; ++row) {
         if (p_.second.separable) {
-          bend_and_sum(row, row - rows.begin);
+          activate_and_sum(row, row - rows.begin);
         } else {
           Number* to = waiting_row(row) - p_.second.inputs.begin * kLanes;
           make_fine_pixels(row, row - rows.begin, {0, p_.second.columns.size_in}, to);
@@ -309,8 +311,8 @@ class Worker {
     }
   }
 
-  // Fine pixels of a range of columns, bent; `to` is where column 0 would lie. `index` = the row's
-  // place among the mixed ones.
+  // Fine pixels of a range of columns after the leaky ReLU; `to` is where column 0 would lie.
+  // `index` = the row's place among the mixed ones.
   void make_fine_pixels(int64_t row, int64_t index, fir::Range columns, Number* to) {
     const auto& first = p_.first;
     Number* pixels = to + columns.begin * kLanes;
@@ -332,17 +334,17 @@ class Worker {
         p_.signs + ((block_ * first.rows.size_out + row) * first.columns.size_out + columns.begin);
     const int64_t count = columns.end - columns.begin;
     if (p_.use == Signs::kRead) {
-      bend_pixels<Number, Signs::kRead>(pixels, count, p_.bend, words);
+      apply_leaky_relu<Number, Signs::kRead>(pixels, count, p_.leaky_relu, words);
     } else if (p_.use == Signs::kWrite && is_owned) {
-      bend_pixels<Number, Signs::kWrite>(pixels, count, p_.bend, words);
+      apply_leaky_relu<Number, Signs::kWrite>(pixels, count, p_.leaky_relu, words);
     } else {
-      bend_pixels<Number, Signs::kNone>(pixels, count, p_.bend, nullptr);
+      apply_leaky_relu<Number, Signs::kNone>(pixels, count, p_.leaky_relu, nullptr);
     }
   }
 
   // A fine row, stretch by stretch, summed into the columns of the result. Stretches overlap by
   // what the filter reaches; those pixels are kept, not made again.
-  void bend_and_sum(int64_t row, int64_t index) {
+  void activate_and_sum(int64_t row, int64_t index) {
     const auto& columns = p_.second.columns;
     const int64_t fine = columns.size_in;
     int64_t origin = 0,
@@ -444,13 +446,14 @@ at::Tensor make_result(const at::Tensor& x, int64_t height, int64_t width) {
 template <class Stored>
 Problem<Stored> make_problem(const at::Tensor& x, const at::Tensor& y, const fir::Axis (&axes)[4],
                              const Filter<Sum<Stored>>& first, const Filter<Sum<Stored>>& second,
-                             Bend<Sum<Stored>> bend, const at::Tensor& signs, Signs use) {
+                             LeakyRelu<Sum<Stored>> leaky_relu, const at::Tensor& signs,
+                             Signs use) {
   return {{x.const_data_ptr<Stored>(), {x.stride(0), x.stride(1), x.stride(2), x.stride(3)}},
           {y.mutable_data_ptr<Stored>(), {y.stride(0), y.stride(1), y.stride(2), y.stride(3)}},
           {x.size(0), x.size(1)},
           {axes[0], axes[1], first},
           {axes[2], axes[3], second},
-          bend,
+          leaky_relu,
           {},
           use == Signs::kNone ? nullptr : reinterpret_cast<uint32_t*>(signs.data_ptr<int32_t>()),
           use};
@@ -490,11 +493,12 @@ std::tuple<at::Tensor, at::Tensor> filtered_lrelu(
                           {fine_width, width, 1, down, 0}};
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "filtered_lrelu", [&] {
     using Number = Sum<scalar_t>;
-    Bend<Number> bend{static_cast<Number>(gain * up * up), static_cast<Number>(slope), {}};
-    if (clamp) bend.clamp = static_cast<Number>(*clamp);
+    LeakyRelu<Number> leaky_relu{
+        static_cast<Number>(gain * up * up), static_cast<Number>(slope), {}};
+    if (clamp) leaky_relu.clamp = static_cast<Number>(*clamp);
     auto problem =
         make_problem<scalar_t>(x, y, axes, make_filter<Number>(up_filter, flip_filter, 1),
-                               make_filter<Number>(down_filter, flip_filter, 1), bend, signs,
+                               make_filter<Number>(down_filter, flip_filter, 1), leaky_relu, signs,
                                keep_signs ? Signs::kWrite : Signs::kNone);
     if (bias) {
       const at::Tensor numbers = bias->to(c10::CppTypeToScalarType<Number>::value).contiguous();
@@ -526,10 +530,11 @@ at::Tensor filtered_lrelu_by_signs(const at::Tensor& x, const at::Tensor& signs,
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, x.scalar_type(), "filtered_lrelu_by_signs", [&] {
         using Number = Sum<scalar_t>;
-        const Bend<Number> bend{static_cast<Number>(gain), static_cast<Number>(slope), {}};
+        const LeakyRelu<Number> leaky_relu{
+            static_cast<Number>(gain), static_cast<Number>(slope), {}};
         run(make_problem<scalar_t>(x, y, axes, make_filter<Number>(first_filter, flip_filter, 1),
-                                   make_filter<Number>(second_filter, flip_filter, 1), bend, signs,
-                                   Signs::kRead));
+                                   make_filter<Number>(second_filter, flip_filter, 1), leaky_relu,
+                                   signs, Signs::kRead));
       });
   return y;
 }

@@ -33,7 +33,7 @@ struct Lanes {
   typedef Number Place
       __attribute__((vector_size(kRegisterBytes), aligned(sizeof(Number)), may_alias));
   static constexpr int kWidth = kRegisterBytes / sizeof(Number);
-  static constexpr int kParts = kLanes / kWidth;  // registers a pixel
+  static constexpr int kParts = kLanes / kWidth;  // registers per pixel
 
   static Vector load(const Number* from) { return *reinterpret_cast<const Place*>(from); }
   static void store(Vector vector, Number* to) { *reinterpret_cast<Place*>(to) = vector; }

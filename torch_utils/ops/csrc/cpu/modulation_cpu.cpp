@@ -4,9 +4,11 @@
 // Work is cut into blocks of pixels of one sample whose size depends on the tensor alone. Sums are
 // kept per block and added in the order of the blocks, so results do not depend on the number of
 // threads.
-#include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -253,7 +255,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> modulated_lrelu_backw
 }
 
 at::Tensor scale_channels(const at::Tensor& x, const at::Tensor& scale) {
-  return as_channels_last(x) * scale.to(x.scalar_type()).unsqueeze(-1).unsqueeze(-1);
+  return as_channels_last(x).mul(scale.to(x.scalar_type()).unsqueeze(-1).unsqueeze(-1));
 }
 
 std::tuple<at::Tensor, at::Tensor> scale_channels_backward(const at::Tensor& grad,

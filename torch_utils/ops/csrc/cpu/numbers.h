@@ -2,7 +2,7 @@
 // loops over them vectorise.
 #pragma once
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <bit>
 #include <cstdint>

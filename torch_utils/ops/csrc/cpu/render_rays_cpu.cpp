@@ -1,11 +1,12 @@
 // CPU kernels of render_rays: threads take blocks of rays, each ray is followed through both passes
 // in a thread's own buffers.
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <cmath>
 
-#include "../triplane/ray.h"
-#include "triplane_cpu.h"
+#include "cpu/triplane_cpu.h"
+#include "triplane/ray.h"
 
 namespace open_eg3d::triplane {
 namespace {
@@ -43,32 +44,19 @@ struct RayTensors {
   RayOrder order;
   at::Tensor origins, directions, near, far, hit, u_coarse, u_fine;
 
-  RayTensors(const at::Tensor& origins, const at::Tensor& directions, const at::Tensor& near,
-             const at::Tensor& far, const OptionalTensor& hit, const at::Tensor& u_coarse,
-             const OptionalTensor& u_fine)
+  RayTensors(const at::Tensor& planes, const at::Tensor& origins, const at::Tensor& directions,
+             const at::Tensor& near, const at::Tensor& far, const OptionalTensor& hit,
+             const at::Tensor& u_coarse, const OptionalTensor& u_fine)
       : rays(origins.size(1)),
         order(rays),
         origins(origins.contiguous()),
         directions(directions.contiguous()),
         near(near.contiguous()),
         far(far.contiguous()),
-        hit(hit.has_value() ? hit->contiguous() : at::Tensor()),
+        hit(contiguous_or_none(hit)),
         u_coarse(u_coarse),
         u_fine(u_fine.value_or(at::Tensor())) {
-    const int64_t samples = origins.size(0);
-    TORCH_CHECK(origins.dim() == 3 && origins.size(2) == 3 && directions.sizes() == origins.sizes(),
-                "rays must be (N, R, 3), not ", origins.sizes(), " and ", directions.sizes());
-    const auto fits = [&](const at::Tensor& x) {
-      return x.dim() == 3 && x.size(0) == samples && x.size(1) == rays;
-    };
-    TORCH_CHECK(fits(near) && near.size(2) == 1 && near.sizes() == far.sizes(),
-                "limits must be (N, R, 1), not ", near.sizes(), " and ", far.sizes());
-    TORCH_CHECK(
-        !hit.has_value() || (hit->sizes() == near.sizes() && hit->scalar_type() == at::kBool),
-        "hit must be bool (N, R, 1)");
-    TORCH_CHECK(fits(u_coarse) && u_coarse.size(2) >= 2,
-                "u_coarse must be (N, R, S), S at least 2, not ", u_coarse.sizes());
-    TORCH_CHECK(!u_fine.has_value() || fits(*u_fine), "u_fine must be (N, R, F)");
+    check_rays(planes, origins, directions, near, far, this->hit, u_coarse, this->u_fine);
   }
 
   Ray<T> at(int64_t index) const {
@@ -123,18 +111,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> render_rays(
   };
   const int64_t colors = w1.size(0) - 1;
   at::Tensor features = at::empty(shape(colors), ray_origins.options());
-  at::Tensor depth = at::empty(shape(1), ray_origins.options()), opacity = at::empty_like(depth);
+  at::Tensor depth = at::empty(shape(1), ray_origins.options()), alpha = at::empty_like(depth);
   dispatch_types(planes, ray_origins, [&](auto compute, auto stored) {
     using T = decltype(compute);
     using P = decltype(stored);
-    const RayTensors<T> rays(ray_origins, ray_directions, near, far, hit, u_coarse, u_fine);
-    TORCH_CHECK(planes.size(0) == ray_origins.size(0), "planes of ", planes.size(0),
-                " samples, rays of ", ray_origins.size(0));
+    const RayTensors<T> rays(planes, ray_origins, ray_directions, near, far, hit, u_coarse, u_fine);
     const Scene<T> scene = make_scene<T>(rays, box_warp, released_axes, released_placement,
                                          density_gain, background, stop);
     const Decoder<T> decoder = make_decoder<T>(planes, w0, b0, w1, b1);
     const P* const data = static_cast<const P*>(texels.const_data_ptr());
-    T* const results[] = {features.data_ptr<T>(), depth.data_ptr<T>(), opacity.data_ptr<T>()};
+    T* const results[] = {features.data_ptr<T>(), depth.data_ptr<T>(), alpha.data_ptr<T>()};
     for_each_block((rays.count() + kForwardBlock - 1) / kForwardBlock,
                    [&] { return RayTracer<T, P>(scene, decoder, false); },
                    [&](RayTracer<T, P>& tracer, int64_t block) {
@@ -146,7 +132,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> render_rays(
                      }
                    });
   });
-  return {features, depth, opacity};
+  return {features, depth, alpha};
 }
 
 // Gradients of the rays and their limits; empty where not wanted.
@@ -170,31 +156,28 @@ struct RayGradientTensors {
   }
 };
 
-using NineTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-                               at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
-NineTensors render_rays_backward(
-    const OptionalTensor& grad_features, const OptionalTensor& grad_depth,
-    const OptionalTensor& grad_opacity, const at::Tensor& planes, const at::Tensor& w0,
-    const at::Tensor& b0, const at::Tensor& w1, const at::Tensor& b1, const at::Tensor& ray_origins,
-    const at::Tensor& ray_directions, const at::Tensor& near, const at::Tensor& far,
-    const OptionalTensor& hit, const at::Tensor& u_coarse, const OptionalTensor& u_fine,
-    double box_warp, bool released_axes, bool released_placement, double density_gain,
-    std::optional<at::ArrayRef<double>> background, bool needs_planes, bool needs_weights,
-    bool needs_rays) {
+NineTensors render_rays_backward(const OptionalTensor& grad_features,
+                                 const OptionalTensor& grad_depth, const OptionalTensor& grad_alpha,
+                                 const at::Tensor& planes, const at::Tensor& w0,
+                                 const at::Tensor& b0, const at::Tensor& w1, const at::Tensor& b1,
+                                 const at::Tensor& ray_origins, const at::Tensor& ray_directions,
+                                 const at::Tensor& near, const at::Tensor& far,
+                                 const OptionalTensor& hit, const at::Tensor& u_coarse,
+                                 const OptionalTensor& u_fine, double box_warp, bool released_axes,
+                                 bool released_placement, double density_gain,
+                                 std::optional<at::ArrayRef<double>> background, bool needs_planes,
+                                 bool needs_weights, bool needs_rays) {
   const at::Tensor texels = as_channels_last(planes);
   at::Tensor grad_planes = at::empty({0}, planes.options());
   std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> grad_weights;
   const RayGradientTensors grad_rays(ray_origins, needs_rays);
-  const auto prepare = [](const OptionalTensor& x) {
-    return x.has_value() ? x->contiguous() : at::Tensor();
-  };
-  const at::Tensor of_features = prepare(grad_features), of_depth = prepare(grad_depth),
-                   of_opacity = prepare(grad_opacity);
+  const at::Tensor of_features = contiguous_or_none(grad_features),
+                   of_depth = contiguous_or_none(grad_depth),
+                   of_alpha = contiguous_or_none(grad_alpha);
   dispatch_types(planes, ray_origins, [&](auto compute, auto stored) {
     using T = decltype(compute);
     using P = decltype(stored);
-    const RayTensors<T> rays(ray_origins, ray_directions, near, far, hit, u_coarse, u_fine);
+    const RayTensors<T> rays(planes, ray_origins, ray_directions, near, far, hit, u_coarse, u_fine);
     const Scene<T> scene = make_scene<T>(rays, box_warp, released_axes, released_placement,
                                          density_gain, background, 0);
     const Decoder<T> decoder = make_decoder<T>(planes, w0, b0, w1, b1);
@@ -220,7 +203,7 @@ NineTensors render_rays_backward(
                  k < std::min(end, first + (block + 1) * kBackwardBlock); ++k) {
               const int64_t i = rays.index(k), row = (k - first) * samples;
               RayGradients<T> gradients{at_ray(of_features, i * decoder.colors),
-                                        at_ray(of_depth, i), at_ray(of_opacity, i)};
+                                        at_ray(of_depth, i), at_ray(of_alpha, i)};
               grad_rays.write_to(gradients, i);
               T* const points[3] = {plane_gradient.points(0, row), plane_gradient.points(1, row),
                                     plane_gradient.points(2, row)};

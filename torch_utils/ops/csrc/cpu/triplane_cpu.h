@@ -6,20 +6,22 @@
 // added to by one thread, in an order that the sizes decide.
 #pragma once
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 
 #include <atomic>
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "../triplane/decoder.h"
-#include "../triplane/planes.h"
+#include "triplane/decoder.h"
+#include "triplane/planes.h"
+#include "triplane_tensors.h"
 
 namespace open_eg3d::triplane {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 constexpr int64_t kChunkBytes =
     8 << 20;  // of feature gradients held until they are added to the planes
@@ -46,14 +48,6 @@ void dispatch_types(const at::Tensor& planes, const at::Tensor& positions, const
   }
 }
 
-// The tensor itself where a texel's channels are neighbours in memory, else a copy where they are.
-inline at::Tensor as_channels_last(const at::Tensor& planes) {
-  TORCH_CHECK(planes.dim() == 5 && planes.size(1) == kPlanes,
-              "planes must be (N, 3, C, H, W), not ", planes.sizes());
-  if (planes.stride(2) == 1 || planes.size(2) == 1) return planes;
-  return planes.permute({0, 1, 3, 4, 2}).contiguous().permute({0, 1, 4, 2, 3});
-}
-
 // One sample of planes that lie channels-last.
 template <class P>
 Planes<P> planes_of(const at::Tensor& planes, P* data, int64_t sample) {
@@ -74,24 +68,17 @@ inline Mapping make_mapping(double box_warp, bool released_axes) {
 template <class T>
 Decoder<T> make_decoder(const at::Tensor& planes, const at::Tensor& w0, const at::Tensor& b0,
                         const at::Tensor& w1, const at::Tensor& b1) {
-  const int64_t features = planes.size(2), hidden = w0.size(0), outputs = w1.size(0);
-  TORCH_CHECK(w0.dim() == 2 && w0.size(1) == features && b0.sizes() == at::IntArrayRef({hidden}),
-              "first layer ", w0.sizes(), " and ", b0.sizes(), " does not fit ", features,
-              " features");
-  TORCH_CHECK(w1.dim() == 2 && w1.size(1) == hidden && outputs >= 2 &&
-                  b1.sizes() == at::IntArrayRef({outputs}),
-              "second layer ", w1.sizes(), " and ", b1.sizes(), " does not fit ", hidden,
-              " hidden units");
+  check_decoder(planes, w0, b0, w1, b1);
   const auto as = [](const at::Tensor& x) {
     return x.to(c10::CppTypeToScalarType<T>::value).contiguous();
   };
   const at::Tensor a = as(w0), b = as(b0), c = as(w1), d = as(b1);
-  return Decoder<T>(features, hidden, outputs - 1, a.const_data_ptr<T>(), b.const_data_ptr<T>(),
-                    c.const_data_ptr<T>(), d.const_data_ptr<T>());
+  return Decoder<T>(planes.size(2), w0.size(0), w1.size(0) - 1, a.const_data_ptr<T>(),
+                    b.const_data_ptr<T>(), c.const_data_ptr<T>(), d.const_data_ptr<T>());
 }
 
-// Runs body(worker, block) for all blocks, each thread with a worker of its own from `make`; who is
-// free takes the next block.
+// Runs body(worker, block) for all blocks, each thread with a worker of its own from `make`; a
+// thread that is free takes the next block.
 template <class Make, class Body>
 void for_each_block(int64_t blocks, const Make& make, const Body& body) {
   std::atomic<int64_t> next{0};

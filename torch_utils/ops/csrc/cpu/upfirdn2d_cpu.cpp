@@ -2,9 +2,9 @@
 // this kernel: `pixel` numbers (1, or all channels) for each of `width` places. Per output row, the
 // input rows under the filter are first summed into one row, which stays in the L1 cache; then
 // pixels of that row are summed along x. No zero that was inserted is ever multiplied.
-#include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>

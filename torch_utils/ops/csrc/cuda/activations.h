@@ -11,8 +11,8 @@ constexpr bool has_straight_pieces(Activation a) {
   return a == Activation::kLinear || a == Activation::kRelu || a == Activation::kLrelu;
 }
 
-// One kernel serves all activations of a kind: which one it is costs a branch that all threads take
-// alike, beside memory's time nothing, and there are ten times fewer kernels to compile.
+// One kernel serves all activations of a kind: the choice costs a branch that all threads take
+// alike, nothing compared with memory, and there are ten times fewer kernels to compile.
 template <class W, bool kIsStraight>
 struct Curve {
   Activation activation;
@@ -27,7 +27,7 @@ struct Curve {
         bound(rounded_bound) {}
 
   __device__ __forceinline__ W value(W x) const {
-    const W y = bend(x) * gain;
+    const W y = activate(x) * gain;
     if (!has_clamp) return y;
     const W raised = y < -bound ? -bound : y;  // by comparisons: NaN stays
     return raised > bound ? bound : raised;
@@ -50,7 +50,7 @@ struct Curve {
  private:
   __device__ __forceinline__ W through_clamp(W grad, W x) const {
     if (!has_clamp) return grad * gain;
-    const W y = bend(x) * gain;
+    const W y = activate(x) * gain;
     return y >= -bound && y <= bound ? grad * gain : W(0);
   }
 
@@ -61,7 +61,7 @@ struct Curve {
   static constexpr W kSoftplusLinearFrom =
       W(20);  // beyond, PyTorch takes the function for the identity
 
-  __device__ __forceinline__ W bend(W x) const {
+  __device__ __forceinline__ W activate(W x) const {
     if constexpr (kIsStraight) {
       if (activation == Activation::kLrelu) return x > W(0) ? x : x * alpha;
       if (activation == Activation::kRelu) return x <= W(0) ? W(0) : x;

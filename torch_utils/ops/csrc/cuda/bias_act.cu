@@ -1,6 +1,6 @@
-// bias_act and its derivatives. Memory is walked in order, 16 bytes a thread and access where
+// bias_act and its derivatives. Memory is walked in order, 16 bytes per thread and access where
 // channels allow it. The backward pass sums the bias' gradient on the way: a block (or warp) leaves
-// one row of partial sums, so that nothing depends on who is first.
+// one row of partial sums, so that nothing depends on the order of the blocks.
 #include "cuda/bias_act.h"
 
 #include "cuda/activations.h"

@@ -64,30 +64,33 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class P>
 __global__ void __launch_bounds__(kThreads, kBlocksBeside)
-    decode_kernel(const DecodePoints p, const int tile, const bool has_packs) {
+    decode_kernel(const DecodePoints p, const int tile_size, const bool has_packs) {
   using T = compute_t<P>;
-  OPEN_EG3D_SHARED(rows, Rows<T>);
+  OPEN_EG3D_SHARED(tile, SampleTile<T>);
   OPEN_EG3D_DYNAMIC_SHARED(T, memory);
   const DecoderLayout& layout = p.layout;
   const PlaneReader<P> reader(p.planes, layout.features4, has_packs);
   const int features_row = DecoderLayout::row(layout.features4),
             colors_row = DecoderLayout::row(layout.colors4);
   T* const narrow_rows = memory + layout.total;  // features, then colours
-  const DecoderTile<T> decoder{
-      layout,     tile, memory, narrow_rows, narrow_rows + tile * max(features_row, colors_row),
-      narrow_rows};
+  const DecoderTile<T> decoder{layout,
+                               tile_size,
+                               memory,
+                               narrow_rows,
+                               narrow_rows + tile_size * max(features_row, colors_row),
+                               narrow_rows};
   load_decoder(static_cast<const T*>(p.packed), layout.total, memory);
-  for (int64_t first = int64_t(blockIdx.x) * tile; first < p.count;
-       first += int64_t(gridDim.x) * tile) {
-    const int count = static_cast<int>(min(int64_t(tile), p.count - first));
+  for (int64_t first = int64_t(blockIdx.x) * tile_size; first < p.count;
+       first += int64_t(gridDim.x) * tile_size) {
+    const int count = static_cast<int>(min(int64_t(tile_size), p.count - first));
     __syncthreads();
-    for (int s = threadIdx.x; s < tile; s += kThreads) {
-      rows.planes[s] = s < count ? static_cast<int>((first + s) / p.per_sample) : -1;
+    for (int s = threadIdx.x; s < tile_size; s += kThreads) {
+      tile.planes[s] = s < count ? static_cast<int>((first + s) / p.per_sample) : -1;
       for (int a = 0; a < 3; ++a)
-        rows.at[a][s] = s < count ? static_cast<const T*>(p.points)[(first + s) * 3 + a] : T(0);
+        tile.at[a][s] = s < count ? static_cast<const T*>(p.points)[(first + s) * 3 + a] : T(0);
     }
     __syncthreads();
-    gather(reader, rows, tile, decoder.features, layout.features4, features_row);
+    gather(reader, tile, tile_size, decoder.features, layout.features4, features_row);
     __syncthreads();
     decoder.to_hidden();
     __syncthreads();
@@ -148,22 +151,22 @@ struct BackwardTile {
   const DecodeBackward& p;
   const PlaneReader<P>& reader;
   const DecoderTile<T>& decoder;
-  Rows<T>& rows;
+  SampleTile<T>& tile;
 
   __device__ __forceinline__ void locate_rows(int64_t first) const {
     for (int s = threadIdx.x; s < decoder.rows; s += kThreads) {
       const int64_t row = first + s, ray = row / p.at.per_ray;
       const bool is_seen = row < p.at.rows && (p.at.hit == nullptr || p.at.hit[ray]);
-      rows.planes[s] = is_seen ? static_cast<int>(row / p.at.per_sample) : -1;
-      rows.density[s] =
+      tile.planes[s] = is_seen ? static_cast<int>(row / p.at.per_sample) : -1;
+      tile.density[s] =
           is_seen && p.density_gradients != nullptr
               ? static_cast<const T*>(p.density_gradients)[row] * static_cast<T>(p.density_gain)
               : T(0);
       const T weight = p.color_weights == nullptr || !is_seen
                            ? T(1)
                            : static_cast<const T*>(p.color_weights)[row];
-      rows.scale[s] = static_cast<T>(p.color_gain * kColorScale) * weight;
-      for (int a = 0; a < 3; ++a) rows.at[a][s] = is_seen ? coordinate(row, ray, a) : T(0);
+      tile.scale[s] = static_cast<T>(p.color_gain * kColorScale) * weight;
+      for (int a = 0; a < 3; ++a) tile.at[a][s] = is_seen ? coordinate(row, ray, a) : T(0);
     }
   }
 
@@ -179,10 +182,10 @@ struct BackwardTile {
     const int row_length = decoder.colors_row(), colors = p.layout.colors;
     decoder.to_colors([&](int s, int k, T y) {
       T gradient = 0;
-      if (k < colors && rows.planes[s] >= 0) {
+      if (k < colors && tile.planes[s] >= 0) {
         const T wanted =
             static_cast<const T*>(p.color_gradients)[(first + s) / p.at.per_ray * colors + k];
-        gradient = wanted * rows.scale[s] * y * (1 - y);
+        gradient = wanted * tile.scale[s] * y * (1 - y);
       }
       decoder.colors[s * row_length + k] = gradient;
     });
@@ -204,8 +207,8 @@ struct BackwardTile {
       const int k = i - layout.hidden4;
       T sum = 0;
       for (int s = 0; s < decoder.rows && (k < 0 || k == layout.colors4 || has_colors); ++s) {
-        sum += k < 0                 ? rows.density[s] * decoder.hidden[s * hidden_row + i]
-               : k == layout.colors4 ? rows.density[s]
+        sum += k < 0                 ? tile.density[s] * decoder.hidden[s * hidden_row + i]
+               : k == layout.colors4 ? tile.density[s]
                                      : decoder.colors[s * colors_row + k];
       }
       sums[k < 0 ? layout.density + i : layout.b1 + k] += sum;
@@ -223,7 +226,7 @@ struct BackwardTile {
         [](int) { return T(0); },
         [&](int s, int h, T sum) {
           T& hidden = decoder.hidden[s * hidden_row + h];
-          hidden = (sum + rows.density[s] * decoder.weights[layout.density + h]) *
+          hidden = (sum + tile.density[s] * decoder.weights[layout.density + h]) *
                    softplus_slope(hidden);
         });
   }
@@ -258,7 +261,7 @@ struct BackwardTile {
     __syncthreads();
     locate_rows(first);
     __syncthreads();
-    gather(reader, rows, decoder.rows, decoder.features, features4, features_row);
+    gather(reader, tile, decoder.rows, decoder.features, features4, features_row);
     __syncthreads();
     decoder.to_hidden();
     __syncthreads();
@@ -274,11 +277,11 @@ struct BackwardTile {
     feature_gradients();
     __syncthreads();
     if (p.plane_sums != nullptr) {
-      scatter(reader, rows, decoder.rows, decoder.features, features_row, plane_scale,
+      scatter(reader, tile, decoder.rows, decoder.features, features_row, plane_scale,
               PlaneSums{p.plane_sums, p.plane_marks});
     }
     if (p.point_gradients == nullptr) return;
-    points_gradient(reader, rows, decoder.rows, decoder.features, features4, features_row,
+    points_gradient(reader, tile, decoder.rows, decoder.features, features4, features_row,
                     [&](int s, const T(&gradient)[3]) {
                       for (int a = 0; a < 3 && first + s < p.at.rows; ++a)
                         static_cast<T*>(p.point_gradients)[(first + s) * 3 + a] = gradient[a];
@@ -288,24 +291,24 @@ struct BackwardTile {
 
 template <class P>
 __global__ void __launch_bounds__(kThreads, kBlocksBeside)
-    decode_backward_kernel(const DecodeBackward p, const int tile, const bool has_packs) {
+    decode_backward_kernel(const DecodeBackward p, const int tile_size, const bool has_packs) {
   using T = compute_t<P>;
-  OPEN_EG3D_SHARED(rows, Rows<T>);
+  OPEN_EG3D_SHARED(tile, SampleTile<T>);
   OPEN_EG3D_DYNAMIC_SHARED(T, memory);
   const PlaneReader<P> reader(p.planes, p.layout.features4, has_packs);
   T* const features = memory + p.layout.total;
-  T* const hidden = features + tile * DecoderLayout::row(p.layout.features4);
-  T* const colors = hidden + tile * DecoderLayout::row(p.layout.hidden4);
-  const DecoderTile<T> decoder{p.layout, tile, memory, features, hidden, colors};
+  T* const hidden = features + tile_size * DecoderLayout::row(p.layout.features4);
+  T* const colors = hidden + tile_size * DecoderLayout::row(p.layout.hidden4);
+  const DecoderTile<T> decoder{p.layout, tile_size, memory, features, hidden, colors};
   load_decoder(static_cast<const T*>(p.packed), p.layout.total, memory);
   T* const weight_sums = p.weight_sums == nullptr ? nullptr
                                                   : static_cast<T*>(p.weight_sums) +
                                                         int64_t(blockIdx.x) * p.layout.total;
   const T plane_scale =
       p.plane_sums == nullptr ? T(1) : ldexp(T(1), sum_exponent(p.bounds, p.at.per_sample));
-  const BackwardTile<P> worker{p, reader, decoder, rows};
-  for (int64_t first = int64_t(blockIdx.x) * tile; first < p.at.rows;
-       first += int64_t(gridDim.x) * tile) {
+  const BackwardTile<P> worker{p, reader, decoder, tile};
+  for (int64_t first = int64_t(blockIdx.x) * tile_size; first < p.at.rows;
+       first += int64_t(gridDim.x) * tile_size) {
     worker.run(first, weight_sums, plane_scale);
   }
 }

@@ -6,10 +6,8 @@
 namespace open_eg3d::cuda {
 namespace {
 
-void check_points(const at::Tensor& planes, const at::Tensor& points) {
-  TORCH_CHECK(points.dim() == 3 && points.size(2) == 3 && points.size(0) == planes.size(0),
-              "points must be (N, M, 3) for ", planes.size(0), " samples of planes, not ",
-              points.sizes());
+void check_operands(const at::Tensor& planes, const at::Tensor& points) {
+  check_points(planes, points);
   check_devices(planes, {points});
   check_types(planes, points);
 }
@@ -19,7 +17,7 @@ std::tuple<at::Tensor, at::Tensor> decode(const at::Tensor& planes, const at::Te
                                           const at::Tensor& b1, const at::Tensor& points,
                                           double box_warp, bool released_axes, double density_gain,
                                           bool with_colors) {
-  check_points(planes, points);
+  check_operands(planes, points);
   const OnDeviceOf on(planes);
   const at::Tensor texels = as_channels_last(planes), where = points.contiguous();
   const PackedDecoder decoder(planes, w0, b0, w1, b1, on.stream());
@@ -40,19 +38,17 @@ std::tuple<at::Tensor, at::Tensor> decode(const at::Tensor& planes, const at::Te
   return {densities, colors};
 }
 
-using SixTensors =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
 SixTensors decode_and_back(const OptionalTensor& grad_densities, const OptionalTensor& grad_colors,
                            const at::Tensor& planes, const at::Tensor& w0, const at::Tensor& b0,
                            const at::Tensor& w1, const at::Tensor& b1, const at::Tensor& points,
                            double box_warp, bool released_axes, double density_gain,
                            bool needs_planes, bool needs_weights, bool needs_points) {
-  check_points(planes, points);
+  check_operands(planes, points);
   check_devices(planes, {grad_densities, grad_colors});
   const OnDeviceOf on(planes);
   const at::Tensor texels = as_channels_last(planes), where = points.contiguous();
-  const at::Tensor of_densities = dense(grad_densities), of_colors = dense(grad_colors);
+  const at::Tensor of_densities = contiguous_or_none(grad_densities),
+                   of_colors = contiguous_or_none(grad_colors);
   const PackedDecoder decoder(planes, w0, b0, w1, b1, on.stream());
   const int64_t count = points.size(1);
   const PlaneGradientSums plane_sums(planes, count, needs_planes, on.stream());

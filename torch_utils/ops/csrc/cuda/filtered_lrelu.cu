@@ -1,8 +1,8 @@
 // filtered_lrelu, and the linear map that it is around a point. A block makes a tile of the result
 // for sixteen planes, one after another (or a few at once where they are adjacent in memory),
-// entirely in shared memory: input, upsampled along x, upsampled along y and bent, downsampled
-// along x, downsampled along y. Two bits a fine pixel and plane are kept in words that the sixteen
-// planes share.
+// entirely in shared memory: input, upsampled along x, upsampled along y, leaky ReLU, downsampled
+// along x, downsampled along y. Two bits per fine pixel and plane are kept in words that the
+// sixteen planes share.
 #include "cuda/fir_tile.h"
 
 namespace open_eg3d::cuda {
@@ -72,12 +72,12 @@ Tiling choose_tiling(const FilteredLrelu& p, int lanes) {
 }
 
 template <class W>
-struct Bend {
+struct LeakyRelu {
   W positive, negative, bound;
   bool has_clamp;
   Signs use;
 
-  // `value` bent; `word` gains the signs of `lane`, or gives them.
+  // Leaky ReLU of `value`; `word` gains the signs of `lane`, or gives them.
   __device__ __forceinline__ W operator()(W value, int lane, uint32_t& word) const {
     if (use == Signs::kRead) {
       const bool is_clamped = word >> (16 + lane) & 1, is_negative = word >> lane & 1;
@@ -94,11 +94,11 @@ struct Bend {
 };
 
 // Where a block's tile lies on the three grids.
-struct Place {
+struct TilePosition {
   int64_t word_block, first_plane, planes;  // planes = of the word, up to sixteen
   int64_t row, column, fine_row, fine_column;
 
-  __device__ __forceinline__ Place(const FilteredLrelu& p, const Tiling& t) {
+  __device__ __forceinline__ TilePosition(const FilteredLrelu& p, const Tiling& t) {
     const int64_t block = blockIdx.x, tile = block % (t.down * t.across);
     word_block = block / (t.down * t.across);
     const int64_t group = p.channels >= kPlanesPerWord ? p.channels : p.samples * p.channels;
@@ -114,8 +114,8 @@ struct Place {
 
 // Signs of the tile's fine pixels, from memory or to it. Each fine pixel is written by the tile
 // whose outputs begin nearest before it.
-__device__ __forceinline__ void load_words(const FilteredLrelu& p, const Tiling& t, const Place& at,
-                                           uint32_t* words) {
+__device__ __forceinline__ void load_words(const FilteredLrelu& p, const Tiling& t,
+                                           const TilePosition& at, uint32_t* words) {
   TileThread<1>().for_each(t.fine.height, t.fine.width, [&](int row, int column) {
     const int64_t y = at.fine_row + row, x = at.fine_column + column;
     const bool is_read = p.use == Signs::kRead && y >= 0 && y < p.second_y.size_in && x >= 0 &&
@@ -126,7 +126,7 @@ __device__ __forceinline__ void load_words(const FilteredLrelu& p, const Tiling&
 }
 
 __device__ __forceinline__ void store_words(const FilteredLrelu& p, const Tiling& t,
-                                            const Place& at, const uint32_t* words) {
+                                            const TilePosition& at, const uint32_t* words) {
   const bool is_last_row = at.row + t.result.height >= p.second_y.size_out,
              is_last_column = at.column + t.result.width >= p.second_x.size_out;
   const int64_t end_row =
@@ -142,7 +142,7 @@ __device__ __forceinline__ void store_words(const FilteredLrelu& p, const Tiling
   });
 }
 
-// What a thread knows of the plane that its lane works on.
+// The plane that a thread's lane works on.
 template <class T>
 struct Plane {
   bool is_there;
@@ -150,7 +150,7 @@ struct Plane {
   T* to;
   compute_t<T> bias;
 
-  __device__ __forceinline__ Plane(const FilteredLrelu& p, const Place& at, int64_t number)
+  __device__ __forceinline__ Plane(const FilteredLrelu& p, const TilePosition& at, int64_t number)
       : is_there(number < at.planes) {
     const int64_t plane = at.first_plane + (is_there ? number : 0), sample = plane / p.channels,
                   channel = plane % p.channels;
@@ -162,13 +162,13 @@ struct Plane {
 
 template <class T, int kLanes>
 __global__ void __launch_bounds__(kTileThreads)
-    filtered_lrelu_kernel(FilteredLrelu p, Tiling t, Bend<compute_t<T>> bend) {
+    filtered_lrelu_kernel(FilteredLrelu p, Tiling t, LeakyRelu<compute_t<T>> leaky_relu) {
   using W = compute_t<T>;
   OPEN_EG3D_DYNAMIC_SHARED(W, first_taps);
   W *second_taps = first_taps + t.first_taps, *first = second_taps + t.second_taps,
     *second = first + t.first;
   auto* words = reinterpret_cast<uint32_t*>(second + t.second);
-  const Place at(p, t);
+  const TilePosition at(p, t);
   const Window x_window(p.first_x, at.fine_column), y_window(p.first_y, at.fine_row);
   const Window second_x_window(p.second_x, at.column), second_y_window(p.second_y, at.row);
   const TileThread<kLanes> thread;
@@ -215,7 +215,7 @@ __global__ void __launch_bounds__(kTileThreads)
                                  first_taps, row, column);
         }
         *fine.at(row, column, l) =
-            is_inside ? bend(sums[0], static_cast<int>(number) + l, word) : W(0);
+            is_inside ? leaky_relu(sums[0], static_cast<int>(number) + l, word) : W(0);
       }
       words[row * t.fine.width + column] = word;
     });
@@ -265,11 +265,11 @@ void filtered_lrelu(const FilteredLrelu& p, Dtype type, Stream stream) {
           " bytes of shared memory; OPEN_EG3D_OPS=reference serves any filter");
     }
     const W gain = static_cast<W>(p.gain);
-    const Bend<W> bend{gain, gain * static_cast<W>(p.slope), static_cast<W>(p.clamp), p.has_clamp,
-                       p.use};
+    const LeakyRelu<W> leaky_relu{gain, gain * static_cast<W>(p.slope), static_cast<W>(p.clamp),
+                                  p.has_clamp, p.use};
     const int64_t blocks = sign_blocks(p.samples, p.channels) * t.down * t.across;
     const auto run = [&](auto kernel) {
-      launch(kernel, {blocks}, {kTileThreads}, t.bytes(sizeof(W)), stream, p, t, bend);
+      launch(kernel, {blocks}, {kTileThreads}, t.bytes(sizeof(W)), stream, p, t, leaky_relu);
     };
     are_lanes_adjacent ? run(filtered_lrelu_kernel<T, kChannelsLastLanes>)
                        : run(filtered_lrelu_kernel<T, 1>);

@@ -41,8 +41,8 @@ void upfirdn2d(const Upfirdn& problem, Dtype type, Stream stream);
 
 enum class Signs { kNone, kWrite, kRead };
 
-// The first resampling makes fine pixels, which are bent; the second, which pads with zeros, makes
-// the result. Its size_in is the fine grid's. Both filters are of gain one.
+// The first resampling makes fine pixels, which pass the leaky ReLU; the second, which pads with
+// zeros, makes the result. Its size_in is the fine grid's. Both filters are of gain one.
 //
 // Signs: a word for each of blocks x fine rows x fine columns; bit l = plane l of the block was not
 // positive, bit 16 + l = clamped.

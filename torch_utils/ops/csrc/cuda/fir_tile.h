@@ -96,15 +96,23 @@ __device__ __forceinline__ void store_numbers(const W (&numbers)[kPack], W* to) 
   }
 }
 
+// Sums along one axis; input i is at from(i).
+template <int kPack, class W, class From>
+__device__ __forceinline__ void filter_axis(W (&sums)[kPack], const FirAxis& axis,
+                                            const Window& window, const W* taps, int output,
+                                            const From& from) {
+  const Phase<0, 0> phase(axis, window, output);
+  int input = phase.input;
+  for (int tap = phase.tap; tap < axis.taps; tap += phase.step, ++input)
+    add_weighted(sums, taps[tap], from(input));
+}
+
 // Sums along x.
 template <int kPack, int kLanes, class W>
 __device__ __forceinline__ void filter_row(W (&sums)[kPack], const Tile<W, kLanes, kPack>& from,
                                            int row, int lane, const FirAxis& axis,
                                            const Window& window, const W* taps, int output) {
-  const Phase<0, 0> phase(axis, window, output);
-  int input = phase.input;
-  for (int tap = phase.tap; tap < axis.taps; tap += phase.step, ++input)
-    add_weighted(sums, taps[tap], from.at(row, input, lane));
+  filter_axis(sums, axis, window, taps, output, [&](int i) { return from.at(row, i, lane); });
 }
 
 // Sums along y.
@@ -112,10 +120,7 @@ template <int kPack, int kLanes, class W>
 __device__ __forceinline__ void filter_column(W (&sums)[kPack], const Tile<W, kLanes, kPack>& from,
                                               int column, int lane, const FirAxis& axis,
                                               const Window& window, const W* taps, int output) {
-  const Phase<0, 0> phase(axis, window, output);
-  int input = phase.input;
-  for (int tap = phase.tap; tap < axis.taps; tap += phase.step, ++input)
-    add_weighted(sums, taps[tap], from.at(input, column, lane));
+  filter_axis(sums, axis, window, taps, output, [&](int i) { return from.at(i, column, lane); });
 }
 
 // Sums along both axes with a filter that is no product. Factors and taps of both axes that the

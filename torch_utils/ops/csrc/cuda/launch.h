@@ -1,4 +1,4 @@
-// What a CUDA kernel stands on, free of torch. A kernel is written once, in CUDA C++, in a file
+// The base of CUDA kernels, free of torch. A kernel is written once, in CUDA C++, in a file
 // that includes this header and nothing else of CUDA; nvcc makes GPU code of it, and a plain C++
 // compiler that finds cuda_on_cpu.h (tests/cuda_shim) makes a program of it whose threads can be
 // watched by sanitizers.
@@ -27,7 +27,7 @@
 
 // A shared variable of the type that follows its name.
 #define OPEN_EG3D_SHARED(name, ...) __shared__ std::type_identity_t<__VA_ARGS__> name
-// A shared array of `type`, as long as launch was told.
+// A shared array of `type`, of the length given to launch.
 #define OPEN_EG3D_DYNAMIC_SHARED(type, name)                    \
   extern __shared__ __align__(16) unsigned char shared_bytes[]; \
   type* name = reinterpret_cast<type*>(shared_bytes)

@@ -1,6 +1,6 @@
 // Element-wise parts of modulated convolutions, each in one pass over channels-last images, 16
 // bytes an access where channels allow it. Sums leave a block as one row of partial sums, so that
-// nothing depends on who is first.
+// nothing depends on the order of the blocks.
 #include "cuda/modulation.h"
 
 #include "cuda/numbers.h"
@@ -20,7 +20,7 @@ struct Operands {
   bool has_clamp;
 
   // What enters the leaky ReLU.
-  __device__ __forceinline__ W bend_input(W x, W scale_, W offset, W bias_) const {
+  __device__ __forceinline__ W pre_activation(W x, W scale_, W offset, W bias_) const {
     return x * scale_ + offset + bias_;
   }
 
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
       const W number = widen(numbers.values[k]);
       numbers.values[k] =
           narrow<T>(kOnlyScale ? number * widen(narrow<T>(scale[k]))
-                               : o.value(o.bend_input(number, scale[k], offset, bias[k])));
+                               : o.value(o.pre_activation(number, scale[k], offset, bias[k])));
     }
     store_pack(y + base + pack * kPack, numbers);
   }
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int k = 0; k < kPack; ++k) {
           const W x = widen(numbers.values[k]);
           const W slope =
-              kOnlyScale ? W(1) : o.derivative(o.bend_input(x, scale[k], offset, bias[k]));
+              kOnlyScale ? W(1) : o.derivative(o.pre_activation(x, scale[k], offset, bias[k]));
           const W delta = widen(grads.values[k]) * slope;
           results.values[k] = narrow<T>(delta * scale[k]);
           of_scale[k] += delta * x;

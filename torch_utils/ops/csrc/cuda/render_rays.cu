@@ -20,23 +20,46 @@ __device__ __forceinline__ Workspace<T> workspace_of_block(const RenderRays& p,
       p.coarse + p.fine);
 }
 
+// finish(tracer) for all rays, a block's few after its few, once both passes are done.
+template <class P, bool is_backward, class Finish>
+__device__ __forceinline__ void trace_all(const RenderRays& p, int64_t block_bytes, int tile_size,
+                                          bool has_packs, const compute_t<P>* color_gradients,
+                                          const Finish& finish) {
+  using T = compute_t<P>;
+  OPEN_EG3D_SHARED(tile, SampleTile<T>);
+  OPEN_EG3D_SHARED(progress, Progress<T>);
+  OPEN_EG3D_DYNAMIC_SHARED(T, memory);
+  const PlaneReader<P> reader(p.planes, p.layout.features4, has_packs);
+  T* const hidden = memory + p.layout.total;
+  T* const narrow_rows =
+      hidden + tile_size * DecoderLayout::row(p.layout.hidden4);  // features, then colours
+  const DecoderTile<T> decoder{p.layout, tile_size, memory, narrow_rows, hidden, narrow_rows};
+  load_decoder(static_cast<const T*>(p.packed), p.layout.total, memory);
+  const Tracer<P, is_backward> tracer{
+      p, reader, decoder, tile, progress, workspace_of_block<T>(p, block_bytes), color_gradients};
+  while (tracer.begin()) {
+    tracer.trace();
+    finish(tracer);
+  }
+}
+
 // ------------------------------------------------------------------------------------------
 // Forward
 
-// What rays show: features (rays, K), depth and opacity (rays).
+// What rays show: features (rays, K), depth and alpha (rays).
 template <class T>
 struct Picture {
-  T *features, *depth, *opacity;
+  T *features, *depth, *alpha;
 };
 
 template <class P>
-struct Painter {
+struct Compositor {
   using T = compute_t<P>;
 
   const Tracer<P, false>& tracer;
   const Picture<T>& to;
 
-  // A warp finds depth and opacity of its ray.
+  // A warp finds depth and alpha of its ray.
   __device__ __forceinline__ void sum_up(int r) const {
     const RenderRays& p = tracer.p;
     const int64_t ray = tracer.progress.first + r;
@@ -47,7 +70,7 @@ struct Painter {
                             tracer.work.weights + first, is_seen ? tracer.progress.used[r] : 0,
                             is_seen ? tracer.samples() : p.coarse);
     if (lane_index() == 0)
-      tracer.progress.opacity[r] = to.opacity[ray] = mean.opacity, to.depth[ray] = mean.value();
+      tracer.progress.alpha[r] = to.alpha[ray] = mean.alpha, to.depth[ray] = mean.value();
   }
 
   // A warp counts, or lists, what of its ray is coloured: slots and, in `shown`, weights.
@@ -71,7 +94,7 @@ struct Painter {
     return count;
   }
 
-  __device__ __forceinline__ void paint() const {
+  __device__ __forceinline__ void run() const {
     const RenderRays& p = tracer.p;
     Progress<T>& progress = tracer.progress;
     for (int r = warp_index(); r < kRays; r += kWarps) {
@@ -98,7 +121,7 @@ struct Painter {
       const int k = i % colors;
       const T fill = k < 3 ? static_cast<T>(p.background[k]) : T(1);
       const T color =
-          p.has_background ? features[i] + (1 - progress.opacity[i / colors]) * fill : features[i];
+          p.has_background ? features[i] + (1 - progress.alpha[i / colors]) * fill : features[i];
       features[i] = color * 2 - 1;
     }
   }
@@ -132,23 +155,9 @@ struct Painter {
 template <class P>
 __global__ void __launch_bounds__(kThreads, kBlocksBeside)
     render_kernel(const RenderRays p, const Picture<compute_t<P>> to, const int64_t block_bytes,
-                  const int tile, const bool has_packs) {
-  using T = compute_t<P>;
-  OPEN_EG3D_SHARED(rows, Rows<T>);
-  OPEN_EG3D_SHARED(progress, Progress<T>);
-  OPEN_EG3D_DYNAMIC_SHARED(T, memory);
-  const PlaneReader<P> reader(p.planes, p.layout.features4, has_packs);
-  T* const hidden = memory + p.layout.total;
-  T* const narrow_rows =
-      hidden + tile * DecoderLayout::row(p.layout.hidden4);  // features, then colours
-  const DecoderTile<T> decoder{p.layout, tile, memory, narrow_rows, hidden, narrow_rows};
-  load_decoder(static_cast<const T*>(p.packed), p.layout.total, memory);
-  const Tracer<P, false> tracer{
-      p, reader, decoder, rows, progress, workspace_of_block<T>(p, block_bytes), nullptr};
-  while (tracer.begin()) {
-    tracer.trace();
-    Painter<P>{tracer, to}.paint();
-  }
+                  const int tile_size, const bool has_packs) {
+  trace_all<P, false>(p, block_bytes, tile_size, has_packs, nullptr,
+                      [&](const Tracer<P, false>& tracer) { Compositor<P>{tracer, to}.run(); });
 }
 
 // ------------------------------------------------------------------------------------------
@@ -156,7 +165,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksBeside)
 
 template <class T>
 struct PictureGradients {
-  const T *features, *depth, *opacity;  // each may be null
+  const T *features, *depth, *alpha;  // each may be null
 };
 
 template <class P>
@@ -187,19 +196,18 @@ struct BackTracer {
     const Workspace<T>& work = tracer.work;
     const RenderRays& p = tracer.p;
     const int count = tracer.samples(), first = r * work.stride, colors = p.layout.colors;
-    T of_opacity = 0,
-      magnitude = 0;  // of the opacity by the background; all that a sample's colours might get
+    T of_alpha = 0,
+      magnitude = 0;  // of the alpha by the background; all that a sample's colours might get
     for (int k = lane_index(); k < colors && from.features != nullptr; k += kLanes) {
       const T gradient = 2 * from.features[ray * colors + k];
-      if (p.has_background)
-        of_opacity -= gradient * (k < 3 ? static_cast<T>(p.background[k]) : T(1));
+      if (p.has_background) of_alpha -= gradient * (k < 3 ? static_cast<T>(p.background[k]) : T(1));
       magnitude += fabs(gradient);
     }
-    of_opacity = warp_sum(of_opacity) + (from.opacity == nullptr ? T(0) : from.opacity[ray]);
+    of_alpha = warp_sum(of_alpha) + (from.alpha == nullptr ? T(0) : from.alpha[ray]);
     magnitude = warp_sum(magnitude) * T(kColorScale / 4);
     const Samples<T> samples = tracer.in_depth_order(r);
     const T* const weights = work.weights + first;
-    T *const transmittance = work.transmittance + first, *const density_terms = work.cdf + first;
+    T *const transmittances = work.transmittances + first, *const density_terms = work.cdf + first;
     const MeanDepth<T> mean(samples.depths, weights, count, count);
     const T of_depth = depth_gradient_of(ray), share = mean.tie_share(samples.depths, count);
     const auto of_weight = [&](int i, const Interval<T>& interval) {
@@ -207,17 +215,17 @@ struct BackTracer {
                                                : (work.shown[first + samples.number(i)] +
                                                   work.shown[first + samples.number(i + 1)]) /
                                                      2;
-      return shown + of_opacity +
+      return shown + of_alpha +
              (from.depth == nullptr ? T(0) : of_depth * mean.weight_gradient(interval.middle));
     };
-    composite_backward(samples, count - 1, of_weight, transmittance, density_terms);
+    composite_backward(samples, count - 1, of_weight, transmittances, density_terms);
     float bound = 0;
     for (int k = lane_index(); k < count; k += kLanes) {
       const bool has_before = k > 0, has_after = k + 1 < count;
       const T of_density =
           (has_before ? density_terms[k - 1] : T(0)) + (has_after ? density_terms[k] : T(0));
       const T by_weights =
-          (has_before ? transmittance[k - 1] : T(0)) - (has_after ? transmittance[k] : T(0));
+          (has_before ? transmittances[k - 1] : T(0)) - (has_after ? transmittances[k] : T(0));
       const T by_mean =
           from.depth == nullptr
               ? T(0)
@@ -259,24 +267,13 @@ struct BackTracer {
 template <class P>
 __global__ void __launch_bounds__(kThreads, kBlocksBeside)
     trace_backward_kernel(const RenderRays p, const PictureGradients<compute_t<P>> from,
-                          const TracedSamples to, const int64_t block_bytes, const int tile,
+                          const TracedSamples to, const int64_t block_bytes, const int tile_size,
                           const bool has_packs) {
-  using T = compute_t<P>;
-  OPEN_EG3D_SHARED(rows, Rows<T>);
-  OPEN_EG3D_SHARED(progress, Progress<T>);
-  OPEN_EG3D_DYNAMIC_SHARED(T, memory);
-  const PlaneReader<P> reader(p.planes, p.layout.features4, has_packs);
-  T* const hidden = memory + p.layout.total;
-  T* const narrow_rows =
-      hidden + tile * DecoderLayout::row(p.layout.hidden4);  // features, then colours
-  const DecoderTile<T> decoder{p.layout, tile, memory, narrow_rows, hidden, narrow_rows};
-  load_decoder(static_cast<const T*>(p.packed), p.layout.total, memory);
-  const Tracer<P, true> tracer{
-      p, reader, decoder, rows, progress, workspace_of_block<T>(p, block_bytes), from.features};
-  while (tracer.begin()) {
-    tracer.trace();
-    for (int r = warp_index(); r < kRays; r += kWarps) BackTracer<P>{tracer, from, to}.run(r);
-  }
+  trace_all<P, true>(p, block_bytes, tile_size, has_packs, from.features,
+                     [&](const Tracer<P, true>& tracer) {
+                       for (int r = warp_index(); r < kRays; r += kWarps)
+                         BackTracer<P>{tracer, from, to}.run(r);
+                     });
 }
 
 // A warp adds up the gradients of a ray's samples. Coarse depths follow the limits; fine depths
@@ -353,28 +350,27 @@ size_t workspace_bytes(int samples, Dtype type) {
   return kCounterBytes + kBlocks * block;
 }
 
-void render_rays(const RenderRays& p, void* features, void* depth, void* opacity, Dtype type,
+void render_rays(const RenderRays& p, void* features, void* depth, void* alpha, Dtype type,
                  Stream stream) {
   with_type(type, [&](auto zero) {
     using P = decltype(zero);
     using T = compute_t<P>;
     const Plan<P> plan(p);
-    const Picture<T> to{static_cast<T*>(features), static_cast<T*>(depth),
-                        static_cast<T*>(opacity)};
+    const Picture<T> to{static_cast<T*>(features), static_cast<T*>(depth), static_cast<T*>(alpha)};
     launch(render_kernel<P>, {plan.blocks}, {kThreads}, plan.shared_bytes, stream, p, to,
            plan.block_bytes, plan.tile, can_load_packs<P>(p.planes));
   });
 }
 
 void trace_backward(const RenderRays& p, const void* grad_features, const void* grad_depth,
-                    const void* grad_opacity, const TracedSamples& to, Dtype type, Stream stream) {
+                    const void* grad_alpha, const TracedSamples& to, Dtype type, Stream stream) {
   with_type(type, [&](auto zero) {
     using P = decltype(zero);
     using T = compute_t<P>;
     const Plan<P> plan(p);
     const PictureGradients<T> from{static_cast<const T*>(grad_features),
                                    static_cast<const T*>(grad_depth),
-                                   static_cast<const T*>(grad_opacity)};
+                                   static_cast<const T*>(grad_alpha)};
     launch(trace_backward_kernel<P>, {plan.blocks}, {kThreads}, plan.shared_bytes, stream, p, from,
            to, plan.block_bytes, plan.tile, can_load_packs<P>(p.planes));
   });

@@ -25,17 +25,17 @@ struct RenderRays {
   double density_gain;
   bool has_background;
   double background[3];
-  double stop;      // a ray ends where less light than this is left, and samples that together show
-                    // less are not coloured; 0 = never
+  double stop;  // a ray ends where its transmittance falls below this, and samples that together
+                // show less are not coloured; 0 = never
   void* workspace;  // of workspace_bytes; the first eight bytes are zeros
 };
 
-// What the blocks that work at the same time need beside shared memory: a few numbers for each
-// sample of the rays they are at.
+// Memory that concurrent blocks need besides shared memory: a few numbers for each sample of their
+// current rays.
 size_t workspace_bytes(int samples, Dtype type);
 
-// Features (rays, K), mean depth (rays) and opacity (rays).
-void render_rays(const RenderRays& p, void* features, void* depth, void* opacity, Dtype type,
+// Features (rays, K), mean depth (rays) and alpha (rays).
+void render_rays(const RenderRays& p, void* features, void* depth, void* alpha, Dtype type,
                  Stream stream);
 
 // What the backward pass finds for each ray and each of its samples in depth order, (rays,
@@ -49,7 +49,7 @@ struct TracedSamples {
 // Follows rays once more and takes the gradients of what they show (each may be null) to their
 // samples' densities and depths. decode_backward takes them on to planes, decoder and points.
 void trace_backward(const RenderRays& p, const void* grad_features, const void* grad_depth,
-                    const void* grad_opacity, const TracedSamples& to, Dtype type, Stream stream);
+                    const void* grad_alpha, const TracedSamples& to, Dtype type, Stream stream);
 
 // Gradients of rays and their limits, (rays, 3) twice and (rays) twice, from those of samples and
 // their points (rays, samples, 3).

@@ -22,10 +22,10 @@ class Call {
         directions_(ray_directions.contiguous()),
         near_(near.contiguous()),
         far_(far.contiguous()),
-        hit_(dense(hit)),
+        hit_(contiguous_or_none(hit)),
         u_coarse_(u_coarse),
         u_fine_(u_fine.value_or(at::Tensor())) {
-    check(planes, hit);
+    check(planes);
     decoder.emplace(planes, w0, b0, w1, b1, stream);
   }
 
@@ -69,26 +69,10 @@ class Call {
   std::optional<PackedDecoder> decoder;
 
  private:
-  void check(const at::Tensor& planes, const OptionalTensor& hit) const {
-    const int64_t samples = origins_.size(0), rays = origins_.dim() == 3 ? origins_.size(1) : 0;
-    TORCH_CHECK(
-        origins_.dim() == 3 && origins_.size(2) == 3 && directions_.sizes() == origins_.sizes(),
-        "rays must be (N, R, 3), not ", origins_.sizes(), " and ", directions_.sizes());
-    const auto fits = [&](const at::Tensor& x) {
-      return x.dim() == 3 && x.size(0) == samples && x.size(1) == rays;
-    };
-    TORCH_CHECK(fits(near_) && near_.size(2) == 1 && near_.sizes() == far_.sizes(),
-                "limits must be (N, R, 1), not ", near_.sizes(), " and ", far_.sizes());
-    TORCH_CHECK(
-        !hit.has_value() || (hit->sizes() == near_.sizes() && hit->scalar_type() == at::kBool),
-        "hit must be bool (N, R, 1)");
-    TORCH_CHECK(fits(u_coarse_) && u_coarse_.size(2) >= 2,
-                "u_coarse must be (N, R, S), S at least 2, not ", u_coarse_.sizes());
-    TORCH_CHECK(!u_fine_.defined() || fits(u_fine_), "u_fine must be (N, R, F)");
+  void check(const at::Tensor& planes) const {
+    check_rays(planes, origins_, directions_, near_, far_, hit_, u_coarse_, u_fine_);
     TORCH_CHECK(u_coarse_.size(2) + (u_fine_.defined() ? u_fine_.size(2) : 0) < 1 << 20,
                 "a ray may have at most a million samples");
-    TORCH_CHECK(planes.size(0) == samples, "planes of ", planes.size(0), " samples, rays of ",
-                samples);
     check_types(planes, origins_);
     check_devices(planes, {origins_, directions_, near_, far_, hit_, u_coarse_, u_fine_});
     for (const at::Tensor& x : {directions_, near_, far_, u_coarse_, u_fine_}) {
@@ -114,17 +98,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> render(
   const auto room = [&](int64_t last) {
     return at::empty({ray_origins.size(0), ray_origins.size(1), last}, ray_origins.options());
   };
-  const at::Tensor features = room(p.layout.colors), depth = room(1), opacity = room(1);
-  render_rays(p, room_of(features), room_of(depth), room_of(opacity), dtype_of(planes),
-              on.stream());
-  return {features, depth, opacity};
+  const at::Tensor features = room(p.layout.colors), depth = room(1), alpha = room(1);
+  render_rays(p, room_of(features), room_of(depth), room_of(alpha), dtype_of(planes), on.stream());
+  return {features, depth, alpha};
 }
 
-using NineTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor,
-                               at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-
 NineTensors render_and_back(const OptionalTensor& grad_features, const OptionalTensor& grad_depth,
-                            const OptionalTensor& grad_opacity, const at::Tensor& planes,
+                            const OptionalTensor& grad_alpha, const at::Tensor& planes,
                             const at::Tensor& w0, const at::Tensor& b0, const at::Tensor& w1,
                             const at::Tensor& b1, const at::Tensor& ray_origins,
                             const at::Tensor& ray_directions, const at::Tensor& near,
@@ -134,14 +114,15 @@ NineTensors render_and_back(const OptionalTensor& grad_features, const OptionalT
                             double density_gain, Background background, bool needs_planes,
                             bool needs_weights, bool needs_rays) {
   const OnDeviceOf on(planes);
-  check_devices(planes, {grad_features, grad_depth, grad_opacity});
+  check_devices(planes, {grad_features, grad_depth, grad_alpha});
   Call call(planes, w0, b0, w1, b1, ray_origins, ray_directions, near, far, hit, u_coarse, u_fine,
             on.stream());
   const RenderRays p =
       call.operands(box_warp, released_axes, released_placement, density_gain, background, 0);
   const Dtype type = dtype_of(planes);
-  const at::Tensor of_features = dense(grad_features), of_depth = dense(grad_depth),
-                   of_opacity = dense(grad_opacity);
+  const at::Tensor of_features = contiguous_or_none(grad_features),
+                   of_depth = contiguous_or_none(grad_depth),
+                   of_alpha = contiguous_or_none(grad_alpha);
 
   const int64_t count = p.coarse + p.fine, rows = p.rays * count;
   const at::Tensor numbers = at::empty({4, rows}, ray_origins.options()),
@@ -154,7 +135,7 @@ NineTensors render_and_back(const OptionalTensor& grad_features, const OptionalT
                              numbers_of(3),
                              static_cast<int*>(room_of(order)),
                              plane_sums.bounds().outputs};
-  trace_backward(p, data_of(of_features), data_of(of_depth), data_of(of_opacity), traced, type,
+  trace_backward(p, data_of(of_features), data_of(of_depth), data_of(of_alpha), traced, type,
                  on.stream());
 
   const at::Tensor weight_sums = call.decoder->partial_sums(needs_weights);

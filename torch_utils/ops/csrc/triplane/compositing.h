@@ -1,4 +1,4 @@
-// From densities along one ray to weights, depth and coverage, and back (Max 1995; NeRF, section 4;
+// From densities along one ray to weights, depth and alpha, and back (Max 1995; NeRF, section 4;
 // EG3D's midpoint rule).
 #pragma once
 
@@ -7,8 +7,6 @@
 #include "simd.h"
 
 namespace open_eg3d::triplane {
-
-constexpr double kDensityShift = 1, kTransmittanceFloor = 1e-10;
 
 // The first `count` samples of a ray in depth order; both arrays have room for whole vectors and
 // one more number.
@@ -31,9 +29,9 @@ class Compositor {
   const T* weights() const { return weights_.data(); }
   T* weights() { return weights_.data(); }
 
-  // Weights of the intervals from..to-1, behind which so much light is left; `transmittance` is
-  // what reaches interval `from`.
-  double weigh(const Samples<T>& samples, int from, int to, double transmittance) {
+  // Weights of the intervals from..to-1, from the transmittance in front of
+  // interval `from`; returns that behind the last.
+  double compute_weights(const Samples<T>& samples, int from, int to, double transmittance) {
     for (int i = from; i < to; i += kLanes<T>) {
       const Vec<T> alpha = 1 - exp(-softplus<T>(midpoint(samples, i)) * delta(samples, i));
       store(alphas_.data() + i, alpha);
@@ -54,20 +52,20 @@ class Compositor {
 
   // Sum of the weights, and of the weighted depths, over the intervals.
   struct Totals {
-    T opacity, depth;
+    T alpha, depth;
   };
   Totals totals(const Samples<T>& samples) const {
-    double opacity[4] = {},
+    double alpha[4] = {},
            depth[4] = {};  // several of each, since an addition waits for the one before
     const auto add = [&](int to, int i) {
-      opacity[to] += weights_[i];
+      alpha[to] += weights_[i];
       depth[to] += weights_[i] * ((samples.depths[i + 1] + samples.depths[i]) / 2);
     };
     int i = 0;
     for (; i + 4 < samples.count; i += 4)
       for (int k = 0; k < 4; ++k) add(k, i + k);
     for (; i + 1 < samples.count; ++i) add(0, i);
-    return {T((opacity[0] + opacity[1]) + (opacity[2] + opacity[3])),
+    return {T((alpha[0] + alpha[1]) + (alpha[2] + alpha[3])),
             T((depth[0] + depth[1]) + (depth[2] + depth[3]))};
   }
 
@@ -76,11 +74,11 @@ class Compositor {
   void backward(const Samples<T>& samples, const T* weight_gradients, T* density_gradients,
                 T* depth_gradients) {
     const int intervals = samples.count - 1;
-    // What an interval lets pass counts in everything behind it.
+    // What an interval transmits scales everything behind it.
     T behind = 0;
     for (int i = intervals - 1; i >= 0; --i) {
       const T before = weight_gradients[i] * alphas_[i] + passing_[i] * behind;
-      transmittance_[i] *= weight_gradients[i] - behind;  // now the gradient of the opacity
+      transmittance_[i] *= weight_gradients[i] - behind;  // now the gradient of the alpha
       behind = before;
     }
     for (int i = 0; i < intervals; i += kLanes<T>) {
@@ -118,8 +116,8 @@ struct MeanDepth {
   T nearest, farthest, mean;
   bool is_empty;
 
-  MeanDepth(const Samples<T>& samples, T opacity, T weighted_depth)
-      : nearest(samples.depths[0]), farthest(samples.depths[0]), is_empty(opacity == 0) {
+  MeanDepth(const Samples<T>& samples, T alpha, T weighted_depth)
+      : nearest(samples.depths[0]), farthest(samples.depths[0]), is_empty(alpha == 0) {
     Vec<T> low = splat(nearest), high = low;
     int i = 0;
     for (; i + kLanes<T> <= samples.count; i += kLanes<T>) {
@@ -129,14 +127,14 @@ struct MeanDepth {
     }
     for (; i < samples.count; ++i) include(samples.depths[i], samples.depths[i]);
     for (int lane = 0; lane < kLanes<T>; ++lane) include(low[lane], high[lane]);
-    mean = is_empty ? farthest : weighted_depth / opacity;
+    mean = is_empty ? farthest : weighted_depth / alpha;
   }
 
   T value() const { return mean < nearest ? nearest : mean > farthest ? farthest : mean; }
 
   // Gradient of the value with respect to the sample's depths and the intervals' weights; both are
   // added to.
-  void backward(const Samples<T>& samples, const T* weights, T opacity, T gradient,
+  void backward(const Samples<T>& samples, const T* weights, T alpha, T gradient,
                 T* weight_gradients, T* depth_gradients) const {
     if (is_empty || mean > farthest) {
       to_extreme(samples, farthest, gradient, depth_gradients);
@@ -144,8 +142,7 @@ struct MeanDepth {
       to_extreme(samples, nearest, gradient, depth_gradients);
     } else {
       for (int i = 0; i + 1 < samples.count; ++i) {
-        const T middle = (samples.depths[i + 1] + samples.depths[i]) / 2,
-                share = gradient / opacity;
+        const T middle = (samples.depths[i + 1] + samples.depths[i]) / 2, share = gradient / alpha;
         weight_gradients[i] += share * (middle - mean);
         depth_gradients[i] += share * weights[i] / 2;
         depth_gradients[i + 1] += share * weights[i] / 2;

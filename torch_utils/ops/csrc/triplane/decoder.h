@@ -1,7 +1,7 @@
 // The standard decoder: linear, softplus, linear to colours and a density, sigmoid on the colours
 // (EG3D, supplement).
 //
-// Weights are packed once a call: transposed, rows padded by zeros to whole vectors. A padded
+// Weights are packed once per call: transposed, rows padded by zeros to whole vectors. A padded
 // hidden unit is softplus(0), but the weights that read it are zero; its gradient is zero as well.
 #pragma once
 
@@ -11,9 +11,6 @@
 #include "planes.h"
 
 namespace open_eg3d::triplane {
-
-constexpr double kColorScale = 1.002,
-                 kColorShift = -0.001;  // beyond [0, 1] by a little (mip-NeRF, section 3.1)
 
 template <class T>
 class Decoder {

@@ -10,8 +10,6 @@
 
 namespace open_eg3d::triplane {
 
-constexpr int kPlanes = 3;
-
 // World coordinates along the width and the height of each plane.
 using Axes = int[kPlanes][2];
 constexpr Axes kCorrectedAxes = {{0, 1}, {0, 2}, {2, 1}};
@@ -30,7 +28,7 @@ struct Mapping {
   const Axes* axes;
   double scale;  // 2 / box_warp
 
-  // Factor and summand from a world coordinate to texels along a side of so many.
+  // Factor and summand from a world coordinate to texels along a side of `side` texels.
   double factor(int side) const { return scale * side / 2; }
   double shift(int side) const { return (side - 1) / 2.0; }
 };

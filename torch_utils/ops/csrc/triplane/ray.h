@@ -1,4 +1,5 @@
-// One ray, both passes: sample, decode, weigh, resample, decode, merge, composite; and back.
+// One ray, both passes: sample, decode, compute weights, resample, decode, merge, composite; and
+// back.
 #pragma once
 
 #include <vector>
@@ -18,8 +19,8 @@ struct Scene {
   T density_gain;
   bool has_background;
   T background[3];
-  T stop;  // a ray ends where less light than this is left, and samples that together show less are
-           // not coloured; 0 = never
+  T stop;  // a ray ends where its transmittance falls below this, and samples that together show
+           // less are not coloured; 0 = never
 
   int samples() const { return coarse + fine; }
   T fill(int channel) const { return channel < 3 ? background[channel] : T(1); }
@@ -41,7 +42,7 @@ template <class T>
 struct RayGradients {
   const T* features;
   const T* depth;
-  const T* opacity;
+  const T* alpha;
   T* origin;  // null = none of these four are wanted
   T* direction;
   T* near;
@@ -50,7 +51,7 @@ struct RayGradients {
 
 template <class T, class P>
 class RayTracer {
-  static constexpr int kMarch = 24;  // samples decoded between two looks at the light that is left:
+  static constexpr int kMarch = 24;  // samples decoded between two checks of the transmittance:
                                      // whole register tiles of the products
 
  public:
@@ -78,24 +79,24 @@ class RayTracer {
     }
   }
 
-  // Features (K), depth and opacity of a ray.
-  void render(const Planes<const P>& planes, const Ray<T>& ray, T* features, T* depth, T* opacity) {
+  // Features (K), depth and alpha of a ray.
+  void render(const Planes<const P>& planes, const Ray<T>& ray, T* features, T* depth, T* alpha) {
     sampler_.coarse_depths(ray.near, ray.far, ray.u_coarse, ray.u_coarse_stride, depths_.data());
     std::fill(features, features + decoder_.colors, T(0));
     if (!ray.hit) {
-      *opacity = 0;
+      *alpha = 0;
       *depth = *std::max_element(depths_.begin(), depths_.begin() + scene_.coarse);
     } else {
       trace(planes, ray);
       const auto totals = compositor_.totals(seen());
-      *opacity = totals.opacity;
+      *alpha = totals.alpha;
       *depth =
-          MeanDepth<T>({sorted(), nullptr, scene_.samples()}, totals.opacity, totals.depth).value();
+          MeanDepth<T>({sorted(), nullptr, scene_.samples()}, totals.alpha, totals.depth).value();
       shade(features);
     }
     for (int k = 0; k < decoder_.colors; ++k) {
       const T color =
-          scene_.has_background ? features[k] + (1 - *opacity) * scene_.fill(k) : features[k];
+          scene_.has_background ? features[k] + (1 - *alpha) * scene_.fill(k) : features[k];
       features[k] = color * 2 - 1;
     }
   }
@@ -134,20 +135,20 @@ class RayTracer {
     return {sorted(), scene_.fine > 0 ? sorted_densities_.data() : densities_.data(), used_};
   }
 
-  // Samples a ray and weighs what it meets.
+  // Samples a ray and computes the weights.
   void trace(const Planes<const P>& planes, const Ray<T>& ray) {
     const int coarse = scene_.coarse, count = scene_.samples();
     decoded_count_ = 0;
     std::fill(slots_.begin(), slots_.end(), -1);
-    double light = 1;
+    double transmittance = 1;
     const int coarse_step = scene_.stop > 0 ? kMarch : coarse;
-    for (used_ = 0; used_ < coarse && light >= scene_.stop;) {
+    for (used_ = 0; used_ < coarse && transmittance >= scene_.stop;) {
       const int first = used_;
       used_ = std::min(first + coarse_step, coarse);
       for (int i = first; i < used_; ++i) pending_[i - first] = i;
       decode(planes, ray, used_ - first);
-      light = compositor_.weigh({depths_.data(), densities_.data(), used_}, std::max(first - 1, 0),
-                                used_ - 1, light);
+      transmittance = compositor_.compute_weights({depths_.data(), densities_.data(), used_},
+                                                  std::max(first - 1, 0), used_ - 1, transmittance);
     }
     if (scene_.fine == 0) {
       for (int k = 0; k < used_; ++k) order_[k] = k;
@@ -156,17 +157,18 @@ class RayTracer {
     std::fill(compositor_.weights() + used_ - 1, compositor_.weights() + coarse - 1, T(0));
     sampler_.fine_depths(compositor_.weights(), ray.u_fine, ray.u_fine_stride, depths_.data());
     sampler_.sort(depths_.data(), order_.data(), sorted_depths_.data());
-    light = 1;
+    transmittance = 1;
     const int step = scene_.stop > 0 ? kMarch : count;
-    for (used_ = 0; used_ < count && light >= scene_.stop;) {
+    for (used_ = 0; used_ < count && transmittance >= scene_.stop;) {
       const int first = used_;
       int pending = 0;
       for (; used_ < count && pending < step; ++used_)
         if (slots_[order_[used_]] < 0) pending_[pending++] = order_[used_];
       decode(planes, ray, pending);
       for (int k = first; k < used_; ++k) sorted_densities_[k] = densities_[order_[k]];
-      light = compositor_.weigh({sorted_depths_.data(), sorted_densities_.data(), used_},
-                                std::max(first - 1, 0), used_ - 1, light);
+      transmittance =
+          compositor_.compute_weights({sorted_depths_.data(), sorted_densities_.data(), used_},
+                                      std::max(first - 1, 0), used_ - 1, transmittance);
     }
   }
 
@@ -232,13 +234,13 @@ class RayTracer {
   // Of the samples' densities and depths, from those of the outputs.
   void composite_backward(const RayGradients<T>& gradients) {
     const Samples<T> samples = seen();
-    T opacity_gradient = gradients.opacity != nullptr ? *gradients.opacity : T(0), sum = 0;
+    T alpha_gradient = gradients.alpha != nullptr ? *gradients.alpha : T(0), sum = 0;
     std::fill(color_gradients_.begin(), color_gradients_.end(), T(0));
     if (gradients.features != nullptr) {
       for (int k = 0; k < decoder_.colors; ++k) {
         color_gradients_[k] = 2 * gradients.features[k];
         sum += color_gradients_[k];
-        if (scene_.has_background) opacity_gradient -= color_gradients_[k] * scene_.fill(k);
+        if (scene_.has_background) alpha_gradient -= color_gradients_[k] * scene_.fill(k);
       }
     }
     for (int k = 0; k < samples.count; ++k) {
@@ -250,11 +252,11 @@ class RayTracer {
       shown_[k] = T(kColorScale) * sum_lanes<T>(dot) + T(kColorShift) * sum;
     }
     for (int i = 0; i + 1 < samples.count; ++i)
-      weight_gradients_[i] = (shown_[i] + shown_[i + 1]) / 2 + opacity_gradient;
+      weight_gradients_[i] = (shown_[i] + shown_[i + 1]) / 2 + alpha_gradient;
     if (gradients.depth != nullptr) {
       const auto totals = compositor_.totals(samples);
-      MeanDepth<T>(samples, totals.opacity, totals.depth)
-          .backward(samples, compositor_.weights(), totals.opacity, *gradients.depth,
+      MeanDepth<T>(samples, totals.alpha, totals.depth)
+          .backward(samples, compositor_.weights(), totals.alpha, *gradients.depth,
                     weight_gradients_.data(), depth_gradients_.data());
     }
     std::fill(density_gradients_.begin(), density_gradients_.end(), T(0));

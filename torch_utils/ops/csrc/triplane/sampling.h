@@ -1,5 +1,5 @@
-// Where a ray is looked at: even depths, depths drawn by importance (NeRF, section 5.2), and the
-// order of both together.
+// Depths of the samples on a ray: even ones, depths drawn by importance (NeRF, section 5.2), and
+// the order of both together.
 #pragma once
 
 #include <algorithm>
@@ -9,16 +9,6 @@
 #include "simd.h"
 
 namespace open_eg3d::triplane {
-
-constexpr double kWeightFloor = 0.01, kCdfEpsilon = 1e-5;
-
-// Position i of `count` even ones from 0 to 1, counted from the nearer end so that the last is
-// exactly 1.
-template <class T>
-inline T even_position(int i, int count) {
-  const T step = T(1) / T(count - 1);
-  return i < count / 2 ? step * T(i) : 1 - step * T(count - 1 - i);
-}
 
 // counts[j] += how many of `values` are below queries[j], or not above it. Queries and counts are
 // padded to whole vectors.
@@ -51,12 +41,6 @@ inline void count_ranks(const T* values, int count, typename Simd<T>::Integer* c
       total -= (values[i] < query) | ((values[i] == query) & (lane > i - j));
     std::memcpy(counts + j, &total, sizeof total);
   }
-}
-
-// Larger of two, NaN if either is.
-template <class T>
-inline T larger(T a, T b) {
-  return a > b || a != a ? a : b;
 }
 
 // No value is below the one before it, and none of two or more is NaN.

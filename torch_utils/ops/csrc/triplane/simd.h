@@ -11,6 +11,8 @@
 #include <new>
 #include <vector>
 
+#include "formulas.h"
+
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -194,18 +196,7 @@ inline Vec<double> exp(Vec<double> x) {
 }
 
 // log(1 + z) for z in [0, 1].
-inline Vec<float> log1p_unit(Vec<float> z) {
-  Vec<float> p = splat(5.232690834e-03f);
-  p = p * z + -2.950522862e-02f;
-  p = p * z + 7.822594792e-02f;
-  p = p * z + -1.366324574e-01f;
-  p = p * z + 1.910600811e-01f;
-  p = p * z + -2.484298199e-01f;
-  p = p * z + 3.331909776e-01f;
-  p = p * z + -4.999949336e-01f;
-  p = p * z + 9.999999404e-01f;
-  return p * z;
-}
+inline Vec<float> log1p_unit(Vec<float> z) { return log1p_polynomial(z); }
 
 inline Vec<double> log1p_unit(Vec<double> z) {
   for (int i = 0; i < kLanes<double>; ++i) z[i] = std::log1p(z[i]);

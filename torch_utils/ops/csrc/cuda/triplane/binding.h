@@ -11,27 +11,15 @@
 
 #include "cuda/binding.h"
 #include "cuda/decode_points.h"
+#include "triplane_tensors.h"
 
 namespace open_eg3d::cuda {
-
-using OptionalTensor = std::optional<at::Tensor>;
 
 inline const void* data_of(const at::Tensor& x) {
   return x.defined() ? x.const_data_ptr() : nullptr;
 }
 inline void* room_of(const at::Tensor& x) {
   return x.defined() && x.numel() > 0 ? x.mutable_data_ptr() : nullptr;
-}
-inline at::Tensor dense(const OptionalTensor& x) {
-  return x.has_value() ? x->contiguous() : at::Tensor();
-}
-
-// The tensor itself where a texel's channels are neighbours in memory, else a copy where they are.
-inline at::Tensor as_channels_last(const at::Tensor& planes) {
-  TORCH_CHECK(planes.dim() == 5 && planes.size(1) == 3, "planes must be (N, 3, C, H, W), not ",
-              planes.sizes());
-  if (planes.stride(2) == 1 || planes.size(2) == 1) return planes;
-  return planes.permute({0, 1, 3, 4, 2}).contiguous().permute({0, 1, 4, 2, 3});
 }
 
 // Planes whose texels' channels are neighbours.
@@ -101,14 +89,8 @@ class PackedDecoder {
   static DecoderLayout check(const at::Tensor& planes, const at::Tensor& w0, const at::Tensor& b0,
                              const at::Tensor& w1, const at::Tensor& b1) {
     check_devices(planes, {w0, b0, w1, b1});
+    check_decoder(planes, w0, b0, w1, b1);
     const int64_t features = planes.size(2), hidden = w0.size(0), outputs = w1.size(0);
-    TORCH_CHECK(w0.dim() == 2 && w0.size(1) == features && b0.sizes() == at::IntArrayRef({hidden}),
-                "first layer ", w0.sizes(), " and ", b0.sizes(), " does not fit ", features,
-                " features");
-    TORCH_CHECK(w1.dim() == 2 && w1.size(1) == hidden && outputs >= 2 &&
-                    b1.sizes() == at::IntArrayRef({outputs}),
-                "second layer ", w1.sizes(), " and ", b1.sizes(), " does not fit ", hidden,
-                " hidden units");
     TORCH_CHECK(std::max({features, hidden, outputs}) < 1 << 14, "a decoder of ", w0.sizes(),
                 " and ", w1.sizes(), " is too large");
     return DecoderLayout(features, hidden, outputs - 1);

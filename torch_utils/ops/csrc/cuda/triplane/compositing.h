@@ -1,12 +1,10 @@
-// From densities along one ray to weights, depth and coverage, and back (Max 1995; NeRF, section 4;
-// EG3D's midpoint rule). A warp has a ray.
+// From densities along one ray to weights, depth and alpha, and back (Max 1995; NeRF, section 4;
+// EG3D's midpoint rule). One warp per ray.
 #pragma once
 
 #include "cuda/triplane/sampling.h"
 
 namespace open_eg3d::cuda {
-
-constexpr double kDensityShift = 1, kTransmittanceFloor = 1e-10;
 
 template <class T>
 __device__ __forceinline__ T warp_min(T value) {
@@ -50,11 +48,11 @@ struct Interval {
   __device__ __forceinline__ T alpha() const { return 1 - passed; }
 };
 
-// Weights of the intervals from..to-1, behind which so much light is left; `light` is what reaches
-// the first. What reaches each is kept in `transmittance` unless that is null.
+// Weights of the intervals from..to-1, from the transmittance in front of the first; returns that
+// behind the last. `transmittances` gets that in front of each unless it is null.
 template <class T>
-__device__ __forceinline__ T weigh(const Samples<T>& samples, int from, int to, T light, T* weights,
-                                   T* transmittance) {
+__device__ __forceinline__ T compute_weights(const Samples<T>& samples, int from, int to,
+                                             T transmittance, T* weights, T* transmittances) {
   for (int base = from; base < to; base += kLanes) {
     const int i = base + lane_index();
     T alpha = 0, product = 1;
@@ -67,15 +65,15 @@ __device__ __forceinline__ T weigh(const Samples<T>& samples, int from, int to, 
       if (lane_index() >= offset) product *= other;
     }
     const T before = __shfl_up_sync(kAllLanes, product, 1),
-            here = lane_index() == 0 ? light : light * before;
+            here = lane_index() == 0 ? transmittance : transmittance * before;
     if (i < to) {
       weights[i] = alpha * here;
-      if (transmittance != nullptr) transmittance[i] = here;
+      if (transmittances != nullptr) transmittances[i] = here;
     }
-    light *= __shfl_sync(kAllLanes, product, kLanes - 1);
+    transmittance *= __shfl_sync(kAllLanes, product, kLanes - 1);
   }
   __syncwarp();
-  return light;
+  return transmittance;
 }
 
 // Weight of the k-th of `count` samples: an interval shows the mean of its ends.
@@ -88,35 +86,35 @@ __device__ __forceinline__ T sample_weight(const T* weights, int k, int count) {
 // nothing. In every lane.
 template <class T>
 struct MeanDepth {
-  T nearest, farthest, mean, opacity;
+  T nearest, farthest, mean, alpha;
 
   // `seen` samples have weights, of `count` there are.
   __device__ __forceinline__ MeanDepth(const T* depths, const T* weights, int seen, int count)
       : nearest(depths[0]), farthest(depths[0]) {
     T weighted = 0;
-    opacity = 0;
+    alpha = 0;
     for (int k = lane_index(); k < count; k += kLanes) {
       nearest = min(nearest, depths[k]), farthest = max(farthest, depths[k]);
       if (k + 1 < seen) {
-        opacity += weights[k];
+        alpha += weights[k];
         weighted += weights[k] * ((depths[k + 1] + depths[k]) / 2);
       }
     }
     nearest = warp_min(nearest), farthest = warp_max(farthest);
-    opacity = warp_sum(opacity), weighted = warp_sum(weighted);
-    mean = opacity == 0 ? farthest : weighted / opacity;
+    alpha = warp_sum(alpha), weighted = warp_sum(weighted);
+    mean = alpha == 0 ? farthest : weighted / alpha;
   }
 
   __device__ __forceinline__ T value() const {
     return mean < nearest ? nearest : mean > farthest ? farthest : mean;
   }
   __device__ __forceinline__ bool is_extreme() const {
-    return opacity == 0 || mean > farthest || mean < nearest;
+    return alpha == 0 || mean > farthest || mean < nearest;
   }
 
   // Gradient of the value with respect to an interval's weight, where the value is the mean.
   __device__ __forceinline__ T weight_gradient(T middle) const {
-    return is_extreme() ? T(0) : (middle - mean) / opacity;
+    return is_extreme() ? T(0) : (middle - mean) / alpha;
   }
 
   // And with respect to the k-th sample's depth; `share` is one over the number of samples at the
@@ -124,7 +122,7 @@ struct MeanDepth {
   __device__ __forceinline__ T depth_gradient(const T* depths, const T* weights, int k, int count,
                                               T share) const {
     if (is_extreme()) return depths[k] == value() ? share : T(0);
-    return sample_weight(weights, k, count) / opacity;
+    return sample_weight(weights, k, count) / alpha;
   }
 
   // Of the samples at the value; 1 where there are none.
@@ -137,13 +135,13 @@ struct MeanDepth {
 };
 
 // From gradients of the intervals' weights, gradient(i, interval), to terms that are added to both
-// ends of each: of a density, and of a depth with opposite signs. `transmittance` is what `weigh`
-// kept; the depths' terms take its place.
+// ends of each: of a density, and of a depth with opposite signs. `transmittances` is what
+// `compute_weights` kept; the depths' terms take its place.
 template <class T, class Gradient>
 __device__ __forceinline__ void composite_backward(const Samples<T>& samples, int intervals,
-                                                   const Gradient& gradient, T* transmittance,
+                                                   const Gradient& gradient, T* transmittances,
                                                    T* density_terms) {
-  T carried = 0;  // gradient of the light behind the intervals that are done
+  T carried = 0;  // gradient of the transmittance behind the intervals already done
   for (int base = 0; base < intervals; base += kLanes) {
     const int i =
         intervals - 1 - base - lane_index();  // from the farthest on, for what an interval lets
@@ -170,9 +168,9 @@ __device__ __forceinline__ void composite_backward(const Samples<T>& samples, in
               __shfl_sync(kAllLanes, factor, kLanes - 1) * carried;
     if (i >= 0) {
       const Interval<T> interval(samples, i);
-      const T common = transmittance[i] * (of_weight - behind) * interval.passed;
+      const T common = transmittances[i] * (of_weight - behind) * interval.passed;
       density_terms[i] = common * interval.delta * sigmoid(interval.density) * T(0.5);
-      transmittance[i] = common * interval.sigma;
+      transmittances[i] = common * interval.sigma;
     }
   }
   __syncwarp();

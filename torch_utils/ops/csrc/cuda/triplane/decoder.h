@@ -8,14 +8,13 @@
 
 #include "cuda/numbers.h"
 #include "cuda/triplane/operands.h"
+#include "triplane/formulas.h"
 
 namespace open_eg3d::cuda {
 
 constexpr int kThreads = 128, kLanes = 32, kWarps = kThreads / kLanes;
 constexpr int kBlocksBeside = 4;  // blocks of a multiprocessor that registers have to suffice for;
                                   // shared memory allows no more
-constexpr double kColorScale = 1.002,
-                 kColorShift = -0.001;  // beyond [0, 1] by a little (mip-NeRF, section 3.1)
 
 // ------------------------------------------------------------------------------------------
 // Activations
@@ -24,18 +23,7 @@ __device__ __forceinline__ float exponential(float x) { return expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
 
 // log(1 + z) for z in [0, 1].
-__device__ __forceinline__ float log1p_unit(float z) {
-  float p = 5.232690834e-03f;
-  p = p * z + -2.950522862e-02f;
-  p = p * z + 7.822594792e-02f;
-  p = p * z + -1.366324574e-01f;
-  p = p * z + 1.910600811e-01f;
-  p = p * z + -2.484298199e-01f;
-  p = p * z + 3.331909776e-01f;
-  p = p * z + -4.999949336e-01f;
-  p = p * z + 9.999999404e-01f;
-  return p * z;
-}
+__device__ __forceinline__ float log1p_unit(float z) { return log1p_polynomial(z); }
 __device__ __forceinline__ double log1p_unit(double z) { return log1p(z); }
 
 // Torch's softplus is the identity above 20. In float that needs no help: exp(-20) is lost in the
@@ -89,7 +77,7 @@ __device__ __forceinline__ void store_four(T* to, const T (&from)[4]) {
 // result's side.
 enum class Along { kSum, kSide };
 
-// The i-th row (or column) of the `group`-th of so many groups. Those along the sum are far apart,
+// The i-th row (or column) of the `group`-th of `groups` groups. Those along the sum are far apart,
 // so that threads next to each other read rows next to each other, which lie in different banks.
 template <Along along, int count>
 __device__ __forceinline__ int side_index(int group, int groups, int i) {

@@ -9,15 +9,12 @@
 
 namespace open_eg3d::cuda {
 
-constexpr int kPlanes = 3;
-
 // The samples of a tile, in shared memory.
 template <class T>
-struct Rows {
+struct SampleTile {
   T at[3][kMostTileRows];                          // in the world
-  T density[kMostTileRows], scale[kMostTileRows];  // what a kernel knows of a sample besides
-  int planes[kMostTileRows];  // whose planes, -1 = nobody's: there is no such sample, or it is not
-                              // seen
+  T density[kMostTileRows], scale[kMostTileRows];  // set and read by kernels
+  int planes[kMostTileRows];  // whose planes; -1 = none: no such sample, or it is not seen
 };
 
 // True where four channels of every texel can be read at once.
@@ -110,11 +107,11 @@ __device__ __forceinline__ int locate_axis(T x, int side, T& fraction) {
 
 template <class P, class T>
 __device__ __forceinline__ Cell<T> locate(const PlaneReader<P>& reader, int plane,
-                                          const Rows<T>& rows, int s) {
+                                          const SampleTile<T>& tile, int s) {
   Cell<T> cell;
-  cell.x = locate_axis(rows.at[reader.axis_x(plane)][s] * reader.factor_x + reader.shift_x,
+  cell.x = locate_axis(tile.at[reader.axis_x(plane)][s] * reader.factor_x + reader.shift_x,
                        reader.planes.width, cell.fx);
-  cell.y = locate_axis(rows.at[reader.axis_y(plane)][s] * reader.factor_y + reader.shift_y,
+  cell.y = locate_axis(tile.at[reader.axis_y(plane)][s] * reader.factor_y + reader.shift_y,
                        reader.planes.height, cell.fy);
   return cell;
 }
@@ -140,18 +137,18 @@ struct AxisTaps {
 // Features (count, C) of a tile, rows `stride` apart, padded by zeros; zeros for samples without
 // planes. A few lanes share a sample.
 template <class P, class T>
-__device__ __forceinline__ void gather(const PlaneReader<P>& reader, const Rows<T>& rows, int count,
-                                       T* features, int features4, int stride) {
+__device__ __forceinline__ void gather(const PlaneReader<P>& reader, const SampleTile<T>& tile,
+                                       int count, T* features, int features4, int stride) {
   const int first = threadIdx.x % reader.lanes * 4;
   for (int s = threadIdx.x / reader.lanes; s < count; s += kThreads / reader.lanes) {
     for (int c = first; c < features4; c += reader.lanes * 4) {
       T sums[4] = {};
 #pragma unroll
-      for (int plane = 0; plane < kPlanes && rows.planes[s] >= 0; ++plane) {
-        const Cell<T> cell = locate(reader, plane, rows, s);
+      for (int plane = 0; plane < kPlanes && tile.planes[s] >= 0; ++plane) {
+        const Cell<T> cell = locate(reader, plane, tile, s);
         const AxisTaps<T> x(cell.x, cell.fx, reader.planes.width, reader.planes.column_stride);
         const AxisTaps<T> y(cell.y, cell.fy, reader.planes.height, reader.planes.row_stride);
-        const P* const data = reader.data(rows.planes[s], plane);
+        const P* const data = reader.data(tile.planes[s], plane);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
           const T weight = x.weight[k % 2] * y.weight[k / 2];
@@ -169,21 +166,22 @@ __device__ __forceinline__ void gather(const PlaneReader<P>& reader, const Rows<
 // finish(sample, gradient of x, y and z), from the gradients of features. The lanes of a sample add
 // up in a fixed order.
 template <class P, class T, class Finish>
-__device__ __forceinline__ void points_gradient(const PlaneReader<P>& reader, const Rows<T>& rows,
-                                                int count, const T* gradients, int features4,
-                                                int stride, const Finish& finish) {
+__device__ __forceinline__ void points_gradient(const PlaneReader<P>& reader,
+                                                const SampleTile<T>& tile, int count,
+                                                const T* gradients, int features4, int stride,
+                                                const Finish& finish) {
   const int lanes = reader.lanes, first = threadIdx.x % lanes * 4;
   for (int base = 0; base < count;
        base += kThreads / lanes) {  // all threads take part in the shuffles
     const int s = base + threadIdx.x / lanes;
     T sums[3] = {};
-    for (int c = first; c < features4 && s < count && rows.planes[s] >= 0; c += lanes * 4) {
+    for (int c = first; c < features4 && s < count && tile.planes[s] >= 0; c += lanes * 4) {
       T gradient[4];
       load_four(gradients + s * stride + c, gradient);
 #pragma unroll
       for (int plane = 0; plane < kPlanes; ++plane) {
-        const Cell<T> cell = locate(reader, plane, rows, s);
-        const P* const data = reader.data(rows.planes[s], plane);
+        const Cell<T> cell = locate(reader, plane, tile, s);
+        const P* const data = reader.data(tile.planes[s], plane);
         T dots[4];
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
@@ -240,7 +238,7 @@ __device__ __forceinline__ int exponent_above(float x) {
 // warp takes a run of samples, a channel a lane; samples that follow each other on a ray often
 // share their texels, and are added up before they are added to the plane.
 template <class P, class T>
-__device__ __forceinline__ void scatter(const PlaneReader<P>& reader, const Rows<T>& rows,
+__device__ __forceinline__ void scatter(const PlaneReader<P>& reader, const SampleTile<T>& tile,
                                         int count, const T* gradients, int stride, T scale,
                                         const PlaneSums& to) {
   constexpr int kRun = 16;
@@ -275,11 +273,11 @@ __device__ __forceinline__ void scatter(const PlaneReader<P>& reader, const Rows
       }
     };
     for (int s = run * kRun; s < (run + 1) * kRun; ++s) {
-      if (rows.planes[s] < 0) continue;
-      const Cell<T> cell = locate(reader, plane, rows, s);
-      if (cell.x != last.x || cell.y != last.y || rows.planes[s] != sample) {
+      if (tile.planes[s] < 0) continue;
+      const Cell<T> cell = locate(reader, plane, tile, s);
+      if (cell.x != last.x || cell.y != last.y || tile.planes[s] != sample) {
         flush();
-        sample = rows.planes[s], last = cell;
+        sample = tile.planes[s], last = cell;
       }
       const T gradient = has_channel ? gradients[s * stride + c] : T(0);
 #pragma unroll

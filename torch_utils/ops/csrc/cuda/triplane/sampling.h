@@ -1,5 +1,5 @@
-// Where a ray is looked at: even depths, depths drawn by importance (NeRF, section 5.2), and the
-// order of both together. A warp has a ray; its numbers are in memory that all lanes see.
+// Depths of the samples on a ray: even ones, depths drawn by importance (NeRF, section 5.2), and
+// the order of both together. One warp per ray; its numbers are in memory that all lanes see.
 #pragma once
 
 #include "cuda/triplane/decoder.h"
@@ -7,24 +7,9 @@
 namespace open_eg3d::cuda {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr double kWeightFloor = 0.01, kCdfEpsilon = 1e-5;
 
 __device__ __forceinline__ int lane_index() { return threadIdx.x % kLanes; }
 __device__ __forceinline__ int warp_index() { return threadIdx.x / kLanes; }
-
-// Position i of `count` even ones from 0 to 1, counted from the nearer end so that the last is
-// exactly 1.
-template <class T>
-__device__ __forceinline__ T even_position(int i, int count) {
-  const T step = T(1) / T(count - 1);
-  return i < count / 2 ? step * T(i) : 1 - step * T(count - 1 - i);
-}
-
-// Larger of two, NaN if either is.
-template <class T>
-__device__ __forceinline__ T larger(T a, T b) {
-  return a > b || a != a ? a : b;
-}
 
 // How many of ascending values are below x, or not above it.
 template <bool or_equal, class T>

@@ -1,6 +1,6 @@
-// A few rays by a block of threads: sample, decode, weigh, resample, decode, merge. Each warp minds
-// its own rays' depths and weights; samples of all rays together are decoded in tiles by the whole
-// block.
+// A few rays by a block of threads: sample, decode, compute weights, resample, decode, merge. Each
+// warp handles the depths and weights of its own rays; samples of all rays together are decoded in
+// tiles by the whole block.
 #pragma once
 
 #include "cuda/render_rays.h"
@@ -17,7 +17,7 @@ template <class T>
 struct Workspace {
   static constexpr int kNumbers = 7, kIntegers = 2;
 
-  T *depths, *densities, *sorted, *weights, *cdf, *shown, *transmittance;  // (kRays, stride)
+  T *depths, *densities, *sorted, *weights, *cdf, *shown, *transmittances;  // (kRays, stride)
   int *order, *list;
   int stride;
 
@@ -31,7 +31,7 @@ struct Workspace {
     T* const numbers = reinterpret_cast<T*>(memory);
     depths = numbers, densities = numbers + rows, sorted = numbers + 2 * rows,
     weights = numbers + 3 * rows, cdf = numbers + 4 * rows;
-    shown = numbers + 5 * rows, transmittance = numbers + 6 * rows;
+    shown = numbers + 5 * rows, transmittances = numbers + 6 * rows;
     order = reinterpret_cast<int*>(numbers + kNumbers * rows), list = order + rows;
   }
 };
@@ -39,18 +39,18 @@ struct Workspace {
 // How far a block's rays are, in shared memory.
 template <class T>
 struct Progress {
-  int64_t first;        // number of the first ray
-  bool is_seen[kRays];  // the ray exists and meets something
-  int used[kRays];      // samples, in depth order, that are weighed
-  int coarse[kRays];    // coarse samples that are decoded
-  int next[kRays];      // `used` after this step
-  int listed[kRays];    // samples to be decoded in this step
-  T light[kRays];       // that is left
-  T opacity[kRays];
+  int64_t first;           // number of the first ray
+  bool is_seen[kRays];     // the ray exists and meets something
+  int used[kRays];         // samples, in depth order, that are weighed
+  int coarse[kRays];       // coarse samples that are decoded
+  int next[kRays];         // `used` after this step
+  int listed[kRays];       // samples to be decoded in this step
+  T transmittance[kRays];  // that is left
+  T alpha[kRays];
 };
 
 // With `is_backward` it is found as well what each sample would show of the gradients of its ray's
-// colours, and the light in front of it.
+// colours, and the transmittance in front of it.
 template <class P, bool is_backward>
 struct Tracer {
   using T = compute_t<P>;
@@ -58,7 +58,7 @@ struct Tracer {
   const RenderRays& p;
   const PlaneReader<P>& reader;
   const DecoderTile<T>& decoder;
-  Rows<T>& rows;
+  SampleTile<T>& tile;
   Progress<T>& progress;
   const Workspace<T> work;
   const T* color_gradients;  // (rays, K) of all rays, or null
@@ -81,7 +81,7 @@ struct Tracer {
     for (int r = threadIdx.x; r < kRays; r += kThreads) {
       const int64_t ray = progress.first + r;
       progress.is_seen[r] = ray < p.rays && (p.hit == nullptr || p.hit[ray]);
-      progress.used[r] = 0, progress.light[r] = 1;
+      progress.used[r] = 0, progress.transmittance[r] = 1;
     }
     for (int i = threadIdx.x; i < kRays * p.coarse; i += kThreads) {
       const int r = i / p.coarse, k = i % p.coarse;
@@ -136,16 +136,17 @@ struct Tracer {
     }
     __syncwarp();
     sort_depths(depths, p.coarse, p.fine, order, sorted);
-    if (lane == 0) progress.coarse[r] = used, progress.used[r] = 0, progress.light[r] = 1;
+    if (lane == 0) progress.coarse[r] = used, progress.used[r] = 0, progress.transmittance[r] = 1;
   }
 
-  // Decodes and weighs the next samples, of `limit`, of rays that still have light: a warp's width
-  // of each, or all where rays never stop. False where there is nothing to do.
+  // Decodes the next samples, of `limit`, of rays whose transmittance is not spent, and computes
+  // their weights: a warp's width of each, or all where rays never stop. False where there is
+  // nothing to do.
   __device__ __forceinline__ bool advance(bool is_sorted, int limit) const {
     for (int r = warp_index(); r < kRays; r += kWarps) {
       const int used = progress.used[r];
       const bool goes_on = progress.is_seen[r] && used < limit &&
-                           (used == 0 || progress.light[r] >= static_cast<T>(p.stop));
+                           (used == 0 || progress.transmittance[r] >= static_cast<T>(p.stop));
       const int next = !goes_on ? used : p.stop > 0 ? min(used + kLanes, limit) : limit;
       const int listed = for_each_new(is_sorted, r, used, next, [](int, int) {});
       __syncwarp();
@@ -170,10 +171,10 @@ struct Tracer {
       if (next > used) {
         const Samples<T> samples{is_sorted ? work.sorted + first : work.depths + first,
                                  work.densities + first, is_sorted ? work.order + first : nullptr};
-        const T light =
-            weigh(samples, max(used - 1, 0), next - 1, progress.light[r], work.weights + first,
-                  is_backward ? work.transmittance + first : nullptr);
-        if (lane_index() == 0) progress.light[r] = light, progress.used[r] = next;
+        const T transmittance = compute_weights(
+            samples, max(used - 1, 0), next - 1, progress.transmittance[r], work.weights + first,
+            is_backward ? work.transmittances + first : nullptr);
+        if (lane_index() == 0) progress.transmittance[r] = transmittance, progress.used[r] = next;
       }
     }
     __syncthreads();
@@ -204,16 +205,16 @@ struct Tracer {
       const bool exists = start + s < total;
       const int slot = exists ? work.list[start + s] : 0, r = slot / work.stride;
       const int64_t ray = progress.first + r;
-      rows.planes[s] = exists ? static_cast<int>(ray / p.rays_per_sample) : -1;
+      tile.planes[s] = exists ? static_cast<int>(ray / p.rays_per_sample) : -1;
       for (int a = 0; a < 3; ++a) {
-        rows.at[a][s] =
+        tile.at[a][s] =
             exists ? static_cast<const T*>(p.origins)[ray * 3 + a] +
                          work.depths[slot] * static_cast<const T*>(p.directions)[ray * 3 + a]
                    : T(0);
       }
     }
     __syncthreads();
-    gather(reader, rows, decoder.rows, decoder.features, decoder.layout.features4,
+    gather(reader, tile, decoder.rows, decoder.features, decoder.layout.features4,
            decoder.features_row());
     __syncthreads();
     decoder.to_hidden();
