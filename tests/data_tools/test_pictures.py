@@ -489,7 +489,7 @@ def test_a_transparent_colour_needs_a_background(kind: str, mode: str, tmp_path:
     image = in_mode(mode)
     key = image.getpixel((0, 0))
     data = encoded(image, kind, transparency=key)
-    with pytest.raises(UserError, match="transparent parts; choose .* --background"):
+    with pytest.raises(UserError, match=r"transparent parts; choose .* --background"):
         converted(tmp_path, data)
     result = pixels(converted(tmp_path, data, background=(9, 200, 7)))
     assert result[0, 0].tolist() == [9, 200, 7]
