@@ -63,8 +63,8 @@ class FacesConfig:
 
 @dataclass(frozen=True, eq=False)
 class Portrait:
-    """A face cut out: PNG, label (25,), its picture's name, the number of faces that were there, and
-    what was cut out of the picture.
+    """A face cut out: PNG, label (25,), its picture's name, the number of faces that were there,
+    and what was cut out of the picture.
     """
 
     data: bytes

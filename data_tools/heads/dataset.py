@@ -1,5 +1,5 @@
 """The built-in data set: pictures of random heads with exactly known cameras, in the format that
-training reads (SPEC section 3).
+training reads.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -14,6 +16,7 @@ from data_tools.mirror import copied_order, mirror, rebalance
 from dnnlib.console import UserError
 from tests.data_tools import scenes
 from tests.data_tools.scenes import Scene, dots, orbit, project, read_result
+from tests.tiny import orbit_labels
 from training.data.dataset import ImageDataset
 
 LENS = np.array([[96.0, 2, 30], [0, 92, 35], [0, 0, 1]])
@@ -101,3 +104,22 @@ def test_rare_yaws_are_repeated(tmp_path: Path):
 
 def test_order_of_copies():
     assert copied_order(np.array([1, 3, 2])).tolist() == [0, 1, 2, 1, 2, 1]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_pictures_that_are_kept_are_decoded_to_the_end(kind: str, tmp_path: Path) -> None:
+    """A picture cut in half has a whole header; copying it would hide the damage."""
+    name = f"a.{kind.lower()}"
+    pixels = np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    data = file.getvalue()
+    with zipfile.ZipFile(tmp_path / "cut.zip", "w") as archive:
+        archive.writestr(name, data[: len(data) // 2])
+        archive.writestr(
+            "dataset.json", json.dumps({"labels": [[name, orbit_labels(1)[0].tolist()]]})
+        )
+    for make in (mirror, rebalance):
+        with pytest.raises(UserError, match=rf"{name} cannot be read"):
+            make(tmp_path / "cut.zip", tmp_path / "o.zip")
+        assert not (tmp_path / "o.zip").exists()

@@ -99,9 +99,10 @@ class DataFiles:
             ) from error
         # damaged bytes can fail in any way; the person sees one line whichever it is
         except Exception as error:
+            reason = str(error) or type(error).__name__
             raise UserError(
-                f"{path} is neither a folder nor a whole ZIP"
-                f" ({str(error) or type(error).__name__}); it was cut off or is another kind of file"
+                f"{path} is neither a folder nor a whole ZIP ({reason}); it was cut off or is"
+                " another kind of file"
             ) from error
         stored = [(safe_name(name) or name, name) for name in listed]
         stored = [(name, own) for name, own in stored if not _hidden(name)]
