@@ -177,21 +177,10 @@ def _render_one(
     parts = []
     for c in cameras.split(batch):
         out = generator.render(planes, ws, c, resolution)
-        parts.append((*out, _normals(generator, planes, c, out) if has_normals else out.alpha))
+        parts.append(
+            (*out, surface_normals(generator, planes, c, out) if has_normals else out.alpha)
+        )
     return tuple(torch.cat(values) for values in zip(*parts, strict=True))
-
-
-def _normals(generator: Generator, planes: Tensor, cameras: Tensor, out: Any) -> Tensor:
-    """Normals (K, 3, r, r) of one sample's renderings from K cameras."""
-    views = (
-        type(out)(*(value[index : index + 1] for value in out)) for index in range(len(out.alpha))
-    )
-    return torch.cat(
-        [
-            surface_normals(generator, planes, c, one)
-            for c, one in zip(cameras.split(1), views, strict=True)
-        ]
-    )
 
 
 # --------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import Tensor
 from dnnlib.console import UserError
 from media.avatar.planes import CHANNELS_A_TEXEL, QuantizedPlanes, pack, quantize
 from media.pictures.grids import Pictures, camera_grid, depth_limits, to_pictures
+from torch_utils.ops.render_rays import FINE_SAMPLERS
 from training.cameras import CameraSummary, unpack_label
 from training.networks.generator import Generator
 
@@ -79,6 +80,7 @@ def scene_values(generator: Generator, cameras: CameraSummary, title: str) -> di
             "near": rendering.ray_start,
             "far": rendering.ray_end,
             "box": rendering.box_warp,
+            "unit": rendering.unit,
             "background": rendering.background,
             "released_axes": rendering.plane_axes == "released",
             "released_sampling": rendering.fine_sampling == "released",
@@ -99,9 +101,10 @@ def _decoder_values(generator: Generator) -> dict[str, Any]:
     blue), its bias and three zeros. At the end the biases of the four outputs. The density gain is
     multiplied in.
     """
-    weights = generator.decoder.two_layer_weights()
-    if weights is None:
-        raise UserError("the page renders the standard decoder only; this model's was changed")
+    describe = getattr(generator.decoder, "two_layer_weights", lambda: None)
+    weights = describe()
+    if weights is None or generator.rendering.fine_sampling not in FINE_SAMPLERS:
+        raise UserError("the page renders the standard decoder and samplers only")
     w0, b0, w1, b1 = (tensor.detach().double().cpu() for tensor in weights)
     hidden, channels = w0.shape
     gain = torch.tensor([generator.rendering.density_gain, 1.0, 1.0, 1.0], dtype=torch.float64)

@@ -71,7 +71,9 @@ class SurfaceColours:
             densities, colors = self.generator.query(along.flatten(0, 1)[None], self.planes)
             found.append(
                 _composite(
-                    depths, densities.view(along.shape[:2]), colors[0, :, :3].view(along.shape)
+                    depths / self.generator.rendering.unit,
+                    densities.view(along.shape[:2]),
+                    colors[0, :, :3].view(along.shape),
                 )
             )
         return (torch.cat(found).float() * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()

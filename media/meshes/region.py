@@ -161,7 +161,7 @@ def _survey(generator: DensityModel, planes: Tensor, region: Region) -> _Survey:
             region.margin(flat) > 0, -float("inf")
         )
         on_rays = sigma.unflatten(0, points.shape[:2])
-        fades, surface = _half_light_points(points, on_rays, step)
+        fades, surface = _half_light_points(points, on_rays, step / generator.rendering.unit)
         peaks = on_rays.amax(dim=1)
         inside = peaks > -float("inf")
         parts.append(
@@ -192,8 +192,8 @@ def _ray_points(label: Tensor, region: Region) -> tuple[Tensor, float]:
 
 
 def _half_light_points(points: Tensor, sigma: Tensor, step: float) -> tuple[Tensor, Tensor]:
-    """Which rays (R, S, 3) of raw densities (R, S) lose half of their light, (R,), and the points
-    (F, 3) where these have lost it.
+    """Which rays (R, S, 3) of raw densities (R, S), `step` units of the density apart, lose half of
+    their light, (R,), and the points (F, 3) where these have lost it.
     """
     between = torch.nn.functional.softplus((sigma[:, 1:] + sigma[:, :-1]) / 2 - 1)
     after = (between * step).cumsum(dim=1)

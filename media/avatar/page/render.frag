@@ -24,6 +24,7 @@ uniform vec4 offset[CHANNEL_TEXELS];
 layout(std140) uniform Decoder { vec4 decoder[HIDDEN * UNIT + 1]; };
 
 uniform float box;                      // side of the cube that the planes span
+uniform float unit;                     // world length of the unit in which densities count
 uniform vec2 limits;                    // near and far; negative: where the ray meets the cube
 uniform vec3 background;
 uniform float hasBackground;
@@ -92,7 +93,7 @@ bool rayLimits(vec3 direction, out float near, out float far) {
 }
 
 float alphaOf(float density, float length) {
-    return 1.0 - exp(-softplus(density - DENSITY_SHIFT) * length);
+    return 1.0 - exp(-softplus(density - DENSITY_SHIFT) * length / unit);
 }
 
 #if FINE > 0

@@ -33,6 +33,7 @@ class Renderer {
     const limit = (value) => (value === "auto" ? -1 : value);
     gl.uniform1i(this.at("planes"), 0);
     gl.uniform1f(this.at("box"), rendering.box);
+    gl.uniform1f(this.at("unit"), rendering.unit);
     gl.uniform2f(this.at("limits"), limit(rendering.near), limit(rendering.far));
     gl.uniform3fv(this.at("background"), rendering.background ?? [0, 0, 0]);
     gl.uniform1f(this.at("hasBackground"), rendering.background ? 1 : 0);
