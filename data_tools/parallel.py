@@ -58,7 +58,7 @@ def ordered_map(
     pending: collections.deque[Future[Result]] = collections.deque()
     try:
         for job in jobs:
-            with _interrupts_ignored() if not pending else contextlib.nullcontext():
+            with _interrupts_delayed() if not pending else contextlib.nullcontext():
                 pending.append(pool.submit(_run, job))
             if len(pending) >= workers * IN_FLIGHT_PER_WORKER:
                 yield pending.popleft().result()
@@ -99,18 +99,18 @@ def _run(job: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Processes started inside are born deaf to Ctrl-C, else one that is still starting would print
-    a traceback.
+def _interrupts_delayed() -> Iterator[None]:
+    """Block Ctrl-C: processes started inside are born deaf to it, else one that is still starting
+    would print a traceback; this process hears of it at the end.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 @contextlib.contextmanager

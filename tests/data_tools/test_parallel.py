@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from data_tools import parallel
 from data_tools.parallel import IN_FLIGHT_PER_WORKER, ended_politely, ordered_map
 from dnnlib.console import UserError
 from tests.tiny import PATIENCE
@@ -112,3 +113,11 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path):
     assert workers <= {child.pid for child in children}
     _, alive = psutil.wait_procs(children, timeout=PATIENCE)
     assert alive == []
+
+
+def test_an_interrupt_while_processes_start_is_heard_afterwards() -> None:
+    inside = []
+    with pytest.raises(KeyboardInterrupt), parallel._interrupts_delayed():
+        signal.raise_signal(signal.SIGINT)
+        inside.append("went on")
+    assert inside == ["went on"]
