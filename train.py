@@ -30,7 +30,7 @@ from torch_utils.distributed.processes import (
     place_from_environment,
     run_in_group,
 )
-from training.config.checks import check_config, group_note, rendering_note
+from training.config.checks import group_note, rendering_note
 from training.config.presets import PRESETS
 from training.config.settings import Config, set_option, to_dict
 from training.data.dataset import ImageDataset
@@ -44,7 +44,7 @@ from training.run.launch import (
     set_aside_later,
 )
 from training.run.loop import Observer
-from training.run.settings import RunRequest, changes_refused_on_resume, new_config
+from training.run.settings import RunRequest, changes_refused_on_resume, check_run, new_config
 
 # Command line option -> setting it changes.
 SETTINGS = {
@@ -60,9 +60,9 @@ SETTINGS = {
     "precision": "training.precision",
     "compile": "training.compile",
     "freeze_d": "training.freeze_d",
-    "nrr_initial": "training.nrr_initial",
-    "nrr_final": "training.nrr_final",
-    "nrr_fade_kimg": "training.nrr_fade_kimg",
+    "nrr_initial": "training.resolution_initial",
+    "nrr_final": "rendering.resolution",
+    "nrr_fade_kimg": "training.resolution_fade_kimg",
     "gen_pose_cond": "generator.pose_conditioning",
     "aug": "augment.mode",
     "p": "augment.p",
@@ -125,7 +125,11 @@ def check_assignments(
 def run_request(options: dict[str, Any]) -> RunRequest:
     """What a new run is asked to be."""
     return RunRequest(
-        options["cfg"], options["sizes"], options["init_from"], given_settings(options)
+        options["cfg"],
+        options["sizes"],
+        options["init_from"],
+        given_settings(options),
+        fades=options["nrr_final"] is not None,
     )
 
 
@@ -172,7 +176,7 @@ def check_options(config: Config, launch: Launch) -> None:
             f"--p {augment.p:g} has no effect without augmentation; add --aug ada or --aug fixed"
         )
     try:
-        check_config(config, launch.processes)
+        check_run(config, launch.processes)
     except UserError as error:
         raise click.UsageError(str(error)) from error
 

@@ -146,7 +146,7 @@ class Trainer:
         options = self.config.training
         # for parts of others that know no streams
         torch.manual_seed(draw_seed(options.seed, self.progress.images, Draw.CAMERAS))
-        schedule = loss.schedule_at(options, self.progress.images)
+        schedule = loss.schedule_at(self.config, self.progress.images)
         batch = self._draw(real_images.to(self.device), real_c.to(self.device))
         with self._one_move_of_w_avg():
             fakes = self._generator_main(batch, schedule)
@@ -392,7 +392,6 @@ class Trainer:
             "G_ema": self.G_ema.state_dict(),
             "optimizers": {"G": self.G_optimizer.state_dict(), "D": self.D_optimizer.state_dict()},
             "augment": self.adaptation.state_dict(),
-            "statistics": self.statistics.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -409,7 +408,6 @@ class Trainer:
             self.G_optimizer.load_state_dict(state["optimizers"]["G"])
             self.D_optimizer.load_state_dict(state["optimizers"]["D"])
             self.adaptation.load_state_dict(state["augment"])
-            self.statistics.load_state_dict(state["statistics"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from torch_utils.memory import keep_freed_memory
 from torch_utils.precision import use_full_fp32
 from training.checkpoints.checkpoint import Checkpoint, Weights, load_state
 from training.config.settings import Config, DataConfig
+from training.config.sizes import rendering_resolution
 from training.data.balance import balance_copies, balance_weights
 from training.data.dataset import ImageDataset, to_float
 from training.data.order import training_batches
 from training.data.scene import CameraSummary
-from training.gan.loss import schedule_at
 from training.gan.trainer import Trainer
 from training.networks.growth import grow_state
 from training.run.folder import Events, RunFolder
@@ -350,15 +349,13 @@ class _Run:
             )
             return path
         seeds = {"seed": self.config.training.seed, "images": images, "processes": world_size()}
-        self.trainer.G_ema.rendering.resolution = self._resolution_now()
-        config = dataclasses.replace(self.config, model=self.trainer.G_ema.config)
         self.snapshots.submit(
-            path, Checkpoint(config=config, rng=seeds, cameras=self.cameras.to_dict(), **state)
+            path, Checkpoint(config=self.config, rng=seeds, cameras=self.cameras.to_dict(), **state)
         )
         return path
 
     def _resolution_now(self) -> int:
-        return schedule_at(self.config.training, self.trainer.progress.images).resolution
+        return rendering_resolution(self.config, self.trainer.progress.images)
 
     def _observe(self, checkpoint: Path | None) -> None:
         state = SnapshotState(

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from dnnlib.console import UserError
 from torch_utils.devices import has_fast_bf16
 from training.checkpoints.checkpoint import load_weights
+from training.config.checks import check_config
 from training.config.presets import LAPTOP_MAX_RESOLUTION, PresetName, Sizes, make_config, r1_gamma
 from training.config.settings import Config, Precision, differences, set_option
+from training.config.sizes import block_sizes
 from training.data.dataset import ImageDataset
 from training.data.scene import apply_scene, fit_dataset_scene
-from training.networks.superresolution import block_sizes
+from training.networks.shapes import check_networks
 
 # settings and sections that may change
 FREE_ON_RESUME = ("data.workers", "data.max_broken", "training.kimg", "snapshot.")
@@ -31,12 +33,15 @@ class RunRequest:
         preset, sizes: as in training/config/presets.py; no sizes = those that suit device and data.
         init_from: file or address whose networks and scene to take.
         assignments: `section.field=value`, which go before all else.
+        fades: the rendering resolution goes from that of the preset, or of the networks taken over,
+            to the one that was assigned, unless a start was assigned too.
     """
 
     preset: PresetName
     sizes: Sizes | None = None
     init_from: str | None = None
     assignments: Sequence[str] = ()
+    fades: bool = False
 
 
 def new_config(request: RunRequest, dataset: ImageDataset, device: str) -> tuple[Config, list[str]]:
@@ -64,8 +69,11 @@ def new_config(request: RunRequest, dataset: ImageDataset, device: str) -> tuple
             *fit.notes,
         ]
     config.training.precision = default_precision(device, preset)
+    initial = config.model.rendering.resolution
     for assignment in request.assignments:
         set_option(config, assignment)
+    if request.fades and config.training.resolution_initial is None:
+        config.training.resolution_initial = initial
     config.data.path = str(dataset.path.resolve())
     settle(config, {assignment.partition("=")[0].strip() for assignment in request.assignments})
     notes.append(f"Precision {config.training.precision} (--precision)")
@@ -87,7 +95,6 @@ def fine_tune(config: Config, init_from: str) -> None:
         )
     config.model = copy.deepcopy(weights.config)
     training = config.training
-    training.nrr_initial = training.nrr_final = config.model.rendering.resolution
     training.ema_rampup = None
     training.blur_sigma = 0.0
     training.swap_start = training.swap_final
@@ -116,11 +123,8 @@ def settle(config: Config, given: set[str]) -> None:
     ):
         _, sizes = block_sizes(model.resolution, superresolution.input_resolution)
         superresolution.channels = superresolution.channels[-1:] * len(sizes)
-    if "training.nrr_initial" in given and "training.nrr_final" not in given:
-        training.nrr_final = training.nrr_initial
-    if "rendering.resolution" in given:
-        training.nrr_initial = training.nrr_final = model.rendering.resolution
-    model.rendering.resolution = training.nrr_final
+    if training.resolution_initial is not None and "rendering.resolution" not in given:
+        model.rendering.resolution = training.resolution_initial
     if training.precision == "fp16":
         for name, section in (
             ("superresolution", model.superresolution),
@@ -128,6 +132,16 @@ def settle(config: Config, given: set[str]) -> None:
         ):
             if f"{name}.conv_clamp" not in given:
                 section.conv_clamp = section.conv_clamp or FP16_CLAMP
+
+
+def check_run(config: Config, processes: int) -> None:
+    """Check the settings of a run with that many processes, and that they describe networks.
+
+    Raises:
+        UserError: naming the first setting that is out of range or does not go with the others.
+    """
+    check_config(config, processes)
+    check_networks(config.model)
 
 
 def changes_refused_on_resume(own: Config, wanted: Config) -> list[str]:

@@ -47,7 +47,6 @@ KEYS = [
     "G_ema",
     "optimizers",
     "augment",
-    "statistics",
     "rng",
     "cameras",
 ]
@@ -90,7 +89,6 @@ def small_checkpoint() -> Checkpoint:
         G_ema=networks["G_ema"].state_dict(),
         optimizers={"D": optimizer.state_dict()},
         augment={"p": torch.tensor(0.25)},
-        statistics={"sign": [1, -1.5, (2, 3)]},
         rng={"torch": torch.get_rng_state()},
         cameras={"radius": 2.7, "pivot": [0.0, 0.0, 0.2], "poses": torch.zeros(3, 25)},
     )
@@ -205,8 +203,8 @@ def test_memory_format_survives(tmp_path: Path) -> None:
     ],
 )
 def test_only_plain_values_are_saved(tmp_path: Path, value: Any) -> None:
-    with pytest.raises(TypeError, match="statistics"):
-        save_checkpoint(tmp_path / "c.pkl", Checkpoint(Config(), statistics={"value": value}))
+    with pytest.raises(TypeError, match="optimizers"):
+        save_checkpoint(tmp_path / "c.pkl", Checkpoint(Config(), optimizers={"value": value}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -396,6 +394,24 @@ def test_newer_format(saved: Path, tmp_path: Path) -> None:
     assert "update the program" in one_line(path)
 
 
+def test_the_first_format_is_still_read(saved: Path, tmp_path: Path) -> None:
+    """Its settings had other names, `rendering.resolution` was that of the moment, and there was an
+    empty section.
+    """
+    config = torch.load(saved, weights_only=True)["config"]
+    training = config["training"]
+    del training["resolution_initial"], training["resolution_fade_kimg"]
+    training |= {"nrr_initial": 64, "nrr_final": 128, "nrr_fade_kimg": 128.0}
+    config["model"]["rendering"]["resolution"] = 96
+    mark = {"name": FORMAT_NAME, "version": 1}
+    path = rewritten(saved, tmp_path / "old.pkl", format=mark, config=config, statistics={})
+    old = load_checkpoint(path)
+    assert old.config.training.resolution_initial == 64
+    assert old.config.training.resolution_fade_kimg == 128
+    assert old.config.model.rendering.resolution == 128
+    assert load_weights(path).config.rendering.resolution == 96  # after 64 of 128 kimg
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_missing_sections(saved: Path, tmp_path: Path, key: str) -> None:
     assert ("another program" if key == "format" else key) in one_line(
@@ -410,7 +426,7 @@ RING.append(RING)
 WRONG_SECTIONS: list[tuple[str, Any]] = [
     ("config", None), ("config", {"model": {"resolution": "large"}}), ("config", {"modl": {}}), ("progress", None), ("progress", [1]),
     ("G", [1]), ("G", {"w": 3}), ("D", torch.zeros(2)), ("G_ema", {1: torch.zeros(2)}), ("optimizers", {"D": {"state": {(1, 2): 3}}}),
-    ("rng", {"torch": {"text": 1 << 70}}), ("cameras", 3), ("statistics", {"ring": RING}),
+    ("rng", {"torch": {"text": 1 << 70}}), ("cameras", 3), ("optimizers", {"ring": RING}),
 ]  # fmt: skip
 
 

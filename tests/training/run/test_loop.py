@@ -112,7 +112,11 @@ def test_snapshots_are_named_by_kimg() -> None:
 
 def test_a_checkpoint_holds_what_the_contract_lists(data: Path, run_dir: Path) -> None:
     config = configure(
-        data, 2, "training.nrr_initial=8", "training.nrr_final=16", "training.nrr_fade_kimg=0.016"
+        data,
+        2,
+        "training.resolution_initial=8",
+        "rendering.resolution=16",
+        "training.resolution_fade_kimg=0.016",
     )
     run_training(config, RunOptions(run_dir, CPU))
     content = torch.load(run_dir / snapshot_name(8), weights_only=True)
@@ -125,15 +129,15 @@ def test_a_checkpoint_holds_what_the_contract_lists(data: Path, run_dir: Path) -
         "G_ema",
         "optimizers",
         "augment",
-        "statistics",
         "rng",
         "cameras",
     }
     assert set(content) == wanted
     assert content["progress"]["images"] == 8
     assert content["rng"] == {"seed": 0, "images": 8, "processes": 1}
-    # what G_ema is to be used with at this moment
-    assert content["config"]["model"]["rendering"]["resolution"] == 12
+    # the run's own settings; pictures are made with what the fade has reached
+    assert content["config"]["model"]["rendering"]["resolution"] == 16
+    assert load_weights(run_dir / snapshot_name(8)).config.rendering.resolution == 12
     assert content["config"]["training"] == to_dict(config)["training"]
     cameras = CameraSummary.from_dict(content["cameras"])
     assert cameras.radius == pytest.approx(2, abs=0.01)

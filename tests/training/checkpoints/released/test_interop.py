@@ -484,10 +484,10 @@ def test_config_is_complete(tmp_path: Path) -> None:
     config = read(tmp_path, Layout()).config
     known = {
         "resolution": 1,
-        "generator": 12,
+        "generator": 14,
         "superresolution": 7,
         "rendering": 10,
-        "discriminator": 6,
+        "discriminator": 7,
     }
     counts = {
         item.name: (
