@@ -18,22 +18,23 @@ import click
 import torch
 from torch import Tensor
 
-from dnnlib.console import progress, run_cli
-from dnnlib.files import make_dir
-from dnnlib.options import Commas, Finite, Seeds, finite, some_of
-from media.meshes.files import TEXTURE_FORMATS
-from media.meshes.shapes import FORMATS, TEXTURED_FACES, save_shape
-from media.pictures.grids import ROWS, camera_grid, save_png, seed_latent, strip_picture, yaw_strip
-from open_eg3d.command_line import (
+from cli.devices import device_option
+from cli.rendering import (
     network_option,
     nrr_option,
-    open_generator,
     outdir_option,
     precision_option,
     trunc_cutoff_option,
     trunc_option,
 )
-from torch_utils.devices import device_option
+from cli.values import Commas, Finite, Seeds, some_of
+from dnnlib.console import progress, run_cli
+from dnnlib.files import make_dir
+from dnnlib.numbers import finite
+from media.meshes.files import TEXTURE_FORMATS
+from media.meshes.shapes import FORMATS, TEXTURED_FACES, save_shape
+from media.pictures.grids import ROWS, camera_grid, save_png, seed_latent, strip_picture, yaw_strip
+from open_eg3d.opening import open_generator
 from torch_utils.precision import use_full_fp32
 from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator

@@ -17,24 +17,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dnnlib.console import progress, run_cli
-from dnnlib.files import local_file, make_dir
-from dnnlib.options import Finite, FiniteRange, Seeds, some_of
-from media.pictures.grids import seed_latent
-from media.pictures.panels import PANELS
-from media.videos.files import MAX_GIF_FPS, VIDEO_FORMATS
-from media.videos.paths import CAMERA_PATHS, camera_path, default_path, read_poses
-from media.videos.videos import Film, stop_on_interrupt, write_video
-from open_eg3d.command_line import (
+from cli.devices import device_option
+from cli.rendering import (
     network_option,
     nrr_option,
-    open_generator,
     outdir_option,
     precision_option,
     trunc_cutoff_option,
     trunc_option,
 )
-from torch_utils.devices import device_option
+from cli.values import Finite, FiniteRange, Seeds, some_of
+from dnnlib.console import progress, run_cli
+from dnnlib.files import local_file, make_dir
+from media.pictures.grids import seed_latent
+from media.pictures.panels import PANELS
+from media.videos.files import MAX_GIF_FPS, VIDEO_FORMATS
+from media.videos.paths import CAMERA_PATHS, camera_path, default_path, read_poses
+from media.videos.videos import Film, stop_on_interrupt, write_video
+from open_eg3d.opening import open_generator
 from torch_utils.precision import use_full_fp32
 from training.data.scene import CameraSummary, cameras_of
 from training.networks.generator import Generator

@@ -15,12 +15,12 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from cli.metrics import Metrics, metric_network_options
+from cli.values import FiniteRange
 from data_tools.faces.angles import open_pose_estimator
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import cache_dir, is_url, local_file
-from dnnlib.options import FiniteRange
 from media.pictures.snapshots import save_pictures
-from metrics.command_line import Metrics, metric_network_options
 from metrics.names import parse_metrics
 from metrics.results import drop_later_results
 from open_eg3d.measuring import metrics_of_run

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import gen_samples
-from dnnlib.options import Seeds
+from cli.values import Seeds
 from media.pictures.grids import to_uint8
 from open_eg3d import load_generator
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
