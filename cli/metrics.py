@@ -38,5 +38,5 @@ class Metrics(click.ParamType):
 
 # which networks of others metrics use
 metric_network_options = setting_options(
-    *(f"snapshot.{name}" for name in ("detector", *METRIC_FILES)), show_default=False
+    *(f"snapshot.{name}" for name in ("detector", *METRIC_FILES))
 )

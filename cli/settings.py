@@ -32,14 +32,14 @@ SETTINGS = {
 }
 
 
-def setting_option(name: str, show_default: bool = True, **changes: Any) -> Callable[[F], F]:
+def setting_option(name: str, **changes: Any) -> Callable[[F], F]:
     """The option that changes setting `section.field`, as it is declared there, or with other
     arguments of click.option.
     """
     declared = declared_settings()[name]
     about, kind = declared.about, _plain_type(declared.hint)
     assert about.option is not None
-    default = _default(name) if show_default and "[default" not in about.help else None
+    default = None if "[default" in about.help else _default(name)
     text = about.help + (f"  [default: {default}]" if default is not None else "")
     names, arguments = about.option, dict[str, Any](default=None, help=text, metavar=about.metavar)
     if kind is bool:
@@ -57,12 +57,12 @@ def setting_option(name: str, show_default: bool = True, **changes: Any) -> Call
     return click.option(names, **{**arguments, **changes})
 
 
-def setting_options(*names: str, show_default: bool = True) -> Callable[[F], F]:
+def setting_options(*names: str) -> Callable[[F], F]:
     """The options of several settings, in this order."""
 
     def add(command: F) -> F:
         for name in reversed(names):
-            command = setting_option(name, show_default)(command)
+            command = setting_option(name)(command)
         return command
 
     return add

@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from tests.tiny import BATCH, Ended, write_dataset
+from tests.tiny import BATCH, Ended, differing, only_run, state_in, write_dataset
 from tests.train.runs import snapshot_in, train_here
 from training.checkpoints.checkpoint import load_checkpoint
 from training.config.settings import Config, from_dict
@@ -177,8 +177,14 @@ def test_without_data_the_built_in_heads_are_made_once(
 
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("data_tools.heads.dataset.generate_heads", generate)
+    # a dry run makes nothing
+    before = json.loads(train_here("--gpus", "0", "-n").assert_done().out)
+    assert made == []
+    assert not (tmp_path / "cache").exists()
+    options = ("--gpus", "0", "--kimg", "0.008", "--outdir", tmp_path / "runs")
     for _ in range(2):
-        ended = train_here("--gpus", "0", "-n").assert_done()
+        train_here(*options).assert_done()
+    ended = train_here("--gpus", "0", "-n").assert_done()
     assert len(made) == 1
     config = json.loads(ended.out)
     assert config["data"]["path"] == str(made[0])
@@ -186,6 +192,90 @@ def test_without_data_the_built_in_heads_are_made_once(
         [77 / 255, 153 / 255, 158 / 255]
     )
     assert config["training"]["gamma"] == 0.5
+    assert config["data"].pop("content").startswith("16 pictures, names ")
+    assert before["data"].pop("content") == ""
+    assert before == config
+
+
+def test_the_scene_of_heads_that_are_not_there_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path / "cache"))
+    train_here("--gpus", "0", "--cfg", "auto", "-n").assert_refused(1, "--cfg auto", "rendered")
+
+
+# --------------------------------------------------------------------------------------------------
+# Settings from a file
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--cfg", "ffhq", "--precision", "fp16", "--set", "discriminator.conv_clamp=null"),
+        ("--nrr-final", "24", "--nrr-initial", "8", "--aug", "ada"),
+    ],
+)
+def test_a_run_starts_from_what_a_dry_run_printed(
+    data: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    start = ("--data", data, "--gpus", "0", "--batch", "8")
+    printed = train_here(*start, *options, "-n", "--json").assert_done()
+    assert printed.err == ""
+    file = tmp_path / "run.json"
+    file.write_text(printed.out)
+    again = train_here("--config", file, "--gpus", "0", "-n", "--json").assert_done()
+    assert json.loads(again.out) == json.loads(printed.out)
+
+
+def test_options_go_before_the_file(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text('{"training": {"gamma": 3, "seed": 7}, "model": {"resolution": 32}}')
+    options = ("--data", data, "--gpus", "0", "--set", "training.gamma=4", "--batch", "8")
+    config = json.loads(train_here("--config", file, *options, "-n").assert_done().out)
+    assert config["training"]["gamma"] == 4
+    assert config["training"]["seed"] == 7
+    assert config["training"]["batch"] == 8
+    assert config["data"]["path"] == str(data)
+
+
+def test_a_run_from_a_file(whole: tuple[Path, Ended], tmp_path: Path) -> None:
+    """The options that a run keeps make the same run again."""
+    file = whole[0] / "training_options.json"
+    ended = train_here("--config", file, "--gpus", "0", "--outdir", tmp_path).assert_done()
+    assert "Settings of preset shapenet" in ended.out
+    assert not differing(state_in(only_run(tmp_path)), state_in(whole[0]))
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        ("{", (), ("--config", "not JSON")),
+        ('{"preset": "cars"}', (), ("--config", "cars")),
+        ('{"training": {"gama": 1}}', (), ("gama", "known are")),
+        ('{"training": {"gamma": -1}}', (), ("training.gamma is -1", "at least 0")),
+        ("{}", ("--cfg", "ffhq"), ("--config", "--cfg")),
+        ("{}", ("--resume", "latest"), ("--config", "--resume")),
+        (None, (), ("--config", "No such file")),
+    ],
+)
+def test_wrong_files_of_settings(
+    data: Path,
+    tmp_path: Path,
+    content: str | None,
+    options: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:
+    file = tmp_path / "run.json"
+    if content is not None:
+        file.write_text(content)
+    ended = train_here("--config", file, "--data", data, "--gpus", "0", *options, "-n")
+    ended.assert_refused(ended.status, *words)
+    assert ended.status in (1, 2)
+
+
+def test_json_goes_with_a_dry_run(data: Path) -> None:
+    train_here("--data", data, "--json").assert_refused(2, "--json", "--dry-run")
 
 
 def test_the_command_is_a_click_command() -> None:

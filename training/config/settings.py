@@ -249,6 +249,11 @@ class DataConfig:
     """Where the pictures come from."""
 
     path: str = setting("", "ZIP or folder of the pictures.")
+    content: str = setting(
+        "",
+        "What the pictures were when the run began: their number, hashes of names, sizes and"
+        " labels. Filled in by the program.",
+    )
     mirror: bool = setting(
         False,
         "Also train on mirrored pictures, with mirrored cameras.",

@@ -175,7 +175,7 @@ def test_names_of_before() -> None:
     for assignment in ("nrr_initial=32", "nrr_final=128", "nrr_fade_kimg=2"):
         set_option(named, f"training.{assignment}")
     assert named == config
-    with pytest.raises(UserError, match="config.model.rendering.resolution: 'big' is not a whole"):
+    with pytest.raises(UserError, match=r"config.model.rendering.resolution: 'big' is not a whole"):
         from_dict(Config, {"training": {"nrr_final": "big"}})
 
 
