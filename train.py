@@ -114,8 +114,9 @@ def resumed_config(own: Config, options: dict[str, Any]) -> tuple[Config, str | 
     ]
     if refused:
         raise click.UsageError(
-            f"--resume goes on with the run's own options, but {', '.join(refused)} would change;"
-            " leave these options out, or start a new run from its weights with --init-from"
+            f"--resume goes on with the run's own options, but {', '.join(refused)}"
+            " would change; leave these options out, or start a new run from its weights with"
+            " --init-from"
         )
     if wanted.training.kimg < own.training.kimg:
         raise click.UsageError(

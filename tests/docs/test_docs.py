@@ -52,7 +52,7 @@ from training.gan.trainer import Trainer
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
 from training.run.launch import Launch
-from training.run.settings import new_config
+from training.run.settings import RunData, new_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "THIRD_PARTY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -76,6 +76,7 @@ LAYERS = {
     "metrics": 2,
     "training": 2,
     "open_eg3d": 3,
+    "cli": 3,
     "data_tools": 3,
     "media": 3,
     "tests": 5,
@@ -246,15 +247,6 @@ def test_commands_parse(line: str) -> None:
             set_option(Config(), assignment)
 
 
-class FakeData:
-    """All that `new_config` asks of a data set where a preset is named."""
-
-    path = Path("pictures.zip")
-
-    def __init__(self, resolution: int) -> None:
-        self.resolution = resolution
-
-
 RECIPES = [
     line
     for line in shell_commands()
@@ -271,8 +263,8 @@ def test_recipes_give_settings_that_fit(line: str) -> None:
     size = re.search(r"(\d+)\.zip", options["data"])
     assert size
     launch = Launch("cuda", options["gpus"], "")
-    fake: Any = FakeData(int(size[1]))
-    config, _ = new_config(train.run_request(options), fake, launch.device)
+    data = RunData(Path("data.zip"), int(size[1]))
+    config, _ = new_config(train.run_request(options), data, launch.device)
     train.check_options(config, launch)
     with torch.device("meta"):
         Generator(config.model)
@@ -383,8 +375,11 @@ def test_table_of_statistics_is_complete() -> None:
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"`([A-Z][a-z]+/\w+)`", page))
     assert reported <= explained
-    loop = (ROOT / "training" / "loop.py").read_text(encoding="utf-8")
-    assert all(f'"{name}"' in loop for name in explained - reported)
+    run = "".join(
+        (ROOT / "training" / "run" / name).read_text(encoding="utf-8")
+        for name in ("loop.py", "messages.py")
+    )
+    assert all(f'"{name}"' in run for name in explained - reported)
 
 
 def test_messages_exist() -> None:

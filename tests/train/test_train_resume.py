@@ -126,7 +126,9 @@ def test_other_data_are_refused(half: Path, tmp_path: Path, count: int) -> None:
         count,
         labels=[[name, c.tolist()] for name, c in zip(names, labels, strict=True)],
     )
-    difference = "other labels" if count == 16 else "20 instead of 16, other names, other sizes"
+    difference = (
+        "other labels" if count == 16 else "20 pictures instead of 16, other names, other sizes"
+    )
     before = files_below(half)
     train_here("--resume", half, "--kimg", "1", "--data", other).assert_refused(
         1, str(other), difference, "--init-from"

@@ -49,7 +49,7 @@ def note_on_data(own: DataConfig, wanted: DataConfig) -> str | None:
     differences = content_differences(own.content, found)
     if differences:
         raise UserError(
-            f"--data {path} are not the data that the run began with: {differences}; start a new"
+            f"{'--data' if has_moved else 'data'} {path} are not the data that the run began with: {differences}; start a new"
             " run from its weights with --init-from"
         )
     return f"The run's data are in {path} now" if has_moved else None

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -382,6 +383,13 @@ def rewritten(saved: Path, path: Path, **changes: Any) -> Path:
     content = {**torch.load(saved, weights_only=True), **changes}
     torch.save({key: value for key, value in content.items() if value is not ...}, path)
     return path
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.onnx", "a.json", "a.SAFETENSORS", "a"])
+def test_a_name_says_nothing_about_the_content(saved: Path, tmp_path: Path, name: str) -> None:
+    shutil.copy(saved, tmp_path / name)
+    assert_same(load_checkpoint(tmp_path / name).G, load_checkpoint(saved).G)
+    assert load_weights(tmp_path / name).source == "ours"
 
 
 def test_newer_format(saved: Path, tmp_path: Path) -> None:
