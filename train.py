@@ -265,12 +265,12 @@ def start_run(options: dict[str, Any], launch: Launch) -> Job | None:
         options["cfg"] = options["cfg"] or ("auto" if options["data"] else "heads")
     data = chosen_data(options)
     config, notes = new_config(run_request(options), data, launch.device)
-    check_options(config, launch)
     if config.model.resolution != data.resolution:
         raise click.UsageError(
             f"model.resolution {config.model.resolution} differs from the pictures'"
             f" {data.resolution}; leave it out"
         )
+    check_options(config, launch)
     if tell_plan(options, config, launch, *notes):
         return None
     metrics = snapshot_metrics(config)
