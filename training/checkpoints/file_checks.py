@@ -19,8 +19,17 @@ MAX_VALUES = 1_000_000  # a checkpoint has about ten thousand
 LARGEST_INTEGER = 1 << 64
 LARGEST_SETTING = 1 << 20  # of whole numbers of a model
 PLAIN_DTYPES = {
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
-}  # fmt: skip
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+}
 
 
 def check_model(config: ModelConfig, where: str) -> None:

@@ -335,7 +335,7 @@ class TrainingConfig:
     )
     ema_rampup: float | None = setting(
         0.05,
-        "Bound on the half-life of the moving average, as a part of the images seen; null = no bound.",
+        "Bound on the half-life, as a part of the images seen; null = no bound.",
         lowest=0,
     )
     blur_sigma: float = setting(

@@ -48,8 +48,9 @@ def note_on_data(own: DataConfig, wanted: DataConfig) -> str | None:
     found = content_of(ImageDataset(path, check=False, max_broken=wanted.max_broken))
     differences = content_differences(own.content, found)
     if differences:
+        named = f"{'--data' if has_moved else 'data'} {path}"
         raise UserError(
-            f"{'--data' if has_moved else 'data'} {path} are not the data that the run began with: {differences}; start a new"
-            " run from its weights with --init-from"
+            f"{named} are not the data that the run began with: {differences}; start a new run"
+            " from its weights with --init-from"
         )
     return f"The run's data are in {path} now" if has_moved else None

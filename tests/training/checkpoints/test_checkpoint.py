@@ -432,10 +432,20 @@ RING.append(RING)
 
 
 WRONG_SECTIONS: list[tuple[str, Any]] = [
-    ("config", None), ("config", {"model": {"resolution": "large"}}), ("config", {"modl": {}}), ("progress", None), ("progress", [1]),
-    ("G", [1]), ("G", {"w": 3}), ("D", torch.zeros(2)), ("G_ema", {1: torch.zeros(2)}), ("optimizers", {"D": {"state": {(1, 2): 3}}}),
-    ("rng", {"torch": {"text": 1 << 70}}), ("cameras", 3), ("optimizers", {"ring": RING}),
-]  # fmt: skip
+    ("config", None),
+    ("config", {"model": {"resolution": "large"}}),
+    ("config", {"modl": {}}),
+    ("progress", None),
+    ("progress", [1]),
+    ("G", [1]),
+    ("G", {"w": 3}),
+    ("D", torch.zeros(2)),
+    ("G_ema", {1: torch.zeros(2)}),
+    ("optimizers", {"D": {"state": {(1, 2): 3}}}),
+    ("rng", {"torch": {"text": 1 << 70}}),
+    ("cameras", 3),
+    ("optimizers", {"ring": RING}),
+]
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG_SECTIONS)

@@ -207,10 +207,19 @@ def test_every_setting_can_be_reached_by_name_and_survives_its_own_json() -> Non
 def test_differences_name_the_settings() -> None:
     assert differences(Config(), Config()) == []
     names = [
-        "model.resolution", "generator.pose_conditioning", "generator.conv_clamp", "superresolution.channels", "superresolution.conv_clamp",
-        "rendering.ray_start", "rendering.ray_end", "rendering.background", "rendering.plane_axes",
-        "data.path", "training.batch_gpu", "snapshot.metrics",
-    ]  # fmt: skip
+        "model.resolution",
+        "generator.pose_conditioning",
+        "generator.conv_clamp",
+        "superresolution.channels",
+        "superresolution.conv_clamp",
+        "rendering.ray_start",
+        "rendering.ray_end",
+        "rendering.background",
+        "rendering.plane_axes",
+        "data.path",
+        "training.batch_gpu",
+        "snapshot.metrics",
+    ]
     assert sorted(differences(Config(), changed())) == sorted(names)
     assert differences(changed(), Config()) == differences(Config(), changed())
 
