@@ -19,6 +19,15 @@ from typing import Any
 import click
 import torch
 
+from cli.devices import device_option
+from cli.metrics import Metrics, metric_network_options
+from cli.rendering import (
+    network_option,
+    nrr_option,
+    precision_option,
+    trunc_cutoff_option,
+    trunc_option,
+)
 from data_tools.faces.angles import open_pose_estimator
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import atomic_write, check_utf8, is_url, make_dir
@@ -30,7 +39,6 @@ from media.report.sections import (
     samples_section,
     views_section,
 )
-from metrics.command_line import Metrics, metric_network_options
 from metrics.evaluate import check_inputs, evaluate
 from metrics.names import VALID_FORMS, explain, parse_metrics
 from metrics.options import MetricOptions, MetricResult
@@ -39,20 +47,12 @@ from metrics.reals import RealImages
 from metrics.results import as_json, as_text, show_in_tensorboard
 from metrics.sampling import LARGEST_SEED, GeneratorSampler
 from open_eg3d import __version__
-from open_eg3d.command_line import (
-    network_option,
-    nrr_option,
-    precision_option,
-    trunc_cutoff_option,
-    trunc_option,
-)
 from open_eg3d.measuring import (
     SamplingOptions,
     keep_results,
     open_sampler,
     real_images,
 )
-from torch_utils.devices import device_option
 from torch_utils.distributed.processes import run_processes
 from torch_utils.precision import use_full_fp32
 from training.cameras import cameras_of

@@ -13,8 +13,9 @@ from typing import Any
 
 import click
 
+from cli.values import FiniteRange
 from dnnlib.console import UserError, run_cli
-from dnnlib.options import LARGEST, FiniteRange, finite
+from dnnlib.numbers import LARGEST, finite
 
 SOURCE_FORMATS = ("auto", "labels", "transforms", "colmap", "srn", "csv")
 UP_AXES = ("auto", "x", "y", "z", "-x", "-y", "-z", "nearest", "cameras")

@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 import torch
 
+from cli.values import FiniteRange
 from dnnlib.console import UserError, run_cli
-from dnnlib.options import FiniteRange
 from media.meshes.shapes import extract_mesh, save_mesh
 from media.pictures.grids import camera_grid, identity_grid, save_png, seed_latent
 from open_eg3d import load_generator

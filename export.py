@@ -18,9 +18,9 @@ from pathlib import Path
 
 import click
 
+from cli.values import Finite, Seeds
 from dnnlib.console import UserError, progress, run_cli
 from dnnlib.files import local_file
-from dnnlib.options import Finite, Seeds
 from media.avatar import write_avatars
 from open_eg3d import load_generator
 from training.checkpoints.checkpoint import (

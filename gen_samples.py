@@ -16,9 +16,11 @@ import click
 import torch
 from torch import Tensor
 
+from cli.sampling import SamplingRequest, sampling_options
+from cli.values import Commas, Finite, some_of
 from dnnlib.console import progress, run_cli
 from dnnlib.files import make_dir
-from dnnlib.options import Commas, Finite, finite, some_of
+from dnnlib.numbers import finite
 from media.meshes.files import TEXTURE_FORMATS
 from media.meshes.shapes import FORMATS, TEXTURED_FACES, save_shape
 from media.pictures.grids import (
@@ -31,7 +33,6 @@ from media.pictures.grids import (
     yaw_views,
 )
 from media.pictures.view_range import beyond_training
-from open_eg3d.sampling_options import SamplingRequest, sampling_options
 from torch_utils.precision import use_full_fp32
 from training.cameras import CameraSummary, cameras_of
 from training.networks.generator import Generator

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from cli.sampling import SamplingRequest, sampling_options
+from cli.values import Finite, FiniteRange, some_of
 from dnnlib.console import progress, run_cli
 from dnnlib.files import local_file, make_dir
-from dnnlib.options import Finite, FiniteRange, some_of
 from media.pictures.grids import PANELS, seed_latent
 from media.pictures.view_range import beyond_training
 from media.videos.files import MAX_GIF_FPS, VIDEO_FORMATS
 from media.videos.paths import CAMERA_PATHS, camera_path, default_path, read_poses
 from media.videos.videos import VideoWriter, stop_on_interrupt
-from open_eg3d.sampling_options import SamplingRequest, sampling_options
 from torch_utils.precision import use_full_fp32
 from training.cameras import CameraSummary, cameras_of
 from training.networks.generator import Generator

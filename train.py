@@ -15,12 +15,19 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from cli.metrics import METRIC_FILES, Metrics, metric_network_options
+from cli.settings import (
+    check_assignments,
+    given_settings,
+    option_name,
+    setting_option,
+    setting_options,
+)
+from cli.values import FiniteRange
 from data_tools.faces.angles import open_pose_estimator
 from dnnlib.console import UserError, run_cli
-from dnnlib.files import cache_dir, is_url, local_file
-from dnnlib.options import FiniteRange
+from dnnlib.files import is_url, local_file
 from media.pictures.snapshots import save_pictures
-from metrics.command_line import Metrics, metric_network_options
 from metrics.names import parse_metrics
 from metrics.results import drop_later_results
 from open_eg3d.measuring import metrics_of_run
@@ -30,10 +37,11 @@ from torch_utils.distributed.processes import (
     run_in_group,
     torchrun_env,
 )
-from training.config.checks import check_config, group_note, rendering_note
+from training.config.checks import group_note, rendering_note
 from training.config.presets import PRESETS
-from training.config.settings import Config, set_option, to_dict
+from training.config.settings import Config, from_dict, set_option, to_dict
 from training.data.dataset import ImageDataset
+from training.run.data_content import note_on_data
 from training.run.launch import (
     Job,
     Launch,
@@ -43,104 +51,58 @@ from training.run.launch import (
     new_run_dir,
     set_aside_later,
 )
-from training.run.loop import Observer
-from training.run.settings import RunRequest, changes_refused_on_resume, new_config
-
-# Command line option -> setting it changes.
-SETTINGS = {
-    "mirror": "data.mirror",
-    "workers": "data.workers",
-    "rebalance": "data.rebalance",
-    "max_broken": "data.max_broken",
-    "batch": "training.batch",
-    "batch_gpu": "training.batch_gpu",
-    "gamma": "training.gamma",
-    "kimg": "training.kimg",
-    "seed": "training.seed",
-    "precision": "training.precision",
-    "compile": "training.compile",
-    "freeze_d": "training.freeze_d",
-    "nrr_initial": "training.nrr_initial",
-    "nrr_final": "training.nrr_final",
-    "nrr_fade_kimg": "training.nrr_fade_kimg",
-    "gen_pose_cond": "generator.pose_conditioning",
-    "aug": "augment.mode",
-    "p": "augment.p",
-    "target": "augment.target",
-    "tick": "snapshot.tick_kimg",
-    "snap": "snapshot.snap_ticks",
-    "keep": "snapshot.keep_last",
-    "keep_every": "snapshot.keep_kimg",
-    "metrics": "snapshot.metrics",
-    "detector": "snapshot.detector",
-    "detector_weights": "snapshot.detector_weights",
-    "lpips_weights": "snapshot.lpips_weights",
-    "identity_model": "snapshot.identity_model",
-    "pose_model": "snapshot.pose_model",
-}
-METRIC_FILES = ("detector_weights", "lpips_weights", "identity_model", "pose_model")
-BUILT_IN_COUNT, BUILT_IN_RESOLUTION = 6000, 64
-
+from training.run.loop import Callback
+from training.run.settings import (
+    RunData,
+    RunRequest,
+    changes_refused_on_resume,
+    check_run,
+    new_config,
+)
 
 # --------------------------------------------------------------------------------------------------
 # Options and settings
 
 
-def given_settings(options: dict[str, Any]) -> list[str]:
-    """Assignments `section.field=value` for the options that were given on the command line."""
-    assignments = [
-        f"{SETTINGS[name]}={json.dumps(value)}"
-        for name, value in options.items()
-        if name in SETTINGS and value is not None
-    ]
-    return assignments + list(options["overrides"])
-
-
-def option_name(setting: str, options: dict[str, Any]) -> str:
-    """What a person typed to change `section.field`."""
-    names = [
-        name for name, target in SETTINGS.items() if target == setting and options[name] is not None
-    ]
-    return (
-        f"--{names[0].replace('_', '-')}"
-        if names
-        else "--data"
-        if setting == "data.path"
-        else f"--set {setting}"
-    )
-
-
-def check_assignments(
-    _: click.Context, __: click.Parameter, assignments: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Refuse a --set that no run can follow."""
-    for assignment in assignments:
-        try:
-            set_option(Config(), assignment)
-        except UserError as error:
-            raise click.BadParameter(str(error), param_hint="--set") from error
-    return assignments
-
-
 def run_request(options: dict[str, Any]) -> RunRequest:
     """What a new run is asked to be."""
     return RunRequest(
-        options["cfg"], options["sizes"], options["init_from"], given_settings(options)
+        options["cfg"],
+        options["sizes"],
+        options["init_from"],
+        given_settings(options),
+        fades=options["nrr_final"] is not None,
+        base=options["config"],
     )
 
 
-def resumed_config(own: Config, options: dict[str, Any]) -> Config:
-    """Settings of a run that goes on: its own, except for those that may change.
+def read_config(ctx: click.Context, param: click.Parameter, file: Path | None) -> Config | None:
+    """Settings in a file as `training_options.json`."""
+    if file is None:
+        return None
+    try:
+        config: Config = from_dict(Config, json.loads(file.read_bytes()), str(file))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        raise click.BadParameter(f"cannot read {file}: {reason}", ctx, param) from error
+    if config.preset not in PRESETS:
+        raise click.BadParameter(f"{file}: there is no preset {config.preset!r}", ctx, param)
+    return config
+
+
+def resumed_config(own: Config, options: dict[str, Any]) -> tuple[Config, str | None]:
+    """Settings of a run that goes on: its own, except for those that may change; and a line on
+    data that have moved.
 
     Raises:
         click.UsageError: naming the options that differ from those of the run.
+        UserError: if the run's data are not there any more.
     """
     wanted = copy.deepcopy(own)
     for assignment in given_settings(options):
         set_option(wanted, assignment)
-    data = options["data"]
-    if data is not None and local_file(data).resolve() != Path(own.data.path).resolve():
-        wanted.data.path = data
+    if options["data"] is not None:
+        wanted.data.path = str(local_file(options["data"]).resolve())
     refused = [option_name(name, options) for name in changes_refused_on_resume(own, wanted)]
     refused += [
         f"--{name}"
@@ -149,15 +111,32 @@ def resumed_config(own: Config, options: dict[str, Any]) -> Config:
     ]
     if refused:
         raise click.UsageError(
-            f"--resume goes on with the run's own options, but {', '.join(refused)} would change;"
-            " leave these options out, or start a new run from its weights with --init-from"
+            f"--resume goes on with the run's own options, but {', '.join(refused)}"
+            " would change; leave these options out, or start a new run from its weights with"
+            " --init-from"
         )
     if wanted.training.kimg < own.training.kimg:
         raise click.UsageError(
             f"--kimg {wanted.training.kimg:g} is less than the run's {own.training.kimg:g}; it may"
             " only grow"
         )
-    return wanted
+    return wanted, note_on_data(own.data, wanted.data)
+
+
+def check_combination(options: dict[str, Any]) -> None:
+    """Refuse options that exclude each other."""
+    if options["resume"] and options["init_from"]:
+        raise click.UsageError(
+            "--resume and --init-from exclude each other: one goes on with a run, the other"
+            " starts one"
+        )
+    for name in ("resume", "cfg", "sizes"):
+        if options["config"] and options[name]:
+            raise click.UsageError(
+                f"--config and --{name} exclude each other: the file says all settings of a new run"
+            )
+    if options["json"] and not options["dry_run"]:
+        raise click.UsageError("--json says how --dry-run prints; add --dry-run")
 
 
 def check_options(config: Config, launch: Launch) -> None:
@@ -172,7 +151,7 @@ def check_options(config: Config, launch: Launch) -> None:
             f"--p {augment.p:g} has no effect without augmentation; add --aug ada or --aug fixed"
         )
     try:
-        check_config(config, launch.processes)
+        check_run(config, launch.processes)
     except UserError as error:
         raise click.UsageError(str(error)) from error
 
@@ -200,7 +179,7 @@ def absolute(file: str) -> str:
     return file if is_url(file) or not Path(file).exists() else str(Path(file).resolve())
 
 
-def snapshot_measures(config: Config) -> tuple[Observer, ...]:
+def snapshot_metrics(config: Config) -> tuple[Callback, ...]:
     """What measures the run's snapshots, if metrics were asked for.
 
     Raises:
@@ -216,15 +195,23 @@ def snapshot_measures(config: Config) -> tuple[Observer, ...]:
     return (metrics_of_run(config, open_pose_estimator),)
 
 
-def built_in_data() -> str:
-    """The built-in heads, rendered into the cache the first time."""
-    from data_tools.heads.dataset import HeadsConfig, generate_heads
+def chosen_data(options: dict[str, Any]) -> RunData:
+    """The pictures of a new run; without --data those of --config, or the built-in heads, rendered
+    into the cache the first time, but not for a dry run.
+    """
+    from data_tools.heads.dataset import BUILT_IN, built_in_heads, render_built_in_heads
 
-    path = cache_dir() / f"heads{BUILT_IN_RESOLUTION}-{BUILT_IN_COUNT}.zip"
+    base: Config | None = options["config"]
+    name = options["data"] or (base.data.path if base else "")
+    if name:
+        max_broken = options["max_broken"] or (base.data.max_broken if base else 0)
+        return RunData.of(ImageDataset(name, max_broken=max_broken))
+    path = built_in_heads()
     if not path.exists():
-        click.echo(f"No --data: rendering {BUILT_IN_COUNT} heads into {path} (once)")
-        generate_heads(path, HeadsConfig(count=BUILT_IN_COUNT, resolution=BUILT_IN_RESOLUTION))
-    return str(path)
+        if options["dry_run"]:
+            return RunData(path, BUILT_IN.resolution)
+        click.echo(f"No --data: rendering {BUILT_IN.count} heads into {path} (once)")
+    return RunData.of(ImageDataset(render_built_in_heads()))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -270,71 +257,67 @@ def plan(options: dict[str, Any], launch: Launch) -> Job | None:
 
 def start_run(options: dict[str, Any], launch: Launch) -> Job | None:
     """Begin a new run."""
-    options["cfg"] = options["cfg"] or ("auto" if options["data"] else "heads")
-    dataset = ImageDataset(
-        options["data"] or built_in_data(), max_broken=options["max_broken"] or 0
-    )
-    config, notes = new_config(run_request(options), dataset, launch.device)
-    check_options(config, launch)
-    if config.model.resolution != dataset.resolution:
+    if options["config"] is None:
+        options["cfg"] = options["cfg"] or ("auto" if options["data"] else "heads")
+    data = chosen_data(options)
+    config, notes = new_config(run_request(options), data, launch.device)
+    if config.model.resolution != data.resolution:
         raise click.UsageError(
             f"model.resolution {config.model.resolution} differs from the pictures'"
-            f" {dataset.resolution}; leave it out"
+            f" {data.resolution}; leave it out"
         )
+    check_options(config, launch)
     if tell_plan(options, config, launch, *notes):
         return None
-    measures = snapshot_measures(config)
+    metrics = snapshot_metrics(config)
     run_dir = new_run_dir(
-        options["outdir"], f"{dataset.name}-{options['cfg']}-batch{config.training.batch}"
+        options["outdir"], f"{data.name}-{config.preset}-batch{config.training.batch}"
     )
     click.echo(f"Run folder {run_dir}")
-    return Job(
-        config,
-        run_dir,
-        None,
-        options["init_from"],
-        seconds(options["minutes"]),
-        (save_pictures,),
-        measures,
-    )
+    return job_of(options, config, run_dir, metrics, init_from=options["init_from"])
 
 
 def resume_run(
     options: dict[str, Any], launch: Launch, snapshot: Path, own: Config, kimg: float
 ) -> Job | None:
     """Go on with a run in its folder from a snapshot taken after `kimg`."""
-    config = resumed_config(own, options)
+    config, note = resumed_config(own, options)
     check_options(config, launch)
-    if tell_plan(options, config, launch, f"Going on from {snapshot}"):
+    if tell_plan(options, config, launch, f"Going on from {snapshot}", *filter(None, [note])):
         return None
-    measures = snapshot_measures(config)
+    metrics = snapshot_metrics(config)
     snapshot = set_aside_later(snapshot)
     drop_later_results(snapshot.parent, kimg)
+    return job_of(options, config, snapshot.parent, metrics, resume=snapshot)
+
+
+def job_of(
+    options: dict[str, Any],
+    config: Config,
+    run_dir: Path,
+    metrics: tuple[Callback, ...],
+    **start: Any,
+) -> Job:
+    """A run to carry out, from where `start` says."""
+    minutes = options["minutes"]
     return Job(
         config,
-        snapshot.parent,
-        snapshot,
-        None,
-        seconds(options["minutes"]),
-        (save_pictures,),
-        measures,
+        run_dir,
+        time_limit=None if minutes is None else minutes * 60,
+        callbacks=(save_pictures,),
+        metrics=metrics,
+        **start,
     )
 
 
 def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: str) -> bool:
     """Say what is going to be done; with --dry-run show the settings and return True."""
-    for line in filter(
-        None, (launch.note, *notes, group_note(config, launch.processes), rendering_note(config))
-    ):
+    lines = (launch.note, *notes, group_note(config, launch.processes), rendering_note(config))
+    for line in filter(None, () if options["json"] else lines):
         click.echo(line, err=options["dry_run"])
     if options["dry_run"]:
         click.echo(json.dumps(to_dict(config), indent=2))
     return options["dry_run"]
-
-
-def seconds(minutes: float | None) -> float | None:
-    """--minutes in seconds."""
-    return None if minutes is None else minutes * 60
 
 
 # --------------------------------------------------------------------------------------------------
@@ -361,6 +344,13 @@ def seconds(minutes: float | None) -> float | None:
     help="Network sizes [default: laptop on a CPU up to 128 pixels].",
 )
 @click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    callback=read_config,
+    help="Start from the settings in a file, as training_options.json; other options go before.",
+)
+@click.option(
     "--gpus", type=click.IntRange(0), help="CUDA devices; 0 = CPU [default: all there are]."
 )
 @click.option("--procs", type=click.IntRange(1), help="Processes on the CPU [default: 1].")
@@ -371,116 +361,62 @@ def seconds(minutes: float | None) -> float | None:
     show_default=True,
     help="Kind of device.",
 )
-@click.option("--batch", type=click.IntRange(1), help="Samples a step, over all processes.")
-@click.option(
-    "--batch-gpu",
-    type=click.IntRange(1),
-    help="Samples a process handles at once; the rest is accumulated.",
+@setting_options(
+    "training.batch",
+    "training.batch_gpu",
+    "training.gamma",
+    "data.mirror",
+    "data.rebalance",
+    "data.max_broken",
+    "augment.mode",
+    "augment.p",
+    "augment.target",
 )
-@click.option("--gamma", type=FiniteRange(0), help="Weight of the R1 penalty.")
-@click.option("--mirror/--no-mirror", default=None, help="Also train on mirrored pictures.")
-@click.option(
-    "--rebalance",
-    metavar="FACTOR",
-    type=FiniteRange(1),
-    help="Show pictures of rare yaws up to so many times as often.",
-)
-@click.option(
-    "--max-broken",
-    metavar="N",
-    type=click.IntRange(0),
-    help="Leave out up to so many unreadable pictures [default: 0].",
-)
-@click.option(
-    "--aug", type=click.Choice(["noaug", "ada", "fixed"]), help="Discriminator augmentation."
-)
-@click.option(
-    "--p", type=FiniteRange(0, 1), help="Augmentation probability (start value with ada)."
-)
-@click.option("--target", type=FiniteRange(-1, 1), help="Target of ada.")
 @click.option("--resume", metavar="FILE|DIR|latest", help="Go on exactly where a run stood.")
 @click.option(
     "--init-from", metavar="FILE|URL", help="Start a new run from these weights, ours or released."
 )
-@click.option(
-    "--freeze-d",
-    type=click.IntRange(0),
-    help="Highest-resolution discriminator layers that do not learn.",
-)
-@click.option(
-    "--gen-pose-cond/--no-gen-pose-cond",
-    default=None,
-    help="Condition the mapping network on the camera.",
-)
-@click.option(
-    "--nrr-initial", type=click.IntRange(4), help="Neural rendering resolution at the start."
-)
-@click.option(
-    "--nrr-final", type=click.IntRange(4), help="Neural rendering resolution after the fade."
-)
-@click.option("--nrr-fade-kimg", type=FiniteRange(0), help="Length of that fade.")
-@click.option(
-    "--kimg",
-    type=FiniteRange(0, min_open=True),
-    help="Length of the run in thousands of real images.",
+@setting_options(
+    "training.freeze_d",
+    "generator.pose_conditioning",
+    "training.resolution_initial",
+    "rendering.resolution",
+    "training.resolution_fade_kimg",
+    "training.kimg",
 )
 @click.option(
     "--minutes", type=FiniteRange(0, min_open=True), help="Save and stop after this time."
 )
-@click.option("--tick", type=FiniteRange(0, min_open=True), help="Statistics every so many kimg.")
-@click.option(
-    "--snap", type=click.IntRange(0), help="Checkpoint every so many ticks; 0 = only at the end."
+@setting_options(
+    "snapshot.tick_kimg",
+    "snapshot.snap_ticks",
+    "snapshot.keep_last",
+    "snapshot.keep_kimg",
+    "training.seed",
 )
-@click.option(
-    "--keep", type=click.IntRange(0), help="Newest checkpoints that stay; 0 = all [default: 10]."
-)
-@click.option(
-    "--keep-every",
-    type=FiniteRange(0),
-    help="Of the others, one stays every so many kimg; 0 = none [default: 1000].",
-)
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Seed of everything random.")
-@click.option(
-    "--metrics",
+@setting_option(
+    "snapshot.metrics",
     type=Metrics(may_be_none=True),
-    metavar="none|a,b",
     default="none",
     show_default=True,
-    help="Measured at every checkpoint, as by calc_metrics.py.",
+    multiple=False,
 )
 @metric_network_options
-@click.option(
-    "--workers",
-    type=click.IntRange(0),
-    help="Processes that read pictures, for each training process.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16"]),
-    help="Of convolutions [default: fp16 on CUDA; heads on CPUs with bf16: bf16; else fp32].",
-)
-@click.option(
-    "--compile/--no-compile",
-    default=None,
-    help="Compile the networks: a minute at the start, a little faster then.",
-)
+@setting_options("data.workers", "training.precision", "training.compile")
 @click.option(
     "--set",
     "overrides",
     multiple=True,
     metavar="SECTION.FIELD=VALUE",
     callback=check_assignments,
-    help="Any other setting; may be repeated.",
+    help="Any other setting (docs/settings.md); may be repeated.",
 )
-@click.option("-n", "--dry-run", is_flag=True, help="Print the settings and stop.")
+@click.option("-n", "--dry-run", is_flag=True, help="Print the settings as JSON and stop.")
+@click.option("--json", is_flag=True, help="With --dry-run: print nothing else.")
 def main(**options: Any) -> None:
     """Train on DATA; everything else has a default."""
     settle_metric_options(options)
-    if options["resume"] and options["init_from"]:
-        raise click.UsageError(
-            "--resume and --init-from exclude each other: one goes on with a run, the other"
-            " starts one"
-        )
+    check_combination(options)
     try:
         launch = choose_devices(options["device"], options["gpus"], options["procs"])
     except ValueError as error:

@@ -13,11 +13,11 @@ from pathlib import Path
 import click
 import torch
 
+from cli.devices import device_option
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import is_url, local_file
 from media.viewer.checkpoints import CheckpointFolder
-from open_eg3d.command_line import open_generator
-from torch_utils.devices import device_option
+from open_eg3d.opening import open_generator
 from torch_utils.precision import use_full_fp32
 
 

@@ -36,7 +36,7 @@ def make(
         options.channel_base, options.channel_max = channel_base, channel_max
     training = config.training
     training.batch, training.precision = batch, precision  # type: ignore[assignment]
-    training.nrr_initial = training.nrr_final = nrr
+    config.model.rendering.resolution = nrr
     training.g_reg_interval = training.d_reg_interval = 1  # every phase in every step
     return config
 

@@ -18,12 +18,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from data_tools.faces.angles import open_pose_estimator  # noqa: E402
-from data_tools.heads.dataset import HeadsConfig, generate_heads  # noqa: E402
+from data_tools.heads.dataset import (  # noqa: E402
+    HeadsConfig,
+    generate_heads,
+    render_built_in_heads,
+)
 from dnnlib.files import atomic_write, cache_dir  # noqa: E402
 from metrics.weights import file_hash  # noqa: E402
 from open_eg3d import SHIPPED_MODEL, MetricOptions, load_generator, measure  # noqa: E402
 from torch_utils.precision import use_full_fp32  # noqa: E402
-from train import built_in_data  # noqa: E402
 
 FIGURES = ROOT / "models" / "figures.json"
 
@@ -31,6 +34,11 @@ FIGURES = ROOT / "models" / "figures.json"
 def no_data() -> str | None:
     """For metrics that need none."""
     return None
+
+
+def built_in_heads() -> str:
+    """The heads that training without --data sees."""
+    return str(render_built_in_heads())
 
 
 def depth_data() -> str:
@@ -53,9 +61,9 @@ class Group:
 GROUPS = {
     "consistency": Group(("consistency64",)),
     "sets": Group(
-        ("fid1k_lite0", "fid2k_lite0", "kid2k_lite0", "pr2k3_lite0", "is2k_lite0"), built_in_data
+        ("fid1k_lite0", "fid2k_lite0", "kid2k_lite0", "pr2k3_lite0", "is2k_lite0"), built_in_heads
     ),
-    "relief": Group(("relief64",), built_in_data),
+    "relief": Group(("relief64",), built_in_heads),
     "depth": Group(("depth200",), depth_data),
     "speed": Group(("speed",)),
     "pose": Group(

@@ -32,7 +32,7 @@ from metrics.results import append_results, as_line, show_in_tensorboard
 from metrics.sampling import CameraDraw, GeneratorSampler
 from metrics.weights import file_hash
 from open_eg3d import __version__
-from open_eg3d.command_line import open_generator
+from open_eg3d.opening import open_generator
 from torch_utils.memory import drop_kept_memory
 from training.cameras import CameraSummary, cameras_of
 from training.checkpoints.weights_folder import FILES as WEIGHTS_FILES

@@ -12,7 +12,6 @@ from data_tools.faces.angles import open_pose_estimator
 from dnnlib.console import UserError
 from media.pictures.snapshots import save_pictures
 from open_eg3d.measuring import metrics_of_run
-from training.config.checks import check_config
 from training.config.presets import PRESETS, PresetName, Sizes
 from training.config.settings import Config
 from training.data.dataset import ImageDataset
@@ -55,7 +54,8 @@ def new_config(
     assignments = [f"{name}={json.dumps(value)}" for name, value in (settings or {}).items()]
     request = run_settings.RunRequest(preset, sizes, init_from, assignments)
     kind = _launch(device, None).device
-    config, notes = run_settings.new_config(request, ImageDataset(os.fspath(data)), kind)
+    dataset = ImageDataset(os.fspath(data))
+    config, notes = run_settings.new_config(request, run_settings.RunData.of(dataset), kind)
     print(*notes, sep="\n")
     return config
 
@@ -82,15 +82,15 @@ def train(
         UserError: for settings that make no sense, data that cannot be read, a full disk.
     """
     launch = _launch(device, processes)
-    check_config(config, launch.processes)
-    observers = (metrics_of_run(config, open_pose_estimator),) if config.snapshot.metrics else ()
+    run_settings.check_run(config, launch.processes)
+    measured = (metrics_of_run(config, open_pose_estimator),) if config.snapshot.metrics else ()
     name = f"{Path(config.data.path).stem}-{config.preset}-batch{config.training.batch}"
     job = Job(
         config,
         new_run_dir(Path(outdir), name),
         time_limit=None if minutes is None else 60 * minutes,
-        observers=(save_pictures,),
-        measures=observers,
+        callbacks=(save_pictures,),
+        metrics=measured,
     )
     launch_training(job, launch)
     return snapshots_in(job.run_dir)[0]

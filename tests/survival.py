@@ -122,7 +122,5 @@ def end_all(process: subprocess.Popen[bytes]) -> None:
 
 
 def final_state(outdir: Path) -> dict[str, Any]:
-    """What the only run in `outdir` ended with, apart from the statistics of its last tick."""
-    state = state_in(only_run(outdir))
-    del state["statistics"]
-    return state
+    """What the only run in `outdir` ended with."""
+    return state_in(only_run(outdir))

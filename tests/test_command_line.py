@@ -16,18 +16,20 @@ import train
 from tests.tiny import call, finish, start
 
 TRAIN = """
---aug --batch --batch-gpu --cfg --compile --data --detector --detector-weights --device --dry-run --freeze-d --gamma --gen-pose-cond
---gpus --help --identity-model --init-from --keep --keep-every --kimg --lpips-weights --max-broken --metrics --minutes --mirror
---no-compile --no-gen-pose-cond --no-mirror --nrr-fade-kimg --nrr-final --nrr-initial --outdir --p --pose-model --precision --procs
---rebalance --resume --seed --set --sizes --snap --target --tick --workers
+--aug --batch --batch-gpu --cfg --compile --config --data --detector --detector-weights --device
+--dry-run --freeze-d --gamma --gen-pose-cond --gpus --help --identity-model --init-from --json
+--keep --keep-every --kimg --lpips-weights --max-broken --metrics --minutes --mirror --no-compile
+--no-gen-pose-cond --no-mirror --nrr-fade-kimg --nrr-final --nrr-initial --outdir --p --pose-model
+--precision --procs --rebalance --resume --seed --set --sizes --snap --target --tick --workers
 """
 GEN_SAMPLES = """
---device --help --images --network --nrr --no-images --outdir --pitch --precision --rows --seeds --shape-faces --shape-level --shape-res
---shapes --texture --trunc --trunc-cutoff --views
+--device --help --images --network --nrr --no-images --outdir --pitch --precision --rows --seeds
+--shape-faces --shape-level --shape-res --shapes --texture --trunc --trunc-cutoff --views
 """
 GEN_VIDEOS = """
---camera --device --formats --fps --frames --grid --help --interpolate --network --nrr --outdir --pitch --pitch-swing --precision
---ray-samples --seeds --show --size --trunc --trunc-cutoff --yaw-swing
+--camera --device --formats --fps --frames --grid --help --interpolate --network --nrr --outdir
+--pitch --pitch-swing --precision --ray-samples --seeds --show --size --trunc --trunc-cutoff
+--yaw-swing
 """
 HEADS = (
     "--background --count --depth --dest --help --overwrite --resolution --seed"

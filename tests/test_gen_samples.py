@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import gen_samples
-from dnnlib.options import Seeds
+from cli.values import Seeds
 from media.pictures.grids import to_pictures
 from open_eg3d import load_generator
 from tests.tiny import PATIENCE, Ended, call, finish, start

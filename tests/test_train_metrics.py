@@ -291,7 +291,7 @@ def test_a_stop_does_not_wait_for_metrics(data: Path, tmp_path: Path):
         SnapshotMetrics(("relief2",), MetricOptions())(state)
         seen.append(state.checkpoint)
 
-    run_training(config, RunOptions(tmp_path, CPU, measures=(stop_and_measure,)))
+    run_training(config, RunOptions(tmp_path, CPU, metrics=(stop_and_measure,)))
     assert len(seen) == 3
     assert "were not finished before the stop" in (tmp_path / "log.txt").read_text()
     assert not list(tmp_path.glob("metric-*"))

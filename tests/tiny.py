@@ -134,7 +134,7 @@ def tiny_config(*assignments: str) -> Config:
     """Settings of a tiny run, changed by assignments `section.field=value`."""
     config = Config()
     config.model.resolution = RESOLUTION
-    base = ("training.batch=4", "training.nrr_initial=8", "training.nrr_final=8", "training.kimg=1")
+    base = ("training.batch=4", "training.kimg=1")
     for assignment in (*SETTINGS, *base, *assignments):
         set_option(config, assignment)
     return config

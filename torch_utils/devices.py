@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import click
 import torch
 
 
-def choose_device(ctx: click.Context, param: click.Parameter, name: str) -> torch.device:
-    """The device of that name; auto = CUDA where there is a GPU, else the CPU."""
+def choose_device(name: str) -> torch.device:
+    """The device of that name; auto = CUDA where there is a GPU, else the CPU.
+
+    Raises:
+        ValueError: if this machine has none.
+    """
     available = {
         "cpu": True,
         "cuda": torch.cuda.is_available(),
@@ -19,9 +22,7 @@ def choose_device(ctx: click.Context, param: click.Parameter, name: str) -> torc
     if name == "auto":
         return torch.device("cuda" if available["cuda"] else "cpu")
     if not available[name]:
-        raise click.BadParameter(
-            f"this machine has no {name} device; choose --device cpu", ctx, param
-        )
+        raise ValueError(f"this machine has no {name} device; choose --device cpu")
     return torch.device(name)
 
 
@@ -32,13 +33,3 @@ def has_fast_bf16() -> bool:
     except OSError:
         return False
     return bool(re.search(r"\b(amx_bf16|avx512_bf16)\b", flags))
-
-
-device_option = click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-    default="auto",
-    show_default=True,
-    callback=choose_device,
-    help="Where to compute.",
-)

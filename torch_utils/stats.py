@@ -4,8 +4,6 @@ processes.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -44,11 +42,3 @@ class Statistics:
                 "std": max(squares / count - mean**2, 0) ** 0.5 if count else float("nan"),
             }
         return result
-
-    def state_dict(self) -> dict[str, Any]:
-        """Moments collected so far, for exact resume."""
-        return dict(self._moments)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        self._moments = {name: moments.to(self.device) for name, moments in state.items()}

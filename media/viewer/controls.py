@@ -11,7 +11,7 @@ from typing import Any
 
 import viser
 
-from dnnlib.options import MAX_SEED
+from dnnlib.numbers import MAX_SEED
 from media.viewer.camera import bounded
 from media.viewer.view_renderer import KINDS, Latents, ViewRenderer
 

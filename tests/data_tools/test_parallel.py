@@ -117,7 +117,12 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path):
 
 def test_an_interrupt_while_processes_start_is_heard_afterwards() -> None:
     inside = []
-    with pytest.raises(KeyboardInterrupt), parallel._interrupts_delayed():
-        signal.raise_signal(signal.SIGINT)
-        inside.append("went on")
+
+    def start() -> None:
+        with parallel._interrupts_delayed():
+            signal.raise_signal(signal.SIGINT)
+            inside.append("went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
     assert inside == ["went on"]

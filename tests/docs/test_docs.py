@@ -54,7 +54,7 @@ from training.gan.trainer import Trainer
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
 from training.run.launch import Launch
-from training.run.settings import new_config
+from training.run.settings import RunData, new_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -253,15 +253,6 @@ def test_first_commands_of_the_readme_run(
     assert any(path.stat().st_size > 10_000 for path in (tmp_path / "out").rglob("*.*"))
 
 
-class FakeData:
-    """All that `new_config` asks of a data set where a preset is named."""
-
-    path = Path("pictures.zip")
-
-    def __init__(self, resolution: int) -> None:
-        self.resolution = resolution
-
-
 RECIPES = [
     line
     for line in shell_commands()
@@ -278,8 +269,8 @@ def test_recipes_give_settings_that_fit(line: str) -> None:
     size = re.search(r"(\d+)\.zip", options["data"])
     assert size
     launch = Launch("cuda", options["gpus"], "")
-    fake: Any = FakeData(int(size[1]))
-    config, _ = new_config(train.run_request(options), fake, launch.device)
+    data = RunData(Path("data.zip"), int(size[1]))
+    config, _ = new_config(train.run_request(options), data, launch.device)
     train.check_options(config, launch)
     with torch.device("meta"):
         Generator(config.model)
@@ -408,20 +399,18 @@ def test_table_of_statistics_is_complete() -> None:
     """Every statistic of a step is explained, and none that does not exist."""
     torch.manual_seed(0)
     config = Config(model=small_model())
-    (
-        config.training.batch,
-        config.training.density_reg_points,
-        config.training.nrr_initial,
-        config.training.nrr_final,
-    ) = 2, 4, 8, 8
+    config.training.batch, config.training.density_reg_points = 2, 4
     trainer = Trainer(config, labels_of_orbit(4), torch.device("cpu"))
     trainer.step(torch.rand(2, 3, 32, 32) * 2 - 1, labels_of_orbit(2))
     reported = set(trainer.statistics.collect())
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"`([A-Z][a-z]+/\w+)`", page))
     assert reported <= explained
-    loop = (ROOT / "training" / "run" / "loop.py").read_text(encoding="utf-8")
-    assert all(f'"{name}"' in loop for name in explained - reported)
+    run = "".join(
+        (ROOT / "training" / "run" / name).read_text(encoding="utf-8")
+        for name in ("loop.py", "messages.py")
+    )
+    assert all(f'"{name}"' in run for name in explained - reported)
 
 
 def test_messages_exist() -> None:

@@ -62,30 +62,14 @@ def test_nothing_and_not_a_number() -> None:
     assert math.isnan(found["bad"]["mean"])
 
 
-def test_state_goes_on_where_it_was_saved() -> None:
-    whole, part, rest = Statistics(), Statistics(), Statistics()
-    for value in (1.0, 2.0, 6.0):
-        whole.report("x", value)
-    part.report("x", 1.0)
-    part.report("x", 2.0)
-    state = part.state_dict()
-    part.report("x", 100.0)
-    rest.load_state_dict(state)
-    rest.report("x", 6.0)
-    assert rest.collect() == whole.collect()
-
-
 def test_everything_is_summed_up_on_one_device() -> None:
     # Reports come from the GPU (losses) and from Python (settings): a GPU's statistics must be one
     # table all the same.
     statistics = Statistics("meta")
     statistics.report("loss", torch.ones(3))
     statistics.report("setting", 1.0)
-    statistics.load_state_dict(
-        {**statistics.state_dict(), "earlier": torch.zeros(3, dtype=torch.float64)}
-    )
-    assert {value.device.type for value in statistics.state_dict().values()} == {"meta"}
-    assert {value.dtype for value in statistics.state_dict().values()} == {torch.float64}
+    assert {value.device.type for value in statistics._moments.values()} == {"meta"}
+    assert {value.dtype for value in statistics._moments.values()} == {torch.float64}
 
 
 def test_mps_has_no_float64() -> None:

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from tests.tiny import (
     finish,
     kimg,
     only_run,
+    orbit_labels,
     start,
     state_in,
     write_dataset,
@@ -114,9 +117,49 @@ def test_all_refused_options_are_named(half: Path) -> None:
     )
 
 
-def test_other_data_are_refused(half: Path, tmp_path: Path) -> None:
-    other = write_dataset(tmp_path / "other.zip")
-    train_here("--resume", half, "--data", other).assert_refused(2, "--data")
+@pytest.mark.parametrize("count", [16, 20])
+def test_other_data_are_refused(half: Path, tmp_path: Path, count: int) -> None:
+    labels = orbit_labels(count, seed=1)
+    names = [f"00000/img{i:08d}.png" for i in range(count)]
+    other = write_dataset(
+        tmp_path / "other.zip",
+        count,
+        labels=[[name, c.tolist()] for name, c in zip(names, labels, strict=True)],
+    )
+    difference = (
+        "other labels" if count == 16 else "20 pictures instead of 16, other names, other sizes"
+    )
+    before = files_below(half)
+    train_here("--resume", half, "--kimg", "1", "--data", other).assert_refused(
+        1, str(other), difference, "--init-from"
+    )
+    assert files_below(half) == before
+
+
+@pytest.mark.parametrize("form", ["zip", "folder"])
+def test_data_that_have_moved_are_the_same_data(
+    half_copy: Path, data: Path, tmp_path: Path, form: str
+) -> None:
+    moved = tmp_path / "moved"
+    if form == "zip":
+        shutil.copy(data, moved)
+    else:
+        zipfile.ZipFile(data).extractall(moved)
+    options = ("--resume", half_copy, "--kimg", kimg(4))
+    ended = train_here(*options, "--data", moved).assert_done()
+    assert ended.out.count(f"The run's data are in {moved} now") == 1
+    kept = load_checkpoint(snapshot_in(half_copy))
+    assert kept.progress["images"] == 16
+    assert kept.config.data.path == str(moved)
+
+
+def test_data_that_are_gone(half_copy: Path, tmp_path: Path) -> None:
+    source = load_checkpoint(snapshot_in(half_copy))
+    source.config.data.path = str(tmp_path / "gone.zip")
+    save_checkpoint(snapshot_in(half_copy), source)
+    train_here("--resume", half_copy, "--kimg", "1").assert_refused(1, "gone.zip", "--data")
+    here = write_dataset(tmp_path / "here.zip")  # the same pictures
+    train_here("--resume", half_copy, "--kimg", kimg(4), "--data", here).assert_done()
 
 
 def test_a_run_may_grow_but_not_shrink(half: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
-from tests.tiny import BATCH, Ended, write_dataset
+from tests.tiny import BATCH, Ended, differing, only_run, state_in, write_dataset
 from tests.train.runs import snapshot_in, train_here
 from training.checkpoints.checkpoint import load_checkpoint
 from training.config.settings import Config, from_dict
@@ -110,7 +110,7 @@ def test_a_dry_run_prints_settings_and_leaves_nothing(data: Path, tmp_path: Path
     ).assert_done()
     config = from_dict(Config, json.loads(ended.out))
     assert config.training.batch == 8
-    assert config.training.gamma == 5.0
+    assert config.training.gamma == pytest.approx(0.0002 * 32**2 / 8)
     assert config.model.resolution == 32
     assert config.model.rendering.ray_start == "auto"
     assert config.model.rendering.box_warp == pytest.approx(1.2 * 2.0 / 2.5, rel=1e-3)
@@ -120,7 +120,7 @@ def test_a_dry_run_prints_settings_and_leaves_nothing(data: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "section", "field", "expected"),
     [
-        (("--batch", "4"), "training", "gamma", 10.0),
+        (("--batch", "4"), "training", "gamma", 0.0002 * 32**2 / 4),
         (("--batch", "4", "--gamma", "2"), "training", "gamma", 2.0),
         (("--cfg", "ffhq"), "training", "gamma", 1.0),
         (("--cfg", "afhq"), "training", "swap_final", 0.8),
@@ -129,10 +129,12 @@ def test_a_dry_run_prints_settings_and_leaves_nothing(data: Path, tmp_path: Path
         (("--seed", "9"), "training", "seed", 9),
         (("--freeze-d", "3"), "training", "freeze_d", 3),
         (("--precision", "bf16"), "training", "precision", "bf16"),
-        (("--nrr-initial", "16"), "training", "nrr_final", 16),
-        (("--nrr-initial", "16", "--nrr-final", "24"), "training", "nrr_initial", 16),
+        (("--nrr-initial", "16"), "model.rendering", "resolution", 16),
+        (("--nrr-initial", "16", "--nrr-final", "24"), "training", "resolution_initial", 16),
         (("--nrr-initial", "16", "--nrr-final", "24"), "model.rendering", "resolution", 24),
-        (("--nrr-fade-kimg", "2.5"), "training", "nrr_fade_kimg", 2.5),
+        (("--nrr-final", "24"), "training", "resolution_initial", 32),
+        (("--nrr-final", "24"), "model.rendering", "resolution", 24),
+        (("--nrr-fade-kimg", "2.5"), "training", "resolution_fade_kimg", 2.5),
         (("--mirror",), "data", "mirror", True),
         (("--workers", "3"), "data", "workers", 3),
         (("--aug", "fixed", "--p", "0.2"), "augment", "p", 0.2),
@@ -175,8 +177,13 @@ def test_without_data_the_built_in_heads_are_made_once(
 
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("data_tools.heads.dataset.generate_heads", generate)
+    # a dry run makes nothing
+    before = json.loads(train_here("--gpus", "0", "-n").assert_done().out)
+    assert made == []
+    assert not (tmp_path / "cache").exists()
     for _ in range(2):
-        ended = train_here("--gpus", "0", "-n").assert_done()
+        train.chosen_data({"data": None, "config": None, "dry_run": False})
+    ended = train_here("--gpus", "0", "-n").assert_done()
     assert len(made) == 1
     config = json.loads(ended.out)
     assert config["data"]["path"] == str(made[0])
@@ -184,6 +191,90 @@ def test_without_data_the_built_in_heads_are_made_once(
         [77 / 255, 153 / 255, 158 / 255]
     )
     assert config["training"]["gamma"] == 0.5
+    assert config["data"].pop("content").startswith("16 pictures, names ")
+    assert before["data"].pop("content") == ""
+    assert before == config
+
+
+def test_the_scene_of_heads_that_are_not_there_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path / "cache"))
+    train_here("--gpus", "0", "--cfg", "auto", "-n").assert_refused(1, "--cfg auto", "rendered")
+
+
+# --------------------------------------------------------------------------------------------------
+# Settings from a file
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--cfg", "ffhq", "--precision", "fp16", "--set", "discriminator.conv_clamp=null"),
+        ("--nrr-final", "24", "--nrr-initial", "8", "--aug", "ada"),
+    ],
+)
+def test_a_run_starts_from_what_a_dry_run_printed(
+    data: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    start = ("--data", data, "--gpus", "0", "--batch", "8")
+    printed = train_here(*start, *options, "-n", "--json").assert_done()
+    assert printed.err == ""
+    file = tmp_path / "run.json"
+    file.write_text(printed.out)
+    again = train_here("--config", file, "--gpus", "0", "-n", "--json").assert_done()
+    assert json.loads(again.out) == json.loads(printed.out)
+
+
+def test_options_go_before_the_file(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text('{"training": {"gamma": 3, "seed": 7}, "model": {"resolution": 32}}')
+    options = ("--data", data, "--gpus", "0", "--set", "training.gamma=4", "--batch", "8")
+    config = json.loads(train_here("--config", file, *options, "-n").assert_done().out)
+    assert config["training"]["gamma"] == 4
+    assert config["training"]["seed"] == 7
+    assert config["training"]["batch"] == 8
+    assert config["data"]["path"] == str(data)
+
+
+def test_a_run_from_a_file(whole: tuple[Path, Ended], tmp_path: Path) -> None:
+    """The options that a run keeps make the same run again."""
+    file = whole[0] / "training_options.json"
+    ended = train_here("--config", file, "--gpus", "0", "--outdir", tmp_path).assert_done()
+    assert "Settings of preset shapenet" in ended.out
+    assert not differing(state_in(only_run(tmp_path)), state_in(whole[0]))
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "words"),
+    [
+        ("{", (), ("--config", "not JSON")),
+        ('{"preset": "cars"}', (), ("--config", "cars")),
+        ('{"training": {"gama": 1}}', (), ("gama", "known are")),
+        ('{"training": {"gamma": -1}}', (), ("training.gamma is -1", "at least 0")),
+        ("{}", ("--cfg", "ffhq"), ("--config", "--cfg")),
+        ("{}", ("--resume", "latest"), ("--config", "--resume")),
+        (None, (), ("--config", "No such file")),
+    ],
+)
+def test_wrong_files_of_settings(
+    data: Path,
+    tmp_path: Path,
+    content: str | None,
+    options: tuple[str, ...],
+    words: tuple[str, ...],
+) -> None:
+    file = tmp_path / "run.json"
+    if content is not None:
+        file.write_text(content)
+    ended = train_here("--config", file, "--data", data, "--gpus", "0", *options, "-n")
+    ended.assert_refused(ended.status, *words)
+    assert ended.status in (1, 2)
+
+
+def test_json_goes_with_a_dry_run(data: Path) -> None:
+    train_here("--data", data, "--json").assert_refused(2, "--json", "--dry-run")
 
 
 def test_the_command_is_a_click_command() -> None:

@@ -146,10 +146,10 @@ def test_two_stages(half: Path, data: Path, tmp_path: Path) -> None:
         ]
 
     assert resolutions() == [8, 10, 12]
-    assert load_checkpoint(snapshot_in(run_dir)).config.model.rendering.resolution == 14
+    assert load_weights(snapshot_in(run_dir)).config.rendering.resolution == 14
     train_here("--resume", run_dir, "--kimg", kimg(6)).assert_done()
     assert resolutions() == [8, 10, 12, 14, 16, 16]
-    assert load_checkpoint(snapshot_in(run_dir)).config.model.rendering.resolution == 16
+    assert load_weights(snapshot_in(run_dir)).config.rendering.resolution == 16
 
 
 def test_weights_for_other_pictures_are_refused(half: Path, tmp_path: Path) -> None:

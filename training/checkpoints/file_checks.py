@@ -17,23 +17,19 @@ from training.config.settings import Config, ModelConfig, config_sections
 MAX_DEPTH = 20
 MAX_VALUES = 1_000_000  # a checkpoint has about ten thousand
 LARGEST_INTEGER = 1 << 64
-LARGEST_SETTING = 1 << 20  # of whole numbers
-LARGEST_SETTINGS = {
-    "mapping_layers": 64,
-    **dict.fromkeys(
-        (
-            "resolution",
-            "input_resolution",
-            "plane_resolution",
-            "depth_resolution",
-            "depth_resolution_importance",
-        ),
-        4096,
-    ),
-}
+LARGEST_SETTING = 1 << 20  # of whole numbers of a model
 PLAIN_DTYPES = {
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool,
-}  # fmt: skip
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+}
 
 
 def check_model(config: ModelConfig, where: str) -> None:
@@ -50,15 +46,11 @@ def check_model(config: ModelConfig, where: str) -> None:
 def _check_sizes(config: ModelConfig) -> None:
     for section_name, section in config_sections(Config(model=config)).items():
         for name, value in vars(section).items():
-            limit = LARGEST_SETTINGS.get(name, LARGEST_SETTING)
             values = value if isinstance(value, tuple) else (value,)
-            if any(type(number) is int and not number <= limit for number in values):
+            if any(type(number) is int and number > LARGEST_SETTING for number in values):
                 raise UserError(
-                    f"{section_name}.{name} is above {limit}, more than any network has"
+                    f"{section_name}.{name} is above {LARGEST_SETTING}, more than any network has"
                 )
-    channels = config.superresolution.channels
-    if channels is not None and not all(number >= 1 for number in channels):
-        raise UserError("superresolution.channels must be at least 1 each")
 
 
 def is_plain_tensor(tensor: Any) -> bool:

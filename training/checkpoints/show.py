@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,11 @@ def read_contents(path_or_url: str, resolution: int | None = None) -> Contents:
     else:
         checkpoint = load_checkpoint(path)
         contents = Contents(
-            path, "ours", checkpoint.config, _sizes(checkpoint), bool(checkpoint.optimizers)
+            path,
+            "ours",
+            replace(checkpoint.config, model=checkpoint.model),
+            _sizes(checkpoint),
+            bool(checkpoint.optimizers),
         )
         contents.progress = describe_progress(
             checkpoint.progress, checkpoint.augment, checkpoint.config

@@ -53,8 +53,9 @@ def read_torch_archive(path: Path) -> Any:
     instructions = _check_archive(path)
     try:
         check_instructions(instructions, NAMES, _check_reference)
-        with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # of a name torch takes the ending for the file's kind
+        with open(path, "rb") as file, warnings.catch_warnings(action="ignore"):
+            return torch.load(file, map_location="cpu", weights_only=True)
     # hostile bytes can fail in any way; the person sees one line whichever it is
     except Exception as error:
         reason = "it holds more than tensors and plain values, and nothing in it was run"

@@ -5,106 +5,11 @@ not.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
-
 from dnnlib.console import UserError
-from training.config.settings import Config, config_sections
-from training.gan.augment_adaptation import check_settings as check_augmentation
-from training.networks.discriminator import make_discriminator
-from training.networks.generator import Generator
-from training.networks.superresolution import block_sizes
-
-Limit = tuple[Callable[[Any], bool], str]
-
-
-def is_power_of_two(value: int) -> bool:
-    """Whether a positive `value` is 1, 2, 4, ..."""
-    return value & (value - 1) == 0
-
-
-ONE_OR_MORE: Limit = (lambda value: value >= 1, "at least 1")
-NOT_NEGATIVE: Limit = (lambda value: value >= 0, "at least 0")
-POSITIVE: Limit = (lambda value: value > 0, "above 0")
-PROBABILITY: Limit = (lambda value: 0 <= value <= 1, "from 0 to 1")
-DECAY: Limit = (lambda value: 0 <= value < 1, "from 0 to below 1")
-SEED: Limit = (lambda value: 0 <= value < 1 << 63, "from 0 to below 2^63")
-PLANE_SIZE: Limit = (lambda value: value >= 4 and is_power_of_two(value), "a power of two from 4")
-
-# Fields that stand in two sections, such as channel_max, mean the same in both. Not listed: any
-# value does, or another check knows better.
-LIMITS: dict[str, Limit] = {
-    **dict.fromkeys(
-        (
-            "z_dim",
-            "w_dim",
-            "mapping_layers",
-            "plane_channels",
-            "channel_base",
-            "channel_max",
-            "decoder_hidden",
-        ),
-        ONE_OR_MORE,
-    ),
-    **dict.fromkeys(
-        (
-            "mbstd_group_size",
-            "d_reg_interval",
-            "g_reg_interval",
-            "density_reg_points",
-            "input_resolution",
-        ),
-        ONE_OR_MORE,
-    ),
-    **dict.fromkeys(
-        ("resolution", "nrr_initial", "nrr_final", "rebalance", "rebalance_bins"), ONE_OR_MORE
-    ),
-    **dict.fromkeys(
-        (
-            "blur_sigma",
-            "blur_fade_kimg",
-            "swap_fade_kimg",
-            "nrr_fade_kimg",
-            "ema_kimg",
-            "ema_rampup",
-        ),
-        NOT_NEGATIVE,
-    ),
-    **dict.fromkeys(
-        (
-            "gamma",
-            "density_reg",
-            "freeze_d",
-            "c_noise",
-            "workers",
-            "max_broken",
-            "snap_ticks",
-            "depth_resolution_importance",
-        ),
-        NOT_NEGATIVE,
-    ),
-    **dict.fromkeys(("keep_last", "keep_kimg"), NOT_NEGATIVE),
-    **dict.fromkeys(
-        (
-            "lr_generator",
-            "lr_discriminator",
-            "adam_eps",
-            "kimg",
-            "tick_kimg",
-            "box_warp",
-            "conv_clamp",
-        ),
-        POSITIVE,
-    ),
-    **dict.fromkeys(("swap_start", "swap_final"), PROBABILITY),
-    **dict.fromkeys(("beta1", "beta2"), DECAY),
-    "depth_resolution": (lambda value: value >= 2, "at least 2"),
-    "plane_resolution": PLANE_SIZE,
-    "seed": SEED,
-}
+from training.config.settings import Config, ModelConfig, config_sections
+from training.config.sizes import block_sizes, is_power_of_two, plan_blocks
 
 
 def check_config(config: Config, processes: int) -> None:
@@ -114,44 +19,26 @@ def check_config(config: Config, processes: int) -> None:
         UserError: naming the first setting that is out of range or does not go with the others.
     """
     check_ranges(config)
-    check_augmentation(config.augment)
     check_batch(config, processes)
-    check_networks(config)
+    check_sizes(config.model)
 
 
 def check_ranges(config: Config) -> None:
     """Raise a UserError for a number that is not finite or outside the range of its setting."""
-    for name, value in _numbers(config):
-        test, expected = LIMITS.get(name.rpartition(".")[2], (math.isfinite, "a finite number"))
-        if not math.isfinite(value) or not test(value):
-            raise UserError(f"{name} is {value:g}; it must be {expected}")
-    rendering = config.model.rendering
-    near, far = rendering.ray_start, rendering.ray_end
-    if (
-        (near != "auto" and near < 0)
-        or (far != "auto" and far <= 0)
-        or (near != "auto" and far != "auto" and near >= far)
-    ):
+    for name, section in config_sections(config).items():
+        check_section(name, section)
+    near, far = config.model.rendering.ray_start, config.model.rendering.ray_end
+    if near != "auto" and far != "auto" and near >= far:
         raise UserError(
-            f"rendering.ray_start {near} and ray_end {far}: rays must start before they end, and"
-            " not behind the camera"
-        )
-    if rendering.background is not None and not all(
-        0 <= channel <= 1 for channel in rendering.background
-    ):
-        raise UserError(
-            f"rendering.background is {list(rendering.background)}; its red, green and blue must be"
-            " from 0 to 1"
+            f"rendering.ray_start {near} and ray_end {far}: rays must start before they end"
         )
 
 
-def _numbers(config: Config) -> Iterator[tuple[str, float]]:
-    """All settings that are numbers, as `section.field` and value."""
-    for section_name, section in config_sections(config).items():
-        for item in dataclasses.fields(section):
-            value = getattr(section, item.name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                yield f"{section_name}.{item.name}", value
+def check_section(name: str, section: Any) -> None:
+    """The same for the settings of one section of that name."""
+    for item in dataclasses.fields(section):
+        if "about" in item.metadata:
+            item.metadata["about"].check(f"{name}.{item.name}", getattr(section, item.name))
 
 
 def check_batch(config: Config, processes: int) -> None:
@@ -203,7 +90,7 @@ def rendering_note(config: Config) -> str | None:
     lacks detail that the rendering has.
     """
     finest, (taken, _) = (
-        config.training.nrr_final,
+        config.model.rendering.resolution,
         block_sizes(config.model.resolution, config.model.superresolution.input_resolution),
     )
     if finest <= taken:
@@ -217,18 +104,13 @@ def rendering_note(config: Config) -> str | None:
     )
 
 
-def check_networks(config: Config) -> None:
-    """Raise a UserError if the settings describe no networks; shapes only, no memory is asked
-    for.
-    """
-    model = config.model
+def check_sizes(model: ModelConfig) -> None:
+    """Raise a UserError if the sizes of the networks' layers do not go with one another."""
     widths = (
-        (model.generator.channel_base, model.generator.plane_resolution),
-        (model.discriminator.channel_base, model.resolution),
+        ("generator", model.generator.channel_base, model.generator.plane_resolution),
+        ("discriminator", model.discriminator.channel_base, model.resolution),
     )
-    for section, (channel_base, resolution) in zip(
-        ("generator", "discriminator"), widths, strict=True
-    ):
+    for section, channel_base, resolution in widths:
         if channel_base < resolution:
             raise UserError(
                 f"{section}.channel_base {channel_base} leaves no channels at {resolution} pixels;"
@@ -241,10 +123,6 @@ def check_networks(config: Config) -> None:
             f" {model.resolution} pixels of the pictures"
         )
     try:
-        with torch.device("meta"):
-            Generator(model)
-            make_discriminator(model)
-    except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"the model's settings describe no network: {' '.join(str(error).split())[:200]}"
-        ) from error
+        plan_blocks(model)
+    except ValueError as error:
+        raise UserError(str(error)) from error

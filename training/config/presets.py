@@ -16,7 +16,7 @@ from training.config.settings import (
     GeneratorConfig,
     SuperResolutionConfig,
 )
-from training.networks.superresolution import block_sizes
+from training.config.sizes import block_sizes
 
 PresetName = Literal["auto", "ffhq", "afhq", "shapenet", "heads"]
 Sizes = Literal["published", "laptop"]
@@ -75,7 +75,7 @@ def use_laptop_sizes(config: Config) -> None:
         channel_base=2048, channel_max=256, mapping_layers=2, conv_clamp=None
     )
     model.rendering.depth_resolution = model.rendering.depth_resolution_importance = 16
-    model.rendering.resolution = training.nrr_initial = training.nrr_final = render
+    model.rendering.resolution = render
     model.rendering.density_gain = 5.0
     model.rendering.fine_offsets = "systematic"
     training.batch = 8
@@ -90,11 +90,8 @@ def render_all_pixels(config: Config) -> None:
     """Render pictures too small for the published rendering at their own size, so that
     super-resolution drops no detail.
     """
-    model, training = config.model, config.training
-    size = model.resolution
-    model.rendering.resolution = training.nrr_initial = training.nrr_final = (
-        model.superresolution.input_resolution
-    ) = size
+    model = config.model
+    model.rendering.resolution = model.superresolution.input_resolution = model.resolution
 
 
 def r1_gamma(resolution: int, batch: int) -> float:

@@ -42,7 +42,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         resolution: pixels a side.
         is_mirrored: whether every picture is there twice.
         labels: (len, 25) float32 camera labels, those of mirrored pictures included.
-        file_names: the M names inside the ZIP or folder.
+        file_names, file_sizes: the M names inside the ZIP or folder, and their bytes.
         broken: pictures that turned out to be unreadable and are replaced by the next readable one,
             by file number, with the reasons.
         has_labels: false for a set without dataset.json, where that is allowed; its labels are all
@@ -87,8 +87,11 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         self.is_mirrored = mirror
         if mirror:
             self.labels = torch.cat([self.labels, mirror_label(self.labels)])
+        stamps = [self.files.stamp(name) for name in self.file_names]  # each begins with the size
+        self.file_sizes = [int(stamp.split()[0]) for stamp in stamps]
         self.key = _content_key(
-            [f"{name} {self.files.stamp(name)}" for name in self.file_names], self.labels
+            [f"{name} {stamp}" for name, stamp in zip(self.file_names, stamps, strict=True)],
+            self.labels,
         )
         self._pixels: Tensor | None = None
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnnlib.console import UserError
+from training.config.checks import check_section
 from training.config.settings import AugmentConfig
 from training.gan.augment import AugmentPipe
 
@@ -29,7 +29,7 @@ class AdaptiveProbability:
         Raises:
             UserError: for settings out of range.
         """
-        check_settings(config)
+        check_section("augment", config)
         self.pipe, self.config = pipe, config
         # of sign(D(real)), of their number, since the last adjustment, over all processes
         self.sums = torch.zeros(2, device=pipe.p.device)
@@ -85,22 +85,3 @@ class AdaptiveProbability:
         self.pipe.p.fill_(state["p"])
         self.sums = torch.tensor(state["sums"], device=self.pipe.p.device)
         self.images, self.batches = int(state["images"]), int(state["batches"])
-
-
-def check_settings(config: AugmentConfig) -> None:
-    """Raise a UserError for augmentation settings out of range."""
-    problems = (
-        (not 0 <= config.p <= 1, f"augment.p is {config.p}; choose a probability from 0 to 1"),
-        (
-            not -1 <= config.target <= 1,
-            f"augment.target is {config.target}; a mean sign lies from -1 to 1",
-        ),
-        (config.interval < 1, f"augment.interval is {config.interval}; choose at least 1 batch"),
-        (
-            not config.kimg > 0,
-            f"augment.kimg is {config.kimg}; choose a positive number of thousands of images",
-        ),
-    )
-    for wrong, message in problems:
-        if wrong:
-            raise UserError(message)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from torch_utils.ops.upfirdn2d import filter2d
 from torch_utils.sample_random import rand, randn
-from training.config.settings import TrainingConfig
+from training.config.settings import Config, TrainingConfig
+from training.config.sizes import fade, rendering_resolution
 from training.gan.augment import AugmentPipe
 from training.networks.generator import Generator, GeneratorOutput
 from training.networks.layers import resize_image
@@ -40,23 +41,20 @@ class Pictures(NamedTuple):
     image_raw: Tensor  # (N, 3, r, r)
 
 
-def fade(start: float, end: float, images: int, kimg: float) -> float:
-    """Linear from `start` to `end` over the first `kimg` thousand images."""
-    t = 1.0 if kimg <= 0 else min(images / (kimg * 1000), 1.0)
-    return start + (end - start) * t
-
-
-def schedule_at(config: TrainingConfig, images: int) -> Schedule:
+def schedule_at(config: Config, images: int) -> Schedule:
     """The schedule's values after `images` real images."""
+    training = config.training
     blur_kimg = (
-        config.batch * 200 / REFERENCE_BATCH
-        if config.blur_fade_kimg is None
-        else config.blur_fade_kimg
+        training.batch * 200 / REFERENCE_BATCH
+        if training.blur_fade_kimg is None
+        else training.blur_fade_kimg
     )
     return Schedule(
-        resolution=round(fade(config.nrr_initial, config.nrr_final, images, config.nrr_fade_kimg)),
-        blur_sigma=fade(config.blur_sigma, 0, images, blur_kimg),
-        swap_probability=fade(config.swap_start, config.swap_final, images, config.swap_fade_kimg),
+        resolution=rendering_resolution(config, images),
+        blur_sigma=fade(training.blur_sigma, 0, images, blur_kimg),
+        swap_probability=fade(
+            training.swap_start, training.swap_final, images, training.swap_fade_kimg
+        ),
     )
 
 

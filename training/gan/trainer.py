@@ -117,7 +117,7 @@ class Trainer:
         self.shard = RankShard(config, rank(), world_size())
         self.statistics = Statistics(device)
         self.gan_loss = look_up(loss.GAN_LOSSES, config.training.loss, "training.loss")
-        self.schedule = loss.schedule_at(config.training, 0)
+        self.schedule = loss.schedule_at(config, 0)
         torch.manual_seed(config.training.seed)
         self.G = Generator(config.model).train().requires_grad_(False).to(device)
         self.D = make_discriminator(config.model).train().requires_grad_(False).to(device)
@@ -165,7 +165,7 @@ class Trainer:
             UserError: after too many updates in a row whose losses or gradients were not finite.
         """
         options, step = self.config.training, self.progress.steps
-        self.schedule = loss.schedule_at(options, self.progress.images)
+        self.schedule = loss.schedule_at(self.config, self.progress.images)
         batch = self._draw(real_images.to(self.device), real_c.to(self.device))
         fakes, real_logits = list[GeneratorOutput](), list[Tensor]()
 
@@ -419,7 +419,6 @@ class Trainer:
             "G_ema": self.G_ema.state_dict(),
             "optimizers": {"G": self.G_optimizer.state_dict(), "D": self.D_optimizer.state_dict()},
             "augment": self.adaptation.state_dict(),
-            "statistics": self.statistics.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -436,7 +435,6 @@ class Trainer:
             self.G_optimizer.load_state_dict(state["optimizers"]["G"])
             self.D_optimizer.load_state_dict(state["optimizers"]["D"])
             self.adaptation.load_state_dict(state["augment"])
-            self.statistics.load_state_dict(state["statistics"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(

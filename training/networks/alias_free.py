@@ -45,9 +45,9 @@ from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from torch_utils.ops.modulation import scale_channels
 from torch_utils.ops.upfirdn2d import upfirdn2d
 from training.config.settings import ModelConfig
+from training.config.sizes import plan_blocks
 from training.networks.layers import FullyConnected, modulated_conv2d, resize_image, to_conv_format
 from training.networks.stylegan2 import ToRGB
-from training.networks.superresolution import plan_blocks
 
 FIRST_CUTOFF, FIRST_STOPBAND = 2.0, 2.0**2.1
 LAST_STOPBAND_RATIO = 2.0**0.3

@@ -8,50 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from training.config.settings import ModelConfig
+from training.config.sizes import plan_blocks
 from training.networks.layers import resize_image
 from training.networks.stylegan2 import SynthesisBlock
-
-
-def block_sizes(resolution: int, input_resolution: int | None = None) -> tuple[int, list[int]]:
-    """Input resolution and the resolution of each block's output.
-
-    Blocks double from min(128, resolution / 2) until `resolution`; there are never fewer than two,
-    so where one doubling is enough the first block keeps its resolution.
-    """
-    first = input_resolution or min(128, resolution // 2)
-    sizes: list[int] = []
-    while (first << len(sizes)) < resolution:
-        sizes.append(first << (len(sizes) + 1))
-    return first, sizes if len(sizes) > 1 else [first, *sizes]
-
-
-def block_channels(resolution: int, sizes: list[int]) -> tuple[int, ...]:
-    """Published channels: 256, 128, 64 at 256, 512, 1024; the last two blocks of smaller networks
-    have 128 and 64.
-    """
-    if resolution > 256:
-        return tuple(65536 // size for size in sizes)
-    return tuple(min(64 << (len(sizes) - 1 - index), 256) for index in range(len(sizes)))
-
-
-def plan_blocks(config: ModelConfig) -> tuple[int, list[int], tuple[int, ...]]:
-    """Input resolution, and the output resolution and the channels of each block.
-
-    Raises:
-        ValueError: if `superresolution.channels` has another number of entries than there are
-            blocks.
-    """
-    options = config.superresolution
-    input_resolution, sizes = block_sizes(config.resolution, options.input_resolution)
-    channels = (
-        block_channels(config.resolution, sizes) if options.channels is None else options.channels
-    )
-    if len(channels) != len(sizes):
-        raise ValueError(
-            f"superresolution.channels has {len(channels)} entries, but there are {len(sizes)}"
-            f" blocks, at {sizes}"
-        )
-    return input_resolution, sizes, channels
 
 
 class SuperResolution(nn.Module):

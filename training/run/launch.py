@@ -17,7 +17,7 @@ from torch_utils.distributed.processes import TorchrunEnv, run_processes, torchr
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_weights
 from training.checkpoints.released.interop import Weights
 from training.config.settings import Config
-from training.run.loop import Observer, RunOptions, run_training
+from training.run.loop import Callback, RunOptions, run_training
 from training.run.saving import OLDER_SUFFIX, SNAPSHOT_PATTERN, older_of
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
@@ -241,8 +241,8 @@ class Job:
     resume: Path | None = None
     init_from: str | None = None
     time_limit: float | None = None
-    observers: tuple[Observer, ...] = ()
-    measures: tuple[Observer, ...] = ()
+    callbacks: tuple[Callback, ...] = ()
+    metrics: tuple[Callback, ...] = ()
 
     def run(self, device: torch.device) -> None:
         """Train in this process.
@@ -253,7 +253,7 @@ class Job:
         run_training(
             self.config,
             RunOptions(
-                self.run_dir, device, *self._load(), self.time_limit, self.observers, self.measures
+                self.run_dir, device, *self._load(), self.time_limit, self.callbacks, self.metrics
             ),
         )
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -22,14 +20,17 @@ from torch_utils.precision import use_full_fp32
 from training.cameras import CameraSummary
 from training.checkpoints.checkpoint import Checkpoint, Weights, load_state
 from training.config.settings import Config, DataConfig
+from training.config.sizes import rendering_resolution
 from training.data.balance import balance_copies, balance_weights
 from training.data.dataset import ImageDataset, to_float
 from training.data.order import training_batches
-from training.gan.loss import schedule_at
 from training.gan.trainer import Trainer
 from training.networks.growth import grow_state
 from training.run.folder import Events, RunFolder
+from training.run.messages import expected_images, memory_gib, speed_line, start_lines, tick_line
 from training.run.saving import SnapshotWriter, is_finite, snapshot_name
+
+STEPS_TO_JUDGE = 10  # after which the speed is told
 
 
 @dataclass
@@ -47,7 +48,7 @@ class SnapshotState:
     is_stopping: Callable[[], bool] = lambda: False  # whether this process was told to stop
 
 
-Observer = Callable[[SnapshotState], None]
+Callback = Callable[[SnapshotState], None]
 
 
 @dataclass
@@ -59,8 +60,8 @@ class RunOptions:
     resume: Checkpoint | None = None
     init_from: Weights | None = None
     time_limit: float | None = None  # seconds
-    observers: tuple[Observer, ...] = ()  # called in process 0
-    measures: tuple[Observer, ...] = ()  # called in all processes
+    callbacks: tuple[Callback, ...] = ()  # called in process 0
+    metrics: tuple[Callback, ...] = ()  # called in all processes; read the checkpoint
 
 
 def run_training(config: Config, options: RunOptions) -> None:
@@ -191,7 +192,8 @@ class _Run:
         """Train to the end, or until told to stop."""
         progress, total = self.trainer.progress, round(self.config.training.kimg * 1000)
         if not self.is_resumed:
-            self._observe(None)
+            self._tell_start()
+            self._call_all(None)
         elif progress.images >= total:
             self.folder.log(
                 f"The run has all of its {progress.kimg:g} kimg; a larger --kimg goes on"
@@ -211,6 +213,12 @@ class _Run:
                 f" {self.folder.path}"
             )
 
+    def _tell_start(self) -> None:
+        """Log what the run has."""
+        folder = self.folder.path
+        for line in start_lines(self.config, self.dataset, self.cameras, self.trainer, folder):
+            self.folder.log(line)
+
     def _train(self, total: int) -> str | None:
         """Take steps up to `total` images. Returns why it ended, if before."""
         progress, batch = self.trainer.progress, self.config.training.batch
@@ -224,13 +232,13 @@ class _Run:
             workers=self.config.data.workers,
             weights=sampling_weights(self.config.data, self.dataset.labels),
         )
-        start, hidden = progress.images, rank() != 0
+        start, began = progress.images, time.monotonic()
         bar = tqdm(
             total=total,
             initial=start,
             unit="img",
             desc="Training",
-            disable=hidden,
+            disable=rank() != 0,
             dynamic_ncols=True,
             mininterval=1,
         )
@@ -240,7 +248,13 @@ class _Run:
                 images, labels = self._next(batches)
                 skipped = progress.skipped
                 self.trainer.step(to_float(images), labels)
+                done, seconds = progress.images - start, time.monotonic() - began
+                if (left := self._seconds_left()) is not None:
+                    bar.total = expected_images(progress.images, done, seconds, left, total)
                 bar.update(batch)
+                if done == STEPS_TO_JUDGE * batch and progress.images < total:
+                    images_left = total - progress.images
+                    self.folder.log(speed_line(done, seconds, images_left, left))
                 self._tell_skipped(skipped)
                 self._maintain()
                 reason = self._stop_reason()
@@ -284,9 +298,14 @@ class _Run:
                 f" {phases}"
             )
 
-    def _stop_reason(self) -> str | None:
+    def _seconds_left(self) -> float | None:
+        """Seconds to the time limit, if there is one."""
         limit = self.options.time_limit
-        is_late = limit is not None and self._any(time.monotonic() - self.started > limit)
+        return None if limit is None else self.started + limit - time.monotonic()
+
+    def _stop_reason(self) -> str | None:
+        left = self._seconds_left()
+        is_late = left is not None and self._any(left < 0)
         if self.stop.agreed(self.options.device):
             return f"Stopped by {self.stop.received or 'another process'}"
         return "Time limit reached" if is_late else None
@@ -324,20 +343,21 @@ class _Run:
         self.tick_images, self.tick_time = progress.images, now
 
     def _save(self) -> None:
-        """Begin to write a checkpoint, unless this state has one, and let the observers look at
-        it.
-        """
+        """Begin to write a checkpoint, unless this state has one, and call what looks at it."""
         images = self.trainer.progress.images
         self.snapshots.wait()
         if images != self.saved_at:
             path = self._write_checkpoint()
             self.saved_at = images
-            self._observe(path)
+            if not self._any(path is None):
+                self._call_all(path)
         elif self.snapshots.is_behind:
             self._write_checkpoint()
 
-    def _write_checkpoint(self) -> Path:
-        """Begin to write a checkpoint in process 0; returns where."""
+    def _write_checkpoint(self) -> Path | None:
+        """Begin to write a checkpoint in process 0; returns where, or None in that process if the
+        weights are not worth keeping.
+        """
         images = self.trainer.progress.images
         path = self.folder.path / snapshot_name(images)
         if rank() != 0:
@@ -348,19 +368,18 @@ class _Run:
                 f"warning: {path.name} not written: weights are not finite at {images / 1000:.3f}"
                 " kimg"
             )
-            return path
+            return None
         seeds = {"seed": self.config.training.seed, "images": images, "processes": world_size()}
-        self.trainer.G_ema.rendering.resolution = self._resolution_now()
-        config = dataclasses.replace(self.config, model=self.trainer.G_ema.config)
         self.snapshots.submit(
-            path, Checkpoint(config=config, rng=seeds, cameras=self.cameras.to_dict(), **state)
+            path, Checkpoint(config=self.config, rng=seeds, cameras=self.cameras.to_dict(), **state)
         )
         return path
 
     def _resolution_now(self) -> int:
-        return schedule_at(self.config.training, self.trainer.progress.images).resolution
+        return rendering_resolution(self.config, self.trainer.progress.images)
 
-    def _observe(self, checkpoint: Path | None) -> None:
+    def _call_all(self, checkpoint: Path | None) -> None:
+        """Call what looks at a state of the run."""
         state = SnapshotState(
             self.trainer,
             self.dataset,
@@ -372,51 +391,23 @@ class _Run:
             self.folder.log,
             lambda: self.stop.received is not None,
         )
-        for observer in self.options.observers if rank() == 0 else ():
-            self._call(observer, state)
-        if self.options.measures:
-            # measures read the file, in every process; to ask all of them lets them wait for it,
-            # too
+        for callback in self.options.callbacks if rank() == 0 else ():
+            self._call(callback, state)
+        if self.options.metrics:
+            # they read the file in every process; to ask all of them lets them wait for it, too
             self.snapshots.wait()
             is_missing = self._any(self.snapshots.is_behind)
-            for measure in () if is_missing else self.options.measures:
-                self._call(measure, state)
+            for metric in () if is_missing else self.options.metrics:
+                self._call(metric, state)
         self.tick_time = time.monotonic()
 
-    def _call(self, observer: Observer, state: SnapshotState) -> None:
-        """Let an observer look. A full disk costs what it writes, not the run."""
+    def _call(self, callback: Callback, state: SnapshotState) -> None:
+        """Call one. A full disk costs what it writes, not the run."""
         try:
-            observer(state)
+            callback(state)
         except OSError as error:
             self.folder.warn(f"cannot write to {self.folder.path}: {error.strerror or error}")
         except UserError as error:
             if not isinstance(error.__cause__, OSError):
                 raise
             self.folder.warn(str(error))
-
-
-def memory_gib(device: torch.device) -> dict[str, float]:
-    """Memory this process holds, in GiB."""
-    values = {"Memory/cpu_gib": psutil.Process().memory_info().rss / 2**30}
-    if device.type == "cuda":
-        values["Memory/gpu_peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-    return values
-
-
-def tick_line(kimg: float, values: dict[str, float]) -> str:
-    """One line for people about a tick."""
-    shown = (
-        ("G", "Loss/G", "6.3f"),
-        ("D", "Loss/D", "6.3f"),
-        ("real", "Logits/real", "6.2f"),
-        ("fake", "Logits/fake", "6.2f"),
-        ("r1", "Loss/R1", "8.3g"),
-        ("depth", "Depth/spread", "6.3f"),
-        ("aug", "Augment/p", "5.3f"),
-        ("skipped", "Progress/skipped_updates", "g"),
-        ("GiB", "Memory/cpu_gib", "5.2f"),
-        ("img/s", "Progress/images_per_second", "6.1f"),
-    )
-    return f"kimg {kimg:9.3f}  " + "  ".join(
-        f"{label} {values[name]:{style}}" for label, name, style in shown if name in values
-    )

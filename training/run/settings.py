@@ -7,20 +7,43 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from dnnlib.console import UserError
 from torch_utils.devices import has_fast_bf16
 from training.checkpoints.checkpoint import load_weights
+from training.config.checks import check_config
 from training.config.presets import LAPTOP_MAX_RESOLUTION, PresetName, Sizes, make_config, r1_gamma
 from training.config.settings import Config, Precision, differences, set_option
+from training.config.sizes import block_sizes
 from training.data.dataset import ImageDataset
 from training.data.scene import apply_scene, fit_dataset_scene
-from training.networks.superresolution import block_sizes
+from training.networks.shapes import check_networks
+from training.run.data_content import content_of
 
-# settings and sections that may change
-FREE_ON_RESUME = ("data.workers", "data.max_broken", "training.kimg", "snapshot.")
+# settings and sections that may change; data may move, their content is compared
+FREE_ON_RESUME = ("data.path", "data.workers", "data.max_broken", "training.kimg", "snapshot.")
 FINE_TUNING_ADA_KIMG = 100.0
 FP16_CLAMP = 256.0
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The pictures of a new run; `dataset` is None if they have yet to be made."""
+
+    path: Path
+    resolution: int
+    dataset: ImageDataset | None = None
+
+    @classmethod
+    def of(cls, dataset: ImageDataset) -> RunData:
+        """Those of a data set."""
+        return cls(dataset.path, dataset.resolution, dataset)
+
+    @property
+    def name(self) -> str:
+        """A short name for run folders."""
+        return self.dataset.name if self.dataset else self.path.stem
 
 
 @dataclass(frozen=True)
@@ -31,25 +54,52 @@ class RunRequest:
         preset, sizes: as in training/config/presets.py; no sizes = those that suit device and data.
         init_from: file or address whose networks and scene to take.
         assignments: `section.field=value`, which go before all else.
+        fades: the rendering resolution goes from that of the preset, or of the networks taken over,
+            to the one that was assigned, unless a start was assigned too.
+        base: settings to start from in the place of a preset and of the defaults of a device.
     """
 
-    preset: PresetName
+    preset: PresetName | None = None
     sizes: Sizes | None = None
     init_from: str | None = None
     assignments: Sequence[str] = ()
+    fades: bool = False
+    base: Config | None = None
 
 
-def new_config(request: RunRequest, dataset: ImageDataset, device: str) -> tuple[Config, list[str]]:
+def new_config(request: RunRequest, data: RunData, device: str) -> tuple[Config, list[str]]:
     """Settings of a new run on a kind of device, and lines to tell about choices that were made for
     the user.
 
     Raises:
         UserError: for a wrong assignment, and networks that cannot be taken over.
     """
-    preset = request.preset
-    is_small = device != "cuda" and dataset.resolution <= LAPTOP_MAX_RESOLUTION
+    given = {assignment.partition("=")[0].strip() for assignment in request.assignments}
+    if request.base is not None:
+        config, notes = copy.deepcopy(request.base), [f"Settings of preset {request.base.preset}"]
+        given |= {"training.gamma", "rendering.resolution"}
+        if "training.precision" not in given:
+            given |= {"superresolution.conv_clamp", "discriminator.conv_clamp"}
+    else:
+        config, notes = _preset_config(request, data, device)
+    initial = config.model.rendering.resolution
+    for assignment in request.assignments:
+        set_option(config, assignment)
+    if request.fades and config.training.resolution_initial is None:
+        config.training.resolution_initial = initial
+    config.data.path = str(data.path.resolve())
+    config.data.content = content_of(data.dataset) if data.dataset else ""
+    settle(config, given)
+    notes.append(f"Precision {config.training.precision} (--precision)")
+    return config, notes
+
+
+def _preset_config(request: RunRequest, data: RunData, device: str) -> tuple[Config, list[str]]:
+    """Settings that preset, sizes, weights to start from and the device suggest, with lines."""
+    preset = request.preset or "auto"
+    is_small = device != "cuda" and data.resolution <= LAPTOP_MAX_RESOLUTION
     sizes: Sizes = request.sizes or ("laptop" if preset == "heads" or is_small else "published")
-    config = make_config(preset, dataset.resolution, sizes)
+    config = make_config(preset, data.resolution, sizes)
     notes = [f"Preset {preset} with {sizes} sizes (--sizes)"]
     if request.init_from:
         fine_tune(config, request.init_from)
@@ -57,19 +107,24 @@ def new_config(request: RunRequest, dataset: ImageDataset, device: str) -> tuple
             f"Preset {preset}; networks and scene from {request.init_from}, fine-tuning schedules"
         ]
     elif preset == "auto":
-        fit = fit_dataset_scene(dataset)
-        apply_scene(config.model.rendering, fit)
-        notes += [
-            f"Scene from the labels: box {fit.box_warp:.3g}, background {fit.background}",
-            *fit.notes,
-        ]
+        notes += _fit_scene(config, data)
     config.training.precision = default_precision(device, preset)
-    for assignment in request.assignments:
-        set_option(config, assignment)
-    config.data.path = str(dataset.path.resolve())
-    settle(config, {assignment.partition("=")[0].strip() for assignment in request.assignments})
-    notes.append(f"Precision {config.training.precision} (--precision)")
     return config, notes
+
+
+def _fit_scene(config: Config, data: RunData) -> list[str]:
+    """Read the scene from the labels and pictures; returns lines about it."""
+    if data.dataset is None:
+        raise UserError(
+            "--cfg auto reads the scene from the pictures, and the built-in heads have yet to be"
+            " rendered; leave --cfg or --dry-run out"
+        )
+    fit = fit_dataset_scene(data.dataset)
+    apply_scene(config.model.rendering, fit)
+    return [
+        f"Scene from the labels: box {fit.box_warp:.3g}, background {fit.background}",
+        *fit.notes,
+    ]
 
 
 def fine_tune(config: Config, init_from: str) -> None:
@@ -87,7 +142,6 @@ def fine_tune(config: Config, init_from: str) -> None:
         )
     config.model = copy.deepcopy(weights.config)
     training = config.training
-    training.nrr_initial = training.nrr_final = config.model.rendering.resolution
     training.ema_rampup = None
     training.blur_sigma = 0.0
     training.swap_start = training.swap_final
@@ -116,11 +170,8 @@ def settle(config: Config, given: set[str]) -> None:
     ):
         _, sizes = block_sizes(model.resolution, superresolution.input_resolution)
         superresolution.channels = superresolution.channels[-1:] * len(sizes)
-    if "training.nrr_initial" in given and "training.nrr_final" not in given:
-        training.nrr_final = training.nrr_initial
-    if "rendering.resolution" in given:
-        training.nrr_initial = training.nrr_final = model.rendering.resolution
-    model.rendering.resolution = training.nrr_final
+    if training.resolution_initial is not None and "rendering.resolution" not in given:
+        model.rendering.resolution = training.resolution_initial
     if training.precision == "fp16":
         for name, section in (
             ("superresolution", model.superresolution),
@@ -128,6 +179,16 @@ def settle(config: Config, given: set[str]) -> None:
         ):
             if f"{name}.conv_clamp" not in given:
                 section.conv_clamp = section.conv_clamp or FP16_CLAMP
+
+
+def check_run(config: Config, processes: int) -> None:
+    """Check the settings of a run with that many processes, and that they describe networks.
+
+    Raises:
+        UserError: naming the first setting that is out of range or does not go with the others.
+    """
+    check_config(config, processes)
+    check_networks(config.model)
 
 
 def changes_refused_on_resume(own: Config, wanted: Config) -> list[str]:

@@ -110,7 +110,6 @@ def train() -> dict[str, Any]:
         mine = slice(4 * step + distributed.rank(), 4 * step + 4, PROCESSES)
         trainer.step(images[mine], labels[mine])
     state = trainer.state_dict()
-    del state["statistics"]
     return {"state": state, "means": means}
 
 

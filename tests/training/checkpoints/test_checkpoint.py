@@ -8,6 +8,7 @@ import dataclasses
 import io
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -47,7 +48,6 @@ KEYS = [
     "G_ema",
     "optimizers",
     "augment",
-    "statistics",
     "rng",
     "cameras",
 ]
@@ -90,7 +90,6 @@ def small_checkpoint() -> Checkpoint:
         G_ema=networks["G_ema"].state_dict(),
         optimizers={"D": optimizer.state_dict()},
         augment={"p": torch.tensor(0.25)},
-        statistics={"sign": [1, -1.5, (2, 3)]},
         rng={"torch": torch.get_rng_state()},
         cameras={"radius": 2.7, "pivot": [0.0, 0.0, 0.2], "poses": torch.zeros(3, 25)},
     )
@@ -205,8 +204,8 @@ def test_memory_format_survives(tmp_path: Path) -> None:
     ],
 )
 def test_only_plain_values_are_saved(tmp_path: Path, value: Any) -> None:
-    with pytest.raises(TypeError, match="statistics"):
-        save_checkpoint(tmp_path / "c.pkl", Checkpoint(Config(), statistics={"value": value}))
+    with pytest.raises(TypeError, match="optimizers"):
+        save_checkpoint(tmp_path / "c.pkl", Checkpoint(Config(), optimizers={"value": value}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -386,6 +385,13 @@ def rewritten(saved: Path, path: Path, **changes: Any) -> Path:
     return path
 
 
+@pytest.mark.parametrize("name", ["a.safetensors", "a.onnx", "a.json", "a.SAFETENSORS", "a"])
+def test_a_name_says_nothing_about_the_content(saved: Path, tmp_path: Path, name: str) -> None:
+    shutil.copy(saved, tmp_path / name)
+    assert_same(load_checkpoint(tmp_path / name).G, load_checkpoint(saved).G)
+    assert load_weights(tmp_path / name).source == "ours"
+
+
 def test_newer_format(saved: Path, tmp_path: Path) -> None:
     path = rewritten(
         saved,
@@ -394,6 +400,24 @@ def test_newer_format(saved: Path, tmp_path: Path) -> None:
         config={"unknown": 1},
     )
     assert "update the program" in one_line(path)
+
+
+def test_the_first_format_is_still_read(saved: Path, tmp_path: Path) -> None:
+    """Its settings had other names, `rendering.resolution` was that of the moment, and there was an
+    empty section.
+    """
+    config = torch.load(saved, weights_only=True)["config"]
+    training = config["training"]
+    del training["resolution_initial"], training["resolution_fade_kimg"]
+    training |= {"nrr_initial": 64, "nrr_final": 128, "nrr_fade_kimg": 128.0}
+    config["model"]["rendering"]["resolution"] = 96
+    mark = {"name": FORMAT_NAME, "version": 1}
+    path = rewritten(saved, tmp_path / "old.pkl", format=mark, config=config, statistics={})
+    old = load_checkpoint(path)
+    assert old.config.training.resolution_initial == 64
+    assert old.config.training.resolution_fade_kimg == 128
+    assert old.config.model.rendering.resolution == 128
+    assert load_weights(path).config.rendering.resolution == 96  # after 64 of 128 kimg
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -408,10 +432,20 @@ RING.append(RING)
 
 
 WRONG_SECTIONS: list[tuple[str, Any]] = [
-    ("config", None), ("config", {"model": {"resolution": "large"}}), ("config", {"modl": {}}), ("progress", None), ("progress", [1]),
-    ("G", [1]), ("G", {"w": 3}), ("D", torch.zeros(2)), ("G_ema", {1: torch.zeros(2)}), ("optimizers", {"D": {"state": {(1, 2): 3}}}),
-    ("rng", {"torch": {"text": 1 << 70}}), ("cameras", 3), ("statistics", {"ring": RING}),
-]  # fmt: skip
+    ("config", None),
+    ("config", {"model": {"resolution": "large"}}),
+    ("config", {"modl": {}}),
+    ("progress", None),
+    ("progress", [1]),
+    ("G", [1]),
+    ("G", {"w": 3}),
+    ("D", torch.zeros(2)),
+    ("G_ema", {1: torch.zeros(2)}),
+    ("optimizers", {"D": {"state": {(1, 2): 3}}}),
+    ("rng", {"torch": {"text": 1 << 70}}),
+    ("cameras", 3),
+    ("optimizers", {"ring": RING}),
+]
 
 
 @pytest.mark.parametrize(("key", "value"), WRONG_SECTIONS)

@@ -45,7 +45,7 @@ def test_presets_are_in_range(
         "training.seed=-1",
         "training.density_reg_points=0",
         "training.density_reg_distance=NaN",
-        "training.nrr_final=0",
+        "rendering.resolution=0",
         "training.blur_sigma=-1",
         "training.ema_kimg=-1",
         "training.freeze_d=-1",
@@ -100,7 +100,7 @@ def test_rays_do_not_begin_or_end_behind_the_camera_where_the_other_end_is_that_
     assignment: str,
 ) -> None:
     other = "rendering.ray_end=auto" if "start" in assignment else "rendering.ray_start=auto"
-    with pytest.raises(UserError, match="behind the camera"):
+    with pytest.raises(UserError, match=r"must be (at least|above) 0"):
         check_config(tiny_config(assignment, other), 1)
 
 
@@ -171,7 +171,7 @@ def test_groups_smaller_than_asked_for_are_told(
 def test_rendering_finer_than_super_resolution_takes_is_told(
     rendering: int, given: int | None, is_told: bool
 ) -> None:
-    config = tiny_config("superresolution.channels=null", f"training.nrr_final={rendering}")
+    config = tiny_config("superresolution.channels=null", f"rendering.resolution={rendering}")
     config.model.superresolution.input_resolution = given
     note = rendering_note(config)
     assert (note is not None) == is_told
@@ -180,13 +180,13 @@ def test_rendering_finer_than_super_resolution_takes_is_told(
 
 @pytest.mark.parametrize(("finest", "advice"), [(64, 2), (48, 1), (128, 1)])
 def test_what_the_note_on_rendering_advises_works(finest: int, advice: int) -> None:
-    note = rendering_note(laptop_config(f"training.nrr_final={finest}"))
+    note = rendering_note(laptop_config(f"rendering.resolution={finest}"))
     assert note is not None
     found = re.findall(r"--(?:nrr-final \d+|set [a-z_.]+=\d+)", note)
     assert len(found) == advice
     for option in found:
-        assignment = option.removeprefix("--set ").replace("--nrr-final ", "training.nrr_final=")
-        config = laptop_config(f"training.nrr_final={finest}", assignment)
+        assignment = option.removeprefix("--set ").replace("--nrr-final ", "rendering.resolution=")
+        config = laptop_config(f"rendering.resolution={finest}", assignment)
         check_config(config, 1)
         assert rendering_note(config) is None
 

@@ -57,7 +57,7 @@ def test_published_training_numbers() -> None:
         training.ema_kimg,
         training.ema_rampup,
     ) == (10.0, None, None, 0.05)
-    assert (training.nrr_initial, training.nrr_final, training.nrr_fade_kimg) == (64, 64, 1000.0)
+    assert (training.resolution_initial, training.resolution_fade_kimg) == (None, 1000.0)
     assert training.shared_fakes is False
     assert training.kimg == 25_000
     assert (generator.z_dim, generator.w_dim, generator.mapping_layers) == (512, 512, 2)

@@ -14,6 +14,7 @@ from training.config.settings import (
     ModelConfig,
     RenderingConfig,
     config_sections,
+    declared_settings,
     differences,
     from_dict,
     set_option,
@@ -141,6 +142,57 @@ def test_set_option_refuses(assignment: str, message: str) -> None:
     assert config == Config()
 
 
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("training.d_reg_interval=0", "is 0; it must be at least 1"),
+        ("training.gamma=-1", "is -1; it must be at least 0"),
+        ("training.beta2=1", "is 1; it must be from 0 to below 1"),
+        ("training.kimg=0", "is 0; it must be above 0"),
+        ("generator.plane_resolution=48", "is 48; it must be a power of two from 4 to 4096"),
+        ("rendering.background=[0,2,0]", "is .0.0, 2.0, 0.0.; each number must be from 0 to 1"),
+        ("superresolution.channels=[4,0]", "is .4, 0.; each number must be at least 1"),
+    ],
+)
+def test_set_option_shows_the_range(assignment: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^{assignment.partition('=')[0]} {message}$"):
+        set_option(Config(), assignment)
+
+
+def test_names_of_before() -> None:
+    """`nrr_*` in files, and after --set."""
+    values = to_dict(Config())
+    del values["training"]["resolution_initial"], values["training"]["resolution_fade_kimg"]
+    values["training"] |= {"nrr_initial": 32, "nrr_final": 128, "nrr_fade_kimg": 2.0}
+    values["model"]["rendering"]["resolution"] = 48  # was that of the moment
+    again = from_dict(Config, values)
+    config = Config()
+    config.training.resolution_initial, config.training.resolution_fade_kimg = 32, 2.0
+    config.model.rendering.resolution = 128
+    assert again == config
+    assert "nrr_final" in values["training"]  # the caller's own is left as it is
+    named = Config()
+    for assignment in ("nrr_initial=32", "nrr_final=128", "nrr_fade_kimg=2"):
+        set_option(named, f"training.{assignment}")
+    assert named == config
+    with pytest.raises(UserError, match=r"config.model.rendering.resolution: 'big' is not a whole"):
+        from_dict(Config, {"training": {"nrr_final": "big"}})
+
+
+def test_every_setting_is_declared_with_its_help() -> None:
+    declared = declared_settings()
+    names = {
+        f"{name}.{item.name}"
+        for name, section in config_sections(Config()).items()
+        for item in dataclasses.fields(section)
+        if not dataclasses.is_dataclass(getattr(section, item.name))
+    }
+    assert set(declared) == names
+    for name, (_, default, about) in declared.items():
+        assert about.help.endswith((".", "]", "...")), name
+        about.check(name, default)  # a default lies in its own range
+
+
 def test_every_setting_can_be_reached_by_name_and_survives_its_own_json() -> None:
     config = changed()
     again = Config()
@@ -155,10 +207,19 @@ def test_every_setting_can_be_reached_by_name_and_survives_its_own_json() -> Non
 def test_differences_name_the_settings() -> None:
     assert differences(Config(), Config()) == []
     names = [
-        "model.resolution", "generator.pose_conditioning", "generator.conv_clamp", "superresolution.channels", "superresolution.conv_clamp",
-        "rendering.ray_start", "rendering.ray_end", "rendering.background", "rendering.plane_axes",
-        "data.path", "training.batch_gpu", "snapshot.metrics",
-    ]  # fmt: skip
+        "model.resolution",
+        "generator.pose_conditioning",
+        "generator.conv_clamp",
+        "superresolution.channels",
+        "superresolution.conv_clamp",
+        "rendering.ray_start",
+        "rendering.ray_end",
+        "rendering.background",
+        "rendering.plane_axes",
+        "data.path",
+        "training.batch_gpu",
+        "snapshot.metrics",
+    ]
     assert sorted(differences(Config(), changed())) == sorted(names)
     assert differences(changed(), Config()) == differences(Config(), changed())
 

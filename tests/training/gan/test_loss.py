@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tests.references import resize
 from tests.tiny import orbit_labels, tiny_config
-from training.config.settings import RenderingConfig, TrainingConfig
+from training.config.settings import Config, RenderingConfig, TrainingConfig
 from training.gan import loss
 from training.gan.augment import AugmentPipe
 from training.gan.loss import Pictures, Schedule
@@ -24,9 +24,15 @@ from training.networks.generator import Generator, GeneratorOutput
 # Schedules
 
 
+def config_of(resolution: int = 64, **training: Any) -> Config:
+    config = Config(training=TrainingConfig(**training))
+    config.model.rendering.resolution = resolution
+    return config
+
+
 def test_published_schedule_in_numbers() -> None:
-    config = TrainingConfig(nrr_initial=64, nrr_final=128)
-    assert config.batch == 32
+    config = config_of(128, resolution_initial=64)
+    assert config.training.batch == 32
     expected = {
         0: (64, 10.0, 1.0),
         100_000: (70, 5.0, 0.95),
@@ -43,17 +49,17 @@ def test_published_schedule_in_numbers() -> None:
 
 
 def test_afhq_swaps_more_often() -> None:
-    config = TrainingConfig(swap_final=0.8)
+    config = config_of(swap_final=0.8)
     assert loss.schedule_at(config, 500_000).swap_probability == pytest.approx(0.9)
     assert loss.schedule_at(config, 2_000_000).swap_probability == pytest.approx(0.8)
 
 
 def test_blur_fade_scales_with_the_batch_unless_it_is_given() -> None:
-    assert loss.schedule_at(TrainingConfig(batch=8), 25_000).blur_sigma == pytest.approx(5)
-    assert loss.schedule_at(TrainingConfig(batch=8), 50_000).blur_sigma == 0
-    assert loss.schedule_at(TrainingConfig(batch=64), 200_000).blur_sigma == pytest.approx(5)
+    assert loss.schedule_at(config_of(batch=8), 25_000).blur_sigma == pytest.approx(5)
+    assert loss.schedule_at(config_of(batch=8), 50_000).blur_sigma == 0
+    assert loss.schedule_at(config_of(batch=64), 200_000).blur_sigma == pytest.approx(5)
     assert loss.schedule_at(
-        TrainingConfig(batch=8, blur_fade_kimg=200), 50_000
+        config_of(batch=8, blur_fade_kimg=200), 50_000
     ).blur_sigma == pytest.approx(7.5)
 
 
@@ -61,14 +67,14 @@ def test_a_fade_of_no_length_is_over_at_once() -> None:
     assert loss.fade(3, 7, 0, 0) == 7
     assert (
         loss.schedule_at(
-            TrainingConfig(nrr_initial=64, nrr_final=128, nrr_fade_kimg=0), 0
+            config_of(128, resolution_initial=64, resolution_fade_kimg=0), 0
         ).resolution
         == 128
     )
 
 
 def test_rendering_resolution_is_rounded_to_the_nearest_pixel() -> None:
-    config = TrainingConfig(nrr_initial=64, nrr_final=128)
+    config = config_of(128, resolution_initial=64)
     assert [
         loss.schedule_at(config, images).resolution for images in (7_800, 7_900, 23_400, 23_500)
     ] == [64, 65, 65, 66]

@@ -20,6 +20,7 @@ from training.config.settings import (
     RenderingConfig,
     SuperResolutionConfig,
 )
+from training.config.sizes import block_sizes
 from training.networks import alias_free
 from training.networks.alias_free import (
     AliasFreeLayer,
@@ -29,7 +30,7 @@ from training.networks.alias_free import (
     plan_bands,
 )
 from training.networks.generator import Generator
-from training.networks.superresolution import SuperResolution, block_sizes
+from training.networks.superresolution import SuperResolution
 
 # (output, input) sizes: the published ones, a laptop's, and both kinds of first block
 SIZES = [(32, 16), (64, 32), (128, 32), (128, 64), (256, 128), (512, 128), (1024, 128)]

@@ -68,7 +68,7 @@ def images_in(path: Path) -> list[int]:
 
 
 class Watcher:
-    """An observer that notes when it is called."""
+    """A callback that notes when it is called."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, str | None]] = []
@@ -77,7 +77,7 @@ class Watcher:
         self.seen.append(
             (state.trainer.progress.images, state.checkpoint.name if state.checkpoint else None)
         )
-        torch.manual_seed(99)  # what an observer draws must not matter
+        torch.manual_seed(99)  # what a callback draws must not matter
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,24 @@ def test_when_ticks_and_snapshots_happen(
 ) -> None:
     watcher = Watcher()
     config = configure(data, steps, f"snapshot.tick_kimg={tick}", f"snapshot.snap_ticks={snap}")
-    run_training(config, RunOptions(run_dir, CPU, observers=(watcher,)))
+    run_training(config, RunOptions(run_dir, CPU, callbacks=(watcher,)))
     assert images_in(run_dir / "stats.jsonl") == ticks
     assert watcher.seen == [(0, None)] + [(images, snapshot_name(images)) for images in snapshots]
+
+
+def test_what_looks_at_checkpoints_does_not_look_at_one_that_was_refused(
+    data: Path, run_dir: Path
+) -> None:
+    def spoil(state: SnapshotState) -> None:
+        if state.checkpoint is None:
+            next(state.trainer.G_ema.parameters()).data.fill_(float("nan"))
+
+    pictures, metrics = Watcher(), Watcher()
+    options = RunOptions(run_dir, CPU, callbacks=(spoil, pictures), metrics=(metrics,))
+    run_training(configure(data, 2), options)
+    assert "not written: weights are not finite" in (run_dir / "log.txt").read_text()
+    assert not list(run_dir.glob("*.pkl"))
+    assert pictures.seen == metrics.seen == [(0, None)]
 
 
 def test_snapshots_are_named_by_kimg() -> None:
@@ -112,7 +127,11 @@ def test_snapshots_are_named_by_kimg() -> None:
 
 def test_a_checkpoint_holds_what_the_contract_lists(data: Path, run_dir: Path) -> None:
     config = configure(
-        data, 2, "training.nrr_initial=8", "training.nrr_final=16", "training.nrr_fade_kimg=0.016"
+        data,
+        2,
+        "training.resolution_initial=8",
+        "rendering.resolution=16",
+        "training.resolution_fade_kimg=0.016",
     )
     run_training(config, RunOptions(run_dir, CPU))
     content = torch.load(run_dir / snapshot_name(8), weights_only=True)
@@ -125,15 +144,15 @@ def test_a_checkpoint_holds_what_the_contract_lists(data: Path, run_dir: Path) -
         "G_ema",
         "optimizers",
         "augment",
-        "statistics",
         "rng",
         "cameras",
     }
     assert set(content) == wanted
     assert content["progress"]["images"] == 8
     assert content["rng"] == {"seed": 0, "images": 8, "processes": 1}
-    # what G_ema is to be used with at this moment
-    assert content["config"]["model"]["rendering"]["resolution"] == 12
+    # the run's own settings; pictures are made with what the fade has reached
+    assert content["config"]["model"]["rendering"]["resolution"] == 16
+    assert load_weights(run_dir / snapshot_name(8)).config.rendering.resolution == 12
     assert content["config"]["training"] == to_dict(config)["training"]
     cameras = CameraSummary.from_dict(content["cameras"])
     assert cameras.radius == pytest.approx(2, abs=0.01)
@@ -201,7 +220,7 @@ def test_a_signal_ends_the_run_after_the_step_and_the_rest_follows(
 def test_a_signal_before_the_first_step_is_not_lost(data: Path, run_dir: Path) -> None:
     run_training(
         configure(data, 5),
-        RunOptions(run_dir, CPU, observers=(lambda _: signal.raise_signal(signal.SIGTERM),)),
+        RunOptions(run_dir, CPU, callbacks=(lambda _: signal.raise_signal(signal.SIGTERM),)),
     )
     assert 0 <= load_checkpoint(run_dir / snapshot_name(0)).progress["images"] <= 4
 
@@ -357,7 +376,7 @@ def test_an_observer_that_meets_a_full_disk_does_not_end_the_run(
         if state.checkpoint:
             raise OSError(28, "No space left on device")
 
-    run_training(configure(data, 1), RunOptions(run_dir, CPU, observers=(full,)))
+    run_training(configure(data, 1), RunOptions(run_dir, CPU, callbacks=(full,)))
     assert load_checkpoint(run_dir / snapshot_name(4)).progress["images"] == 4
     assert (run_dir / "log.txt").read_text().count("No space left on device") == 1
 
@@ -367,7 +386,7 @@ def test_an_observer_that_is_wrong_ends_the_run(data: Path, run_dir: Path) -> No
         raise UserError("no such metric")
 
     with pytest.raises(UserError, match="no such metric"):
-        run_training(configure(data, 1), RunOptions(run_dir, CPU, observers=(wrong,)))
+        run_training(configure(data, 1), RunOptions(run_dir, CPU, callbacks=(wrong,)))
 
 
 def test_another_number_of_processes_is_told(data: Path, run_dir: Path) -> None:

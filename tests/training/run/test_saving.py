@@ -127,7 +127,7 @@ def test_a_full_disk_is_told_and_tried_again(
 def test_a_mistake_in_the_thread_is_told(tmp_path: Path) -> None:
     lines: list[str] = []
     writer, wrong = SnapshotWriter(KEEP_ALL, lines.append), checkpoint(1)
-    wrong.statistics["x"] = {1, 2}
+    wrong.augment["x"] = {1, 2}
     writer.submit(tmp_path / snapshot_name(0), wrong)
     with pytest.raises(UserError, match="tensors and plain values"):
         writer.finish()

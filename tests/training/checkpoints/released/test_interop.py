@@ -350,12 +350,23 @@ def test_missing_scene_settings(tmp_path: Path, key: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("clamp_mode", "relu"), ("disparity_space_sampling", True), ("density_noise", 1.0), ("superresolution_noise_mode", "loud"),
-        ("depth_resolution", 0), ("depth_resolution", 48.5), ("depth_resolution", 10**9), ("box_warp", "wide"), ("box_warp", float("nan")),
-        ("ray_start", "auto"), ("ray_end", [3]), ("white_back", 1), ("c_scale", "one"), ("avg_camera_pivot", [0, 0]),
+        ("clamp_mode", "relu"),
+        ("disparity_space_sampling", True),
+        ("density_noise", 1.0),
+        ("superresolution_noise_mode", "loud"),
+        ("depth_resolution", 0),
+        ("depth_resolution", 48.5),
+        ("depth_resolution", 10**9),
+        ("box_warp", "wide"),
+        ("box_warp", float("nan")),
+        ("ray_start", "auto"),
+        ("ray_end", [3]),
+        ("white_back", 1),
+        ("c_scale", "one"),
+        ("avg_camera_pivot", [0, 0]),
         pytest.param("depth_resolution", 10**5000, id="huge"),
     ],
-)  # fmt: skip
+)
 def test_scene_settings_of_the_wrong_kind(tmp_path: Path, key: str, value: Any) -> None:
     assert key in refused(tmp_path, lambda _: None, Layout(rendering={key: value}))
 
@@ -484,10 +495,10 @@ def test_config_is_complete(tmp_path: Path) -> None:
     config = read(tmp_path, Layout()).config
     known = {
         "resolution": 1,
-        "generator": 12,
+        "generator": 14,
         "superresolution": 7,
         "rendering": 10,
-        "discriminator": 6,
+        "discriminator": 7,
     }
     counts = {
         item.name: (

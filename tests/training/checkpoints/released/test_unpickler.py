@@ -212,12 +212,29 @@ def test_embedded_source_is_not_run(tmp_path: Path, marker: Path) -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        ("os", "system"), ("posix", "system"), ("nt", "system"), ("subprocess", "call"), ("subprocess", "Popen"), ("builtins", "eval"),
-        ("builtins", "exec"), ("builtins", "getattr"), ("builtins", "__import__"), ("builtins", "open"), ("__builtin__", "eval"),
-        ("importlib", "import_module"), ("runpy", "run_path"), ("pickle", "loads"), ("shutil", "rmtree"), ("operator", "attrgetter"),
-        ("_io", "open"), ("copyreg", "_reconstructor"), ("types", "FunctionType"), ("marshal", "loads"), ("ctypes", "CDLL"),
+        ("os", "system"),
+        ("posix", "system"),
+        ("nt", "system"),
+        ("subprocess", "call"),
+        ("subprocess", "Popen"),
+        ("builtins", "eval"),
+        ("builtins", "exec"),
+        ("builtins", "getattr"),
+        ("builtins", "__import__"),
+        ("builtins", "open"),
+        ("__builtin__", "eval"),
+        ("importlib", "import_module"),
+        ("runpy", "run_path"),
+        ("pickle", "loads"),
+        ("shutil", "rmtree"),
+        ("operator", "attrgetter"),
+        ("_io", "open"),
+        ("copyreg", "_reconstructor"),
+        ("types", "FunctionType"),
+        ("marshal", "loads"),
+        ("ctypes", "CDLL"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("new", [False, True])
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_calls_into_the_standard_library_are_refused(
@@ -354,9 +371,21 @@ def test_nested_payload_cannot_claim_more_data_than_it_has(tmp_path: Path) -> No
 
 
 IMPOSSIBLE_TENSORS = [
-    (0, (5,), (1,)), (1, (4,), (1,)), (0, (2, 2), (1, 3)), (0, (10**12,), (0,)), (-1, (2,), (1,)), (0, (2,), (-1,)), (0, (-2,), (1,)),
-    (0, (2, 2), (1,)), (0, (2.0,), (1,)), ("0", (2,), (1,)), (0, (2**70,), (1,)), (2**70, (), ()), (4, (), ()), (0, None, None),
-]  # fmt: skip
+    (0, (5,), (1,)),
+    (1, (4,), (1,)),
+    (0, (2, 2), (1, 3)),
+    (0, (10**12,), (0,)),
+    (-1, (2,), (1,)),
+    (0, (2,), (-1,)),
+    (0, (-2,), (1,)),
+    (0, (2, 2), (1,)),
+    (0, (2.0,), (1,)),
+    ("0", (2,), (1,)),
+    (0, (2**70,), (1,)),
+    (2**70, (), ()),
+    (4, (), ()),
+    (0, None, None),
+]
 
 
 @pytest.mark.parametrize("geometry", IMPOSSIBLE_TENSORS)
@@ -443,13 +472,33 @@ def test_too_many_instructions(tmp_path: Path) -> None:
 
 
 HUGE_LENGTHS = [
-    b"B\xff\xff\xff\xff", b"\x8e" + b"\xff" * 8, b"\x8e" + b"\xff" * 7 + b"\x3f", b"\x8d" + b"\xff" * 7 + b"\x3f",
-    b"\x8b\xff\xff\xff\x7f", b"I" + b"9" * 5000 + b"\n", b"\x96" + b"\xff" * 7 + b"\x3f", b"X\xff\xff\xff\xff",
-]  # fmt: skip
+    b"B\xff\xff\xff\xff",
+    b"\x8e" + b"\xff" * 8,
+    b"\x8e" + b"\xff" * 7 + b"\x3f",
+    b"\x8d" + b"\xff" * 7 + b"\x3f",
+    b"\x8b\xff\xff\xff\x7f",
+    b"I" + b"9" * 5000 + b"\n",
+    b"\x96" + b"\xff" * 7 + b"\x3f",
+    b"X\xff\xff\xff\xff",
+]
 UNFIT = [
-    b"", b"0", b"t", b"h\x05", b"]s", b"Nb", b"NN\x93", b"NNR", b"(Nd", b"]N0b", b"}]Ns", b"N\x85(0e", b"cos\n\n)R",
-    b"ccollections\nOrderedDict\nNR", b"V\\ud800\n0", b"\xff",
-]  # fmt: skip
+    b"",
+    b"0",
+    b"t",
+    b"h\x05",
+    b"]s",
+    b"Nb",
+    b"NN\x93",
+    b"NNR",
+    b"(Nd",
+    b"]N0b",
+    b"}]Ns",
+    b"N\x85(0e",
+    b"cos\n\n)R",
+    b"ccollections\nOrderedDict\nNR",
+    b"V\\ud800\n0",
+    b"\xff",
+]
 
 
 @pytest.mark.parametrize("instructions", HUGE_LENGTHS + UNFIT)

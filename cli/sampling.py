@@ -10,17 +10,17 @@ from typing import Any, TypeVar
 import click
 import torch
 
-from dnnlib.options import Seeds
-from open_eg3d.command_line import (
+from cli.devices import device_option
+from cli.rendering import (
     network_option,
     nrr_option,
-    open_generator,
     outdir_option,
     precision_option,
     trunc_cutoff_option,
     trunc_option,
 )
-from torch_utils.devices import device_option
+from cli.values import Seeds
+from open_eg3d.opening import open_generator
 from training.networks.generator import Generator
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -1,16 +1,12 @@
-"""What the command lines that render have in common: options, and the generator that they name."""
+"""Options of the command lines that render."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import click
-import torch
 
-from dnnlib.options import Finite
-from open_eg3d import load_generator
-from training.networks.generator import Generator
+from cli.values import Finite
 
 network_option = click.option(
     "--network",
@@ -49,17 +45,3 @@ precision_option = click.option(
     show_default=True,
     help="Of the model's convolutions; bf16 where the processor has it.",
 )
-
-
-def open_generator(
-    path_or_url: str | os.PathLike[str], device: torch.device, precision: str = "fp32"
-) -> Generator:
-    """Generator of a file or address on a device, whose convolutions compute in fp32 or bf16.
-
-    Raises:
-        UserError: if the file cannot be read or holds no generator.
-    """
-    generator = load_generator(path_or_url, reuse_memory=True).to(device)
-    if precision == "bf16":
-        generator.set_conv_dtype(backbone=torch.bfloat16, superresolution=torch.bfloat16)
-    return generator

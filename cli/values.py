@@ -9,19 +9,9 @@ from typing import Any
 
 import click
 
-MAX_SEED = 2**32 - 1  # the largest that numpy's RandomState takes
+from dnnlib.numbers import LARGEST, MAX_SEED, finite
+
 MAX_SEEDS = 1_000_000
-LARGEST = 1e30  # of numbers that networks compute with
-
-
-def finite(text: str) -> float:
-    """Number from text; ValueError for anything else, infinities, NaN and what float32 cannot hold
-    included.
-    """
-    number = float(text)
-    if not abs(number) < LARGEST:
-        raise ValueError(text)
-    return number
 
 
 class Seeds(click.ParamType):

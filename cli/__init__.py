@@ -1,0 +1,1 @@
+"""What command lines have in common: kinds of values, and options that several of them take."""

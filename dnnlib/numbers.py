@@ -1,0 +1,16 @@
+"""Limits of the numbers that people type."""
+
+from __future__ import annotations
+
+MAX_SEED = 2**32 - 1  # the largest that numpy's RandomState takes
+LARGEST = 1e30  # of numbers that networks compute with
+
+
+def finite(text: str) -> float:
+    """Number from text; ValueError for anything else, infinities, NaN and what float32 cannot hold
+    included.
+    """
+    number = float(text)
+    if not abs(number) < LARGEST:
+        raise ValueError(text)
+    return number
