@@ -40,7 +40,8 @@ ALLOWED = {
     " training/checkpoints/released",
     "metrics": "dnnlib torch_utils torch_utils/distributed",
     "media": "dnnlib metrics training/cameras.py training/config training/data training/networks",
-    "media/pictures": "dnnlib media metrics training/cameras.py training/rendering training/run",
+    "media/pictures": "dnnlib media metrics training/cameras.py training/networks"
+    " training/rendering training/run",
     "media/meshes": "dnnlib media media/pictures training/cameras.py training/rendering",
     "media/videos": "dnnlib media media/pictures training/cameras.py training/data",
     "media/report": "dnnlib media media/pictures metrics",
@@ -48,13 +49,11 @@ ALLOWED = {
     " training/networks",
     "media/viewer": "dnnlib media media/pictures media/meshes media/videos training/cameras.py"
     " training/data training/networks training/checkpoints",
-    "data_tools/source_files.py": "dnnlib",
-    "data_tools/sources": "dnnlib data_tools/source_files.py training/cameras.py training/data",
-    "data_tools": "dnnlib data_tools/source_files.py data_tools/sources training/cameras.py"
-    " training/data",
-    "data_tools/check": "dnnlib data_tools data_tools/source_files.py data_tools/sources"
+    "data_tools/sources": "dnnlib training/cameras.py training/data",
+    "data_tools": "dnnlib data_tools/sources training/cameras.py training/data",
+    "data_tools/check": "dnnlib data_tools data_tools/sources"
     " training/cameras.py training/config training/data",
-    "data_tools/faces": "dnnlib data_tools data_tools/source_files.py data_tools/sources metrics"
+    "data_tools/faces": "dnnlib data_tools data_tools/sources metrics"
     " training/cameras.py training/data",
     "data_tools/heads": "dnnlib data_tools training/cameras.py training/config training/data"
     " training/rendering",
@@ -65,16 +64,6 @@ ALLOWED = {
     "cli": "dnnlib torch_utils metrics open_eg3d training/config training/data training/networks",
 }
 COMMAND_LINES = "command lines"  # on top: they may import every room, and nothing imports them
-
-# Upward imports that stand today and are on their way out. Take a line out when it is gone.
-BEING_CUT = {
-    ("training/config/checks.py", "training.gan.augment_adaptation"),
-    ("training/config/checks.py", "training.networks.discriminator"),
-    ("training/config/checks.py", "training.networks.generator"),
-    ("training/config/checks.py", "training.networks.superresolution"),
-    ("training/config/presets.py", "training.networks.superresolution"),
-    ("training/data/scene.py", "training.networks.generator"),
-}
 
 
 def code_files() -> dict[str, Path]:
@@ -131,7 +120,7 @@ def refused(source: str, path: Path) -> list[str]:
     for module in sorted(set(imported_modules(source, path))):
         target = room_of(MODULES[module])
         allowed = list(ALLOWED) if room == COMMAND_LINES else [room, *ALLOWED[room].split()]
-        if target not in allowed and (path.as_posix(), module) not in BEING_CUT:
+        if target not in allowed:
             rooms = ", ".join(allowed[1:] if room != COMMAND_LINES else ["every room"])
             lines.append(
                 f"{path.as_posix()} imports {module}; {room} may import {rooms or 'no other room'}"
@@ -171,17 +160,6 @@ def test_other_imports_are_refused(path: str, source: str, line: str | None) -> 
     assert line in found if line else not found
 
 
-def test_imports_being_cut_still_stand() -> None:
-    """An entry that no longer occurs leaves the list, so that it cannot come back."""
-    standing = {
-        (path.as_posix(), module)
-        for path in MODULES.values()
-        for module in imported_modules(read(path), path)
-    }
-    gone = sorted(BEING_CUT - standing)
-    assert not gone, f"no longer imported, take out of BEING_CUT: {gone}"
-
-
 def test_the_table_has_no_circles() -> None:
     graph = {room: allowed.split() for room, allowed in ALLOWED.items()}
     assert {target for targets in graph.values() for target in targets} <= set(ALLOWED)
@@ -191,11 +169,7 @@ def test_the_table_has_no_circles() -> None:
 def test_modules_do_not_import_each_other_in_circles() -> None:
     graph = {}
     for name, path in MODULES.items():
-        modules = (
-            module
-            for module in imported_modules(read(path), path)
-            if (path.as_posix(), module) not in BEING_CUT
-        )
+        modules = imported_modules(read(path), path)
         # A package is imported before its own modules, so these may import it.
         graph[name] = {m for m in modules if not f"{name}.".startswith(f"{m}.")}
     graphlib.TopologicalSorter(graph).prepare()

@@ -15,10 +15,10 @@ from torch import Tensor
 from dnnlib.console import UserError
 from media.avatar.planes import CHANNELS_A_TEXEL, QuantizedPlanes, pack, quantize
 from media.pictures.grids import Pictures, camera_grid, depth_limits, to_pictures
-from torch_utils.ops.render_rays import FINE_SAMPLERS
 from training.cameras import CameraSummary, unpack_label
 from training.networks.generator import Generator
 
+SAMPLERS = ("interval", "released")  # what the shader has
 UNIFORM_BYTES = 16384  # of a block of constants, what every WebGL 2 has
 DEPTH_VIEWS = (5, 3)  # yaws and pitches from which the range of depths is taken
 CAMERA_NUMBERS = (
@@ -103,7 +103,7 @@ def _decoder_values(generator: Generator) -> dict[str, Any]:
     """
     describe = getattr(generator.decoder, "two_layer_weights", lambda: None)
     weights = describe()
-    if weights is None or generator.rendering.fine_sampling not in FINE_SAMPLERS:
+    if weights is None or generator.rendering.fine_sampling not in SAMPLERS:
         raise UserError("the page renders the standard decoder and samplers only")
     w0, b0, w1, b1 = (tensor.detach().double().cpu() for tensor in weights)
     hidden, channels = w0.shape

@@ -27,6 +27,7 @@ from training.networks.stylegan2 import MappingNetwork, NoiseMode, SynthesisBloc
 from training.networks.superresolution import SuperResolution
 from training.rendering import renderer
 from training.rendering.rays import sample_rays
+from training.rendering.sampling import FINE_SAMPLERS
 
 NUM_PLANES = 3
 SUPERRESOLUTIONS: dict[str, Callable[[ModelConfig], nn.Module]] = {
@@ -167,6 +168,7 @@ class Generator(nn.Module):
         self.superresolution: Any = look_up(SUPERRESOLUTIONS, enlarge, "superresolution.kind")(
             self.config
         )
+        look_up(FINE_SAMPLERS, self.config.rendering.fine_sampling, "rendering.fine_sampling")
         self.decoder: Any = look_up(DECODERS, options.decoder, "generator.decoder")(options)
 
     @property

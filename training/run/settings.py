@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dnnlib.console import UserError
+from dnnlib.tables import look_up
 from torch_utils.devices import has_fast_bf16
 from training.checkpoints.checkpoint import load_weights
 from training.config.checks import check_config
@@ -18,6 +19,7 @@ from training.config.settings import Config, Precision, differences, set_option
 from training.config.sizes import block_sizes
 from training.data.dataset import ImageDataset
 from training.data.scene import apply_scene, fit_dataset_scene
+from training.gan.loss import GAN_LOSSES
 from training.networks.shapes import check_networks
 from training.run.data_content import content_of
 
@@ -188,6 +190,7 @@ def check_run(config: Config, processes: int) -> None:
         UserError: naming the first setting that is out of range or does not go with the others.
     """
     check_config(config, processes)
+    look_up(GAN_LOSSES, config.training.loss, "training.loss")
     check_networks(config.model)
 
 

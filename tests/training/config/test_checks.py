@@ -11,7 +11,7 @@ from tests.tiny import tiny_config
 from training.config.checks import check_batch, check_config, group_note, rendering_note
 from training.config.presets import PRESETS, PresetName, Sizes, make_config
 from training.config.settings import Config, set_option
-from training.run.settings import settle
+from training.run.settings import check_run, settle
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -197,6 +197,21 @@ def laptop_config(*assignments: str) -> Config:
         set_option(config, assignment)
     settle(config, {assignment.partition("=")[0] for assignment in assignments})
     return config
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "training.loss",
+        "generator.decoder",
+        "rendering.fine_sampling",
+        "superresolution.kind",
+        "discriminator.kind",
+    ],
+)
+def test_names_that_no_table_has_are_refused_with_those_that_it_has(setting: str) -> None:
+    with pytest.raises(UserError, match=f"{setting} is 'magic'; known are [a-z_]+"):
+        check_run(tiny_config(f"{setting}=magic"), 1)
 
 
 def batch_config(batch: int, batch_gpu: int | None, group: int) -> Config:

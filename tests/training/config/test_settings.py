@@ -127,8 +127,8 @@ def test_set_option(assignment: str, section: str, field: str, value: Any) -> No
         ("training.batch=8.0", "training.batch: 8.0 is not a whole number"),
         ("rendering.background=white", "rendering.background: 'white' is not a list of 3"),
         (
-            "rendering.fine_sampling=",
-            "rendering.fine_sampling: '' is not one of 'interval', 'released'",
+            "rendering.length_unit=",
+            "rendering.length_unit: '' is not one of 'world', 'box'",
         ),
         ("training.kimg=1" + "0" * 400, "training.kimg: "),
         ("training.kimg=1" + "0" * 5000, "training.kimg: "),
