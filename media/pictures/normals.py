@@ -19,8 +19,9 @@ def surface_normals(
     generator: DensityModel, planes: Tensor, c: Tensor, out: RenderOutput
 ) -> Tensor:
     """Outward unit normals (N, 3, r, r) in world axes where the rays of cameras c (N, 25) end; 0
-    where the density is constant.
+    where the density is constant. Planes are those of N samples, or of one that all cameras see.
     """
+    planes = planes.expand(len(c), *planes.shape[1:])
     origins, directions = sample_rays(*unpack_label(c.float()), out.image_depth.shape[-1])
     points = origins + directions * out.image_depth.flatten(2).transpose(1, 2).to(origins)
     step = NORMAL_STEP * generator.rendering.box_warp / planes.shape[-1]

@@ -407,8 +407,8 @@ def test_table_of_statistics_is_complete() -> None:
     explained = set(re.findall(r"`([A-Z][a-z]+/\w+)`", page))
     assert reported <= explained
     run = "".join(
-        (ROOT / "training" / "run" / name).read_text(encoding="utf-8")
-        for name in ("loop.py", "messages.py")
+        (ROOT / "training" / name).read_text(encoding="utf-8")
+        for name in ("run/loop.py", "run/messages.py", "gan/health.py")
     )
     assert all(f'"{name}"' in run for name in explained - reported)
 

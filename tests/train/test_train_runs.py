@@ -169,11 +169,11 @@ def test_without_data_the_built_in_heads_are_made_once(
 ) -> None:
     made: list[Path] = []
 
-    def generate(path: Path, settings: Any) -> None:
+    def generate(path: Path, settings: Any) -> Path:
         assert (settings.count, settings.resolution) == (6000, 64)
         made.append(path)
         path.parent.mkdir(parents=True)
-        write_dataset(path, resolution=64)
+        return write_dataset(path, resolution=64)
 
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("data_tools.heads.dataset.generate_heads", generate)
@@ -252,7 +252,11 @@ def test_a_run_from_a_file(whole: tuple[Path, Ended], tmp_path: Path) -> None:
         ("{", (), ("--config", "not JSON")),
         ('{"preset": "cars"}', (), ("--config", "cars")),
         ('{"training": {"gama": 1}}', (), ("gama", "known are")),
-        ('{"training": {"gamma": -1}}', (), ("training.gamma is -1", "at least 0")),
+        (
+            '{"model": {"resolution": 32}, "training": {"gamma": -1}}',
+            (),
+            ("training.gamma is -1", "at least 0"),
+        ),
         ("{}", ("--cfg", "ffhq"), ("--config", "--cfg")),
         ("{}", ("--resume", "latest"), ("--config", "--resume")),
         (None, (), ("--config", "No such file")),

@@ -19,6 +19,32 @@ FEATURES = 32  # of each layer of the random network
 COLLAPSED = 0.1  # of the reals' spread: below this a line warns
 
 
+class CollapseWatch:
+    """Compares fakes of many latents at one camera with the reals nearest to that camera."""
+
+    def __init__(self, c: Tensor, reals: Tensor) -> None:
+        """Watch at the camera c (25,); `reals` (N, 3, H, W) in [-1, 1] were seen from near it."""
+        self.c = c
+        self.reals = spread_of_pictures(reals)
+
+    def look(self, G: Generator) -> dict[str, float]:
+        """Statistics by name: spread of w, and of pictures relative to that of the reals."""
+        fakes = spread_of_pictures(fakes_at_one_camera(G, self.c))
+        relative = {name: value / max(self.reals[name], 1e-12) for name, value in fakes.items()}
+        return spread_of_ws(G, self.c) | relative
+
+
+def collapse_warning(values: dict[str, float]) -> str | None:
+    """A line to tell where fakes hardly differ any more."""
+    spread = min(values["Spread/pixels"], values["Spread/features"])
+    if spread >= COLLAPSED:
+        return None
+    return (
+        f"warning: seeds hardly differ: fakes at one camera have {100 * spread:.0f} % of the reals'"
+        " spread (Spread/pixels, Spread/features); a larger --gamma or more data may help"
+    )
+
+
 @torch.no_grad()
 def spread_of_ws(G: Generator, c: Tensor) -> dict[str, float]:
     """How much w (before truncation) varies with z at one camera c (25,): the share of E|w|^2 that
@@ -38,8 +64,8 @@ def spread_of_pictures(pictures: Tensor) -> dict[str, float]:
     """
     small = resize_image(pictures.float(), SIZE)
     return {
-        "pixels": _mean_distance(small.flatten(1)),
-        "features": _mean_distance(random_features(small)),
+        "Spread/pixels": _mean_distance(small.flatten(1)),
+        "Spread/features": _mean_distance(random_features(small)),
     }
 
 

@@ -24,6 +24,7 @@ from training.config.sizes import rendering_resolution
 from training.data.balance import balance_copies, balance_weights
 from training.data.dataset import ImageDataset, to_float
 from training.data.order import training_batches
+from training.gan.health import CollapseWatch, collapse_warning, reals_near_one_camera
 from training.gan.trainer import Trainer
 from training.networks.growth import grow_state
 from training.run.folder import Events, RunFolder
@@ -31,6 +32,9 @@ from training.run.messages import expected_images, memory_gib, speed_line, start
 from training.run.saving import SnapshotWriter, is_finite, snapshot_name
 
 STEPS_TO_JUDGE = 10  # after which the speed is told
+
+
+COLLAPSE_TOLD_FROM = 2.0  # kimg; before that all seeds look alike, as nothing is learnt yet
 
 
 @dataclass
@@ -147,6 +151,15 @@ def camera_labels(data: DataConfig, labels: Tensor) -> Tensor:
     )
 
 
+def watch_collapse(
+    dataset: ImageDataset, cameras: CameraSummary, device: torch.device
+) -> CollapseWatch:
+    """A watch at the mean camera, with the reals nearest to it."""
+    c = cameras.frontal_label()
+    reals, _ = dataset.read(reals_near_one_camera(dataset.labels, c).numpy())
+    return CollapseWatch(c.to(device), to_float(reals))
+
+
 def initialise(trainer: Trainer, weights: Weights) -> str:
     """Take the weights of another run, and nothing else. The generator may have more blocks, or
     fewer; returns a line on these.
@@ -183,6 +196,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.cameras = CameraSummary.from_labels(self.dataset.labels)
+        self.collapse = watch_collapse(self.dataset, self.cameras, self.options.device)
         self.snapshots = SnapshotWriter(self.config.snapshot, self.folder.log)
         self.saved_at = self.trainer.progress.images if self.is_resumed else -1
         self.tick_images = self.trainer.progress.images
@@ -332,6 +346,8 @@ class _Run:
         now, progress = time.monotonic(), self.trainer.progress
         values = {name: value["mean"] for name, value in self.trainer.statistics.collect().items()}
         speed = (progress.images - self.tick_images) / max(now - self.tick_time, 1e-9)
+        if rank() == 0:
+            values |= self.collapse.look(self.trainer.G_ema)
         values["Progress/skipped_updates"] = progress.skipped
         values |= {
             "Progress/images_per_second": speed,
@@ -340,6 +356,9 @@ class _Run:
         }
         self.folder.record(progress.kimg, values)
         self.folder.log(tick_line(progress.kimg, values))
+        warning = collapse_warning(values) if rank() == 0 else None
+        if warning and progress.kimg >= COLLAPSE_TOLD_FROM:
+            self.folder.log(warning)
         self.tick_images, self.tick_time = progress.images, now
 
     def _save(self) -> None:

@@ -22,6 +22,13 @@ COLUMNS = (
     ("real", "Logits/real", "6.2f", "its mean answer to real pictures"),
     ("fake", "Logits/fake", "6.2f", "to fakes (above 0: taken for real)"),
     ("r1", "Loss/R1", "8.3g", "R1 penalty"),
+    ("w", "Spread/w", "4.2f", "share of w that varies with the seed"),
+    (
+        "seeds",
+        "Spread/pixels",
+        "4.2f",
+        "spread of fakes at one camera, of the reals' (near 0: all alike)",
+    ),
     ("depth", "Depth/spread", "6.3f", "spread of depth (near 0: flat)"),
     ("aug", "Augment/p", "5.3f", "augmentation probability"),
     ("skipped", "Progress/skipped_updates", "g", "updates left out so far"),

@@ -35,8 +35,8 @@ def test_distance_of_pictures_against_loops() -> None:
     pairs = itertools.combinations(pictures.double().numpy(), 2)
     expected = np.sqrt(np.mean([((a - b) ** 2).mean() for a, b in pairs]))
     found = health.spread_of_pictures(pictures)
-    assert found["pixels"] == pytest.approx(expected)
-    assert found["features"] > 0
+    assert found["Spread/pixels"] == pytest.approx(expected)
+    assert found["Spread/features"] > 0
 
 
 def test_a_generator_that_ignores_its_latents_has_no_spread() -> None:
@@ -46,9 +46,9 @@ def test_a_generator_that_ignores_its_latents_has_no_spread() -> None:
         G.backbone.mapping.get_parameter(f"fc{layer}.weight").data.zero_()
     G.backbone.mapping.get_parameter("fc1.bias").data.fill_(50.0)
     collapsed = health.spread_of_pictures(health.fakes_at_one_camera(G, c))
-    assert alive["pixels"] > 0
-    assert collapsed["pixels"] < alive["pixels"] * 1e-3
-    assert collapsed["features"] < alive["features"] * 1e-3
+    assert alive["Spread/pixels"] > 0
+    assert collapsed["Spread/pixels"] < alive["Spread/pixels"] * 1e-3
+    assert collapsed["Spread/features"] < alive["Spread/features"] * 1e-3
     assert health.spread_of_ws(G, c)["Spread/w"] < 1e-6
     assert health.spread_of_ws(G, c)["Spread/w_cosine"] == pytest.approx(1)
 
@@ -70,3 +70,15 @@ def test_reals_near_a_camera_are_the_nearest() -> None:
     rest = torch.ones(100, dtype=torch.bool)
     rest[chosen] = False
     assert distances[chosen].max() <= distances[rest].min()
+
+
+def test_a_watch_compares_with_the_reals_and_warns() -> None:
+    G, c = make_generator(), orbit_labels(1)[0]
+    fakes = health.fakes_at_one_camera(G, c)
+    same = health.CollapseWatch(c, fakes).look(G)
+    assert same["Spread/pixels"] == pytest.approx(1)
+    assert same["Spread/features"] == pytest.approx(1)
+    assert health.collapse_warning(same) is None
+    wider = health.CollapseWatch(c, (fakes - fakes.mean(0)) * 20).look(G)
+    assert wider["Spread/pixels"] == pytest.approx(1 / 20)
+    assert "4 % of the reals' spread" in str(health.collapse_warning(wider))
