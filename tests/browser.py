@@ -342,8 +342,12 @@ class Page:
 
     def click(self, selector: str) -> None:
         """Click the middle of the first element of a CSS selector."""
-        script = f"""(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: "center"}});
-            const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; }})()"""
+        script = f"""(() => {{
+            const e = document.querySelector({json.dumps(selector)});
+            e.scrollIntoView({{block: "center"}});
+            const r = e.getBoundingClientRect();
+            return [r.x + r.width / 2, r.y + r.height / 2];
+        }})()"""
         x, y = self.run(script)
         self.mouse("mousePressed", x, y)
         self.mouse("mouseReleased", x, y)

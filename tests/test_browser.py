@@ -16,8 +16,10 @@ from tests.browser import SOFTWARE_WEBGL, Browser, BrowserError, open_browser
 
 pytestmark = pytest.mark.waits
 
-PAGE = """<!doctype html><html lang="en"><title>Hello</title><body style="margin:0;background:rgb(10,200,30)">
-<input id="field" style="position:absolute;top:50px;left:50px"><button id="more" style="position:absolute;top:1500px"
+PAGE = """<!doctype html><html lang="en"><title>Hello</title>
+<body style="margin:0;background:rgb(10,200,30)">
+<input id="field" style="position:absolute;top:50px;left:50px">
+<button id="more" style="position:absolute;top:1500px"
 onclick="document.title = 'Clicked'">more</button><div style="height:2000px"></div></body></html>"""
 
 

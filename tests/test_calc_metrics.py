@@ -529,9 +529,9 @@ def _offline(*_: object, **__: object) -> None:
 # The contract
 
 OPTIONS = """
---batch --cameras --conditioning --data --detector --detector-weights --device --help --identity-model --json --lpips-weights --metrics
---mirror --network --no-mirror --nrr --outdir --pitch --pose-model --precision --procs --report --report-fakes --seed --trunc
---trunc-cutoff --yaw
+--batch --cameras --conditioning --data --detector --detector-weights --device --help
+--identity-model --json --lpips-weights --metrics --mirror --network --no-mirror --nrr --outdir
+--pitch --pose-model --precision --procs --report --report-fakes --seed --trunc --trunc-cutoff --yaw
 """
 
 

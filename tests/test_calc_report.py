@@ -139,9 +139,12 @@ def test_nothing_sticks_out_on_a_phone(page: Page):
 
 def test_pictures_are_those_of_the_seeds(page: Page, folder: Path):
     """The nearest real picture of a sample, as the page holds it, is one of the data's."""
-    script = """(async () => { const i = [...document.images].find(i => i.alt.startsWith('Training picture'));
-        const c = new OffscreenCanvas(i.naturalWidth, i.naturalHeight).getContext('2d'); c.drawImage(i, 0, 0);
-        return [i.alt, ...c.getImageData(0, 0, i.naturalWidth, i.naturalHeight).data]; })()"""
+    script = """(async () => {
+        const i = [...document.images].find(i => i.alt.startsWith('Training picture'));
+        const c = new OffscreenCanvas(i.naturalWidth, i.naturalHeight).getContext('2d');
+        c.drawImage(i, 0, 0);
+        return [i.alt, ...c.getImageData(0, 0, i.naturalWidth, i.naturalHeight).data];
+    })()"""
     alt, *values = page.run(script)
     shown = np.array(values, dtype=np.uint8).reshape(SIZE, SIZE, 4)[..., :3]
     dataset = calc_metrics.open_data(str(folder / "blots.zip"), mirror=True, check=True)

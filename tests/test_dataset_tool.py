@@ -41,14 +41,15 @@ def good_set(folder: Path, cam2world: Any = None) -> Path:
 
 OPTIONS = {
     "convert": (
-        """--angles --background --camera-axes --crop --dest --focal --format --help --intrinsics --no-crop --no-recentre --overwrite
-        --pivot --poses --radius --recentre --resolution --seed --skip-bad --source --up --workers"""
+        "--angles --background --camera-axes --crop --dest --focal --format --help --intrinsics "
+        "--no-crop --no-recentre --overwrite --pivot --poses --radius --recentre --resolution "
+        "--seed --skip-bad --source --up --workers"
     ),
     "mirror": "--dest --help --overwrite --source --workers",
     "rebalance": "--bins --dest --factor --help --overwrite --source",
     "faces": (
-        """--background --dest --estimator --help --keep-roll --min-size --overwrite --pick --resolution --setup --skip-bad --source
-        --workers"""
+        "--background --dest --estimator --help --keep-roll --min-size --overwrite --pick "
+        "--resolution --setup --skip-bad --source --workers"
     ),
     "check": "--cfg --help --json --pictures --source --strict --workers",
 }

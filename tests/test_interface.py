@@ -43,8 +43,8 @@ SIGNATURES = {
     ),
     "kernel_distance": (
         "(fakes: Tensor, reals: Tensor, subsets: int = 100, size: int | None = None, "
-        "seed: int = 2020, team: WorkerGroup = WorkerGroup(rank=0, size=1, device=device(type=cpu))) "
-        "-> tuple[float, float]"
+        "seed: int = 2020, team: WorkerGroup = WorkerGroup(rank=0, size=1, "
+        "device=device(type=cpu))) -> tuple[float, float]"
     ),
     "label_pose": ("(c: Tensor, center: Point = (0.0, 0.0, 0.0)) -> CameraPose"),
     "load_checkpoint": "(path: str | os.PathLike[str]) -> Checkpoint",
@@ -80,8 +80,8 @@ SIGNATURES = {
         "= 4.2647) -> Tensor"
     ),
     "precision_recall": (
-        "(fakes: Tensor, reals: Tensor, neighbours: int = 3, team: WorkerGroup = WorkerGroup(rank=0, "
-        "size=1, device=device(type=cpu))) -> tuple[float, float]"
+        "(fakes: Tensor, reals: Tensor, neighbours: int = 3, team: WorkerGroup = "
+        "WorkerGroup(rank=0, size=1, device=device(type=cpu))) -> tuple[float, float]"
     ),
     "render": (
         "(generator: Generator, ws: Tensor, labels: Tensor, *, "

@@ -99,11 +99,8 @@ def job(host: Host, first: Host, data: Path, outdir: Path) -> str:
         f"{first.address}:29400",
     ]
     options += ["--rdzv-conf", f"is_host={int(host == first)}", "--"]
-    return (
-        "until"
-        f" {shlex.join(map(str, [sys.executable, *torchrun(*options), *training(outdir, data, STEPS, *TICKS)]))};"
-        " do sleep 2; done"
-    )
+    arguments = [sys.executable, *torchrun(*options), *training(outdir, data, STEPS, *TICKS)]
+    return f"until {shlex.join(map(str, arguments))}; do sleep 2; done"
 
 
 def start(host: Host, first: Host, data: Path, outdir: Path, log: Path) -> subprocess.Popen[bytes]:

@@ -241,28 +241,39 @@ def large_picture(mode: str) -> bytes:
     return file.getvalue()
 
 
+def one_frame(cameras: bytes, image: bytes | None = None) -> dict[str, bytes]:
+    return {"transforms.json": cameras, "a.png": picture() if image is None else image}
+
+
 SOURCES: dict[str, Callable[[], dict[str, bytes]]] = {
-    "source: a name above": lambda: {"transforms.json": transforms(file_path="../../../etc/passwd"), "a.png": picture()},
-    "source: an absolute name": lambda: {"transforms.json": transforms(file_path="/etc/passwd"), "a.png": picture()},
-    "source: deep JSON": lambda: {"transforms.json": b'{"frames":' + b"[" * 500_000, "a.png": picture()},
-    "source: deep frame": lambda: {"transforms.json": b'{"frames":[' + b"[" * 900 + b"]" * 900 + b"]}", "a.png": picture()},
-    "source: a list of 30 MB": lambda: {"transforms.json": b" " * (30 << 20), "a.png": picture()},
-    "source: infinite lens": lambda: {"transforms.json": transforms(fl_x=1e999), "a.png": picture()},
-    "source: a matrix of lists": lambda: {"transforms.json": transforms(transform_matrix=[[[1]]] * 4), "a.png": picture()},
-    "source: a matrix of numbers of 5000 digits": lambda: {
-        "transforms.json": transforms().replace(b"1.0", b"9" * 5000, 1), "a.png": picture()
+    "source: a name above": lambda: one_frame(transforms(file_path="../../../etc/passwd")),
+    "source: an absolute name": lambda: one_frame(transforms(file_path="/etc/passwd")),
+    "source: deep JSON": lambda: one_frame(b'{"frames":' + b"[" * 500_000),
+    "source: deep frame": lambda: one_frame(b'{"frames":[' + b"[" * 900 + b"]" * 900 + b"]}"),
+    "source: a list of 30 MB": lambda: one_frame(b" " * (30 << 20)),
+    "source: infinite lens": lambda: one_frame(transforms(fl_x=1e999)),
+    "source: a matrix of lists": lambda: one_frame(transforms(transform_matrix=[[[1]]] * 4)),
+    "source: a matrix of numbers of 5000 digits": lambda: one_frame(
+        transforms().replace(b"1.0", b"9" * 5000, 1)
+    ),
+    "source: COLMAP counts": lambda: {
+        "images.bin": b"\xff" * 200, "cameras.bin": b"\xff" * 200, "a.png": picture()
     },
-    "source: COLMAP counts": lambda: {"images.bin": b"\xff" * 200, "cameras.bin": b"\xff" * 200, "a.png": picture()},
     "source: COLMAP names": lambda: {
-        "images.bin": struct.pack("<Q", 2**40) + bytes(64) + b"x" * 1000, "cameras.bin": struct.pack("<Q", 0), "a.png": picture()
+        "images.bin": struct.pack("<Q", 2**40) + bytes(64) + b"x" * 1000,
+        "cameras.bin": struct.pack("<Q", 0), "a.png": picture()
     },
-    "source: a table of a million columns": lambda: {"a.csv": b"a," * 1_000_000, "a.png": picture()},
-    "source: an endless cell": lambda: {"a.csv": b'file,yaw,pitch,radius,focal\n"' + b"x" * 1_000_000, "a.png": picture()},
-    "source: 60000 pixels": lambda: {"transforms.json": transforms(), "a.png": png(60_000, 60_000)},
-    "source: 12500 pixels": lambda: {"transforms.json": transforms(), "a.png": png(12_500, 12_500)},
-    "source: rows that never come": lambda: {"transforms.json": transforms(), "a.png": png(11_000, 11_000)},
-    "source: text of 100 MB": lambda: {"transforms.json": transforms(), "a.png": PNG_BOMBS["text of 100 MB"]()},
-    "source: PostScript": lambda: {"transforms.json": transforms(), "a.png": PNG_BOMBS["PostScript"]()},
+    "source: a table of a million columns": lambda: {
+        "a.csv": b"a," * 1_000_000, "a.png": picture()
+    },
+    "source: an endless cell": lambda: {
+        "a.csv": b'file,yaw,pitch,radius,focal\n"' + b"x" * 1_000_000, "a.png": picture()
+    },
+    "source: 60000 pixels": lambda: one_frame(transforms(), png(60_000, 60_000)),
+    "source: 12500 pixels": lambda: one_frame(transforms(), png(12_500, 12_500)),
+    "source: rows that never come": lambda: one_frame(transforms(), png(11_000, 11_000)),
+    "source: text of 100 MB": lambda: one_frame(transforms(), PNG_BOMBS["text of 100 MB"]()),
+    "source: PostScript": lambda: one_frame(transforms(), PNG_BOMBS["PostScript"]()),
 }  # fmt: skip
 # Whole pictures of 121 million pixels: allowed, and to stay within the limits.
 LARGE_SOURCES: dict[str, Callable[[], dict[str, bytes]]] = {

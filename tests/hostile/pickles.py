@@ -45,6 +45,11 @@ def named(module: str, name: str) -> bytes:
     return f"c{module}\n{name}\n".encode()
 
 
+def called(function: bytes, *arguments: bytes) -> bytes:
+    """The instructions of a call with one to three arguments."""
+    return function + b"".join(arguments) + bytes([0x84 + len(arguments)]) + b"R"
+
+
 def snapshot_of(value: bytes) -> bytes:
     """A pickle whose averaged generator is what the instructions `value` leave."""
     return PROTO + b"}" + text("G_ema") + value + b"s."
@@ -68,8 +73,11 @@ def nested_torch_file(exploit: bytes) -> bytes:
     return payload[:start] + exploit + payload[start:]
 
 
+LOAD_STORAGE = named("torch.storage", "_load_from_bytes")
+
+
 def storage(payload: bytes) -> bytes:
-    return named("torch.storage", "_load_from_bytes") + binary(payload) + b"\x85R"
+    return called(LOAD_STORAGE, binary(payload))
 
 
 def exploits(canary: Path) -> dict[str, bytes]:
@@ -78,35 +86,54 @@ def exploits(canary: Path) -> dict[str, bytes]:
     inner = pickle.dumps(Executes(os.system, run), 2)
     function = marshal.dumps(compile(code, "x", "exec"))
     return {
-        "reduce os.system": snapshot_of(named("os", "system") + text(run) + b"\x85R"),
-        "reduce posix.system": snapshot_of(named("posix", "system") + text(run) + b"\x85R"),
-        "reduce subprocess": pickle.dumps({"G_ema": Executes(subprocess.check_call, ["touch", str(canary)])}, 4),
-        "reduce eval": snapshot_of(named("builtins", "eval") + text(code) + b"\x85R"),
-        "reduce exec": snapshot_of(named("builtins", "exec") + text(code) + b"\x85R"),
-        "reduce old name of eval": PROTO[:1] + b"\x02" + named("__builtin__", "eval") + text(code) + b"\x85R.",
-        "reduce open": snapshot_of(named("builtins", "open") + text(str(canary)) + text("w") + b"\x86R"),
-        "reduce runpy": snapshot_of(named("runpy", "_run_code") + named("builtins", "compile") + text(code) + text("x") + text("exec")
-                                    + b"\x87R}\x86R"),
-        "getattr chain": snapshot_of(named("builtins", "getattr") + named("builtins", "__import__") + text("os") + b"\x85R"
-                                     + text("system") + b"\x86R" + text(run) + b"\x85R"),
-        "attrgetter chain": snapshot_of(named("operator", "attrgetter") + text("system") + b"\x85R" + named("importlib", "import_module")
-                                        + text("os") + b"\x85R\x85R" + text(run) + b"\x85R"),
-        "methodcaller chain": snapshot_of(named("operator", "methodcaller") + text("system") + text(run) + b"\x86R"
-                                          + named("importlib", "import_module") + text("os") + b"\x85R\x85R"),
-        "partial": snapshot_of(named("functools", "partial") + named("os", "system") + text(run) + b"\x86R)R"),
-        "dotted name": PROTO + text("os") + text("path.os.system") + b"\x93" + text(run) + b"\x85R.",
-        "names from memory": PROTO + text("os") + b"\x94" + text("system") + b"\x94" + b"0" * 2 + b"h\x00h\x01\x93" + text(run) + b"\x85R.",
-        "function of code": snapshot_of(named("types", "FunctionType") + named("marshal", "loads") + binary(function) + b"\x85R}\x86R)R"),
-        "pickle in a pickle": snapshot_of(named("pickle", "loads") + binary(inner) + b"\x85R"),
+        "reduce os.system": snapshot_of(called(named("os", "system"), text(run))),
+        "reduce posix.system": snapshot_of(called(named("posix", "system"), text(run))),
+        "reduce subprocess": pickle.dumps(
+            {"G_ema": Executes(subprocess.check_call, ["touch", str(canary)])}, 4),
+        "reduce eval": snapshot_of(called(named("builtins", "eval"), text(code))),
+        "reduce exec": snapshot_of(called(named("builtins", "exec"), text(code))),
+        "reduce old name of eval":
+            PROTO[:1] + b"\x02" + called(named("__builtin__", "eval"), text(code)) + b".",
+        "reduce open": snapshot_of(called(named("builtins", "open"), text(str(canary)), text("w"))),
+        "reduce runpy": snapshot_of(called(
+            named("runpy", "_run_code"),
+            called(named("builtins", "compile"), text(code), text("x"), text("exec")), b"}")),
+        "getattr chain": snapshot_of(called(
+            called(named("builtins", "getattr"),
+                   called(named("builtins", "__import__"), text("os")), text("system")),
+            text(run))),
+        "attrgetter chain": snapshot_of(called(
+            called(called(named("operator", "attrgetter"), text("system")),
+                   called(named("importlib", "import_module"), text("os"))),
+            text(run))),
+        "methodcaller chain": snapshot_of(called(
+            called(named("operator", "methodcaller"), text("system"), text(run)),
+            called(named("importlib", "import_module"), text("os")))),
+        "partial": snapshot_of(
+            called(named("functools", "partial"), named("os", "system"), text(run)) + b")R"),
+        "dotted name":
+            PROTO + called(text("os") + text("path.os.system") + b"\x93", text(run)) + b".",
+        "names from memory":
+            PROTO + text("os") + b"\x94" + text("system") + b"\x94" + b"0" * 2
+            + called(b"h\x00h\x01\x93", text(run)) + b".",
+        "function of code": snapshot_of(called(
+            named("types", "FunctionType"),
+            called(named("marshal", "loads"), binary(function)), b"}",
+        ) + b")R"),
+        "pickle in a pickle": snapshot_of(called(named("pickle", "loads"), binary(inner))),
         "inst": b"\x80\x02(" + text(run) + b"ios\nsystem\n.",
         "obj": b"\x80\x02(" + named("os", "system") + text(run) + b"o.",
-        "newobj": snapshot_of(named("subprocess", "Popen") + text(f"touch {canary}").join([b"]", b"a"]) + b"\x85\x81"),
-        "numpy object": snapshot_of(named("numpy._core.multiarray", "scalar") + named("numpy", "dtype") + text("O8") + b"\x89\x88\x87R"
-                                    + binary(inner) + b"\x86R"),
-        "factory": snapshot_of(named("collections", "defaultdict") + named("os", "system") + b"\x85R" + named("builtins", "eval")
-                               + text(code) + b"\x85R0"),
-        "in a list far inside": pickle.dumps({"training_set_kwargs": [[[{"a": (Executes(os.system, run),)}]]]}, 4),
-        "hidden from the stack": PROTO + named("os", "system") + text(run) + b"\x85R0" + b"}.",
+        "newobj": snapshot_of(
+            named("subprocess", "Popen") + b"]" + text(run) + b"a" + b"\x85\x81"),
+        "numpy object": snapshot_of(called(
+            named("numpy._core.multiarray", "scalar"),
+            called(named("numpy", "dtype"), text("O8"), b"\x89", b"\x88"), binary(inner))),
+        "factory": snapshot_of(
+            called(named("collections", "defaultdict"), named("os", "system"))
+            + called(named("builtins", "eval"), text(code)) + b"0"),
+        "in a list far inside": pickle.dumps(
+            {"training_set_kwargs": [[[{"a": (Executes(os.system, run),)}]]]}, 4),
+        "hidden from the stack": PROTO + called(named("os", "system"), text(run)) + b"0}.",
         "protocol 0": f"cos\nsystem\n(S'{run}'\ntR.".encode(),
     }  # fmt: skip
 
@@ -121,21 +148,27 @@ def tricks(canary: Path) -> dict[str, bytes]:
         "nested torch file": snapshot_of(storage(nested_torch_file(exploit))),
         "nested zip": snapshot_of(storage(zipped.getvalue())),
         "nested pickle": snapshot_of(storage(exploit)),
-        "torch.load": snapshot_of(named("torch", "load") + text("x") + b"\x85R)R"),
-        "torch.hub": snapshot_of(named("torch.hub", "load") + text("a/b") + text("c") + b"\x86R"),
-        "build a class": snapshot_of(named("collections", "OrderedDict") + b"}" + text("__init__") + named("os", "system") + b"sb"),
-        "state of a function": snapshot_of(named("torch._utils", "_rebuild_tensor") + b"}" + text("__code__") + text("x") + b"sb"),
+        "torch.load": snapshot_of(called(named("torch", "load"), text("x")) + b")R"),
+        "torch.hub": snapshot_of(called(named("torch.hub", "load"), text("a/b"), text("c"))),
+        "build a class": snapshot_of(
+            named("collections", "OrderedDict") + b"}" + text("__init__") + named("os", "system")
+            + b"sb"),
+        "state of a function": snapshot_of(
+            named("torch._utils", "_rebuild_tensor") + b"}" + text("__code__") + text("x") + b"sb"),
         "extension": PROTO + b"\x82\x01.",
         "persistent": PROTO + text("file:///etc/passwd") + b"Q.",
-        "reconstructor": snapshot_of(named("copyreg", "_reconstructor") + named("os", "system") + named("builtins", "object") + b"N\x87R"),
+        "reconstructor": snapshot_of(called(
+            named("copyreg", "_reconstructor"),
+            named("os", "system"), named("builtins", "object"), b"N")),
     }  # fmt: skip
 
 
 def excesses() -> dict[str, bytes]:
     """Pickles of a few bytes that ask for much time or memory."""
+    again = called(b"h\x01", b"h\x00") * 100_000 + b"."
     million = b"(" + b"N" * 1_000_000 + b"l0"
     many = PROTO + b"](" + b"K\x01" * 100_000 + b"e\x940"
-    payload = storage(nested_torch_file(b""))[len(named("torch.storage", "_load_from_bytes")) : -2]
+    payload = binary(nested_torch_file(b""))
     return {
         "huge bytes": PROTO + b"\x8e" + b"\xff" * 7 + b"\x3f.",
         "huge text": PROTO + b"\x8d" + b"\xff" * 7 + b"\x3f.",
@@ -146,19 +179,20 @@ def excesses() -> dict[str, bytes]:
         "many digits": snapshot_of(b"I" + b"9" * 100_000 + b"\n"),
         "far memory": PROTO + b"}r\xff\xff\xff\xffj\xff\xff\xff\xff.",
         "deep tuples": snapshot_of(b")" + b"\x85" * 1_000_000),
-        "deep lists": snapshot_of(b"]\x94" + b"]h\x00a\x940" * 10 + b"]" * 300_000 + b"a" * 299_999),
+        "deep lists": snapshot_of(
+            b"]\x94" + b"]h\x00a\x940" * 10 + b"]" * 300_000 + b"a" * 299_999),
         "deep dicts": snapshot_of((b"}" + text("a")) * 200_000 + b"N" + b"s" * 200_000),
         "deep stubs": snapshot_of(b")" + (named("a", "B")[:-1] + b"\n") + b"0" + (b"\x85") * 10),
         "deep key": PROTO + b"})" + b"\x85" * 300_000 + b"Ns.",
         "doubling key": PROTO + b"})" + b"2\x86" * 200 + b"Ns.",
         "a million nothings": PROTO + million[:-1] + b".",
         "too many instructions": PROTO + b"N" + b"N0" * 1_100_000 + b".",
-        "sets again and again": many + named("builtins", "set") + b"\x940" + b"h\x01h\x00\x85R" * 100_000 + b".",
-        "sizes again and again": many + named("torch", "Size") + b"\x940" + b"h\x01h\x00\x85R" * 100_000 + b".",
-        "bytes again and again": PROTO + text("x" * 1_000_000) + b"\x940" + text("latin1") + b"\x940"
-        + named("_codecs", "encode") + b"\x940" + b"h\x02h\x00h\x01\x86R" * 100_000 + b".",
-        "tensors again and again": PROTO + payload + b"\x940" + named("torch.storage", "_load_from_bytes") + b"\x940"
-        + b"h\x01h\x00\x85R" * 100_000 + b".",
+        "sets again and again": many + named("builtins", "set") + b"\x940" + again,
+        "sizes again and again": many + named("torch", "Size") + b"\x940" + again,
+        "bytes again and again":
+            PROTO + text("x" * 1_000_000) + b"\x940" + text("latin1") + b"\x940"
+            + named("_codecs", "encode") + b"\x940" + b"h\x02h\x00h\x01\x86R" * 100_000 + b".",
+        "tensors again and again": PROTO + payload + b"\x940" + LOAD_STORAGE + b"\x940" + again,
         "long nested pickle": snapshot_of(storage(b"\x80\x02N" + b"N0" * 900_000 + b".")),
     }  # fmt: skip
 

@@ -222,8 +222,9 @@ def test_none_takes_much_memory(reports: dict[str, dict[str, Any]]) -> None:
 # Bits that are no part of what the file says or change a number to another one; what is odd and
 # does no harm; and weights that are compared with a network only when one is built from them.
 HARMLESS = (
-    "flipped", "large source", "modules: embedded source", "data: folders in a ring", "data: rows without end",
-    "data: a palette without colours", "excessive archive, resumed: weights", "excessive archive, resumed: cameras",
+    "flipped", "large source", "modules: embedded source", "data: folders in a ring",
+    "data: rows without end", "data: a palette without colours",
+    "excessive archive, resumed: weights", "excessive archive, resumed: cameras",
 )  # fmt: skip
 
 

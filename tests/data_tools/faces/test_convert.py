@@ -40,7 +40,8 @@ def discs(picture):
     for channel, angles in ((0, (0.3, -0.1, 0.2)), (2, (0.0, 0.0, 0.0))):
         y, x = np.nonzero((picture[..., channel] > 200) & (picture.astype(int).sum(-1) < 400))
         if len(x):
-            yield FacePose.from_angles(*angles, (x.mean() + 0.5, y.mean() + 0.5), 2 * np.sqrt(len(x) / np.pi))
+            center = (x.mean() + 0.5, y.mean() + 0.5)
+            yield FacePose.from_angles(*angles, center, 2 * np.sqrt(len(x) / np.pi))
 
 def slow(picture):
     time.sleep(0.1)
@@ -424,7 +425,8 @@ while line := sys.stdin.buffer.readline():
         sys.exit(7)
     if size["width"] == 14:
         time.sleep(1000)
-    answer = {"error": "odd"} if size["width"] == 15 else {"faces": [[[i * 0.1 % 7, i * 0.7 % 5, i % 3] for i in range(478)]] * pixels[0]}
+    face = [[i * 0.1 % 7, i * 0.7 % 5, i % 3] for i in range(478)]
+    answer = {"error": "odd"} if size["width"] == 15 else {"faces": [face] * pixels[0]}
     print(json.dumps(answer), flush=True)
 """
 

@@ -38,8 +38,13 @@ def test_loop_subdivision_keeps_orientation_and_closure():
 
 
 def test_phenotype_weights_interpolate_between_extremes():
-    labels = [f"universal:{g}-{a}-{m}muscle-{w}weight" for g in ("male", "female") for a in ("young", "old")
-              for m in ("min", "average", "max") for w in ("min", "average", "max")]  # fmt: skip
+    labels = [
+        f"universal:{g}-{a}-{m}muscle-{w}weight"
+        for g in ("male", "female")
+        for a in ("young", "old")
+        for m in ("min", "average", "max")
+        for w in ("min", "average", "max")
+    ]
     labels += [
         f"race:{r}-{g}-{a}"
         for r in ("african", "asian", "caucasian")

@@ -270,14 +270,18 @@ def test_command_writes_the_archive(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "option"),
-    [(("--resolution", "48"), "--resolution"), (("--background", "1,2"), "--background"), (("--background", "1,2,300"), "--background"),
-     (("--count", "0"), "--count"), (("--seed", "-1"), "--seed"), (("--views-per-identity", "x"), "--views-per-identity")],
-)  # fmt: skip
-def test_wrong_options_exit_2_and_are_named(
-    arguments: tuple[str, str], option: str, tmp_path: Path
-):
-    ended = call(dataset_tool.main, "heads", "--dest", tmp_path / "x.zip", *arguments)
+    ("option", "value"),
+    [
+        ("--resolution", "48"),
+        ("--background", "1,2"),
+        ("--background", "1,2,300"),
+        ("--count", "0"),
+        ("--seed", "-1"),
+        ("--views-per-identity", "x"),
+    ],
+)
+def test_wrong_options_exit_2_and_are_named(option: str, value: str, tmp_path: Path):
+    ended = call(dataset_tool.main, "heads", "--dest", tmp_path / "x.zip", option, value)
     ended.assert_refused(2, option)
 
 

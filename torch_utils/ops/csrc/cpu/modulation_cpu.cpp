@@ -154,7 +154,9 @@ void backward(const at::Tensor& grad, const at::Tensor& x, const Operands& opera
     fill_row(operands.bias, 0, W(0), bias);
     const W* noise = operands.noise_of<W>(sample, blocks.pixels);
     const W* __restrict s = scale.data(), * __restrict b = bias.data();
-    W* __restrict out = rows.data(), * __restrict scale_sum = all_scale + block * channels, * __restrict bias_sum = all_bias + block * channels;
+    W* __restrict out = rows.data();
+    W* __restrict scale_sum = all_scale + block * channels;
+    W* __restrict bias_sum = all_bias + block * channels;
     for (int64_t pixel = first; pixel < last; ++pixel) {
       const int64_t at = (sample * blocks.pixels + pixel) * channels;
       const T* __restrict x_row = source + at, * __restrict d_row = gradient + at;
@@ -187,7 +189,9 @@ void scale_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tenso
   blocks.for_each([&](int64_t block, int64_t sample, int64_t first, int64_t last) {
     std::vector<W> rows(3 * channels);
     const W* s = scale.const_data_ptr<W>() + sample * channels;
-    W* __restrict value = rows.data(), * __restrict d = value + channels, * __restrict out = d + channels;
+    W* __restrict value = rows.data();
+    W* __restrict d = value + channels;
+    W* __restrict out = d + channels;
     W* __restrict scale_sum = all_scale + block * channels;
     for (int64_t pixel = first; pixel < last; ++pixel) {
       const int64_t at = (sample * blocks.pixels + pixel) * channels;
