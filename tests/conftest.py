@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import signal
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -19,6 +20,11 @@ torch.set_num_threads(1)
 # A machine that is busy with something else is no reason for a test to fail.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+# A shell that starts this in the background asks to ignore Ctrl-C. Commands that tests start obey
+# what they inherit, and tests of Ctrl-C would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Once for all tests and the commands that they start, before any of them looks for its caches
 # elsewhere.

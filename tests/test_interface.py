@@ -25,7 +25,7 @@ SIGNATURES = {
         "yaw_degrees: float | None = None, pitch_degrees: float | None = None) -> "
         "Tensor"
     ),
-    "cameras_of": "(generator: Generator) -> CameraSummary",
+    "cameras_of": "(generator: HasCameras) -> CameraSummary",
     "export": (
         "(generator: Generator, dest: str | os.PathLike[str], *, seeds: Sequence[int] ="
         " range(0, 8), truncation_psi: float = 1.0) -> list[Path]"
@@ -149,7 +149,7 @@ SIGNATURES = {
 FIELDS = {
     "CameraPose": "position yaw_degrees pitch_degrees radius",
     "CameraSummary": ("radius pivot center intrinsics yaw_range pitch_range yaw pitch poses"),
-    "Checkpoint": ("config progress G D G_ema optimizers augment statistics rng cameras"),
+    "Checkpoint": ("config progress G D G_ema optimizers augment rng cameras"),
     "ColmapCamera": "qvec tvec params",
     "GeneratorOutput": "image image_raw image_depth alpha",
     "MetricOptions": (

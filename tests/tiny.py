@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -155,9 +156,8 @@ class Ended:
 
     def __post_init__(self) -> None:
         parts = self.err.replace("\x1b[A", "").replace("\r", "\n").split("\n")
-        self.lines = [
-            part for part in parts if part.strip() and "/s]" not in part and "?img" not in part
-        ]
+        bar = re.compile(r": +\d+%\|.*\|.*\[|\d+\w+ \[.*(/s|s/\w+|\?\w+)")
+        self.lines = [part for part in parts if part.strip() and not bar.search(part)]
 
     def assert_refused(self, status: int, *words: str) -> None:
         """One line on stderr that begins with `error:` and has all `words`, and that exit
