@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from open_eg3d.command_line import open_generator
+from open_eg3d.opening import open_generator
 
 import open_eg3d
 from dnnlib.console import UserError

@@ -85,7 +85,7 @@ def test_arguments_of_the_generator(name: str, G: Generator, ws: Tensor) -> None
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("background", "white", "rendering.background: 'white' is not a list of 3 x float or null"),
+        ("background", "white", "rendering.background: 'white' is not a list of 3 numbers or null"),
         ("background", (255, 255, 255), "rendering.background is .* numbers from 0 to 1"),
         ("depth_resolution", 4.5, "rendering.depth_resolution: 4.5 is not a whole number"),
         ("plane_axes", "mine", "rendering.plane_axes: 'mine' is not one of"),

@@ -495,10 +495,10 @@ def test_config_is_complete(tmp_path: Path) -> None:
     config = read(tmp_path, Layout()).config
     known = {
         "resolution": 1,
-        "generator": 14,
+        "generator": 15,
         "superresolution": 7,
-        "rendering": 10,
-        "discriminator": 7,
+        "rendering": 12,
+        "discriminator": 8,
     }
     counts = {
         item.name: (
