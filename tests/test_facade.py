@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from open_eg3d.opening import open_generator
 
 import open_eg3d
 from dnnlib.console import UserError
+from open_eg3d.opening import open_generator
 from tests.released_layout import Layout, write_snapshot
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
