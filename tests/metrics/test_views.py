@@ -57,11 +57,13 @@ def test_a_point_projects_to_its_pixel():
     depth = torch.rand(3, 1, 8, 8, dtype=torch.float64) + 1
     position, distance = project(points_of_depth(depth, c), c)
     centres = (torch.arange(8).double() + 0.5) / 8
-    rounded = {"rtol": 1e-6, "atol": 1e-6}  # labels are fp32: their axes are not quite orthogonal
-    torch.testing.assert_close(position[:, 0], centres.expand(3, 8, 8), **rounded)
-    torch.testing.assert_close(position[:, 1], centres[:, None].expand(3, 8, 8), **rounded)
-    torch.testing.assert_close(distance, depth, **rounded)
-    torch.testing.assert_close(sample_at(depth, position), depth, **rounded)
+    for found, expected in (
+        (position[:, 0], centres.expand(3, 8, 8)),
+        (position[:, 1], centres[:, None].expand(3, 8, 8)),
+        (distance, depth),
+        (sample_at(depth, position), depth),
+    ):  # labels are fp32: their axes are not quite orthogonal
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_points_behind_a_camera_have_negative_distance():
