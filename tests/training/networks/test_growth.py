@@ -37,7 +37,7 @@ def planes_of(network: Generator) -> Tensor:
 
 
 def upsample_in_loops(image: Tensor) -> Tensor:
-    """SPEC: zeros inserted, the filter [1,3,3,1] with gain 4 in all, zeros outside, centred."""
+    """Zeros inserted, the filter [1,3,3,1] with gain 4 in all, zeros outside, centred."""
     size = image.shape[-1]
     taps = {-1.5: 1 / 8, -0.5: 3 / 8, 0.5: 3 / 8, 1.5: 1 / 8}
     matrix = torch.zeros(2 * size, size, dtype=torch.float64)
