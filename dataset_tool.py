@@ -113,6 +113,13 @@ workers_option = click.option(
     show_default=True,
     help="Processes; 0 takes one for each core.",
 )
+background_option = click.option(
+    "--background",
+    type=Background(),
+    default="none",
+    show_default=True,
+    help="What shows through transparent parts.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -147,13 +154,7 @@ def main() -> None:
     show_default=True,
     help="Cut out the middle square, or squeeze the whole picture into one.",
 )
-@click.option(
-    "--background",
-    type=Background(),
-    default="none",
-    show_default=True,
-    help="What shows through transparent parts.",
-)
+@background_option
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
@@ -380,13 +381,7 @@ def estimator_name(ctx: click.Context, param: click.Parameter, value: str) -> st
     show_default=True,
     help="Leave out portraits of fewer pixels a side.",
 )
-@click.option(
-    "--background",
-    type=Background(),
-    default="none",
-    show_default=True,
-    help="What shows through transparent parts.",
-)
+@background_option
 @click.option(
     "--estimator",
     default="mediapipe",
@@ -436,7 +431,7 @@ def faces(
 
 
 @main.command()
-@click.option("--dest", required=True, type=click.Path(), help="Archive (.zip) or folder to write.")
+@dest_option
 @click.option(
     "--count", type=click.IntRange(min=1), default=6000, show_default=True, help="Number of images."
 )
@@ -470,15 +465,9 @@ def faces(
     help="Plain colour behind the heads.",
 )
 @click.option("--depth", is_flag=True, help="Also write depth maps (depth/) and masks (mask/).")
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Processes; 0 takes one for each core.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace an existing --dest.")
-def heads(dest: str, overwrite: bool, **settings: Any) -> None:
+@workers_option
+@overwrite_option
+def heads(dest: Path, overwrite: bool, **settings: Any) -> None:
     """Render random heads with exactly known cameras, the built-in data set."""
     from data_tools.heads.dataset import HeadsConfig, generate_heads
 

@@ -230,8 +230,10 @@ class Trainer:
         c, swapped_c = draw_cameras(
             self.camera_labels, len(FAKE_PHASES), self.config.training.batch, seed, images
         )
+        uses_all_reals = self.gan_loss.is_paired or self.D.c_noise > 0
+        all_real_c = gather_batch(real_c) if uses_all_reals else real_c
         if self.gan_loss.is_paired:
-            c = gather_batch(real_c).expand_as(c)
+            c = all_real_c.expand_as(c)
             swapped_c = c.roll(1, dims=1) if c.shape[1] > 1 else swapped_c
         mine = self.shard.positions.to(c.device)
         fakes = {
@@ -240,7 +242,7 @@ class Trainer:
         }
         deviations = {}
         if self.D.c_noise > 0:
-            shown = dict(zip(FAKE_PHASES, c, strict=True)) | {Phase.D_REG: gather_batch(real_c)}
+            shown = dict(zip(FAKE_PHASES, c, strict=True)) | {Phase.D_REG: all_real_c}
             deviations = {phase: camera_std(cameras) for phase, cameras in shown.items()}
         return Batch(real, real_c, fakes, deviations)
 

@@ -196,7 +196,9 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.cameras = CameraSummary.from_labels(self.dataset.labels)
-        self.collapse = watch_collapse(self.dataset, self.cameras, self.options.device)
+        self.collapse: CollapseWatch | None = None  # in process 0, which alone tells of it
+        if rank() == 0:
+            self.collapse = watch_collapse(self.dataset, self.cameras, self.options.device)
         self.snapshots = SnapshotWriter(self.config.snapshot, self.folder.log)
         self.saved_at = self.trainer.progress.images if self.is_resumed else -1
         self.tick_images = self.trainer.progress.images
@@ -346,7 +348,7 @@ class _Run:
         now, progress = time.monotonic(), self.trainer.progress
         values = {name: value["mean"] for name, value in self.trainer.statistics.collect().items()}
         speed = (progress.images - self.tick_images) / max(now - self.tick_time, 1e-9)
-        if rank() == 0:
+        if self.collapse is not None:
             values |= self.collapse.look(self.trainer.G_ema)
         values["Progress/skipped_updates"] = progress.skipped
         values |= {
@@ -356,7 +358,7 @@ class _Run:
         }
         self.folder.record(progress.kimg, values)
         self.folder.log(tick_line(progress.kimg, values))
-        warning = collapse_warning(values) if rank() == 0 else None
+        warning = collapse_warning(values) if self.collapse is not None else None
         if warning and progress.kimg >= COLLAPSE_TOLD_FROM:
             self.folder.log(warning)
         self.tick_images, self.tick_time = progress.images, now
