@@ -327,6 +327,16 @@ class TrainingConfig:
     lr_discriminator: float = setting(
         0.002, "Learning rate of the discriminator.", lowest=0, lowest_included=False
     )
+    lr_final: float = setting(
+        1.0,
+        "Factor on both learning rates at the end of schedule_kimg, reached along a cosine.",
+        lowest=0,
+        lowest_included=False,
+    )
+    gamma_final: float = setting(1.0, "The same for the penalties on D's slope.", lowest=0)
+    schedule_kimg: float | None = setting(
+        None, "Length of those two schedules, in kimg; null = that of the run.", lowest=0
+    )
     beta1: float = setting(
         0.0, "Adam's decay of the mean gradient.", lowest=0, highest=1, highest_included=False
     )
@@ -338,6 +348,20 @@ class TrainingConfig:
         "logistic", "Adversarial loss: logistic, or relativistic (fakes and reals in pairs)."
     )
     gamma: float = setting(5.0, "Weight of the R1 penalty.", lowest=0, option="--gamma")
+    gamma_fakes: float = setting(
+        0.0, "Weight of the same penalty on fakes (R2); 0 = none.", lowest=0
+    )
+    penalty: Literal["gradient", "finite_difference"] = setting(
+        "gradient",
+        "How these penalties measure D's slope: by its gradient, or by its difference at pictures"
+        " moved at random, without second derivatives.",
+    )
+    penalty_step: float = setting(
+        0.01,
+        "Standard deviation of that random move; pictures are from -1 to 1.",
+        lowest=0,
+        lowest_included=False,
+    )
     d_reg_interval: int = setting(16, "Steps from one R1 penalty to the next.", lowest=1)
     g_reg_interval: int = setting(4, "Steps from one density regulariser to the next.", lowest=1)
     density_reg: float = setting(0.25, "Weight of the density regulariser.", lowest=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from training.config.settings import Config, ModelConfig
 
 
@@ -56,6 +58,13 @@ def fade(start: float, end: float, images: int, kimg: float) -> float:
     """Linear from `start` to `end` over the first `kimg` thousand images."""
     t = 1.0 if kimg <= 0 else min(images / (kimg * 1000), 1.0)
     return start + (end - start) * t
+
+
+def cosine_fade(end: float, images: int, kimg: float) -> float:
+    """From 1 to `end` along half a cosine over the first `kimg` thousand images (Huang et al. 2024,
+    section 4.2).
+    """
+    return end + (1 - end) * (1 + math.cos(math.pi * fade(0, 1, images, kimg))) / 2
 
 
 def rendering_resolution(config: Config, images: int) -> int:

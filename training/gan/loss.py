@@ -18,7 +18,7 @@ from torch import Tensor
 from torch_utils.ops.upfirdn2d import filter2d
 from torch_utils.sample_random import rand, randn
 from training.config.settings import Config, TrainingConfig
-from training.config.sizes import fade, rendering_resolution
+from training.config.sizes import cosine_fade, fade, rendering_resolution
 from training.gan.augment import AugmentPipe
 from training.networks.generator import Generator, GeneratorOutput
 from training.networks.layers import resize_image
@@ -32,6 +32,8 @@ class Schedule(NamedTuple):
     resolution: int  # of the neural rendering, pixels
     blur_sigma: float  # of what the discriminator sees, pixels
     swap_probability: float  # of conditioning the mapping on another sample's camera
+    learning_rate: float = 1.0  # factor on both learning rates
+    penalty: float = 1.0  # factor on the penalties on the discriminator's slope
 
 
 class Pictures(NamedTuple):
@@ -49,12 +51,15 @@ def schedule_at(config: Config, images: int) -> Schedule:
         if training.blur_fade_kimg is None
         else training.blur_fade_kimg
     )
+    cosine_kimg = training.kimg if training.schedule_kimg is None else training.schedule_kimg
     return Schedule(
         resolution=rendering_resolution(config, images),
         blur_sigma=fade(training.blur_sigma, 0, images, blur_kimg),
         swap_probability=fade(
             training.swap_start, training.swap_final, images, training.swap_fade_kimg
         ),
+        learning_rate=cosine_fade(training.lr_final, images, cosine_kimg),
+        penalty=cosine_fade(training.gamma_final, images, cosine_kimg),
     )
 
 
@@ -210,12 +215,40 @@ GAN_LOSSES: dict[str, GanLoss] = {
 # Regularisers
 
 
+def slope_penalty(
+    judge: Callable[[Pictures], Tensor], pictures: Pictures, options: TrainingConfig
+) -> Tensor:
+    """Squared slope (N,) of D at both pictures of each sample: R1 at reals (Mescheder et al. 2018),
+    R2 at fakes.
+
+    Args:
+        judge: Pictures to logits (N, 1).
+    """
+    if options.penalty == "finite_difference":
+        return squared_difference(judge, pictures, options.penalty_step)
+    pictures = Pictures(*(value.detach().requires_grad_() for value in pictures))
+    return r1_penalty(judge(pictures), pictures)
+
+
 def r1_penalty(logits: Tensor, pictures: Pictures) -> Tensor:
     """Squared gradient (N,) of logits (N, 1) with respect to both pictures of each sample, which
     must require gradients.
     """
     gradients = torch.autograd.grad(logits.sum(), pictures, create_graph=True)
     return torch.stack([g.square().sum(dim=(1, 2, 3)) for g in gradients]).sum(dim=0)
+
+
+def squared_difference(
+    judge: Callable[[Pictures], Tensor], pictures: Pictures, step: float
+) -> Tensor:
+    """Estimate (N,) of the squared gradient from one random direction n, without second derivatives
+    (Lin et al. 2025, Seaweed APT, section 3.4): ((D(x + step n) - D(x)) / step)^2.
+
+    n is normal with unit deviation, so that the mean over n tends to the squared gradient as `step`
+    tends to 0.
+    """
+    moved = Pictures(*(x + step * randn(*x.shape, device=x.device) for x in pictures))
+    return ((judge(moved) - judge(pictures)) / step).square().sum(dim=1)
 
 
 def density_regularisation(

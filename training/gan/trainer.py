@@ -166,6 +166,7 @@ class Trainer:
         """
         options, step = self.config.training, self.progress.steps
         self.schedule = loss.schedule_at(self.config, self.progress.images)
+        self._set_learning_rates()
         batch = self._draw(real_images.to(self.device), real_c.to(self.device))
         fakes, real_logits = list[GeneratorOutput](), list[Tensor]()
 
@@ -190,8 +191,8 @@ class Trainer:
                         update.backward(penalty * weight, part)
                         update.report("Loss/density", penalty)
 
+            source = Phase.G if options.shared_fakes else Phase.D
             with self._update(Phase.D) as update:
-                source = Phase.G if options.shared_fakes else Phase.D
                 for index, part in enumerate(self._micro_batches(Phase.D)):
                     if not options.shared_fakes:
                         with torch.no_grad():
@@ -205,13 +206,16 @@ class Trainer:
             if update.applied:
                 self.adaptation.observe(torch.cat(real_logits))
 
-        if options.gamma > 0 and step % options.d_reg_interval == 0:
+        if max(options.gamma, options.gamma_fakes) > 0 and step % options.d_reg_interval == 0:
             with self._update(Phase.D_REG) as update, self._precise_discriminator():
-                for part in self._micro_batches(Phase.D_REG):
-                    penalty = self._r1_penalty(batch, part)
-                    weight = options.gamma / 2 * options.d_reg_interval
-                    update.backward((penalty * weight).mean(), part)
-                    update.report("Loss/R1", penalty)
+                scale = self.schedule.penalty * options.d_reg_interval
+                for index, part in enumerate(self._micro_batches(Phase.D_REG)):
+                    penalty = torch.zeros((), device=self.device)
+                    judged = fakes[index] if options.gamma_fakes > 0 else None
+                    for name, gamma, slope in self._slopes(batch, judged, source, part):
+                        penalty = penalty + slope * (gamma / 2 * scale)
+                        update.report(f"Loss/{name}", slope)
+                    update.backward(penalty.mean(), part)
 
         self._end_step()
 
@@ -307,14 +311,39 @@ class Trainer:
             self.G, z, c, self.schedule, self.config.training, swapped_c
         )
 
-    def _r1_penalty(self, batch: Batch, part: Tensor) -> Tensor:
-        """R1 (M,) on real pictures as D sees them."""
-        with torch.no_grad():
-            shown = self._show_reals(batch, part)
-        shown = Pictures(*(value.detach().requires_grad_() for value in shown))
+    def _slopes(
+        self, batch: Batch, fakes: GeneratorOutput | None, phase: Phase, part: Tensor
+    ) -> Iterator[tuple[str, float, Tensor]]:
+        """Name, gamma and values (M,) of the penalties on D's slope: at reals where R1 is on, at
+        fakes of `phase` where there are any.
+        """
+        options = self.config.training
+        if options.gamma > 0:
+            with torch.no_grad():
+                shown = self._show_reals(batch, part)
+            c_std = batch.c_std_of(Phase.D_REG)
+            yield "R1", options.gamma, self._slope(shown, batch.real_c[part], c_std)
+        if fakes is not None:
+            with torch.no_grad():
+                shown = self._show_fakes(fakes)
+            c_std = batch.c_std_of(phase)
+            c = batch.fakes[phase].c[part]
+            yield "R2", options.gamma_fakes, self._slope(shown, c, c_std)
+
+    def _slope(self, shown: Pictures, c: Tensor, c_std: Tensor | None) -> Tensor:
         # The discriminator itself, never compiled: AOTAutograd has no second derivatives.
-        logits = self.D(*shown, batch.real_c[part], c_std=batch.c_std_of(Phase.D_REG))
-        return loss.r1_penalty(logits, shown)
+        return loss.slope_penalty(
+            lambda pictures: self.D(*pictures, c, c_std=c_std), shown, self.config.training
+        )
+
+    def _set_learning_rates(self) -> None:
+        options = self.config.training
+        for optimizer, lr, interval in (
+            (self.G_optimizer, options.lr_generator, options.g_reg_interval),
+            (self.D_optimizer, options.lr_discriminator, options.d_reg_interval),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = lr * lazy_ratio(interval) * self.schedule.learning_rate
 
     def _end_step(self) -> None:
         """Count the batch; move the averaged weights and the probability of augmentation."""
@@ -458,13 +487,18 @@ def report_logits(update: Update, fake: Judged, real: Judged) -> None:
         update.report(f"Logits/sign_{name}", logits.detach().sign())
 
 
+def lazy_ratio(interval: int) -> float:
+    """Share of the main updates among all updates of a network whose regulariser runs every
+    `interval` steps as an update of its own (Karras et al. 2020, section 3.1).
+    """
+    return interval / (interval + 1)
+
+
 def lazy_adam(
     parameters: list[nn.Parameter], options: TrainingConfig, lr: float, interval: int
 ) -> torch.optim.Adam:
-    """Adam for a network whose regulariser runs every `interval` steps as an update of its own
-    (Karras et al. 2020, section 3.1).
-    """
-    ratio = interval / (interval + 1)
+    """Adam for such a network."""
+    ratio = lazy_ratio(interval)
     betas = (options.beta1**ratio, options.beta2**ratio)
     return torch.optim.Adam(
         parameters, lr=lr * ratio, betas=betas, eps=options.adam_eps, fused=True

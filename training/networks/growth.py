@@ -1,5 +1,5 @@
-"""A larger generator that begins with a smaller one's weights (progressive growing: Karras et al.
-2018, section 2).
+"""Larger networks that begin with smaller ones' weights (progressive growing: Karras et al. 2018,
+section 2).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from training.networks.stylegan2 import SynthesisBlock
 
+FROM_RGB = ".fromrgb."
 BLOCK = re.compile(r"(?:.*\.)?(?:b|block)\d+(?=\.)")
 
 
@@ -39,8 +40,10 @@ def grow_state(network: nn.Module, state: dict[str, Tensor]) -> GrownState:
 
     Blocks that `state` lacks keep the network's own weights, but for the colours: these begin at
     zero, so that a network with skip connections computes at first what the smaller one did,
-    upsampled. Blocks that `network` lacks are left out. Noise images of another size are drawn
-    anew. Anything else that differs stays as it is, for `load_state` to refuse.
+    upsampled. Blocks that `network` lacks are left out. Of a discriminator, only the block that
+    sees the picture has a layer for colours: it is new, or left out, where that block is another
+    one. Noise images of another size are drawn anew. Anything else that differs stays as it is, for
+    `load_state` to refuse.
     """
     own = network.state_dict()
     have, given = _blocks(own), _blocks(state)
@@ -49,6 +52,7 @@ def grow_state(network: nn.Module, state: dict[str, Tensor]) -> GrownState:
     for block in added:
         if isinstance(network.get_submodule(block), SynthesisBlock):
             fresh[f"{block}.torgb.weight"].zero_()
+    fresh |= {name: own[name] for name in own if FROM_RGB in name and name not in state}
     fresh |= {
         name: own[name]
         for name, value in state.items()
@@ -57,7 +61,8 @@ def grow_state(network: nn.Module, state: dict[str, Tensor]) -> GrownState:
     kept = {
         name: value
         for name, value in state.items()
-        if _block_of(name) is None or _block_of(name) in have
+        if (_block_of(name) is None or _block_of(name) in have)
+        and (FROM_RGB not in name or name in own)
     }
     return GrownState(kept | fresh, added, [block for block in given if block not in have])
 

@@ -90,7 +90,7 @@ def run_training(config: Config, options: RunOptions) -> None:
         try:
             with RunFolder(options.run_dir, config, trainer.progress.kimg) as folder:
                 if growth:
-                    folder.log(f"Blocks of the generator that are not as in --init-from: {growth}")
+                    folder.log(f"Blocks that are not as in --init-from: {growth}")
                 if processes not in (None, world_size()):
                     folder.log(
                         f"The run had {processes} process(es) so far and has {world_size()} now: it"
@@ -161,24 +161,27 @@ def watch_collapse(
 
 
 def initialise(trainer: Trainer, weights: Weights) -> str:
-    """Take the weights of another run, and nothing else. The generator may have more blocks, or
+    """Take the weights of another run, and nothing else. The networks may have more blocks, or
     fewer; returns a line on these.
 
     Raises:
         UserError: with the list of names if they do not fit.
     """
-    growth = ""
+    growth = {}
     for network, state in (
         ("G", weights.G or weights.G_ema),
         ("G_ema", weights.G_ema or weights.G),
+        ("D", weights.D),
     ):
         if state is not None:
             grown = grow_state(getattr(trainer, network), state)
             load_state(getattr(trainer, network), grown.state, f"--init-from: {network}")
-            growth = grown.describe()
-    if weights.D is not None:
-        load_state(trainer.D, weights.D, "--init-from: D")
-    return growth
+            growth[network] = grown.describe()
+    return "; ".join(
+        f"{name}: {growth[network]}"
+        for network, name in (("G", "generator"), ("D", "discriminator"))
+        if growth.get(network)
+    )
 
 
 @dataclass

@@ -15,8 +15,14 @@ from torch_utils.devices import has_fast_bf16
 from training.checkpoints.checkpoint import load_weights
 from training.config.checks import check_config
 from training.config.presets import LAPTOP_MAX_RESOLUTION, PresetName, Sizes, make_config, r1_gamma
-from training.config.settings import Config, Precision, differences, set_option
-from training.config.sizes import block_sizes
+from training.config.settings import (
+    Config,
+    ModelConfig,
+    Precision,
+    differences,
+    set_option,
+)
+from training.config.sizes import block_sizes, is_power_of_two
 from training.data.dataset import ImageDataset
 from training.data.scene import apply_scene, fit_dataset_scene
 from training.gan.loss import GAN_LOSSES
@@ -134,20 +140,36 @@ def fine_tune(config: Config, init_from: str) -> None:
     adaptation of augmentation.
 
     Raises:
-        UserError: if they cannot be read, or make pictures of another size.
+        UserError: if they cannot be read, or make pictures that doubling does not bring to the
+            size of the data.
     """
     weights = load_weights(init_from)
-    if weights.config.resolution != config.model.resolution:
+    resolution, made = config.model.resolution, weights.config.resolution
+    if resolution % made or not is_power_of_two(resolution // made):
         raise UserError(
-            f"--init-from {init_from} makes pictures of {weights.config.resolution} pixels, the"
-            f" data have {config.model.resolution}; resize the data to that size"
+            f"--init-from {init_from} makes pictures of {made} pixels, the data have {resolution};"
+            " resize the data to that size, or to 2, 4, 8, ... times that size"
         )
-    config.model = copy.deepcopy(weights.config)
+    config.model = enlarged(weights.config, resolution)
     training = config.training
     training.ema_rampup = None
     training.blur_sigma = 0.0
     training.swap_start = training.swap_final
     config.augment.kimg = FINE_TUNING_ADA_KIMG
+
+
+def enlarged(model: ModelConfig, resolution: int) -> ModelConfig:
+    """The same networks for larger pictures: more blocks after what super-resolution takes now, and
+    before what the discriminator sees now.
+    """
+    larger = copy.deepcopy(model)
+    options = larger.superresolution
+    options.input_resolution, _ = block_sizes(model.resolution, options.input_resolution)
+    larger.resolution = resolution
+    if options.channels:
+        _, sizes = block_sizes(resolution, options.input_resolution)
+        options.channels += options.channels[-1:] * (len(sizes) - len(options.channels))
+    return larger
 
 
 def default_precision(device: str, preset: PresetName) -> Precision:

@@ -100,29 +100,36 @@ def whole() -> dict[str, list[list[Tensor | None]]]:
     return train(CPU, configure())
 
 
+PENALTIES = (
+    "training.loss=relativistic",
+    "training.gamma_fakes=3",
+    "training.penalty=finite_difference",
+)
+
+
+@pytest.mark.parametrize("options", [(), PENALTIES], ids=["published", "penalties"])
 @pytest.mark.parametrize("shared", [False, True])
-def test_micro_batches_change_nothing(whole: dict[str, Any], shared: bool) -> None:
-    if shared:
-        whole = train(CPU, configure("training.shared_fakes=true"))
-    check_same(
-        train(
-            CPU, configure("training.batch_gpu=4", f"training.shared_fakes={str(shared).lower()}")
-        ),
-        whole,
-    )
-
-
-@pytest.mark.parametrize(("group", "micro"), [(4, "null"), (2, "2")])
-def test_two_processes_change_nothing(
-    whole: dict[str, Any], tmp_path: Path, group: int, micro: str
+def test_micro_batches_change_nothing(
+    whole: dict[str, Any], shared: bool, options: tuple[str, ...]
 ) -> None:
-    options = f"discriminator.mbstd_group_size={group}"
-    expected = whole if group == 4 else train(CPU, configure(options))
+    options += (f"training.shared_fakes={str(shared).lower()}",)
+    expected = train(CPU, configure(*options)) if shared or len(options) > 1 else whole
+    check_same(train(CPU, configure("training.batch_gpu=4", *options)), expected)
+
+
+@pytest.mark.parametrize(
+    ("group", "micro", "others"), [(4, "null", ()), (2, "2", ()), (4, "null", PENALTIES)]
+)
+def test_two_processes_change_nothing(
+    whole: dict[str, Any], tmp_path: Path, group: int, micro: str, others: tuple[str, ...]
+) -> None:
+    options = (f"discriminator.mbstd_group_size={group}", *others)
+    expected = whole if group == 4 and not others else train(CPU, configure(*options))
     run_processes(
         2,
         "cpu",
         train_and_write,
-        configure(options, f"training.batch_gpu={micro}"),
+        configure(*options, f"training.batch_gpu={micro}"),
         tmp_path / "found.pt",
         hint="",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, cast
 
@@ -103,6 +104,24 @@ def test_average_ramps_up_with_the_images_seen() -> None:
     assert loss.ema_decay(TrainingConfig(ema_rampup=None), 32) == pytest.approx(
         0.5 ** (32 / 10_000)
     )
+
+
+def test_learning_rate_and_penalty_fall_along_a_cosine() -> None:
+    config = config_of(kimg=100, lr_final=0.1, gamma_final=0.5)
+    expected = {0: (1, 1), 50_000: (0.55, 0.75), 100_000: (0.1, 0.5), 300_000: (0.1, 0.5)}
+    for images, factors in expected.items():
+        schedule = loss.schedule_at(config, images)
+        assert (schedule.learning_rate, schedule.penalty) == pytest.approx(factors)
+    quarter = loss.schedule_at(config, 25_000).learning_rate
+    assert quarter == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
+    config.training.schedule_kimg = 50
+    assert loss.schedule_at(config, 25_000).learning_rate == pytest.approx(0.55)
+
+
+def test_without_a_schedule_the_factors_are_exactly_one() -> None:
+    for images in (0, 1, 12_345_678, 25_000_000):
+        schedule = loss.schedule_at(config_of(), images)
+        assert schedule.learning_rate == schedule.penalty == 1
 
 
 # --------------------------------------------------------------------------------------------------
@@ -420,6 +439,53 @@ def test_r1_has_the_gradient_that_makes_slopes_smaller() -> None:
         assert (values[0] - values[1]) / (2 * step) == pytest.approx(
             float((slope * direction).sum()), rel=1e-5
         )
+
+
+def test_finite_difference_of_a_linear_critic_is_its_slope_along_the_move() -> None:
+    torch.manual_seed(0)
+    critic, seen = LinearCritic(), list[Pictures]()
+    pictures = Pictures(*(torch.randn(5, 3, size, size).double() for size in (8, 4)))
+
+    def judge(shown: Pictures) -> Tensor:
+        seen.append(shown)
+        return critic(*shown)
+
+    penalty = loss.squared_difference(judge, pictures, 0.01)
+    (moved,) = (shown for shown in seen if not torch.equal(shown.image, pictures.image))
+    direction = [(m - p) / 0.01 for m, p in zip(moved, pictures, strict=True)]
+    slopes = (direction[0] * critic.a).sum((1, 2, 3)) + (direction[1] * critic.b).sum((1, 2, 3))
+    torch.testing.assert_close(penalty, slopes.square())
+    for part in direction:
+        assert float(part.std()) == pytest.approx(1, abs=0.15)
+
+
+def test_finite_difference_is_r1_in_the_mean() -> None:
+    torch.manual_seed(1)
+    critic = CurvedCritic().double()
+    one = Pictures(*(torch.randn(1, 3, size, size).double() for size in (8, 4)))
+    many = Pictures(*(value.expand(20_000, -1, -1, -1) for value in one))
+    exact = TrainingConfig()
+    estimate = TrainingConfig(penalty="finite_difference", penalty_step=1e-4)
+
+    def judge(pictures: Pictures) -> Tensor:
+        return critic(*pictures)
+
+    slope = loss.slope_penalty(judge, one, exact)
+    mean = loss.slope_penalty(judge, many, estimate).mean()
+    # the square of a normal number has a deviation of sqrt(2)
+    assert float(mean.detach()) == pytest.approx(float(slope.detach()), rel=5 * 2**0.5 / 141)
+
+
+def test_finite_difference_needs_first_derivatives_only() -> None:
+    critic = CurvedCritic().double()
+    pictures = Pictures(*(torch.randn(2, 3, size, size).double() for size in (8, 4)))
+
+    def penalty(weight: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        judge = functools.partial(torch.func.functional_call, critic, {"out.weight": weight})
+        return loss.squared_difference(lambda shown: judge(tuple(shown)), pictures, 0.01)
+
+    assert torch.autograd.gradcheck(penalty, critic.out.weight)
 
 
 def test_density_regularisation_formula() -> None:

@@ -194,6 +194,59 @@ def test_r1_gradient_is_weighted_and_multiplied_by_the_interval(
     check_mean_of_parts(taken, parts, factor=3 / 2 * 7)
 
 
+@pytest.mark.parametrize("batch_gpu", ["null", "2"])
+@pytest.mark.parametrize("shared", ["false", "true"])
+def test_both_penalties_add_up_with_their_weights(
+    monkeypatch: pytest.MonkeyPatch, shared: str, batch_gpu: str
+) -> None:
+    trainer = make_trainer(
+        "training.d_reg_interval=7",
+        "training.gamma=3",
+        "training.gamma_fakes=5",
+        f"training.shared_fakes={shared}",
+        f"training.batch_gpu={batch_gpu}",
+        "discriminator.mbstd_group_size=1",
+    )
+    made, penalised = list[Tensor](), list[Pictures]()
+    parts: list[list[Tensor]] = []
+
+    def note(penalty: Tensor, _: Tensor, pictures: Pictures) -> None:
+        penalised.append(pictures)
+        weight = (3, 5)[len(parts) % 2] / 2 * 7 * 2  # two make up one part
+        gradients = torch.autograd.grad(
+            penalty.mean() * weight, trainer.D_parameters, retain_graph=True, allow_unused=True
+        )
+        parts.append([torch.zeros(()) if g is None else g for g in gradients])
+
+    spy(monkeypatch, trainer_module.loss, "generate", lambda fakes, *_: made.append(fakes.image))
+    spy(monkeypatch, trainer_module.loss, "r1_penalty", note)
+    taken = gradients_at_step(trainer.D_optimizer)
+    take_steps(trainer, 1)
+    check_mean_of_parts(taken[1:], parts, factor=1)
+    micro = 1 if batch_gpu == "null" else 2
+    assert len(penalised) == 2 * micro
+    judged = made[:micro] if shared == "true" else made[-micro:]
+    blurred = [
+        trainer_module.loss.blur(image, trainer.schedule.blur_sigma).detach() for image in judged
+    ]
+    for fakes, shown in zip(blurred, penalised[1::2], strict=True):
+        assert torch.equal(fakes, shown.image)
+
+
+def test_learning_rates_follow_the_schedule() -> None:
+    trainer = make_trainer("training.kimg=0.016", "training.lr_final=0.1")
+    rates = []
+    for _ in range(6):
+        take_steps(trainer, 1)
+        rates.append(
+            [opt.param_groups[0]["lr"] for opt in (trainer.G_optimizer, trainer.D_optimizer)]
+        )
+    factors = [1, 0.1 + 0.9 * (1 + 0.5**0.5) / 2, 0.55, 0.1 + 0.9 * (1 - 0.5**0.5) / 2, 0.1, 0.1]
+    for factor, (g, d) in zip(factors, rates, strict=True):
+        assert g == pytest.approx(0.0025 * 4 / 5 * factor)
+        assert d == pytest.approx(0.002 * 16 / 17 * factor)
+
+
 def check_mean_of_parts(
     taken: list[list[Tensor | None]], parts: list[Sequence[Tensor | None]], factor: float
 ) -> None:
@@ -771,9 +824,21 @@ def save(trainer: Trainer, path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("shared", ["false", "true"])
-def test_resume_goes_on_bit_for_bit(tmp_path: Path, shared: str) -> None:
+PENALTIES = (
+    "training.loss=relativistic",
+    "training.gamma_fakes=3",
+    "training.penalty=finite_difference",
+    "training.d_reg_interval=2",
+    "training.kimg=0.03",
+    "training.lr_final=0.1",
+    "training.gamma_final=0.1",
+)
+
+
+@pytest.mark.parametrize(("shared", "others"), [("false", ()), ("true", ()), ("true", PENALTIES)])
+def test_resume_goes_on_bit_for_bit(tmp_path: Path, shared: str, others: tuple[str, ...]) -> None:
     options = (
+        *others,
         "augment.mode=ada",
         "augment.p=0.4",
         "augment.kimg=0.1",

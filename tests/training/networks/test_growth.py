@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dnnlib.console import UserError
 from tests.tiny import TINY_OPTIONS, finish, kimg, only_run, start, tiny_config, write_dataset
-from training.checkpoints.checkpoint import load_checkpoint, load_state
+from training.checkpoints.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_state,
+    save_checkpoint,
+)
+from training.config.presets import make_config
+from training.networks.discriminator import Discriminator, make_discriminator
 from training.networks.generator import Generator
 from training.networks.growth import grow_state
 from training.networks.stylegan2 import SynthesisBlock
+from training.run.settings import fine_tune
 
 LARGER = (
     "generator.plane_resolution=32",
@@ -90,6 +101,44 @@ def test_a_smaller_generator_leaves_blocks_out() -> None:
     assert (grown.added, grown.dropped) == ([], ["backbone.synthesis.b32"])
 
 
+def test_a_grown_discriminator_keeps_all_but_the_layers_that_saw_the_picture() -> None:
+    torch.manual_seed(0)
+    small, large = make_discriminator(tiny_config().model), larger_discriminator()
+    own, taken = copy.deepcopy(large.state_dict()), copy.deepcopy(small.state_dict())
+    grown = grow_state(large, taken)
+    load_state(large, grown.state, "large")
+    assert (grown.added, grown.dropped) == (["b64"], [])
+    state = large.state_dict()
+    for name in state:
+        of_first = name.startswith("b64.")
+        assert torch.equal(state[name], own[name] if of_first else taken[name])
+    lost = {name for name in taken if name not in state}
+    assert lost == {name for name in taken if name.startswith("b32.fromrgb.")}
+    back = grow_state(small, state)
+    load_state(small, back.state, "small")
+    assert (back.added, back.dropped) == ([], ["b64"])
+    assert all(torch.equal(small.state_dict()[name], taken[name]) for name in taken)
+
+
+def larger_discriminator() -> Discriminator:
+    config = tiny_config().model
+    config.resolution = 64
+    return make_discriminator(config)
+
+
+@pytest.mark.parametrize("data_resolution", [16, 48, 96])
+def test_networks_that_doubling_does_not_bring_to_the_data_are_refused(
+    tmp_path: Path, data_resolution: int
+) -> None:
+    save_checkpoint(
+        tmp_path / "small.pkl",
+        Checkpoint(config=tiny_config(), G_ema=generator(seed=0).state_dict()),
+    )
+    config = make_config("auto", data_resolution, "laptop")
+    with pytest.raises(UserError, match="to that size, or to 2, 4, 8, "):
+        fine_tune(config, str(tmp_path / "small.pkl"))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -137,3 +186,29 @@ def test_on_the_command_line(tmp_path: Path) -> None:
     assert grown.G_ema is not None
     assert "backbone.synthesis.b32.torgb.weight" in grown.G_ema
     assert "superresolution.block1.torgb.weight" not in grown.G_ema
+
+
+def test_pictures_of_twice_the_size_go_on_from_smaller_ones(tmp_path: Path) -> None:
+    small_data = write_dataset(tmp_path / "small.zip", count=8)
+    large_data = write_dataset(tmp_path / "large.zip", count=8, resolution=64)
+    whole = ("superresolution.input_resolution=32", "superresolution.channels=[4]", NO_NOISE)
+    options = (*TINY_OPTIONS, "--kimg", kimg(1), *(t for name in whole for t in ("--set", name)))
+    finish(
+        start("train.py", *options, "--data", small_data, "--outdir", tmp_path / "small")
+    ).assert_done()
+    small = next(only_run(tmp_path / "small").glob("*.pkl"))
+    finish(
+        start(
+            "train.py",
+            *("--data", large_data, "--kimg", kimg(1), "--batch", "4", "--init-from", small),
+            *("--outdir", tmp_path / "large"),
+        )
+    ).assert_done()
+    run_dir = only_run(tmp_path / "large")
+    log = (run_dir / "log.txt").read_text()
+    assert "generator: new superresolution.block1; discriminator: new b64" in log
+    grown = Generator(load_checkpoint(next(run_dir.glob("*.pkl"))).config.model)
+    assert grown.config.resolution == 64
+    first = np.asarray(Image.open(run_dir / "fakes-000000.png").convert("RGB"))
+    before = np.asarray(Image.open(small.parent / f"fakes-{small.stem[-6:]}.png").convert("RGB"))
+    assert first.shape[0] > before.shape[0]

@@ -1,0 +1,155 @@
+"""Recipes side by side on equal minutes: python -m benchmarks.recipe --outdir DIR.
+
+Every run is train.py in one thread for the same minutes, from several seeds, on pictures of 32
+pixels: the built-in heads, and toy vehicles. What is done is not done again, so a comparison can be
+stopped and continued, and variants can be added to it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.recipe.vehicles import write_vehicles
+from benchmarks.timing import show
+from data_tools.heads.dataset import HeadsConfig, generate_heads
+from dnnlib.files import atomic_write
+from metrics.results import read_results
+from training.run.folder import STATS_FILE
+from training.run.launch import newest_snapshot
+
+RESOLUTION = 32
+PICTURES = 6000
+METRICS = "fid2k_lite0,kid2k_lite0,pr2k3_lite0"
+COLUMNS = {  # of the table, by name in the results of metrics and in the run's statistics
+    "kimg": "Progress/kimg",
+    "Fréchet": "fid2k_lite0",
+    "precision": "pr2k3_lite0_precision",
+    "recall": "pr2k3_lite0_recall",
+    "spread": "Spread/pixels",
+}
+# networks of a tenth of the laptop sizes' arithmetic
+SMALL = ("--set", "generator.plane_resolution=32", "--set", "discriminator.channel_base=1024")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One recipe: what differs from `--cfg auto`."""
+
+    settings: tuple[str, ...] = ()
+
+
+VARIANTS = {
+    "auto": Variant(),
+    "constant beside z": Variant(("generator.constant_embedding=true",)),
+    "gamma / 4": Variant(("training.gamma=0.0064",)),
+    "gamma x 4": Variant(("training.gamma=0.1024",)),
+    "with R2": Variant(("training.gamma_fakes=0.0256",)),
+    "relativistic": Variant(("training.loss=relativistic", "training.gamma_fakes=0.0256")),
+    "relativistic, gamma x 10": Variant(
+        ("training.loss=relativistic", "training.gamma=0.256", "training.gamma_fakes=0.256")
+    ),
+    "finite differences": Variant(("training.penalty=finite_difference",)),
+    "independent offsets": Variant(("rendering.fine_offsets=independent",)),
+}
+
+
+def data_set(outdir: Path, name: str) -> Path:
+    """The pictures of that name, made the first time."""
+    path = outdir / f"{name}.zip"
+    if not path.exists():
+        if name == "heads":
+            generate_heads(path, HeadsConfig(PICTURES, RESOLUTION, views_per_identity=1))
+        else:
+            write_vehicles(path, PICTURES, RESOLUTION)
+    return path
+
+
+def train(data: Path, variant: Variant, seed: int, minutes: float, outdir: Path) -> None:
+    """Train one run in a process of its own."""
+    command = ["train.py", "--outdir", outdir, "--data", data, "--cfg", "auto", "--seed", seed]
+    command += ["--minutes", minutes, "--kimg", 1000, "--snap", 0, *SMALL]
+    command += itertools.chain.from_iterable(("--set", setting) for setting in variant.settings)
+    run_python(command, outdir / "train.log")
+
+
+def measure(data: Path, run: Path) -> dict[str, float]:
+    """Figures of the run's last checkpoint, by column of the table."""
+    snapshot = newest_snapshot(run)
+    command = ["calc_metrics.py", "--network", snapshot, "--data", data, "--metrics", METRICS]
+    run_python([*command, "--outdir", run], run / "metrics.log")
+    values = json.loads((snapshot.parent / STATS_FILE).read_text().splitlines()[-1])
+    for name in METRICS.split(","):
+        values |= read_results(run / f"metric-{name}.jsonl")[-1]["results"]
+    return {column: values[key] for column, key in COLUMNS.items()}
+
+
+def run_python(command: Iterable[Any], log: Path) -> None:
+    """Run a program of the project in one thread.
+
+    Raises:
+        click.ClickException: if it fails.
+    """
+    with log.open("w") as output:
+        status = subprocess.run(
+            [sys.executable, *map(str, command)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        ).returncode
+    if status:
+        raise click.ClickException(f"exit status {status}; see {log}")
+
+
+def figures_of(outdir: Path, data: str, name: str, seed: int, minutes: float) -> dict[str, float]:
+    """Figures of one run, which is trained and measured the first time."""
+    run = outdir / data / re.sub("[^a-z0-9]+", "-", name.lower()) / str(seed)
+    kept = run / "figures.json"
+    if not kept.exists():
+        click.echo(f"{data}, {name}, seed {seed}", err=True)
+        run.mkdir(parents=True, exist_ok=True)
+        pictures = data_set(outdir, data)
+        train(pictures, VARIANTS[name], seed, minutes, run)
+        figures = measure(pictures, run)
+        with atomic_write(kept) as file:
+            file.write(json.dumps(figures).encode())
+    return json.loads(kept.read_text())
+
+
+def row(name: str, runs: list[dict[str, float]]) -> dict[str, Any]:
+    """Mean and half the range over seeds, by column."""
+    cells = {}
+    for column in COLUMNS:
+        values = [run[column] for run in runs]
+        cells[column] = f"{statistics.mean(values):.3g} ± {(max(values) - min(values)) / 2:.2g}"
+    return {"recipe": name, **cells}
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--outdir", type=click.Path(path_type=Path), required=True, help="For runs.")
+@click.option("--minutes", type=float, default=6.0, show_default=True, help="Of each run.")
+@click.option("--seeds", type=int, default=3, show_default=True, help="Runs of each recipe.")
+@click.option("--data", type=click.Choice(["heads", "vehicles"]), default="heads")
+@click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="Not all recipes.")
+def main(outdir: Path, minutes: float, seeds: int, data: str, only: tuple[str, ...]) -> None:
+    """Train every recipe and print the table."""
+    rows = []
+    for name in only or VARIANTS:
+        runs = [figures_of(outdir, data, name, seed, minutes) for seed in range(seeds)]
+        rows.append(row(name, runs))
+    show(f"{data}, {minutes:g} minutes, mean of {seeds} seeds and half their range", rows)
+
+
+if __name__ == "__main__":
+    main()
