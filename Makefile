@@ -71,7 +71,7 @@ fuzz: install
 	$(BIN)/pip install --quiet --editable '.[fuzz]'
 	for reader in $(READERS); do nice -n 10 $(BIN)/python -m tests.fuzz.fuzz $$reader $(FUZZ_SECONDS) out/fuzz || exit 1; done
 
-## demo        show the shipped heads, train new ones for 20 minutes, write demo/
+## demo        show the shipped heads, train new ones for 18 minutes, write demo/index.html
 demo: install
 	$(BIN)/python demo.py
 

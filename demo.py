@@ -1,27 +1,109 @@
-"""`make demo`: show the model that comes with the program, train the built-in heads for twenty
-minutes and show the result.
+"""`make demo`: show the model that comes with the program, train the built-in heads in the time of
+a coffee break, small pictures first, and show what came of it.
+
+How much a machine can do is measured, and the sizes of the networks follow from it.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
+from PIL import Image
 
 from cli.values import FiniteRange
+from data_tools.heads.dataset import BUILT_IN, HeadsConfig, generate_heads, random_labels
 from dnnlib.console import UserError, run_cli
+from dnnlib.files import atomic_write, cache_dir, make_dir
+from media.avatar.write import write_avatars
 from media.meshes.shapes import extract_mesh, save_mesh
-from media.pictures.grids import camera_grid, identity_grid, save_png, seed_latent
+from media.pictures.grids import (
+    camera_grid,
+    identity_grid,
+    save_png,
+    seed_latent,
+)
+from media.report.charts import Chart
+from media.report.page import Block, Figure, Report, Section, Shown, report_page
+from metrics.results import read_results
 from open_eg3d import load_generator
+from torch_utils.memory import keep_freed_memory
 from training.cameras import CameraSummary
+from training.config.presets import make_config
+from training.config.settings import Config, Precision, set_option
+from training.gan.trainer import Trainer
+from training.networks.generator import Generator
+from training.run.folder import STATS_FILE
 from training.run.launch import newest_snapshot
+from training.run.settings import default_precision
 
 SHIPPED = Path(__file__).parent / "models" / "heads64.pkl"
 IDENTITIES, VIEWS = 6, 5
 MESH_RESOLUTION = 160
+HEADS = 3000  # pictures to train on: rendered in two minutes, and more than are shown in twenty
+BATCH = 16
+MOST_PROCESSES = BATCH // 4  # each takes a group of the minibatch statistics
+PROBE_STEPS = 4
+SMALL_SHARE = 0.5  # of the time, on pictures of half the size
+STRIP_HEADS = 8
+YARDSTICK = (
+    "Distance of fakes to real heads in the features of a network, lower is better: two sets of"
+    " real heads are 3 apart; real heads made smaller, to 48, 40 and 32 pixels, and enlarged again"
+    " are 20, 32 and 51 from real heads."
+)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Sizes for a machine of some speed.
+
+    Attributes:
+        slowest: Images a second, of pictures of 32 pixels with these networks, that make it worth
+            while.
+        networks: Settings of both stages. larger: what the second stage changes, at 64 pixels.
+    """
+
+    name: str
+    slowest: float
+    networks: tuple[str, ...]
+    larger: tuple[str, ...]
+
+
+LADDER = (
+    Rung(
+        "wide",
+        90.0,
+        ("discriminator.channel_base=1536", "discriminator.channel_max=192"),
+        ("superresolution.input_resolution=64", "rendering.resolution=64"),
+    ),
+    Rung(
+        "medium",
+        45.0,
+        ("discriminator.channel_base=1536", "discriminator.channel_max=192"),
+        (),
+    ),
+    Rung(
+        "narrow",
+        0.0,
+        (
+            "generator.channel_base=1536",
+            "discriminator.channel_base=768",
+            "superresolution.channels=[16]",
+            "rendering.depth_resolution=8",
+            "rendering.depth_resolution_importance=8",
+        ),
+        (),
+    ),
+)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,70 +117,281 @@ MESH_RESOLUTION = 160
 @click.option(
     "--minutes",
     type=FiniteRange(0, min_open=True),
-    default=20.0,
+    default=18.0,
     show_default=True,
     help="Training time.",
 )
-def main(outdir: Path, minutes: float) -> None:
-    """Show the shipped heads; train new ones and show them, too: grids of identities and coloured
-    meshes. A second call trains on.
+@click.option(
+    "--heads",
+    type=click.IntRange(16),
+    default=HEADS,
+    show_default=True,
+    help="Pictures to train on.",
+)
+def main(outdir: Path, minutes: float, heads: int) -> None:
+    """Show the shipped heads; train new ones and show them, too: OUTDIR/index.html. A second call
+    trains on.
     """
-    report("Shipped model", SHIPPED, show(SHIPPED, outdir, "shipped"))
-    train(outdir, minutes)
-    snapshot = newest_snapshot(outdir)
-    report("Model", snapshot, show(snapshot, outdir, "heads"))
+    make_dir(outdir)
+    shipped = show(SHIPPED, outdir, "shipped")
+    click.echo(f"Heads that come with the program: {shipped.grid}")
+    processes = min(os.cpu_count() or 1, MOST_PROCESSES)
+    rung = choose_rung(processes)
+    runs = [outdir / "small", outdir / "large"]
+    data = rendered_heads(heads)
+    train(rung, runs, data, minutes, processes)
+    network = newest_snapshot(runs[-1])
+    page = outdir / "index.html"
+    new = show(network, outdir, "heads")
+    figures = measure(network, data[BUILT_IN.resolution], outdir)
+    write_page(page, [shipped, new], figures, runs)
+    click.echo(f"Model: {network}\nOpen {page} in a browser")
 
 
-def report(title: str, network: Path, files: tuple[Path, Path]) -> None:
-    """Print the paths of the files."""
+# --------------------------------------------------------------------------------------------------
+# Training
+
+
+def settings_of(rung: Rung, resolution: int) -> list[str]:
+    """Assignments of a stage."""
+    half = BUILT_IN.resolution // 2
+    common = [f"training.batch={BATCH}", "training.gamma=0.05", "training.ema_kimg=2"]
+    if resolution == half:
+        return [*common, *rung.networks, f"generator.plane_resolution={half}"]
+    return [*common, *rung.larger, f"generator.plane_resolution={BUILT_IN.resolution}"]
+
+
+def choose_rung(processes: int) -> Rung:
+    """The widest networks that this machine trains fast enough, by trying a few steps of one
+    process.
+    """
+    precision = default_precision("cuda" if torch.cuda.is_available() else "cpu", "heads")
+    for rung in LADDER:
+        speed = processes * images_a_second(rung, precision)
+        if speed >= rung.slowest:
+            break
     click.echo(
-        f"{title}: {network}\nHeads, their rendering and depth as they turn: {files[0]}\nColoured"
-        f" mesh of the first head: {files[1]}"
+        f"This machine trains about {speed:.0f} pictures of {BUILT_IN.resolution // 2} pixels a"
+        f" second with {rung.name} networks in {precision}, in {processes} processes: these it is"
     )
+    return rung
 
 
-def train(outdir: Path, minutes: float) -> None:
-    """Run train.py in a process of its own.
+def images_a_second(rung: Rung, precision: Precision) -> float:
+    """Speed of one process on one thread, by the clock of the processor."""
+    keep_freed_memory()
+    config = make_config("heads", BUILT_IN.resolution // 2, "laptop")
+    for assignment in settings_of(rung, config.model.resolution):
+        set_option(config, assignment)
+    config.training.precision = precision
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _probe(config)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _probe(config: Config) -> float:
+    labels = random_labels(seed=0, identity=0, count=BATCH)
+    trainer = Trainer(config, labels, torch.device("cpu"))
+    size = config.model.resolution
+    trainer.step(torch.rand(BATCH, 3, size, size) * 2 - 1, labels)
+    start = time.process_time()
+    for _ in range(PROBE_STEPS):
+        trainer.step(torch.rand(BATCH, 3, size, size) * 2 - 1, labels)
+    return BATCH * PROBE_STEPS / (time.process_time() - start)
+
+
+def rendered_heads(count: int) -> dict[int, Path]:
+    """Data sets of `count` heads by resolution, rendered the first time."""
+    found = {}
+    for resolution in (BUILT_IN.resolution // 2, BUILT_IN.resolution):
+        found[resolution] = cache_dir() / f"heads{resolution}-{count}.zip"
+        if not found[resolution].exists():
+            generate_heads(found[resolution], HeadsConfig(count, resolution, views_per_identity=1))
+    return found
+
+
+def train(
+    rung: Rung, runs: Sequence[Path], data: dict[int, Path], minutes: float, processes: int
+) -> None:
+    """Train on small pictures, then go on with those of twice the size; what has been begun is
+    continued instead.
+    """
+    small, large = runs
+    options: list[str | Path]
+    begun = large.exists() and any(large.glob("*/*.pkl"))
+    if not begun:
+        resolution, pictures = next(iter(data.items()))
+        options = ["--data", pictures, "--outdir", small, "--resume", "latest"]
+        run_train([*options, *assignments(rung, resolution)], minutes * SMALL_SHARE, processes)
+    resolution, pictures = list(data.items())[-1]
+    options = ["--data", pictures, "--outdir", large]
+    if begun:
+        options += ["--resume", "latest"]
+    else:
+        options += ["--init-from", newest_snapshot(small), *assignments(rung, resolution)]
+    run_train(options, minutes * (1 if begun else 1 - SMALL_SHARE), processes)
+
+
+def assignments(rung: Rung, resolution: int) -> list[str]:
+    """Options of train.py for `settings_of`."""
+    options = ["--cfg", "heads", "--mirror", "--kimg", "1000"]
+    for setting in settings_of(rung, resolution):
+        options += ["--set", setting]
+    return options
+
+
+def run_train(options: Sequence[str | Path], minutes: float, processes: int) -> None:
+    """Train for some minutes."""
+    command = ["train.py", *options, "--minutes", f"{minutes:g}"]
+    environment = {}
+    if not torch.cuda.is_available():
+        # Processes of one thread wait less for one another than threads of one process do.
+        command += ["--procs", str(processes)]
+        environment["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // processes, 1))
+    run_program(command, environment)
+
+
+def run_program(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> None:
+    """Run a program of the project in a process of its own, with more variables in its environment.
 
     Raises:
         UserError: if it fails; it has said why.
     """
-    command = [
-        "train.py",
-        "--cfg",
-        "heads",
-        "--outdir",
-        str(outdir),
-        "--minutes",
-        str(minutes),
-        "--resume",
-        "latest",
-    ]
-    click.echo("python " + " ".join(command))
-    status = subprocess.run([sys.executable, *command], cwd=Path(__file__).parent).returncode
+    words = list(map(str, command))
+    click.echo("python " + " ".join(words))
+    status = subprocess.run(
+        [sys.executable, *words],
+        cwd=Path(__file__).parent,
+        env={**os.environ, **(environment or {})},
+    ).returncode
     if status:
-        raise UserError(f"training ended with exit status {status}; see above")
+        raise UserError(f"{words[0]} ended with exit status {status}; see above")
+
+
+# --------------------------------------------------------------------------------------------------
+# What is shown
+
+
+@dataclass(frozen=True)
+class Files:
+    """What `show` wrote."""
+
+    grid: Path
+    mesh: Path
+    avatar: Path
 
 
 @torch.no_grad()
-def show(snapshot: Path, outdir: Path, name: str) -> tuple[Path, Path]:
-    """Write the picture of identities x yaws, NAME.png, and the mesh of the first identity,
-    NAME.glb; returns both paths.
+def show(snapshot: Path, outdir: Path, name: str) -> Files:
+    """Write the picture of identities x yaws, NAME.png, the mesh of the first identity, NAME.glb,
+    and a page on which the heads turn, NAME.html.
     """
     generator = load_generator(snapshot, reuse_memory=True)
     cameras = CameraSummary.from_dict(generator.cameras or {})
+    files = Files(*(outdir / f"{name}.{ending}" for ending in ("png", "glb", "html")))
+    ws = latents(generator, cameras)
+    yaws = cameras.default_yaws(VIEWS)
+    save_png(files.grid, identity_grid(generator, ws, cameras, yaws, cameras.pitch))
+    planes = generator.planes(ws[:1])
+    save_mesh(files.mesh, extract_mesh(generator, planes, camera_grid(cameras), MESH_RESOLUTION))
+    write_avatars(files.avatar, generator, range(IDENTITIES), title=f"Heads of {snapshot.name}")
+    return files
+
+
+def latents(generator: Generator, cameras: CameraSummary) -> torch.Tensor:
+    """The first identities (IDENTITIES, num_ws, w_dim)."""
     z = torch.cat([seed_latent(seed, generator.z_dim) for seed in range(IDENTITIES)])
-    conditioning = cameras.frontal_label().expand(IDENTITIES, -1)
-    ws = generator.mapping(z, conditioning, truncation_psi=0.8)
-    grid, mesh = outdir / f"{name}.png", outdir / f"{name}.glb"
-    save_png(
-        grid, identity_grid(generator, ws, cameras, cameras.default_yaws(VIEWS), cameras.pitch)
-    )
-    save_mesh(
-        mesh,
-        extract_mesh(generator, generator.planes(ws[:1]), camera_grid(cameras), MESH_RESOLUTION),
-    )
-    return grid, mesh
+    return generator.mapping(z, cameras.frontal_label().expand(IDENTITIES, -1), truncation_psi=0.8)
+
+
+def film_strip(runs: Sequence[Path]) -> list[Shown]:
+    """The same heads at every checkpoint, the first row of the pictures that training wrote."""
+    frames = []
+    for run in runs:
+        stage = newest_snapshot(run).parent
+        for path in sorted(stage.glob("fakes-*.png")):
+            kimg = int(path.stem.rpartition("-")[2])
+            picture = Image.open(path).convert("RGB")
+            size = json.loads((stage / "training_options.json").read_text())["model"]["resolution"]
+            row = picture.crop((0, 0, min(picture.width, STRIP_HEADS * size), size))
+            shown = row.resize((row.width * 128 // size, 128), Image.Resampling.BICUBIC)
+            words = f"{size} pixels, after {kimg},000 pictures"
+            frames.append(Shown(np.asarray(shown), f"Heads of {words}", words))
+    return frames
+
+
+def curves(runs: Sequence[Path]) -> list[Chart]:
+    """Losses and spread over the course of each stage."""
+    charts = []
+    for run in runs:
+        rows = [
+            json.loads(line)
+            for line in (newest_snapshot(run).parent / STATS_FILE).read_text().splitlines()
+        ]
+        for title, names in (
+            ("losses", {"generator": "Loss/G", "discriminator": "Loss/D"}),
+            ("spread of seeds, of the reals'", {"pixels": "Spread/pixels"}),
+        ):
+            lines = {
+                name: [(row["kimg"], row[key]) for row in rows if key in row]
+                for name, key in names.items()
+            }
+            charts.append(Chart(f"{run.name}: {title}", lines))
+    return charts
+
+
+def measure(network: Path, data: Path, outdir: Path) -> list[Figure]:
+    """The distance of 1,000 fakes to the pictures that were trained on."""
+    name = "fid1k_lite0"
+    options: list[str | Path] = ["--network", network, "--data", data, "--metrics", name]
+    run_program(["calc_metrics.py", *options, "--outdir", outdir])
+    result = read_results(outdir / f"metric-{name}.jsonl")[-1]
+    return [Figure(name, result["results"], result["protocol"], YARDSTICK)]
+
+
+def write_page(
+    path: Path, shown: Sequence[Files], figures: Sequence[Figure], runs: Sequence[Path]
+) -> None:
+    """Write the page that shows everything; it opens from disk."""
+    shipped, new = shown
+    newest = newest_snapshot(runs[-1])
+    network = os.path.relpath(newest)
+    sections = [
+        Section(
+            "Heads that come with the program",
+            "Drag them. Each is a scene of its own, from a model that was trained like this one,"
+            " for longer.",
+            frame=shipped.avatar.name,
+            links={"Grid: colour, rendering, depth": shipped.grid.name, "Mesh": shipped.mesh.name},
+        ),
+        Section(
+            "Heads of today",
+            "What this machine learnt just now, from single pictures with their cameras.",
+            frame=new.avatar.name,
+            links={"Grid: colour, rendering, depth": new.grid.name, "Mesh": new.mesh.name},
+        ),
+        Section(
+            "How they came about",
+            "The same eight heads at every checkpoint: small pictures first, then larger ones.",
+            charts=curves(runs),
+            blocks=[Block(film_strip(runs))],
+        ),
+        Section(
+            "To try next",
+            "A second make demo trains on.",
+            commands=[
+                f"python gen_samples.py --network {network} --seeds 0-15 --outdir out",
+                f"python gen_videos.py --network {network} --seeds 0-3 --outdir out",
+                "python viewer.py --network models/heads64.pkl",
+            ],
+        ),
+    ]
+    report = Report("Heads learnt in a coffee break", {"Model": network}, figures, sections)
+    with atomic_write(path) as file:
+        file.write(report_page(report).encode())
 
 
 if __name__ == "__main__":

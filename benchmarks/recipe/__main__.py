@@ -33,7 +33,7 @@ RESOLUTION = 32
 PICTURES = 6000
 METRICS = "fid2k_lite0,kid2k_lite0,pr2k3_lite0"
 COLUMNS = {  # of the table, by name in the results of metrics and in the run's statistics
-    "kimg": "Progress/kimg",
+    "kimg": "kimg",
     "Fréchet": "fid2k_lite0",
     "precision": "pr2k3_lite0_precision",
     "recall": "pr2k3_lite0_recall",

@@ -53,12 +53,20 @@ class Block:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with words, curves and pictures."""
+    """A heading with words, curves and pictures.
+
+    Attributes:
+        frame: address of another page that is shown within.
+        links: addresses by words. commands: lines for a terminal.
+    """
 
     title: str
     text: str = ""
     charts: Sequence[Chart] = ()
     blocks: Sequence[Block] = ()
+    frame: str = ""
+    links: Mapping[str, str] = field(default_factory=dict)
+    commands: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -194,6 +202,17 @@ def _value(value: Any) -> str:
 
 def _section(section: Section) -> str:
     parts = [f"<p>{html.escape(section.text)}</p>"] if section.text else []
+    if section.frame:
+        title, address = (html.escape(text, quote=True) for text in (section.title, section.frame))
+        parts.append(f'<iframe src="{address}" title="{title}" loading="lazy"></iframe>')
+    if section.links:
+        links = (
+            f'<a href="{html.escape(address, quote=True)}">{html.escape(words)}</a>'
+            for words, address in section.links.items()
+        )
+        parts.append(f"<nav>{''.join(links)}</nav>")
+    if section.commands:
+        parts.append(f"<pre>{html.escape(chr(10).join(section.commands))}</pre>")
     if section.charts:
         parts.append('<div class="charts">' + "".join(map(_chart, section.charts)) + "</div>")
     return "".join([*parts, *map(_block, section.blocks)])
@@ -278,6 +297,8 @@ svg { display: block; width: 100%; height: auto; } .axis { fill: var(--soft); fo
   background: var(--c); }
 .tiles { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); gap: 10px;
   margin-bottom: 12px; }
+iframe { width: 100%; height: 560px; border: 1px solid var(--edge); border-radius: 6px; }
+pre { overflow-x: auto; font: 12.5px/1.7 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 img { display: block; width: 100%; height: auto; border-radius: 4px; background: var(--edge); }
 @media (max-width: 640px) { header, main { padding: 0 12px; } section { padding: 16px 14px; }
   .numbers td, .numbers th { padding-right: 10px; } }
