@@ -288,6 +288,12 @@ class DataConfig:
     rebalance_bins: int = setting(
         9, "Equal parts of the range of yaws, between which rebalance balances.", lowest=1
     )
+    held_out: int = setting(
+        0,
+        "The last N pictures are never trained on: every tick tells what D makes of them, beside"
+        " what it makes of the others.",
+        lowest=0,
+    )
     max_broken: int = setting(
         0, "Leave out up to N unreadable pictures.", lowest=0, option="--max-broken", metavar="N"
     )

@@ -5,15 +5,19 @@ All numbers are drawn from generators of their own, so that looking changes noth
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from training.gan.loss import Schedule, real_pictures
 from training.networks.generator import Generator
 from training.networks.layers import resize_image
 
 LATENTS = 256  # whose w are compared
 PICTURES = 32  # fakes, and reals, that are compared
+MOST_WATCHED = 256  # reals that D is asked about
 SIZE = 16  # pixels at which pictures are compared
 FEATURES = 32  # of each layer of the random network
 COLLAPSED = 0.1  # of the reals' spread: below this a line warns
@@ -32,6 +36,37 @@ class CollapseWatch:
         fakes = spread_of_pictures(fakes_at_one_camera(G, self.c))
         relative = {name: value / max(self.reals[name], 1e-12) for name, value in fakes.items()}
         return spread_of_ws(G, self.c) | relative
+
+
+class JudgedReals(NamedTuple):
+    """Real pictures for D."""
+
+    images: Tensor  # (N, 3, H, W) in [-1, 1]
+    c: Tensor  # (N, 25)
+
+
+class RealsWatch:
+    """Compares what D makes of reals that it is trained on and of reals that it has never seen: the
+    farther apart, the more it knows pictures by heart.
+    """
+
+    def __init__(self, trained_on: JudgedReals, held_out: JudgedReals, group: int) -> None:
+        """`group`: samples of a group of the minibatch statistics, which are judged together."""
+        self.reals, self.group = {"trained_on": trained_on, "held_out": held_out}, group
+
+    @torch.no_grad()
+    def look(self, D: nn.Module, schedule: Schedule) -> dict[str, float]:
+        """Statistics by name: D's mean logit of both kinds, and the share that it takes for
+        real.
+        """
+        found = {}
+        for name, reals in self.reals.items():
+            parts = zip(*(value.split(self.group) for value in reals), strict=True)
+            with torch.random.fork_rng():  # D may add noise to the cameras
+                logits = torch.cat([D(*real_pictures(images, schedule), c) for images, c in parts])
+            found[f"Reals/logits_{name}"] = float(logits.mean())
+            found[f"Reals/accuracy_{name}"] = float((logits > 0).double().mean())
+        return found
 
 
 def collapse_warning(values: dict[str, float]) -> str | None:

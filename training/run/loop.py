@@ -24,7 +24,14 @@ from training.config.sizes import rendering_resolution
 from training.data.balance import balance_copies, balance_weights
 from training.data.dataset import ImageDataset, to_float
 from training.data.order import training_batches
-from training.gan.health import CollapseWatch, collapse_warning, reals_near_one_camera
+from training.gan.health import (
+    MOST_WATCHED,
+    CollapseWatch,
+    JudgedReals,
+    RealsWatch,
+    collapse_warning,
+    reals_near_one_camera,
+)
 from training.gan.trainer import Trainer
 from training.networks.growth import grow_state
 from training.run.folder import Events, RunFolder
@@ -133,11 +140,26 @@ def open_dataset(config: Config) -> ImageDataset:
     return dataset
 
 
-def sampling_weights(data: DataConfig, labels: Tensor) -> np.ndarray | None:
-    """How often each item with `labels` (M, 25) is shown an epoch (M,); None = once."""
-    return (
-        balance_weights(labels, data.rebalance_bins, data.rebalance) if data.rebalance > 1 else None
-    )
+def sampling_weights(data: DataConfig, dataset: ImageDataset) -> np.ndarray | None:
+    """How often each item of `dataset` is shown an epoch (M,); None = once.
+
+    Raises:
+        UserError: if all pictures are held out.
+    """
+    if data.rebalance <= 1 and not data.held_out:
+        return None
+    weights = np.ones(len(dataset))
+    if data.rebalance > 1:
+        weights = balance_weights(dataset.labels, data.rebalance_bins, data.rebalance)
+    if data.held_out:
+        pictures = len(dataset.file_names)
+        if data.held_out >= pictures:
+            raise UserError(
+                f"data.held_out {data.held_out}: there are {pictures} pictures, and some must be"
+                " left to train on"
+            )
+        weights[np.arange(len(dataset)) % pictures >= pictures - data.held_out] = 0
+    return weights
 
 
 def camera_labels(data: DataConfig, labels: Tensor) -> Tensor:
@@ -158,6 +180,19 @@ def watch_collapse(
     c = cameras.frontal_label()
     reals, _ = dataset.read(reals_near_one_camera(dataset.labels, c).numpy())
     return CollapseWatch(c.to(device), to_float(reals))
+
+
+def watch_held_out(dataset: ImageDataset, config: Config, device: torch.device) -> RealsWatch:
+    """A watch on the last pictures, which are held out, and on as many of the first."""
+    held_out, last = config.data.held_out, len(dataset.file_names)
+    count = min(held_out, last - held_out, MOST_WATCHED)
+
+    def judged(first: int) -> JudgedReals:
+        images, labels = dataset.read(np.arange(first, first + count))
+        return JudgedReals(to_float(images).to(device), labels.to(device))
+
+    group = config.model.discriminator.mbstd_group_size
+    return RealsWatch(judged(0), judged(last - count), group)
 
 
 def initialise(trainer: Trainer, weights: Weights) -> str:
@@ -202,6 +237,9 @@ class _Run:
         self.collapse: CollapseWatch | None = None  # in process 0, which alone tells of it
         if rank() == 0:
             self.collapse = watch_collapse(self.dataset, self.cameras, self.options.device)
+        self.reals: RealsWatch | None = None
+        if rank() == 0 and self.config.data.held_out:
+            self.reals = watch_held_out(self.dataset, self.config, self.options.device)
         self.snapshots = SnapshotWriter(self.config.snapshot, self.folder.log)
         self.saved_at = self.trainer.progress.images if self.is_resumed else -1
         self.tick_images = self.trainer.progress.images
@@ -249,7 +287,7 @@ class _Run:
             seed=self.config.training.seed,
             start_image=progress.images,
             workers=self.config.data.workers,
-            weights=sampling_weights(self.config.data, self.dataset.labels),
+            weights=sampling_weights(self.config.data, self.dataset),
         )
         start, began = progress.images, time.monotonic()
         bar = tqdm(
@@ -353,6 +391,8 @@ class _Run:
         speed = (progress.images - self.tick_images) / max(now - self.tick_time, 1e-9)
         if self.collapse is not None:
             values |= self.collapse.look(self.trainer.G_ema)
+        if self.reals is not None:
+            values |= self.reals.look(self.trainer.D, self.trainer.schedule)
         values["Progress/skipped_updates"] = progress.skipped
         values |= {
             "Progress/images_per_second": speed,

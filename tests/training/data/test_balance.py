@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from dnnlib.console import UserError
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.config.settings import DataConfig
 from training.data.balance import balance_copies, balance_weights, epoch_items, yaw_angles, yaw_bins
 from training.data.order import batch_indices
 from training.run.loop import camera_labels, sampling_weights
+
+if TYPE_CHECKING:
+    from training.data.dataset import ImageDataset
 
 
 def labels_at(
@@ -155,12 +161,42 @@ def test_weighted_order_never_changes():
     ]
 
 
+class Items(NamedTuple):
+    """What the weights of a data set depend on."""
+
+    labels: Tensor
+    file_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def weights_of(data: DataConfig, items: Items) -> list[float]:
+    weights = sampling_weights(data, cast("ImageDataset", items))
+    assert weights is not None
+    return weights.tolist()
+
+
+def test_pictures_that_are_held_out_are_never_shown_nor_their_mirror_images() -> None:
+    labels = labels_at([0, 0.1, 0.2, 0.3, 0.4, -1.0])
+    plain, mirrored = Items(labels, ["a"] * 6), Items(labels, ["a"] * 3)
+    assert weights_of(DataConfig(held_out=2), plain) == [1, 1, 1, 1, 0, 0]
+    assert weights_of(DataConfig(held_out=1), mirrored) == [1, 1, 0, 1, 1, 0]
+    both = DataConfig(held_out=2, rebalance=9.0, rebalance_bins=2)
+    assert weights_of(both, plain) == [1, 1, 1, 1, 0, 0]
+    shown = batch_indices(6, 0, 0, 400, np.array(weights_of(DataConfig(held_out=2), plain)))
+    assert np.bincount(shown, minlength=6).tolist() == [100, 100, 100, 100, 0, 0]
+    with pytest.raises(UserError, match=r"held_out 6: there are 6 pictures"):
+        weights_of(DataConfig(held_out=6), plain)
+
+
 def test_cameras_of_fakes_are_distributed_as_the_real_ones_shown():
     labels = labels_at([0, 0.1, 0.2, 0.3, 0.4, -1.0])
     data = DataConfig(rebalance=9.0, rebalance_bins=2)
     drawn = camera_labels(data, labels)
     assert len(drawn) == 10
     assert (yaw_bins(drawn, 2) == 0).sum() == 5
-    assert sampling_weights(data, labels).tolist() == [1, 1, 1, 1, 1, 5]  # type: ignore[union-attr]
-    assert sampling_weights(DataConfig(), labels) is None
+    dataset = Items(labels, ["a"] * 6)
+    assert weights_of(data, dataset) == [1, 1, 1, 1, 1, 5]
+    assert sampling_weights(DataConfig(), cast("ImageDataset", dataset)) is None
     assert camera_labels(DataConfig(), labels) is labels

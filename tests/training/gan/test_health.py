@@ -10,6 +10,8 @@ import torch
 
 from tests.tiny import orbit_labels, tiny_config
 from training.gan import health
+from training.gan.loss import Schedule, real_pictures
+from training.networks.discriminator import make_discriminator
 from training.networks.generator import Generator
 
 
@@ -82,3 +84,27 @@ def test_a_watch_compares_with_the_reals_and_warns() -> None:
     wider = health.CollapseWatch(c, (fakes - fakes.mean(0)) * 20).look(G)
     assert wider["Spread/pixels"] == pytest.approx(1 / 20)
     assert "4 % of the reals' spread" in str(health.collapse_warning(wider))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_the_discriminator_is_asked_about_reals_that_it_knows_and_others(noise: float) -> None:
+    torch.manual_seed(1)
+    D = make_discriminator(tiny_config(f"discriminator.c_noise={noise}").model)
+    known, others = (
+        health.JudgedReals(torch.rand(count, 3, 32, 32) * 2 - 1, orbit_labels(count))
+        for count in (6, 6)
+    )
+    state, schedule = torch.get_rng_state(), Schedule(8, 0.0, 0.0)
+    found = health.RealsWatch(known, others, group=4).look(D, schedule)
+    assert torch.equal(state, torch.get_rng_state())
+    assert len(found) == 4
+    if noise:
+        return
+    for name, reals in (("trained_on", known), ("held_out", others)):
+        logits = [
+            value
+            for part in (slice(0, 4), slice(4, 6))
+            for value in D(*real_pictures(reals.images[part], schedule), reals.c[part]).tolist()
+        ]
+        assert found[f"Reals/logits_{name}"] == pytest.approx(np.mean(logits), rel=1e-5)
+        assert found[f"Reals/accuracy_{name}"] == pytest.approx(np.mean(np.array(logits) > 0))

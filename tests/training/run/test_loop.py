@@ -159,6 +159,18 @@ def test_a_checkpoint_holds_what_the_contract_lists(data: Path, run_dir: Path) -
     assert cameras.poses.shape == (16, 25)
 
 
+def test_what_the_discriminator_makes_of_held_out_pictures_is_told(
+    data: Path, run_dir: Path
+) -> None:
+    config = configure(data, 4, "snapshot.tick_kimg=0.008", "data.held_out=4")
+    run_training(config, RunOptions(run_dir, CPU))
+    lines = lines_of(run_dir / "stats.jsonl")
+    assert len(lines) == 2
+    for line in lines:
+        assert 0 <= line["Reals/accuracy_held_out"] <= 1
+        assert line["Reals/logits_held_out"] != line["Reals/logits_trained_on"]
+
+
 def test_speed_is_told(data: Path, run_dir: Path) -> None:
     run_training(configure(data, 1), RunOptions(run_dir, CPU))
     (line,) = lines_of(run_dir / "stats.jsonl")
