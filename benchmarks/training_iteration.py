@@ -1,7 +1,7 @@
-"""One training iteration of the published networks, by phase: python -m
-benchmarks.training_iteration [--json FILE].
+"""One training iteration, by phase: python -m benchmarks.training_iteration [--json FILE].
 
-iter_s = Gmain + Greg/4 + Dmain + Dreg/16, the intervals of lazy regularisation.
+iter_s = G + Greg/4 + D + Dreg/16, the intervals of lazy regularisation. With --floor a step of all
+four phases is also compared with its convolutions and matrix products alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 import click
 import torch
 
+from benchmarks.floor import Floor, measure_floor
 from benchmarks.training_step import random_labels
 from torch_utils.memory import keep_freed_memory
 from training.config.presets import make_config
@@ -28,15 +29,26 @@ from training.gan.updates import Update
 
 
 def make(
-    resolution: int, channel_base: int, channel_max: int, batch: int, nrr: int, precision: str
+    preset: str,
+    resolution: int,
+    channel_base: int,
+    channel_max: int,
+    batch: int,
+    nrr: int,
+    precision: str,
 ) -> Config:
-    """The ffhq preset with published sizes, narrower channels where asked."""
-    config = make_config("ffhq", resolution, "published")
-    for options in (config.model.generator, config.model.discriminator):
-        options.channel_base, options.channel_max = channel_base, channel_max
+    """The ffhq preset with published sizes, narrower channels where asked; or the heads preset as
+    it is.
+    """
+    if preset == "heads":
+        config = make_config("heads", resolution, "laptop")
+    else:
+        config = make_config("ffhq", resolution, "published")
+        for options in (config.model.generator, config.model.discriminator):
+            options.channel_base, options.channel_max = channel_base, channel_max
+        config.model.rendering.resolution = nrr
     training = config.training
     training.batch, training.precision = batch, precision  # type: ignore[assignment]
-    config.model.rendering.resolution = nrr
     training.g_reg_interval = training.d_reg_interval = 1  # every phase in every step
     return config
 
@@ -61,6 +73,14 @@ def time_phases(config: Config, steps: int) -> dict[str, float]:
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
 
 
+def step_floor(config: Config, steps: int) -> Floor:
+    """A step of all four phases beside its convolutions and matrix products alone."""
+    trainer = Trainer(config, random_labels(64), torch.device("cpu"))
+    size, batch = config.model.resolution, config.training.batch
+    images, labels = torch.rand(batch, 3, size, size) * 2 - 1, random_labels(batch)
+    return measure_floor(lambda: trainer.step(images, labels), steps)
+
+
 def peak_memory_gb() -> float:
     """Largest resident memory of this process so far."""
     return (
@@ -71,6 +91,14 @@ def peak_memory_gb() -> float:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--cfg",
+    "preset",
+    type=click.Choice(["ffhq", "heads"]),
+    default="ffhq",
+    show_default=True,
+    help="heads: laptop sizes, of which --resolution, --batch and --precision alone may change.",
+)
 @click.option(
     "--resolution",
     type=click.Choice(["64", "128", "256", "512"]),
@@ -112,6 +140,7 @@ def peak_memory_gb() -> float:
     show_default=True,
     help="Iterations, after one that is not counted.",
 )
+@click.option("--floor", "with_floor", is_flag=True, help="Also compare with the products alone.")
 @click.option(
     "--json",
     "json_path",
@@ -119,6 +148,7 @@ def peak_memory_gb() -> float:
     help="Also write the figures to this file.",
 )
 def main(
+    preset: str,
     resolution: str,
     channel_base: int,
     channel_max: int,
@@ -126,20 +156,23 @@ def main(
     nrr: int,
     precision: str,
     steps: int,
+    with_floor: bool,
     json_path: Path | None,
 ) -> None:
-    """Time Gmain, Greg, Dmain and Dreg, and what an iteration makes of them."""
+    """Time G, Greg, D and Dreg, and what an iteration makes of them."""
     keep_freed_memory()
-    seconds = time_phases(
-        make(int(resolution), channel_base, channel_max, batch, nrr, precision), steps
-    )
-    iteration = seconds["Gmain"] + seconds["Greg"] / 4 + seconds["Dmain"] + seconds["Dreg"] / 16
+    config = make(preset, int(resolution), channel_base, channel_max, batch, nrr, precision)
+    seconds = time_phases(config, steps)
+    iteration = seconds["G"] + seconds["Greg"] / 4 + seconds["D"] + seconds["Dreg"] / 16
     figures = {
         **seconds,
         "iter_s": iteration,
         "img_per_s": batch / iteration,
         "peak_rss_gb": peak_memory_gb(),
     }
+    if with_floor:
+        floor = step_floor(config, steps)
+        figures |= {"products": floor.calls, "floor_s": floor.alone, "step/floor": floor.ratio}
     click.echo(
         f"{precision}, {torch.get_num_threads()} threads: "
         + "  ".join(f"{name} {value:.3f}" for name, value in figures.items())
