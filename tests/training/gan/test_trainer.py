@@ -455,7 +455,7 @@ def test_each_phase_has_its_own_latents_and_cameras(monkeypatch: pytest.MonkeyPa
     seen: list[tuple[Tensor, Tensor]] = []
     spy(monkeypatch, trainer.G, "mapping", lambda _, z, c, **__: seen.append((z, c)))
     take_steps(trainer, 1)
-    assert len(seen) == 3  # Gmain, Greg, Dmain
+    assert len(seen) == 3  # G, Greg, D
     for kind in (0, 1):
         assert all(
             not torch.equal(seen[i][kind], seen[j][kind]) for i, j in ((0, 1), (0, 2), (1, 2))
@@ -577,7 +577,7 @@ def test_w_avg_is_moved_by_the_fakes_of_the_discriminator_only(
 
     spy(monkeypatch, trainer.G, "mapping", note)
     take_steps(trainer, 2)
-    # Step 0: Gmain, Greg, and Dmain unless it uses those of Gmain; step 1 without Greg.
+    # Step 0: G, Greg, and D unless it uses those of G; step 1 without Greg.
     assert updates == ([True, False, True] if shared else [False, False, True, False, True])
     expected = (1 - 0.998) * means[0]
     expected = 0.998 * expected + (1 - 0.998) * means[1]
