@@ -1,7 +1,7 @@
-"""Recipes side by side on equal minutes: python -m benchmarks.recipe --outdir DIR.
+"""Recipes side by side on equal minutes, or pictures: python -m benchmarks.recipe --outdir DIR.
 
-Every run is train.py in one thread for the same minutes, from several seeds, on pictures of 32
-pixels: the built-in heads, and toy vehicles. What is done is not done again, so a comparison can be
+Every run is train.py in one thread, from several seeds, on pictures of 32 pixels: the built-in
+heads, and toy vehicles. What is done is not done again, so a comparison can be
 stopped and continued, and variants can be added to it.
 """
 
@@ -76,10 +76,23 @@ def data_set(outdir: Path, name: str) -> Path:
     return path
 
 
-def train(data: Path, variant: Variant, seed: int, minutes: float, outdir: Path) -> None:
+@dataclass(frozen=True)
+class Length:
+    """Of a run: minutes, or thousands of pictures where the machine has other work beside it."""
+
+    minutes: float | None
+    kimg: float | None
+
+    def __str__(self) -> str:
+        return f"{self.minutes:g} minutes" if self.minutes else f"{self.kimg:g} kimg"
+
+
+def train(data: Path, variant: Variant, seed: int, length: Length, outdir: Path) -> None:
     """Train one run in a process of its own."""
     command = ["train.py", "--outdir", outdir, "--data", data, "--cfg", "auto", "--seed", seed]
-    command += ["--minutes", minutes, "--kimg", 1000, "--snap", 0, *SMALL]
+    command += ["--kimg", length.kimg or 1000, "--snap", 0, *SMALL]
+    if length.minutes:
+        command += ["--minutes", length.minutes]
     command += itertools.chain.from_iterable(("--set", setting) for setting in variant.settings)
     run_python(command, outdir / "train.log")
 
@@ -112,15 +125,16 @@ def run_python(command: Iterable[Any], log: Path) -> None:
         raise click.ClickException(f"exit status {status}; see {log}")
 
 
-def figures_of(outdir: Path, data: str, name: str, seed: int, minutes: float) -> dict[str, float]:
+def figures_of(outdir: Path, data: str, name: str, seed: int, length: Length) -> dict[str, float]:
     """Figures of one run, which is trained and measured the first time."""
-    run = outdir / data / re.sub("[^a-z0-9]+", "-", name.lower()) / str(seed)
+    words = f"{data} {length} {name}".lower()
+    run = outdir / re.sub("[^a-z0-9]+", "-", words) / str(seed)
     kept = run / "figures.json"
     if not kept.exists():
         click.echo(f"{data}, {name}, seed {seed}", err=True)
         run.mkdir(parents=True, exist_ok=True)
         pictures = data_set(outdir, data)
-        train(pictures, VARIANTS[name], seed, minutes, run)
+        train(pictures, VARIANTS[name], seed, length, run)
         figures = measure(pictures, run)
         with atomic_write(kept) as file:
             file.write(json.dumps(figures).encode())
@@ -138,17 +152,28 @@ def row(name: str, runs: list[dict[str, float]]) -> dict[str, Any]:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--outdir", type=click.Path(path_type=Path), required=True, help="For runs.")
-@click.option("--minutes", type=float, default=6.0, show_default=True, help="Of each run.")
+@click.option("--minutes", type=float, help="Of each run.")
+@click.option("--kimg", type=float, help="Thousands of pictures of each run, instead.")
 @click.option("--seeds", type=int, default=3, show_default=True, help="Runs of each recipe.")
 @click.option("--data", type=click.Choice(["heads", "vehicles"]), default="heads")
 @click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="Not all recipes.")
-def main(outdir: Path, minutes: float, seeds: int, data: str, only: tuple[str, ...]) -> None:
+def main(
+    outdir: Path,
+    minutes: float | None,
+    kimg: float | None,
+    seeds: int,
+    data: str,
+    only: tuple[str, ...],
+) -> None:
     """Train every recipe and print the table."""
+    if (minutes is None) == (kimg is None):
+        raise click.UsageError("choose one of --minutes and --kimg")
+    length = Length(minutes, kimg)
     rows = []
     for name in only or VARIANTS:
-        runs = [figures_of(outdir, data, name, seed, minutes) for seed in range(seeds)]
+        runs = [figures_of(outdir, data, name, seed, length) for seed in range(seeds)]
         rows.append(row(name, runs))
-    show(f"{data}, {minutes:g} minutes, mean of {seeds} seeds and half their range", rows)
+    show(f"{data}, {length}, mean of {seeds} seeds and half their range", rows)
 
 
 if __name__ == "__main__":

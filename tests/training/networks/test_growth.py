@@ -13,7 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from dnnlib.console import UserError
-from tests.tiny import TINY_OPTIONS, finish, kimg, only_run, start, tiny_config, write_dataset
+from tests.tiny import (
+    TINY_OPTIONS,
+    finish,
+    kimg,
+    only_run,
+    orbit_labels,
+    start,
+    tiny_config,
+    write_dataset,
+)
 from training.checkpoints.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -101,29 +110,74 @@ def test_a_smaller_generator_leaves_blocks_out() -> None:
     assert (grown.added, grown.dropped) == ([], ["backbone.synthesis.b32"])
 
 
-def test_a_grown_discriminator_keeps_all_but_the_layers_that_saw_the_picture() -> None:
-    torch.manual_seed(0)
-    small, large = make_discriminator(tiny_config().model), larger_discriminator()
-    own, taken = copy.deepcopy(large.state_dict()), copy.deepcopy(small.state_dict())
+def discriminator(resolution: int, seed: int, *assignments: str) -> Discriminator:
+    torch.manual_seed(seed)
+    config = tiny_config(*assignments).model
+    config.resolution = resolution
+    D = make_discriminator(config)
+    for name, value in D.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(value, std=0.3)
+    return D
+
+
+WIDE = ("discriminator.channel_base=2048", "discriminator.channel_max=32")
+NARROW = ("discriminator.channel_base=256", "discriminator.channel_max=32")
+
+
+def test_a_grown_discriminator_keeps_what_it_knew() -> None:
+    small, large = discriminator(32, 0, *NARROW), discriminator(64, 1, *NARROW)
+    taken = copy.deepcopy(small.state_dict())
     grown = grow_state(large, taken)
     load_state(large, grown.state, "large")
     assert (grown.added, grown.dropped) == (["b64"], [])
     state = large.state_dict()
-    for name in state:
-        of_first = name.startswith("b64.")
-        assert torch.equal(state[name], own[name] if of_first else taken[name])
+    assert all(torch.equal(state[name], taken[name]) for name in state if name[:4] != "b64.")
     lost = {name for name in taken if name not in state}
     assert lost == {name for name in taken if name.startswith("b32.fromrgb.")}
     back = grow_state(small, state)
     load_state(small, back.state, "small")
     assert (back.added, back.dropped) == ([], ["b64"])
-    assert all(torch.equal(small.state_dict()[name], taken[name]) for name in taken)
 
 
-def larger_discriminator() -> Discriminator:
-    config = tiny_config().model
-    config.resolution = 64
-    return make_discriminator(config)
+@pytest.mark.parametrize("resolution", [64, 128])
+def test_a_grown_discriminator_says_of_large_pictures_what_the_small_one_said_of_halved_ones(
+    resolution: int,
+) -> None:
+    small, large = discriminator(32, 0, *WIDE), discriminator(resolution, 1, *WIDE)
+    load_state(large, grow_state(large, small.state_dict()).state, "large")
+    pictures = torch.randn(4, 6, resolution, resolution)
+    halved = pictures
+    while halved.shape[-1] > 32:
+        halved = halve_in_loops(halved)
+    c = orbit_labels(4)
+    expected = small(halved[:, :3], halved[:, 3:], c)
+    found = large(pictures[:, :3], pictures[:, 3:], c)
+    assert float(expected.std()) > 1e-2
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def halve_in_loops(images: Tensor) -> Tensor:
+    """Every second value of the images filtered by [1,3,3,1] / 8 each way, zeros outside."""
+    size = images.shape[-1]
+    matrix = torch.zeros(size // 2, size)
+    for coarse in range(size // 2):
+        for offset, tap in ((-1, 1 / 8), (0, 3 / 8), (1, 3 / 8), (2, 1 / 8)):
+            if 0 <= 2 * coarse + offset < size:
+                matrix[coarse, 2 * coarse + offset] = tap
+    return matrix @ images @ matrix.T
+
+
+def test_new_blocks_of_a_discriminator_learn() -> None:
+    small, large = discriminator(32, 0, *WIDE), discriminator(64, 1, *WIDE)
+    load_state(large, grow_state(large, small.state_dict()).state, "large")
+    logits = large(torch.randn(4, 3, 64, 64), torch.randn(4, 3, 64, 64), orbit_labels(4))
+    block = large.get_submodule("b64")
+    gradients = torch.autograd.grad(
+        logits.square().sum(), [block.get_parameter(f"{n}.weight") for n in ("conv1", "skip")]
+    )
+    for gradient in gradients:
+        assert float(gradient.abs().amax(dim=(0, 2, 3)).min()) > 0  # of every channel
 
 
 @pytest.mark.parametrize("data_resolution", [16, 48, 96])
