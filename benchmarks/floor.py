@@ -103,10 +103,9 @@ class Floor(NamedTuple):
     """Work beside its convolutions and matrix products alone.
 
     Attributes:
-        calls: number of them. work, alone: median seconds. ratio: work / alone.
+        work, alone: median seconds. ratio: work / alone.
     """
 
-    calls: int
     work: float
     alone: float
 
@@ -116,9 +115,20 @@ class Floor(NamedTuple):
         return self.work / self.alone
 
 
-def measure_floor(work: Callable[[], object], repeats: int) -> Floor:
-    """Time `work` and its products in turns."""
+def products_alone(work: Callable[[], object]) -> Callable[[], None]:
+    """What repeats the convolutions and matrix products of `work`, outside of inference mode.
+
+    Raises:
+        ValueError: if there are none.
+    """
     with Recorder() as recorder:
         work()
-    seconds = median_seconds({"work": work, "alone": replay(recorder.calls)}, repeats)
-    return Floor(len(recorder.calls), seconds["work"], seconds["alone"])
+    if not recorder.calls:
+        raise ValueError("no convolution and no matrix product was made, or in inference mode")
+    return replay(recorder.calls)
+
+
+def measure_floor(work: Callable[[], object], repeats: int) -> Floor:
+    """Time `work` and its products in turns."""
+    seconds = median_seconds({"work": work, "alone": products_alone(work)}, repeats)
+    return Floor(seconds["work"], seconds["alone"])

@@ -1,5 +1,5 @@
-"""Networks of the published FFHQ-512 size beside their convolutions alone: python -m
-benchmarks.networks [--json FILE].
+"""Networks of the published FFHQ-512 size beside their convolutions and matrix products alone:
+python -m benchmarks.networks [--json FILE].
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.convolutions import bare_convolutions
+from benchmarks.floor import products_alone
 from benchmarks.timing import median_seconds, show
 from torch_utils.memory import keep_freed_memory
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
@@ -54,14 +54,14 @@ def measure(precision: str, resolution: int, batch: int, repeats: int) -> list[d
     rows = []
     for name, (run, with_same_convolutions) in cases(resolution, batch, DTYPES[precision]).items():
         seconds = median_seconds(
-            {"whole": run, "bare": bare_convolutions(with_same_convolutions)}, repeats
+            {"whole": run, "bare": products_alone(with_same_convolutions)}, repeats
         )
         rows.append(
             {
                 "pass": name,
                 "precision": precision,
                 "seconds": seconds["whole"],
-                "convolutions": seconds["bare"],
+                "alone": seconds["bare"],
             }
         )
         rows[-1]["ratio"] = seconds["whole"] / seconds["bare"]
@@ -99,11 +99,11 @@ def measure(precision: str, resolution: int, batch: int, repeats: int) -> list[d
 def main(
     resolution: str, batch: int, repeats: int, precisions: tuple[str, ...], json_path: Path | None
 ) -> None:
-    """Time planes, super-resolution, discriminator and a frame, forward, and the convolutions in
-    them alone.
+    """Time planes, super-resolution, discriminator and a frame, forward, and the convolutions and
+    products in them alone.
     """
     keep_freed_memory()
-    with torch.inference_mode():
+    with torch.no_grad():  # in inference mode operators are not recorded as they run
         rows = [
             row
             for precision in precisions

@@ -172,7 +172,7 @@ def main(
     }
     if with_floor:
         floor = step_floor(config, steps)
-        figures |= {"products": floor.calls, "floor_s": floor.alone, "step/floor": floor.ratio}
+        figures |= {"floor_s": floor.alone, "step/floor": floor.ratio}
     click.echo(
         f"{precision}, {torch.get_num_threads()} threads: "
         + "  ".join(f"{name} {value:.3f}" for name, value in figures.items())

@@ -13,6 +13,7 @@ SMALLEST = {
     "training_step": ["--steps", "1", "--resolution", "64"],
     "checkpoint_stall": ["--rounds", "1", "--no-steps"],
     "gradient_overlap": ["--rounds", "1"],
+    "networks": ["--resolution", "128", "--repeats", "1", "--precision", "fp32"],
     "step_flops": [],
 }
 

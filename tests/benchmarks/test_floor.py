@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.floor import Recorder, measure_floor, replay
+from benchmarks.floor import Recorder, measure_floor, products_alone, replay
 from benchmarks.training_iteration import main
 
 
@@ -53,9 +53,13 @@ def test_recording_changes_no_result() -> None:
     assert torch.equal(plain, recorded)
 
 
+def test_work_without_products_is_refused() -> None:
+    with pytest.raises(ValueError, match="inference mode"):
+        products_alone(lambda: torch.ones(2) + 1)
+
+
 def test_ratio() -> None:
     floor = measure_floor(work, repeats=3)
-    assert floor.calls == 4
     assert floor.ratio == pytest.approx(floor.work / floor.alone)
     assert floor.alone > 0
 
