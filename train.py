@@ -41,7 +41,7 @@ from training.config.checks import group_note, rendering_note
 from training.config.presets import PRESETS
 from training.config.settings import Config, from_dict, set_option, to_dict
 from training.data.dataset import ImageDataset
-from training.run.data_content import note_on_data
+from training.run.data_content import contents_of_files, note_on_data, notes_on_files
 from training.run.launch import (
     Job,
     Launch,
@@ -90,13 +90,13 @@ def read_config(ctx: click.Context, param: click.Parameter, file: Path | None) -
     return config
 
 
-def resumed_config(own: Config, options: dict[str, Any]) -> tuple[Config, str | None]:
-    """Settings of a run that goes on: its own, except for those that may change; and a line on
-    data that have moved.
+def resumed_config(own: Config, options: dict[str, Any]) -> tuple[Config, list[str]]:
+    """Settings of a run that goes on: its own, except for those that may change; and lines on data
+    and files that have moved.
 
     Raises:
         click.UsageError: naming the options that differ from those of the run.
-        UserError: if the run's data are not there any more.
+        UserError: if the run's data or files are not there any more, or are others.
     """
     wanted = copy.deepcopy(own)
     for assignment in given_settings(options):
@@ -120,7 +120,11 @@ def resumed_config(own: Config, options: dict[str, Any]) -> tuple[Config, str | 
             f"--kimg {wanted.training.kimg:g} is less than the run's {own.training.kimg:g}; it may"
             " only grow"
         )
-    return wanted, note_on_data(own.data, wanted.data)
+    notes = [note for note in [note_on_data(own.data, wanted.data)] if note]
+    if wanted.snapshot.metrics:
+        notes += notes_on_files(own.snapshot, wanted.snapshot)
+        wanted.snapshot.contents = contents_of_files(wanted.snapshot)
+    return wanted, notes
 
 
 def check_combination(options: dict[str, Any]) -> None:
@@ -281,9 +285,9 @@ def resume_run(
     options: dict[str, Any], launch: Launch, snapshot: Path, own: Config, kimg: float
 ) -> Job | None:
     """Go on with a run in its folder from a snapshot taken after `kimg`."""
-    config, note = resumed_config(own, options)
+    config, notes = resumed_config(own, options)
     check_options(config, launch)
-    if tell_plan(options, config, launch, f"Going on from {snapshot}", *filter(None, [note])):
+    if tell_plan(options, config, launch, f"Going on from {snapshot}", *notes):
         return None
     metrics = snapshot_metrics(config)
     snapshot = set_aside_later(snapshot)

@@ -95,7 +95,7 @@ def fit_canonical(pictures: list[np.ndarray], labels: torch.Tensor) -> Array:
     process, shapes = MeshProcess(), []
     try:
         for picture, rotation in zip(pictures, cameras, strict=True):
-            for points in process.landmarks(picture)[:1]:
+            for points, _ in process.landmarks(picture)[:1]:
                 shape = (points - points.mean(0)) * (1, 1, DEPTH_GAIN) @ rotation.T
                 shapes.append(shape / np.sqrt((shape**2).sum()))
     finally:

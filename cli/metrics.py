@@ -8,8 +8,7 @@ import click
 
 from cli.settings import setting_options
 from metrics.names import parse_metrics
-
-METRIC_FILES = ("detector_weights", "lpips_weights", "identity_model", "pose_model")
+from training.config.settings import METRIC_FILES
 
 
 class Metrics(click.ParamType):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+
+from training.data.files import convert_command
 
 Level = Literal["error", "warning"]
 LEVELS: tuple[Level, ...] = ("error", "warning")
@@ -90,12 +91,6 @@ class Report:
             "no problems found" if not self.findings else f"{errors} errors, {warnings} warnings"
         )
         return "\n".join(lines)
-
-
-def convert_command(source: str, options: str) -> str:
-    """The command line that mends a data set."""
-    dest = next(name for name in ("mended.zip", "mended2.zip") if not source.endswith(name))
-    return f"python dataset_tool.py convert --source {shlex.quote(source)} --dest {dest} {options}"
 
 
 def _plain(finding: Finding) -> dict[str, Any]:

@@ -33,7 +33,7 @@ Pick = Literal["largest", "central"]
 # share of the crop that may lie outside of the picture, and is filled with its mirror image
 MOST_OUTSIDE = 0.25
 TABLE = "faces.csv"
-TABLE_COLUMNS = "file,source,faces,crop_x,crop_y,crop_side,crop_angle,yaw,pitch"
+TABLE_COLUMNS = "file,source,faces,crop_x,crop_y,crop_side,crop_angle,yaw,pitch,score"
 JOBS_PER_WORKER = 50  # each worker starts torch and an estimator
 
 
@@ -64,7 +64,7 @@ class FacesConfig:
 @dataclass(frozen=True, eq=False)
 class Portrait:
     """A face cut out: PNG, label (25,), its picture's name, the number of faces that were there,
-    and what was cut out of the picture.
+    what was cut out of the picture, and the estimator's score.
     """
 
     data: bytes
@@ -72,6 +72,7 @@ class Portrait:
     picture: str
     faces: int
     crop: Crop
+    score: float | None
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,9 @@ def _table_row(name: str, portrait: Portrait) -> str:
     crop = portrait.crop
     numbers = (*crop.centre, crop.side, math.degrees(crop.angle), yaw, pitch)
     picture = shown(portrait.picture).replace('"', '""')
-    return ",".join([name, f'"{picture}"', str(portrait.faces), *(f"{n:.2f}" for n in numbers)])
+    score = "" if portrait.score is None else f"{portrait.score:.3f}"
+    values = [str(portrait.faces), *(f"{n:.2f}" for n in numbers), score]
+    return ",".join([name, f'"{picture}"', *values])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -258,7 +261,7 @@ def convert_portrait(
     if (outside := share_outside(crop, picture.size)) > MOST_OUTSIDE:
         return NoPortrait(f"{where}: the picture's edge cuts off {outside:.0%} of the portrait")
     data = encode_png(cut_out(picture, crop, config.resolution))
-    return Portrait(data, face_label(pose, config.keep_roll), name, len(poses), crop)
+    return Portrait(data, face_label(pose, config.keep_roll), name, len(poses), crop, pose.score)
 
 
 def _load(data: bytes, background: tuple[int, int, int] | None, where: str) -> Image.Image:

@@ -93,15 +93,18 @@ def _checked(pose: FacePose, name: str, where: str) -> FacePose:
         proper = (
             np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-3 and np.linalg.det(rotation) > 0
         )
+        score = None if pose.score is None else float(pose.score)
         if not (proper and numbers.shape == (3,) and np.isfinite(numbers).all() and numbers[2] > 0):
             raise ValueError(
                 "its rotation is not orthonormal, or centre and scale are no usable numbers"
             )
+        if score is not None and not 0 <= score <= 1:
+            raise ValueError(f"its score {score:g} is not between 0 and 1")
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"{where}: the estimator {name} did not return face poses: {error}"
         ) from error
-    return FacePose(rotation, (float(numbers[0]), float(numbers[1])), float(numbers[2]))
+    return FacePose(rotation, (float(numbers[0]), float(numbers[1])), float(numbers[2]), score)
 
 
 def _rescaled(pose: FacePose, factor: tuple[float, float]) -> FacePose:
@@ -109,6 +112,7 @@ def _rescaled(pose: FacePose, factor: tuple[float, float]) -> FacePose:
         pose.rotation,
         (pose.centre[0] * factor[0], pose.centre[1] * factor[1]),
         pose.scale * factor[0],
+        pose.score,
     )
 
 

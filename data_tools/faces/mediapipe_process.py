@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,8 +175,11 @@ class MeshProcess:
             self.close()
             raise
 
-    def landmarks(self, picture: NDArray[np.uint8]) -> list[NDArray[np.float64]]:
-        """Landmarks (478, 3) in pixels of every face in a picture (H, W, 3).
+    def landmarks(
+        self, picture: NDArray[np.uint8]
+    ) -> list[tuple[NDArray[np.float64], float | None]]:
+        """Landmarks (478, 3) in pixels of every face in a picture (H, W, 3), and the detector's
+        score.
 
         Raises:
             EstimatorDied: if the process ends or does not answer; this object is of no use any
@@ -195,7 +199,8 @@ class MeshProcess:
         answer = self._answer()
         if "error" in answer:
             raise ValueError(answer["error"])
-        return [np.array(face, dtype=np.float64) for face in answer["faces"]]
+        faces = [np.array(face, dtype=np.float64) for face in answer["faces"]]
+        return list(zip(faces, answer["scores"], strict=True))
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -250,7 +255,7 @@ class MediapipeEstimator:
                 ) from death
             raise
         self._deaths = 0
-        return [pose_from_mesh(face) for face in found]
+        return [replace(pose_from_mesh(face), score=score) for face, score in found]
 
     def close(self) -> None:
         """End the process, if there is one."""

@@ -3,8 +3,9 @@ and knows nothing of this project.
 
 On standard input: one JSON line {"width": W, "height": H} and W * H * 3 bytes of RGB for each
 picture, until the end of the file. On standard output: the line {"ready": true}, then one JSON line
-a picture: {"faces": [478 lists of x, y, z each]} in pixels, z growing away from the camera, or
-{"error": "..."}.
+a picture: {"faces": [478 lists of x, y, z each], "scores": [one each]} in pixels, z growing away
+from the camera, or {"error": "..."}. A score is the detector's, 0 to 1; null where a face was found
+without it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -25,6 +26,7 @@ CROP_PER_BOX = 2.5  # the mesh's own detector likes faces that fill two fifths o
 SAME_FACE = 0.5  # of a face's width, between two middles
 
 Box = tuple[float, float, float]  # left, top and side of a square in pixels
+Score = float | None  # of a detection
 
 
 class Finder:
@@ -42,14 +44,17 @@ class Finder:
             min_detection_confidence=CONFIDENCE,
         )
 
-    def faces(self, picture: np.ndarray) -> list[np.ndarray]:
-        """Landmarks (478, 3) of every face in a picture (H, W, 3)."""
+    def faces(self, picture: np.ndarray) -> list[tuple[np.ndarray, Score]]:
+        """Landmarks (478, 3) and score of every face in a picture (H, W, 3)."""
         height, width = picture.shape[:2]
         found = self._meshes(picture, self._boxes(picture))
         # What detectors miss: a face that fills the picture, and small ones in a large picture.
         found = found or self._meshes(
             picture,
-            [(-0.5 * width, -0.5 * height, 2.0 * max(width, height)), (0, 0, max(width, height))],
+            [
+                ((-0.5 * width, -0.5 * height, 2.0 * max(width, height)), None),
+                ((0, 0, max(width, height)), None),
+            ],
         )
         return found or self._meshes(
             picture,
@@ -62,8 +67,8 @@ class Finder:
 
     def _boxes(
         self, picture: np.ndarray, window: Box | None = None, least_score: float = CONFIDENCE
-    ) -> list[Box]:
-        """Squares around faces, seen in a square window of the picture or in all of it."""
+    ) -> list[tuple[Box, Score]]:
+        """Squares around faces, with their scores, seen in a square window of the picture or in all of it."""
         view, left, top = (
             (picture, 0.0, 0.0) if window is None else (_cut(picture, window), window[0], window[1])
         )
@@ -79,12 +84,15 @@ class Finder:
                     left + (box.xmin + box.width / 2) * width,
                     top + (box.ymin + box.height / 2) * height,
                 )
-                boxes.append((middle_x - side / 2, middle_y - side / 2, side))
+                square = (middle_x - side / 2, middle_y - side / 2, side)
+                boxes.append((square, float(detection.score[0])))
         return boxes
 
-    def _meshes(self, picture: np.ndarray, boxes: list[Box]) -> list[np.ndarray]:
-        found: list[np.ndarray] = []
-        for left, top, side in boxes:
+    def _meshes(
+        self, picture: np.ndarray, boxes: Sequence[tuple[Box, Score]]
+    ) -> list[tuple[np.ndarray, Score]]:
+        found: list[tuple[np.ndarray, Score]] = []
+        for (left, top, side), score in boxes:
             cut = _cut(picture, (left, top, side))
             if min(cut.shape[:2]) < 2:
                 continue
@@ -94,8 +102,8 @@ class Finder:
                     * cut.shape[1]
                 )
                 points[:, :2] += int(left), int(top)
-                if not any(_same(points, other) for other in found):
-                    found.append(points)
+                if not any(_same(points, other) for other, _ in found):
+                    found.append((points, score))
         return found
 
 
@@ -150,7 +158,8 @@ def main() -> None:
         for picture in _pictures(sys.stdin.buffer):
             try:
                 faces = finder.faces(picture)
-                _say(out, {"faces": [np.round(face, 3).tolist() for face in faces]})
+                points = [np.round(face, 3).tolist() for face, _ in faces]
+                _say(out, {"faces": points, "scores": [score for _, score in faces]})
             except (RuntimeError, ValueError) as error:
                 _say(out, {"error": str(error).splitlines()[0][:300]})
 

@@ -43,11 +43,13 @@ class FacePose:
         centre: (x, y) of the head's middle in pixels, 0,0 being the picture's upper left corner.
         scale: pixels for a decimetre of the face (the eyes are 0.62 apart, they and the mouth
             0.67).
+        score: how sure the estimator is that this is a face, 0 to 1; None = it does not say.
     """
 
     rotation: Array
     centre: tuple[float, float]
     scale: float
+    score: float | None = None
 
     @classmethod
     def from_angles(

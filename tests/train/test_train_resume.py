@@ -4,6 +4,7 @@ with.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ from tests.tiny import (
 )
 from tests.train.runs import RUN_OPTIONS, files_below, snapshot_in, train_here
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from training.run.data_content import contents_of_files
 from training.run.launch import set_aside_later
 
 
@@ -160,6 +162,38 @@ def test_data_that_are_gone(half_copy: Path, tmp_path: Path) -> None:
     train_here("--resume", half_copy, "--kimg", "1").assert_refused(1, "gone.zip", "--data")
     here = write_dataset(tmp_path / "here.zip")  # the same pictures
     train_here("--resume", half_copy, "--kimg", kimg(4), "--data", here).assert_done()
+
+
+def with_files(run_dir: Path, folder: Path) -> Path:
+    """Let the run measure with a file of weights; its place. `pose` is no file."""
+    weights = folder / "lpips.pth"
+    weights.write_bytes(b"weights")
+    source = load_checkpoint(snapshot_in(run_dir))
+    snapshot = source.config.snapshot
+    snapshot.metrics, snapshot.pose_model = ("relief2",), "mediapipe"
+    snapshot.lpips_weights = (str(weights),)
+    snapshot.contents = contents_of_files(snapshot)
+    save_checkpoint(snapshot_in(run_dir), source)
+    return weights
+
+
+def test_files_of_metrics_may_move(half_copy: Path, tmp_path: Path) -> None:
+    weights = with_files(half_copy, tmp_path)
+    resume = ("--resume", half_copy, "--kimg", kimg(4), "--dry-run")
+    assert "is" not in train_here(*resume).assert_done().err.split("Going on")[1].split()
+    moved = weights.rename(tmp_path / "elsewhere.pth")
+    gone = train_here(*resume)
+    gone.assert_refused(1, f"--lpips-weights {weights}", "say where with --lpips-weights", "none")
+    train_here(*resume, "--metrics", "none").assert_done()
+    told = train_here(*resume, "--lpips-weights", moved).assert_done()
+    assert told.err.count(f"The run's --lpips-weights is {moved} now") == 1
+    config = json.loads(told.out)["snapshot"]
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert config["contents"] == [f"--lpips-weights {digest}"]
+    moved.write_bytes(b"others")
+    other = hashlib.sha256(b"others").hexdigest()
+    difference = f"SHA-256 {other[:12]} instead of {digest[:12]}"
+    train_here(*resume, "--lpips-weights", moved).assert_refused(1, difference, "--init-from")
 
 
 def test_a_run_may_grow_but_not_shrink(half: Path) -> None:

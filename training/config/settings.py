@@ -468,6 +468,10 @@ class AugmentConfig:
     )
 
 
+# settings of `SnapshotConfig` that name files
+METRIC_FILES = ("detector_weights", "lpips_weights", "identity_model", "pose_model")
+
+
 @dataclass
 class SnapshotConfig:
     """What a run writes and when."""
@@ -523,6 +527,10 @@ class SnapshotConfig:
         "Estimator for pose: ONNX, or one that `dataset_tool.py faces` takes.",
         option="--pose-model",
         metavar="FILE|URL|mediapipe",
+    )
+    contents: tuple[str, ...] = setting(
+        (),
+        "Option and SHA-256 of each of these files when the run began. Filled in by the program.",
     )
 
 

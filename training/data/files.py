@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import posixpath
+import shlex
 import unicodedata
 import zipfile
 from collections import Counter
@@ -33,6 +34,24 @@ HIDDEN = ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 class BrokenFile(UserError):
     """A file that cannot be read; of pictures, `ImageDataset` can leave some out."""
+
+
+class UnfitPicture(BrokenFile):
+    """A whole picture of a kind that training does not take; `dataset_tool.py convert` with
+    `options` makes it one.
+    """
+
+    def __init__(self, message: str, options: str = "") -> None:
+        super().__init__(message)
+        self.options = options
+
+
+def convert_command(source: str | os.PathLike[str], options: str = "") -> str:
+    """The command line that mends a data set, or makes one of another source of cameras."""
+    own = os.fspath(source)
+    dest = next(name for name in ("mended.zip", "mended2.zip") if not own.endswith(name))
+    command = f"python dataset_tool.py convert --source {shlex.quote(own)} --dest {dest}"
+    return f"{command} {options}".strip()
 
 
 def shown(name: str) -> str:
@@ -100,9 +119,11 @@ class DataFiles:
         # damaged bytes can fail in any way; the person sees one line whichever it is
         except Exception as error:
             reason = str(error) or type(error).__name__
+            is_picture = path.suffix.lower() in TRAINING_SUFFIXES
+            other = "it was cut off or is another kind of file"
             raise UserError(
-                f"{path} is neither a folder nor a whole ZIP ({reason}); it was cut off or is"
-                " another kind of file"
+                f"{path} is neither a folder nor a whole ZIP ({reason}); "
+                + ("name the folder of the pictures instead of one" if is_picture else other)
             ) from error
         stored = [(safe_name(name) or name, name) for name in listed]
         stored = [(name, own) for name, own in stored if not _hidden(name)]

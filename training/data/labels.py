@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from training.data.files import (
     LABEL_FILE,
     TRAINING_SUFFIXES,
     DataFiles,
+    convert_command,
     parse_json,
     shown,
 )
@@ -23,6 +25,7 @@ from training.data.files import (
 TOLERANCE = 1e-3  # of rotations and of the matrices' fixed entries
 LARGEST_FOCAL = 100.0  # image sizes (half a degree of view); beyond, it must be pixels
 LARGEST_NUMBER = 1e30  # labels are kept in float32
+CAMERA_SUFFIXES = (".json", ".csv", ".txt", ".bin")  # of lists of cameras in other formats
 MOST_FAULTS = 10_000  # beyond, a file is not a list of labels with mistakes
 
 
@@ -117,7 +120,19 @@ def _no_list(files: DataFiles) -> str:
     hint = f" (there is {shown(deeper[0])}: the data must start at its folder)" if deeper else ""
     return (
         f"no {LABEL_FILE} with the camera labels at the top{hint}; docs/training.md shows how to"
-        " write it, `dataset_tool.py convert` writes it from other formats"
+        f" write it, {_label_command(files)}"
+    )
+
+
+def _label_command(files: DataFiles) -> str:
+    """What makes a data set of files without labels."""
+    cameras = [name for name in files.names if name.lower().endswith(CAMERA_SUFFIXES)]
+    if cameras:
+        return f"from other formats this does: {convert_command(files.path)}"
+    source = shlex.quote(str(files.path))
+    return (
+        "from photos of people, whose cameras it estimates, this does: python dataset_tool.py"
+        f" faces --source {source} --dest portraits.zip --resolution 256"
     )
 
 

@@ -10,7 +10,14 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from dnnlib.console import UserError, progress
-from training.data.files import BrokenFile, DataFiles, errors_named
+from training.data.files import (
+    LABEL_FILE,
+    BrokenFile,
+    DataFiles,
+    UnfitPicture,
+    convert_command,
+    errors_named,
+)
 
 T = TypeVar("T")
 
@@ -37,22 +44,23 @@ def _check_kind(image: ImageFile.ImageFile, where: str) -> None:
     """Refuse what cannot become 8-bit RGB without loss, and sizes no network has."""
     # Pillow shows a 16-bit colour PNG as plain RGB; only the decoder's raw mode tells.
     if image.mode.startswith(("I", "F")) or ";16" in str(image.tile):
-        raise UserError(f"{where} has more than 8 bits a channel; save it as 8-bit RGB")
+        raise UnfitPicture(f"{where} has more than 8 bits a channel; save it as 8-bit RGB")
     if image.mode.endswith(("A", "a")) or "transparency" in image.info:
-        raise UserError(
-            f"{where} has an alpha channel; put it on a plain background and save it as RGB"
+        raise UnfitPicture(
+            f"{where} has an alpha channel; put it on a plain background and save it as RGB",
+            "--background white",
         )
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         raise UserError(
             f"{where} is animated or has several pages; save the one that you want as PNG"
         )
     if image.mode not in LOSSLESS_MODES:
-        raise UserError(f"{where} has colour mode {image.mode}; save it as RGB")
+        raise UnfitPicture(f"{where} has colour mode {image.mode}; save it as RGB")
     size = f"{image.width}x{image.height}"
     if image.width != image.height:
-        raise UserError(f"{where} is {size}, not square; crop it")
+        raise UnfitPicture(f"{where} is {size}, not square; crop it")
     if image.width not in RESOLUTIONS:
-        raise UserError(
+        raise UnfitPicture(
             f"{where} is {size}; the size must be a power of two from 32 to 1024: resize it"
         )
 
@@ -61,9 +69,10 @@ def check_pictures(
     files: DataFiles, names: Sequence[str], note_broken: Callable[[dict[int, str]], None]
 ) -> int:
     """Resolution that all pictures share; reads headers only (0.03 ms a picture). Unreadable ones
-    are handed to `note_broken`.
+    are handed to `note_broken`; of labelled ones it is said which command mends them.
     """
     first, resolution = "", 0
+    is_labelled = files.find(LABEL_FILE) is not None
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for index, name in enumerate(long_loop(names, len(names) > LONG_SCAN, "Checking pictures")):
@@ -71,12 +80,15 @@ def check_pictures(
             try:
                 width = _header_width(files, name, where)
             except BrokenFile as error:
-                note_broken({index: str(error)})
+                mends = is_labelled and isinstance(error, UnfitPicture)
+                mend = f": {convert_command(files.path, error.options)}" if mends else ""
+                note_broken({index: f"{error}{mend}"})
                 continue
             first, resolution = first or name, resolution or width
             if width != resolution:
                 sizes = f"{width}x{width} but {first} is {resolution}x{resolution}"
-                raise UserError(f"{where} is {sizes}; make all pictures one size")
+                mend = f": {convert_command(files.path)}" if is_labelled else ""
+                raise UserError(f"{where} is {sizes}; make all pictures one size{mend}")
     return resolution
 
 

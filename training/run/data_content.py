@@ -1,12 +1,16 @@
-"""What a run's pictures are, wherever they lie: a data set that has moved is known again."""
+"""What a run's pictures and the files of its metrics are, wherever they lie: what has moved is
+known again.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from dnnlib.console import UserError
-from training.config.settings import DataConfig
+from dnnlib.files import is_url
+from training.config.settings import METRIC_FILES, DataConfig, SnapshotConfig, about_of
 from training.data.dataset import ImageDataset
 
 
@@ -54,3 +58,51 @@ def note_on_data(own: DataConfig, wanted: DataConfig) -> str | None:
             " from its weights with --init-from"
         )
     return f"The run's data are in {path} now" if has_moved else None
+
+
+def metric_files(snapshot: SnapshotConfig) -> Iterator[tuple[str, Path]]:
+    """Option and path of the files on this machine that metrics are told to use."""
+    for name in METRIC_FILES:
+        value = getattr(snapshot, name) or ()
+        for file in (value,) if isinstance(value, str) else value:
+            if not is_url(file):
+                yield str(about_of(snapshot, name).option), Path(file)
+
+
+def contents_of_files(snapshot: SnapshotConfig) -> tuple[str, ...]:
+    """Option and SHA-256 of each of `metric_files` that is there."""
+    return tuple(
+        f"{option} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+        for option, path in metric_files(snapshot)
+        if path.is_file()
+    )
+
+
+def notes_on_files(own: SnapshotConfig, wanted: SnapshotConfig) -> Iterator[str]:
+    """A line on each file of a run that goes on with those of `wanted`, if it has moved.
+
+    Raises:
+        UserError: if one is not there, or is not the one that the run began with: figures before
+            and after would not compare.
+    """
+    known = list(metric_files(own))
+    for option, path in metric_files(wanted):
+        began = [content for content in own.contents if content.startswith(f"{option} ")]
+        if not began:  # by an earlier version, or not a file, or not asked for then
+            continue
+        if not path.is_file():
+            raise UserError(
+                f"the run's {option} {path} is not there any more; say where with {option}, or"
+                " measure nothing with --metrics none"
+            )
+        found = f"{option} {hashlib.sha256(path.read_bytes()).hexdigest()}"
+        if found not in began:
+            digests = " instead of ".join(
+                text.rpartition(" ")[2][:12] for text in (found, began[0])
+            )
+            raise UserError(
+                f"{option} {path} is not the file that the run began with: SHA-256 {digests}; start"
+                " a new run from its weights with --init-from"
+            )
+        if (option, path) not in known:
+            yield f"The run's {option} is {path} now"

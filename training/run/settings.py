@@ -27,7 +27,7 @@ from training.data.dataset import ImageDataset
 from training.data.scene import apply_scene, fit_dataset_scene
 from training.gan.loss import GAN_LOSSES
 from training.networks.shapes import check_networks
-from training.run.data_content import content_of
+from training.run.data_content import content_of, contents_of_files
 
 # settings and sections that may change; data may move, their content is compared
 FREE_ON_RESUME = ("data.path", "data.workers", "data.max_broken", "training.kimg", "snapshot.")
@@ -97,6 +97,7 @@ def new_config(request: RunRequest, data: RunData, device: str) -> tuple[Config,
         config.training.resolution_initial = initial
     config.data.path = str(data.path.resolve())
     config.data.content = content_of(data.dataset) if data.dataset else ""
+    config.snapshot.contents = contents_of_files(config.snapshot)
     settle(config, given)
     notes.append(f"Precision {config.training.precision} (--precision)")
     return config, notes

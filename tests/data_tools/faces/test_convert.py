@@ -33,6 +33,7 @@ from training.data.dataset import ImageDataset
 # faces.
 PLUGIN = """
 import time
+from dataclasses import replace
 import numpy as np
 from data_tools.faces.pose import FacePose
 
@@ -41,7 +42,8 @@ def discs(picture):
         y, x = np.nonzero((picture[..., channel] > 200) & (picture.astype(int).sum(-1) < 400))
         if len(x):
             center = (x.mean() + 0.5, y.mean() + 0.5)
-            yield FacePose.from_angles(*angles, center, 2 * np.sqrt(len(x) / np.pi))
+            pose = FacePose.from_angles(*angles, center, 2 * np.sqrt(len(x) / np.pi))
+            yield replace(pose, score=0.875) if channel == 0 else pose
 
 def slow(picture):
     time.sleep(0.1)
@@ -49,6 +51,9 @@ def slow(picture):
 
 def broken(picture):
     return {}[1]
+
+def overconfident(picture):
+    return [replace(pose, score=1.5) for pose in discs(picture)]
 
 def wrong(picture):
     return [(1, 2, 3)]
@@ -218,6 +223,7 @@ def test_the_table_says_where_portraits_come_from(plugin: Path) -> None:
         first, second = csv.DictReader(file)
     assert (first["source"], second["source"]) == ('a "b", c.png', "c.png")
     assert second["file"] == "00000/img00000001.png"
+    assert (first["score"], second.pop("score")) == ("0.875", "")  # it need not say
     values = {key: float(value) for key, value in second.items() if key not in ("file", "source")}
     assert values == pytest.approx(
         {"faces": 1, "crop_x": 200, "crop_y": 150, "crop_side": 140, "crop_angle": 0, "yaw": 0,
@@ -334,9 +340,9 @@ def test_damaged_pictures(damage: bytes | None, words: str, plugin: Path) -> Non
     assert [line for line in done.lines if line.startswith("left out: ") and "b.png" in line]
 
 
-@pytest.mark.parametrize("function", ["broken", "wrong", "mirrored"])
+@pytest.mark.parametrize("function", ["broken", "wrong", "mirrored", "overconfident"])
 def test_estimators_that_fail_are_named_with_the_picture(function: str, plugin: Path) -> None:
-    folder = source(plugin / "in", a=picture())
+    folder = source(plugin / "in", a=picture((RED, 200, 150, 60)))
     faces(
         "--source", folder, "--dest", "o.zip", "--estimator", f"plugin:{function}"
     ).assert_refused(1, "a.png", f"plugin:{function}")
@@ -426,7 +432,8 @@ while line := sys.stdin.buffer.readline():
     if size["width"] == 14:
         time.sleep(1000)
     face = [[i * 0.1 % 7, i * 0.7 % 5, i % 3] for i in range(478)]
-    answer = {"error": "odd"} if size["width"] == 15 else {"faces": [face] * pixels[0]}
+    answer = {"error": "odd"} if size["width"] == 15 else {
+        "faces": [face] * pixels[0], "scores": [0.75] * pixels[0]}
     print(json.dumps(answer), flush=True)
 """
 

@@ -105,7 +105,9 @@ def test_eyes_and_mouth_are_where_the_published_crops_have_them(
     with mediapipe_estimator() as estimate:
         estimate(np.ascontiguousarray(portrait))
         assert estimate._process is not None
-        (mesh,) = estimate._process.landmarks(np.ascontiguousarray(portrait))
+        ((mesh, score),) = estimate._process.landmarks(np.ascontiguousarray(portrait))
+    assert score is not None
+    assert 0.5 < score <= 1
     places = mesh[[468, 473, 61, 291], :2] / 256
     eye, mouth = 0.31 * 300 / 700, 0.25 * 300 / 700
     expected = [(0.5 - eye, 0.376), (0.5 + eye, 0.376), (0.5 - mouth, 0.65), (0.5 + mouth, 0.65)]
