@@ -12,6 +12,7 @@ prepare_program(__name__)  # the imports below take seconds
 
 import copy
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,9 @@ def check_name(network: str, dest: Path) -> None:
     """Raise a UserError that names the right command if --dest names a file of another kind."""
     kind = dest.suffix.lower()[1:]
     if kind in COMMANDS and not dest.is_dir():
-        command = COMMANDS[kind].format(network=network, kind=kind, stem=dest.with_suffix(""))
+        command = COMMANDS[kind].format(
+            network=shlex.quote(network), kind=kind, stem=shlex.quote(str(dest.with_suffix("")))
+        )
         what = "a folder of safetensors" if kind == "safetensors" else f"a {kind} file"
         raise UserError(f"{dest}: {what} is written by: python {command}")
 

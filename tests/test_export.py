@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -194,12 +195,14 @@ def test_a_name_of_another_kind_of_file_names_the_command(
     network: Path, tmp_path: Path, ending: str
 ) -> None:
     """The command that is named writes such a file."""
-    dest = tmp_path / f"heads.{ending}"
+    named = tmp_path / "my heads.pkl"
+    named.write_bytes(network.read_bytes())
+    network, dest = named, tmp_path / f"all heads.{ending}"
     for more in ((), ("--format", "checkpoint")):
         refused = call(export.main, "--network", network, "--dest", dest, *more)
         refused.assert_refused(1, str(dest), str(network))
         assert not dest.exists()
-    program, *options = refused.err.strip().partition("python ")[2].split()
+    program, *options = shlex.split(refused.err.strip().partition("python ")[2])
     if ending != "safetensors":
         small = {"gen_samples.py": ["--seeds", "0"], "gen_videos.py": ["--seeds", "0"]}[program]
         options += [*small, "--outdir", str(tmp_path)]

@@ -95,3 +95,15 @@ def test_a_head_stays_the_same_as_it_turns(generator: Generator) -> None:
     values = view_consistency(sampler, 16, 8, WorkerGroup())
     assert values["psnr_raw"] > 26
     assert values["share"] > 0.7
+
+
+def test_raw_and_picture_have_the_same_colours(generator: Generator) -> None:
+    """Median over all pixels of the object, after resizing to one size; 0 to 255."""
+    for yaw in YAWS:
+        shown = heads(generator, yaw)
+        size = shown.image.shape[-2:]
+        raw = torch.nn.functional.interpolate(shown.image_raw, size, mode="bilinear")
+        alpha = torch.nn.functional.interpolate(shown.alpha, size, mode="bilinear")
+        difference = (shown.image - raw).abs().amax(dim=1) * 127.5
+        for seed, one, weight in zip(SEEDS, difference, alpha[:, 0], strict=True):
+            assert float(one[weight > 0.5].median()) < 6, (seed, yaw)

@@ -252,15 +252,16 @@ def _preset_scale(rig: Rig, focal: float, preset: str) -> Mistake | None:
     box fills the view.
     """
     rendering = make_config(preset, 64, "published").model.rendering  # type: ignore[arg-type]
-    near, far = float(rendering.ray_start), float(rendering.ray_end)
-    if (
-        near < rig.radius < far
-        and PRESET_BOX[0] < rendering.box_warp * focal / rig.radius < PRESET_BOX[1]
-    ):
+    near, far = rendering.ray_start, rendering.ray_end
+    fills = PRESET_BOX[0] < rendering.box_warp * focal / rig.radius < PRESET_BOX[1]
+    depths, radius = "", rendering.box_warp * focal / BOX_PER_VIEW
+    if near != "auto" and far != "auto":
+        fills = fills and near < rig.radius < far
+        depths, radius = f"depths {near:g} to {far:g} and ", (near + far) / 2
+    if fills:
         return None
     message = (
-        f"--cfg {preset} renders depths {near:g} to {far:g} and a box of side"
-        f" {rendering.box_warp:g}, but the cameras are {rig.radius:.3g} away and see a width of"
-        f" {rig.radius / focal:.3g}"
+        f"--cfg {preset} renders {depths}a box of side {rendering.box_warp:g}, but the cameras are"
+        f" {rig.radius:.3g} away and see a width of {rig.radius / focal:.3g}"
     )
-    return Mistake("scale", message, f"--radius {(near + far) / 2:.3g}")
+    return Mistake("scale", message, f"--radius {radius:.3g}")

@@ -68,7 +68,7 @@ class Finder:
     def _boxes(
         self, picture: np.ndarray, window: Box | None = None, least_score: float = CONFIDENCE
     ) -> list[tuple[Box, Score]]:
-        """Squares around faces, with their scores, seen in a square window of the picture or in all of it."""
+        """Squares around faces and scores, in a square window of the picture or in all of it."""
         view, left, top = (
             (picture, 0.0, 0.0) if window is None else (_cut(picture, window), window[0], window[1])
         )

@@ -28,9 +28,7 @@ from dnnlib.files import cache_dir
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics, unpack_label
 from training.config.presets import (
     HEADS_BACKGROUND,
-    HEADS_FAR,
     HEADS_FOCAL,
-    HEADS_NEAR,
     HEADS_RADIUS,
 )
 from training.data.depth_maps import DEPTH_UNIT
@@ -41,9 +39,7 @@ __all__ = [
     "DEPTH_UNIT",
     "HEADS_BACKGROUND",
     "HEADS_BOX",
-    "HEADS_FAR",
     "HEADS_FOCAL",
-    "HEADS_NEAR",
     "HEADS_PIVOT",
     "HEADS_RADIUS",
 ]

@@ -4,7 +4,6 @@ what it says helps. A message that no test does fails here.
 
 from __future__ import annotations
 
-import ast
 import re
 import tomllib
 from pathlib import Path
@@ -19,15 +18,12 @@ from data_tools.convert import ConvertConfig, convert
 from data_tools.sources.base import ReadOptions
 from data_tools.sources.detect import read_source
 from dnnlib.console import UserError
+from tests.advice import check_table, messages
 from tests.data_tools import scenes
 from tests.data_tools.scenes import OPENGL, Scene, orbit
-from tests.tiny import call
+from tests.tiny import ROOT, call
 from training.data.dataset import ImageDataset
 
-ROOT = Path(__file__).resolve().parents[2]
-NAMES_SOMETHING = re.compile(
-    r"--[a-z][a-z-]+|dataset_tool\.py|\bconvert \S|pip install|docs/\w|`[^`]+`|images/"
-)
 HERE = "tests/data_tools/test_advice.py"
 SKIP_BAD = "tests/data_tools/test_skip_bad.py"
 CHECK = "tests/data_tools/check/test_check.py"
@@ -55,10 +51,13 @@ DONE_IN = {
     "has no effect on a source of --format {}": f"{HERE}::test_option_without_effect",
     "convert turns them where their cameras need it": f"{HERE}::test_orientation",
     "convert --resolution {}": f"{HERE}::test_pictures_of_several_sizes",
-    "python dataset_tool.py convert --source {} --dest {} {}": (
-        "tests/test_dataset_tool.py::test_the_mend_that_is_printed_can_be_run"
+    "python dataset_tool.py convert --source {} --dest {}": (
+        "tests/train/test_train_photos.py::test_the_command_that_is_named_mends"
     ),
-    "--cfg {} renders depths": f"{CHECK}::test_presets_are_compared",
+    "faces --source {} --dest portraits.zip": (
+        "tests/train/test_train_photos.py::test_portraits_without_cameras"
+    ),
+    "--cfg {} renders {}a box": f"{CHECK}::test_presets_are_compared",
     "--poses world2cam --camera-axes opengl": f"{GUESS}::test_",
     "--camera-axes opengl": f"{CHECK}::test_usual_mistakes_are_named_and_the_mend_mends",
     "python dataset_tool.py faces --setup": "tests/data_tools/faces/test_mediapipe.py::cache",
@@ -77,54 +76,13 @@ DONE_IN = {
 }
 
 
-def messages() -> dict[str, str]:
-    """Texts in the code, docstrings aside, that advise something; with the file."""
-    found = {}
-    for folder in ("data_tools", "training/data"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)
-                     for part in ast.walk(node) if part is not node}  # fmt: skip
-            documentation = {
-                id(node.body[0].value)
-                for node in ast.walk(tree)
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-                and node.body
-                and isinstance(node.body[0], ast.Expr)
-            }
-            for node in ast.walk(tree):
-                if id(node) not in parts | documentation:
-                    text = text_of(node)
-                    if " " in text.strip() and NAMES_SOMETHING.search(text):
-                        found[text] = path.name
-    return found
-
-
-def text_of(node: ast.AST) -> str:
-    if isinstance(node, ast.JoinedStr):
-        return "".join(
-            str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values
-        )
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
-
-
 def test_every_advice_is_done_by_a_test():
-    said = messages()
+    folders = (ROOT / "data_tools", ROOT / "training" / "data")
+    said = messages(path for folder in folders for path in sorted(folder.rglob("*.py")))
     assert len(said) > 25
     # options that check prints: its tests follow them as a whole
-    bare = re.compile(r"(convert |--[a-z-]+[= ])(pixels|world2cam|\{\})")
-    said = {text: name for text, name in said.items() if not bare.fullmatch(text)}
-    untested = [
-        f"{name}: {text}"
-        for text, name in said.items()
-        if not any(part in text for part in DONE_IN)
-    ]
-    assert untested == []
-    stale = [part for part in DONE_IN if not any(part in text for text in said)]
-    assert stale == []
-    for where in DONE_IN.values():
-        path, _, test = where.partition("::")
-        assert f"def {test}" in (ROOT / path).read_text(encoding="utf-8"), where
+    bare = re.compile(r"(convert |--[a-z-]+[= ])(pixels|world2cam|\{\}|white)")
+    check_table({text: name for text, name in said.items() if not bare.fullmatch(text)}, DONE_IN)
 
 
 def test_cameras_look_apart(tmp_path: Path):

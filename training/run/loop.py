@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -267,7 +268,7 @@ class _Run:
         if reason and progress.images < total:
             self.folder.log(
                 f"{reason} at {progress.kimg:.3f} kimg; go on with: python train.py --resume"
-                f" {self.folder.path}"
+                f" {shlex.quote(str(self.folder.path))}"
             )
 
     def _tell_start(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import shlex
 from pathlib import Path
 
 import psutil
@@ -53,7 +54,8 @@ def start_lines(
         f" {parameter_count(trainer.D):,}",
         f"Steps: {training.batch} pictures each, {1000 / training.batch:g} per kimg, {steps:,} for"
         f" all {training.kimg:g} kimg",
-        f"Pictures, log and checkpoints: {folder}; curves: tensorboard --logdir {folder.parent}",
+        f"Pictures, log and checkpoints: {folder}; curves: tensorboard --logdir"
+        f" {shlex.quote(str(folder.parent))}",
         f"Columns: {columns}",
     ]
 

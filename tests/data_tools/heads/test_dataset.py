@@ -148,7 +148,8 @@ def test_depth_and_mask_belong_to_the_picture(tmp_path: Path):
         assert set(np.unique(mask)) == {0, 255}
         np.testing.assert_array_equal(depth > 0, mask == 255)
         distances = depth[depth > 0] * heads.DEPTH_UNIT
-        assert heads.HEADS_NEAR < distances.min() < distances.max() < heads.HEADS_FAR
+        reach = np.abs(distances - heads.HEADS_RADIUS).max()
+        assert reach < heads.HEADS_BOX / 2
         is_background = (image == heads.HEADS_BACKGROUND).all(axis=-1)
         assert not (is_background & (mask == 255)).any()
 

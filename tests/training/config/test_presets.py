@@ -107,8 +107,7 @@ def test_mapping_networks_without_pose_conditioning_see_latents_alone(
 def test_heads_keep_their_background() -> None:
     config = make_config("heads", 64, "laptop")
     assert config.model.rendering.background == pytest.approx((77 / 255, 153 / 255, 158 / 255))
-    assert config.model.rendering.ray_start == 2.2
-    assert config.model.rendering.ray_end == 3.2
+    assert config.model.rendering.ray_start == config.model.rendering.ray_end == "auto"
     assert config.model.generator.pose_conditioning is False
 
 
