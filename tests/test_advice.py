@@ -328,7 +328,7 @@ def test_options_of_gen_videos(network: Path, tmp_path: Path) -> None:
     poses = tmp_path / "poses.json"
     label = CameraSummary(2.7, (0.0, 0.0, 0.0)).frontal_label()
     poses.write_text(f'{{"labels": [["a", {label.tolist()}]]}}')
-    camera = ["--seeds", "0", "--camera", poses]
+    camera: list[str | Path] = ["--seeds", "0", "--camera", poses]
     follow(gen_videos.main, "--frames does not go", [*base, *camera, *short], [*base, *camera])
 
 

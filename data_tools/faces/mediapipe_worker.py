@@ -73,7 +73,7 @@ class Finder:
             (picture, 0.0, 0.0) if window is None else (_cut(picture, window), window[0], window[1])
         )
         height, width = view.shape[:2]
-        boxes = []
+        boxes: list[tuple[Box, Score]] = []
         for detector in self.detectors:
             for detection in detector.process(view).detections or ():
                 if detection.score[0] < least_score:

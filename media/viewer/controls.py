@@ -28,6 +28,7 @@ MESH_FORMATS = {
     "OBJ": ("obj", False),
 }
 MESH_RESOLUTIONS = ("64", "128", "192", "256")
+KEYFRAME_BUTTONS = ("Add keyframe", "Forget keyframes", "Path video")
 STEPS = {"Previous": -1, "Next": 1}
 
 
@@ -173,6 +174,8 @@ class Controls:
             "Video format", VIDEO_FORMATS, initial_value=VIDEO_FORMATS[0]
         )
         self.gui.add_button("Turntable").on_click(lambda _: self.acts["turntable"]())
+        for label in KEYFRAME_BUTTONS:
+            self.gui.add_button(label).on_click(lambda _, label=label: self.acts[label]())
         self.mesh_format = self.gui.add_dropdown(
             "Mesh format", tuple(MESH_FORMATS), initial_value="GLB"
         )

@@ -6,12 +6,14 @@ import dataclasses
 import io
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.interpolate import CubicHermiteSpline
 
+from dnnlib.console import UserError
 from media.meshes.shapes import extract_mesh, save_mesh
 from media.pictures.grids import Pictures, camera_grid
 from media.pictures.panels import resize
@@ -45,9 +47,51 @@ def turntable(renderer: ViewRenderer, latents: Latents, view: View, kind: str) -
         else renderer.cameras.yaw + min(SWAY, (high - low) / 2) * np.sin(phases)
     )
     views = [dataclasses.replace(view, yaw=float(yaw)) for yaw in yaws]
+    return _video(renderer, latents, views, kind)
+
+
+def camera_path(keys: Sequence[View], frames: int = VIDEO_FRAMES) -> list[View]:
+    """Views from the first key to the last through those between, evenly in time and smoothly: a
+    cubic spline with the slopes of Catmull and Rom. Yaws take the shorter way; what else a view
+    holds is the first key's.
+    """
+    yaws = np.unwrap([key.yaw for key in keys])
+    numbers = np.array(
+        [
+            [yaw, key.pitch, math.log(key.zoom), *key.shift]
+            for yaw, key in zip(yaws, keys, strict=True)
+        ]
+    )
+    times = np.arange(len(keys))
+    spline = CubicHermiteSpline(times, numbers, np.gradient(numbers, axis=0))
+    return [
+        dataclasses.replace(
+            keys[0], yaw=yaw, pitch=pitch, zoom=math.exp(zoom), shift=(right, up, near)
+        )
+        for yaw, pitch, zoom, right, up, near in spline(np.linspace(0, times[-1], frames)).tolist()
+    ]
+
+
+def path_video(
+    renderer: ViewRenderer, latents: Latents, view: View, keys: Sequence[View], kind: str
+) -> bytes:
+    """An mp4 or gif of `camera_path`, with the panel and pixels of `view`.
+
+    Raises:
+        UserError: for fewer than two keys.
+    """
+    if len(keys) < 2:
+        raise UserError("a path takes at least two keyframes: turn the head, then add another")
+    own = {name: getattr(view, name) for name in ("kind", "resolution", "samples", "field_of_view")}
+    keys = [dataclasses.replace(key, **own) for key in keys]
+    return _video(renderer, latents, camera_path(keys), kind)
+
+
+def _video(renderer: ViewRenderer, latents: Latents, views: Sequence[View], kind: str) -> bytes:
+    """The pictures of all views as an mp4 or gif."""
     limits = (
         renderer.depth_limits(latents, views[:: VIDEO_FRAMES // PROBES])
-        if view.kind == "depth"
+        if views[0].kind == "depth"
         else None
     )
 

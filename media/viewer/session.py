@@ -24,6 +24,7 @@ STILL_SECONDS = 0.2  # without a change, then the full picture is drawn
 FRAME_SECONDS = 0.06  # longest time for a picture while something moves
 FEWEST_PIXELS = 24
 STATUS_SECONDS = 0.5  # between updates of the speed in the status line
+MOST_KEYS = 50
 EXPORTS = threading.Semaphore(2)  # meshes and turntables of all sessions at once
 
 Request = tuple[Latents, View, float]  # latents, camera and panel, the window's aspect
@@ -43,6 +44,7 @@ class ViewerSession:
         self._wake = threading.Event()
         self._wanted: str | None = None
         self._orbit: dict[str, Any] = {}
+        self._keys: list[View] = []  # of the path of the camera
         self._status_at = 0.0
         self._show_model(generator, name)
         client.camera.on_update(lambda _: self.change())
@@ -61,6 +63,9 @@ class ViewerSession:
             "front": self.look_from_front,
             "screenshot": self._save_picture,
             "turntable": self._save_turntable,
+            "Add keyframe": self._add_key,
+            "Forget keyframes": self._forget_keys,
+            "Path video": self._save_path,
             "mesh": self._save_mesh,
         }
         with self.client.atomic():
@@ -199,6 +204,24 @@ class ViewerSession:
         kind = self.controls.video()
         self._export(
             kind, lambda renderer, latents, view: downloads.turntable(renderer, latents, view, kind)
+        )
+
+    def _add_key(self) -> None:
+        if len(self._keys) < MOST_KEYS:
+            self._keys.append(self._request()[1])
+        self._say(f"{len(self._keys)} of at most {MOST_KEYS} keyframes")
+
+    def _forget_keys(self) -> None:
+        self._keys.clear()
+        self._say("No keyframes")
+
+    def _save_path(self) -> None:
+        kind, keys = self.controls.video(), list(self._keys)
+        self._export(
+            kind,
+            lambda renderer, latents, view: downloads.path_video(
+                renderer, latents, view, keys, kind
+            ),
         )
 
     def _save_mesh(self) -> None:

@@ -80,8 +80,9 @@ def check_pictures(
             try:
                 width = _header_width(files, name, where)
             except BrokenFile as error:
-                mends = is_labelled and isinstance(error, UnfitPicture)
-                mend = f": {convert_command(files.path, error.options)}" if mends else ""
+                mend = ""
+                if is_labelled and isinstance(error, UnfitPicture):
+                    mend = f": {convert_command(files.path, error.options)}"
                 note_broken({index: f"{error}{mend}"})
                 continue
             first, resolution = first or name, resolution or width

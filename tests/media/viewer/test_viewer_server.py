@@ -172,6 +172,39 @@ def test_buttons_step_through_seeds_and_hand_over_files(
     assert len(mesh.faces) > 1000
 
 
+def test_a_path_goes_through_its_keyframes() -> None:
+    keys = [
+        View(yaw=3.0, pitch=0.1, zoom=1.0),
+        View(yaw=-3.0, pitch=0.3, zoom=4.0, shift=(0.1, 0.0, 0.0)),  # across the back
+        View(yaw=-2.0, pitch=-0.2, zoom=2.0),
+    ]
+    path = downloads.camera_path(keys, 41)
+    for view, key in zip((path[0], path[20], path[40]), keys, strict=True):
+        assert math.cos(view.yaw - key.yaw) == pytest.approx(1)
+        assert (view.pitch, view.zoom) == pytest.approx((key.pitch, key.zoom))
+        assert view.shift == pytest.approx(key.shift)
+    yaws = np.array([view.yaw for view in path])
+    assert np.all(np.diff(yaws) > 0)
+    assert np.abs(np.diff(yaws, 2)).max() < 0.02  # no corner
+
+
+def test_keyframes_become_a_video(enter: Callable[[], RawPage]) -> None:
+    page = enter()
+    page.set("Video format", "gif")
+    page.set("Path video", True)
+    page.wait_for(lambda: "at least two keyframes" in page.status)
+    for number, position in enumerate(((0.0, 0.0, 2.7), (2.0, 0.5, 1.8)), start=1):
+        page.full_picture(lambda position=position: page.look(position))  # type: ignore[misc]
+        page.set("Add keyframe", True)
+        page.wait_for(lambda number=number: f"{number} of at most" in page.status)  # type: ignore[misc]
+    page.set("Path video", True)
+    page.wait_for(lambda: "seed0000.gif" in page.whole)
+    gif: Any = Image.open(io.BytesIO(page.files["seed0000.gif"]))
+    assert gif.n_frames == downloads.VIDEO_FRAMES
+    page.set("Forget keyframes", True)
+    page.wait_for(lambda: "No keyframes" in page.status)
+
+
 @pytest.mark.parametrize("kind", ["mp4", "gif"])
 def test_turntables_of_small_pictures_are_even_and_large_enough(kind: str) -> None:
     generator = tiny_generator()
