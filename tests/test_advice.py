@@ -16,6 +16,7 @@ import torch
 
 import calc_metrics
 import dataset_tool
+import demo
 import export
 import gen_samples
 import gen_videos
@@ -131,6 +132,9 @@ DONE_IN = {
     ),
     "a larger --gamma or more data may help": f"{HERE}::test_what_a_run_says_at_its_end",
     "curves: tensorboard --logdir {}": f"{HERE}::test_what_a_run_says_at_its_end",
+    "python gen_samples.py --network {}": f"{HERE}::test_commands_of_the_demo_are_understood",
+    "python gen_videos.py --network {}": f"{HERE}::test_commands_of_the_demo_are_understood",
+    "python viewer.py --network models": f"{HERE}::test_commands_of_the_demo_are_understood",
     # what is told, without advice
     "Not computed: it takes --data": TOLD,
     "--source and --dest go together": TOLD,
@@ -138,7 +142,6 @@ DONE_IN = {
     "going on with the newest run (--resume latest)": TOLD,
     "or as a start (--init-from)": TOLD,
     "(--batch, --batch-gpu): results are not those": TOLD,
-    "--init-from: D": TOLD,
     "--init-from: {}": TOLD,
     "(--precision)": TOLD,
     "sizes (--sizes)": TOLD,
@@ -184,6 +187,16 @@ def test_options_that_are_named_exist() -> None:
     }
     assert len(named) > 60
     assert {(option, text) for option, text in named if option not in known} == set()
+
+
+def test_commands_of_the_demo_are_understood() -> None:
+    programs = {"gen_samples.py": gen_samples, "gen_videos.py": gen_videos, "viewer.py": viewer}
+    texts = [text for text, name in said().items() if name == "demo.py"]
+    assert len(texts) == 3
+    for text in texts:
+        program, *arguments = shlex.split(text.format("models/heads64.pkl"))[1:]
+        context = programs[program].main.make_context(program, arguments)
+        assert Path(context.params["network"]) == demo.SHIPPED.relative_to(ROOT)
 
 
 def test_packages_and_pages_are_there() -> None:
