@@ -120,14 +120,19 @@ def test_what_a_refusal_says_is_taken(
 
 
 def test_the_size_that_weights_want(half: Path, tmp_path: Path) -> None:
-    large = write_dataset(tmp_path / "large.zip", resolution=64)
-    options = ("--init-from", snapshot_in(half), "--dry-run")
-    train_here("--data", large, *options).assert_refused(1, "32 pixels, the data have 64; resize")
-    call(
-        dataset_tool.main, "convert", "--source", large, "--dest", tmp_path / "small.zip",
-        "--resolution", "32", "--workers", "1",
-    ).assert_done()  # fmt: skip
-    train_here("--data", tmp_path / "small.zip", *options).assert_done()
+    """Weights of 64 pixels and data of 32: as large as the weights, or larger, will do."""
+    large = load_checkpoint(snapshot_in(half))
+    large.config.model.resolution = 64
+    save_checkpoint(tmp_path / "large.pkl", large)
+    small = write_dataset(tmp_path / "small.zip")
+    options = ("--init-from", tmp_path / "large.pkl", "--dry-run")
+    train_here("--data", small, *options).assert_refused(1, "64 pixels, the data have 32; resize")
+    for size in ("64", "128"):
+        dest = tmp_path / f"{size}.zip"
+        convert = ("convert", "--source", small, "--dest", dest, "--resolution", size)
+        call(dataset_tool.main, *convert, "--workers", "1").assert_done()
+        refused = train_here("--data", dest, *options)
+        assert "resize the data" not in refused.err
 
 
 def test_rendering_that_is_thrown_away() -> None:
