@@ -4,6 +4,7 @@ brought within its limits here.
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -168,6 +169,9 @@ class Controls:
         ]
         self._default_conditioning = tuple(handle.value for handle in self.conditioning)
 
+    def _act(self, name: str, _: object) -> None:
+        self.acts[name]()
+
     def _add_saving(self) -> None:
         self.gui.add_button("Picture (PNG)").on_click(lambda _: self.acts["screenshot"]())
         self.video_format = self.gui.add_dropdown(
@@ -175,7 +179,7 @@ class Controls:
         )
         self.gui.add_button("Turntable").on_click(lambda _: self.acts["turntable"]())
         for label in KEYFRAME_BUTTONS:
-            self.gui.add_button(label).on_click(lambda _, label=label: self.acts[label]())
+            self.gui.add_button(label).on_click(functools.partial(self._act, label))
         self.mesh_format = self.gui.add_dropdown(
             "Mesh format", tuple(MESH_FORMATS), initial_value="GLB"
         )

@@ -208,7 +208,7 @@ def test_both_penalties_add_up_with_their_weights(
         "discriminator.mbstd_group_size=1",
     )
     made, penalised = list[Tensor](), list[Pictures]()
-    parts: list[list[Tensor]] = []
+    parts: list[Sequence[Tensor | None]] = []
 
     def note(penalty: Tensor, _: Tensor, pictures: Pictures) -> None:
         penalised.append(pictures)
