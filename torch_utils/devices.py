@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 def choose_device(name: str) -> torch.device:
@@ -24,6 +25,22 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         raise ValueError(f"this machine has no {name} device; choose --device cpu")
     return torch.device(name)
+
+
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether `device` computes while the host goes on, so that to read a number off it is to wait.
+
+    MPS does, too, but lacks the float64 of what is then decided there. Tensors of "meta" stand for
+    a GPU's where there is none.
+    """
+    return device.type in ("cuda", "meta")
+
+
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on `device`; the host does not wait for what that still has to do."""
+    if x.device.type == "cpu" and device.type == "cuda":
+        x = x.pin_memory()  # from other memory it is copied by way of the driver's own, in turn
+    return x.to(device, non_blocking=device.type != "cpu")
 
 
 def has_fast_bf16() -> bool:

@@ -387,6 +387,9 @@ class _Run:
     def _tick(self) -> None:
         """Statistics since the last tick."""
         now, progress = time.monotonic(), self.trainer.progress
+        skipped = progress.skipped
+        self.trainer.count_skipped()
+        self._tell_skipped(skipped)
         values = {name: value["mean"] for name, value in self.trainer.statistics.collect().items()}
         speed = (progress.images - self.tick_images) / max(now - self.tick_time, 1e-9)
         if self.collapse is not None:
