@@ -152,14 +152,14 @@ class FiberBlock final : public Block {
   std::deque<Fiber*> ready_;
 };
 
-inline void run(dim3 grid, dim3 threads, size_t dynamic_bytes, const std::function<void()>& body) {
+inline void run(dim3 grid, dim3 threads, DynamicShared dynamic, const std::function<void()>& body) {
   if (threads.count() > kMostThreads || threads.count() == 0)
     fail("a block of no or more than 1024 threads");
   FiberBlock block(body);
   for (unsigned z = 0; z < grid.z; ++z)
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {
-        block.begin(dim3(x, y, z), threads, grid, dynamic_bytes);
+        block.begin(dim3(x, y, z), threads, grid, dynamic);
         block.run();
       }
 }
