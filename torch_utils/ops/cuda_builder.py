@@ -109,7 +109,10 @@ def check_version(toolkit: Toolkit) -> None:
 
 def device_architectures(toolkit: Toolkit) -> tuple[str, ...]:
     """The architectures of this machine's GPUs, or the newest that nvcc knows for those that are
-    newer than it.
+    newer than it. GPUs too old for it are left out.
+
+    Raises:
+        BuildError: if all are.
     """
     listed = subprocess.run(
         [toolkit.nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=False
@@ -117,8 +120,8 @@ def device_architectures(toolkit: Toolkit) -> tuple[str, ...]:
     known = sorted(int(number) for number in re.findall(r"compute_(\d+)", listed))
     capabilities = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
     wanted = {10 * major + minor for major, minor in capabilities}
-    fitting = {max((k for k in known if k <= number), default=0) for number in wanted}
-    if not fitting or 0 in fitting:
+    fitting = {max((k for k in known if k <= number), default=0) for number in wanted} - {0}
+    if not fitting:
         raise BuildError(
             f"CUDA {toolkit.version} does not compile for GPUs of compute capability"
             f" {min(wanted, default=0) / 10}"
@@ -131,6 +134,17 @@ def architecture_flags(architectures: Sequence[str]) -> list[str]:
     flags = [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
     newest = max(architectures, key=int)
     return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
+
+
+def runs_on(flags: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether what was compiled with `flags` runs on a GPU of that compute capability: machine code
+    does on those of the same major version and no smaller minor one, PTX on all that came later.
+    """
+    number = 10 * capability[0] + capability[1]
+    text = " ".join(flags)
+    codes = [int(code) for code in re.findall(r"code=sm_(\d+)", text)]
+    is_code = any(code // 10 == capability[0] and code <= number for code in codes)
+    return is_code or any(int(ptx) <= number for ptx in re.findall(r"code=compute_(\d+)", text))
 
 
 def recipe(architectures: Sequence[str], toolkit: Toolkit) -> builder.Recipe:

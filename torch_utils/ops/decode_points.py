@@ -198,12 +198,13 @@ def plain_decode(
     return x[..., :1], torch.sigmoid(x[..., 1:]) * 1.002 - 0.001
 
 
-def self_checks() -> Iterator[library.SelfCheck]:
+def self_checks(device: torch.device = library.CPU) -> Iterator[library.SelfCheck]:
     """Values and gradients of both against each other."""
     planes, decoder = random_scene()
     points = torch.rand(2, 100, 3, generator=torch.Generator().manual_seed(1)) * 1.4 - 0.7
     inputs = [value.requires_grad_() for value in (planes, *decoder, points)]
-    compiled = decode_points(planes, decoder, points, box_warp=1.2)
+    moved = DecoderWeights(*(weight.to(device) for weight in decoder))
+    compiled = decode_points(planes.to(device), moved, points.to(device), box_warp=1.2)
     plain = plain_decode(planes, decoder, points, 1.2)
     for name, result, expected in zip(("densities", "colours"), compiled, plain, strict=True):
         yield library.SelfCheck(f"decode_points, {name}", result.detach(), expected.detach(), 1e-5)

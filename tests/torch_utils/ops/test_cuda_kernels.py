@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import cuda_resources
 from dnnlib import files
 from tests import cuda_on_cpu, operators
-from torch_utils.ops import builder, cuda_builder
+from torch_utils.ops import builder, cuda_builder, library
+from torch_utils.ops.filtered_lrelu import fits_gpu
 
+# the module, behind the function of its name
+filtered_lrelu = sys.modules["torch_utils.ops.filtered_lrelu"]
 OPERATORS = ("bias_act", "upfirdn2d", "filtered_lrelu", "modulation")
 pytestmark = pytest.mark.skipif(
     operators.missing_toolchain() is not None, reason=str(operators.missing_toolchain())
@@ -40,6 +44,39 @@ def test_kernels_against_plain_loops_under_address_and_undefined_behaviour_sanit
     operator: str,
 ) -> None:
     check_operator(operator, "address")
+
+
+def test_filters_that_are_too_large_are_known() -> None:
+    """Those that the kernels refuse, forwards or backwards, and no others up to 32 taps."""
+    run = cuda_on_cpu.run_program(
+        program("filtered_lrelu_test", "address", ["filtered_lrelu"]), "fits"
+    )
+    assert run.returncode == 0, run.stderr
+    rows = [tuple(map(int, line.split())) for line in run.stdout.splitlines()]
+    launched = {row[:-1]: bool(row[-1]) for row in rows}
+    assert len(launched) == 540
+    assert 0 < list(launched.values()).count(False) < 270
+    for (separable, up_taps, up, down_taps, down, size), is_launched in launched.items():
+        backwards = (separable, down_taps, down, up_taps, up, size)
+        first, second = (torch.ones((n,) if separable else (n, n)) for n in (up_taps, down_taps))
+        dtype = torch.float64 if size == 8 else torch.float16
+        fits = is_launched and launched.get(backwards, True)
+        if backwards in launched or not is_launched:
+            assert fits_gpu(dtype, first, second, up, down) == fits
+
+
+def test_filters_that_are_too_large_are_served_by_plain_pytorch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served: list[str] = []
+    monkeypatch.setattr(library, "use_kernels", lambda *_: True)
+    for name in ("filtered_lrelu_reference", "_filtered_lrelu_kernel"):
+        monkeypatch.setattr(filtered_lrelu, name, lambda *_, name=name: served.append(name))
+    with FakeTensorMode():
+        x = torch.empty(1, 3, 8, 8, device="cuda")
+    for down in (2, 80):
+        filtered_lrelu.filtered_lrelu(x, torch.ones(12, 12), torch.ones(4), down=down)
+    assert served == ["_filtered_lrelu_kernel", "filtered_lrelu_reference"]
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -204,6 +241,7 @@ def test_toolkits_that_do_not_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ([(9, 0), (7, 5), (9, 0)], ("75", "90")),
         ([(99, 0)], ("121",)),
         ([(1, 0)], None),
+        ([(1, 0), (9, 0)], ("90",)),
     ],
 )
 def test_architectures_of_the_devices(
