@@ -43,6 +43,28 @@ def upload(x: Tensor, device: torch.device) -> Tensor:
     return x.to(device, non_blocking=device.type != "cpu")
 
 
+class Uploader:
+    """Sends batches to a device while it computes: a GPU copies them on a stream of their own, and
+    the host, which is ahead of it by a step, waits for neither.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def send(self, *tensors: Tensor) -> list[Tensor]:
+        """`tensors` on the device, for what it is told from here on."""
+        if self._stream is None:
+            return [upload(x, self.device) for x in tensors]
+        with torch.cuda.stream(self._stream):
+            sent = [upload(x, self.device) for x in tensors]
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._stream)
+        for x in sent:
+            x.record_stream(current)  # its memory is not given away before
+        return sent
+
+
 def has_fast_bf16() -> bool:
     """Whether this CPU computes bf16 convolutions in hardware, as far as Linux tells."""
     try:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_utils import determinism
 from torch_utils.devices import is_asynchronous, upload
 from training.gan.augment_transforms import (
     CPU,
@@ -116,8 +117,11 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     size = images.shape[-1]
     up, down = resampling_matrices(size, images.dtype, images.device)
     grid = sampling_grid(matrices, size, images.dtype, images.device)
-    moved = F.grid_sample(
-        up @ images @ up.T, grid, mode="bilinear", padding_mode="zeros", align_corners=True
+    fine = up @ images @ up.T
+    moved = (
+        determinism.grid_sample(fine, grid)
+        if determinism.is_wanted(fine)
+        else F.grid_sample(fine, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
     )
     return down @ moved @ down.T
 

@@ -3,8 +3,9 @@ section 4 and supplement).
 
 A step is a function of the state, the batch and the numbers (seed, images seen): what a sample
 draws is a function of the seed and the sample's number in the run. So a run that is resumed goes on
-bit for bit, and neither the number of processes nor the size of micro-batches changes what is
-computed, but for the rounding of sums.
+bit for bit on the CPU, and on CUDA with `training.deterministic`, without which some of PyTorch's
+sums there round differently each time. Neither the number of processes nor the size of
+micro-batches changes what is computed, but for the rounding of sums.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dnnlib.console import UserError
+from torch_utils.determinism import use_deterministic_algorithms
+from torch_utils.devices import Uploader
 from torch_utils.distributed.collectives import any_process, rank, world_size
 from torch_utils.distributed.processes import StopSignals
 from torch_utils.memory import keep_freed_memory
@@ -84,6 +86,9 @@ def run_training(config: Config, options: RunOptions) -> None:
     """
     started = time.monotonic()
     use_full_fp32()
+    torch.backends.cudnn.benchmark = True  # shapes stay the same for thousands of steps
+    if config.training.deterministic and options.device.type == "cuda":
+        use_deterministic_algorithms()
     keep_freed_memory()
     with StopSignals() as stop:
         dataset = open_dataset(config)
@@ -289,6 +294,7 @@ class _Run:
             workers=self.config.data.workers,
             weights=sampling_weights(self.config.data, self.dataset),
         )
+        uploader = Uploader(self.options.device)
         start, began = progress.images, time.monotonic()
         bar = tqdm(
             total=total,
@@ -302,7 +308,7 @@ class _Run:
         reason = None
         try:
             while progress.images < total and reason is None:
-                images, labels = self._next(batches)
+                images, labels = uploader.send(*self._next(batches))
                 skipped = progress.skipped
                 self.trainer.step(to_float(images), labels)
                 done, seconds = progress.images - start, time.monotonic() - began

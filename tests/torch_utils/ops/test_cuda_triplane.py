@@ -496,6 +496,24 @@ def test_which_decoders_fit_is_known() -> None:
     assert fits_gpu(decoder(published))
 
 
+@pytest.mark.usefixtures("under_address_sanitizer")
+def test_results_are_the_same_bits_in_whichever_order_blocks_and_threads_come(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums over texels are of integers, those over samples in a fixed order."""
+    names = list(RACED)
+    for order in ("1", "2"):
+        monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
+        run_cases(names, "address", tmp_path_factory.mktemp(f"order{order}_"))
+    folders = sorted(tmp_path_factory.getbasetemp().glob("order*"))
+    monkeypatch.delenv("CUDA_ON_CPU_ORDER")
+    usual = tmp_path_factory.mktemp("usual")
+    run_cases(names, "address", usual)
+    for i in range(len(names)):
+        bits = (usual / f"{i}.result").read_bytes()
+        assert [(folder / f"{i}.result").read_bytes() == bits for folder in folders] == [True] * 2
+
+
 @pytest.mark.slow
 def test_no_thread_races_and_results_repeat(tmp_path: Path) -> None:
     """Real threads, two blocks at a time, watched by ThreadSanitizer: the expected values, and the

@@ -5,17 +5,19 @@ ask for is decided there.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dnnlib.console import UserError
 from tests.host_waits import DEVICE, HostWaits, meta_gpu
 from tests.tiny import differing, orbit_labels, pictures, tiny_config
-from torch_utils.devices import upload
+from torch_utils.devices import Uploader, upload
 from torch_utils.ops import library
 from torch_utils.stats import Statistics
 from training.config.presets import make_config
@@ -65,6 +67,53 @@ def test_a_step_of_the_compiled_operators_waits_for_nothing(
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # knows no "meta"
     step("fp32")
     assert calls
+
+
+class Operations(TorchDispatchMode):
+    """Names of all that is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        self.seen.add(function.overloadpacket.__name__)
+        return function(*arguments, **(options or {}))
+
+
+# Sums of which CUDA forms in any order, and has no other way (torch.use_deterministic_algorithms).
+UNORDERED = re.compile(
+    r"grid_sampler.*_backward|_?upsample.*_backward|.*_pad.*_backward|.*_pool.*_backward|scatter"
+    r"_(add|reduce).*|index_(add|reduce).*|put|cumsum|histc|bincount|kthvalue|median|.*_interp.*"
+)
+
+
+@pytest.mark.usefixtures("meta_gpu")
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_deterministic_step_has_no_sums_in_any_order(
+    monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    """Convolutions and products have deterministic algorithms, the compiled operators no others."""
+    if not library.load():
+        pytest.skip(str(library.failure()))
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    monkeypatch.setattr(library, "use_kernels", lambda *_: True)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # knows no "meta"
+    with Operations() as operations:
+        step("fp32")
+    unordered = {name for name in operations.seen if UNORDERED.fullmatch(name)}
+    assert unordered == (
+        set() if deterministic else {"grid_sampler_2d_backward", "_upsample_bilinear2d_aa_backward"}
+    )
+
+
+def test_batches_go_up_as_bytes_and_the_host_waits_for_none() -> None:
+    images, labels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.zeros(4, 25)
+    with HostWaits():
+        sent = Uploader(DEVICE).send(images, labels)
+    assert [(x.device, x.dtype) for x in sent] == [(DEVICE, torch.uint8), (DEVICE, torch.float32)]
 
 
 def test_statistics_wait_for_nothing_until_they_are_collected() -> None:
