@@ -21,7 +21,8 @@ def use_deterministic_algorithms() -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
     torch.backends.cudnn.benchmark = False
-    torch.utils.deterministic.fill_uninitialized_memory = False  # we read none
+    # none is read; setattr, for a module's property is no attribute to mypy
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     torch.use_deterministic_algorithms(True)
 
 

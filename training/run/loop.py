@@ -345,7 +345,7 @@ class _Run:
 
     def _any(self, value: bool) -> bool:
         """Whether `value` is true in any process."""
-        return any_process(value, self.options.device)
+        return any_process(value)
 
     def _tell_skipped(self, before: int) -> None:
         """Log updates that the last step left out."""
@@ -369,7 +369,7 @@ class _Run:
     def _stop_reason(self) -> str | None:
         left = self._seconds_left()
         is_late = left is not None and self._any(left < 0)
-        if self.stop.agreed(self.options.device):
+        if self.stop.agreed():
             return f"Stopped by {self.stop.received or 'another process'}"
         return "Time limit reached" if is_late else None
 
