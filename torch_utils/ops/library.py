@@ -99,6 +99,8 @@ class _State:
 
 
 _state = _State()
+GpuCheck = Callable[[int, builder.Built], str | None]
+_gpu_checks: list[GpuCheck] = []
 
 
 def use_kernels(*tensors: Tensor) -> bool:
@@ -156,12 +158,11 @@ def _serves_gpu(gpu: int) -> bool:
         UserError: if they do not and OPEN_EG3D_OPS insists on them.
     """
     if gpu not in _state.gpus:
-        from torch_utils.ops import self_check
-
         _state.gpus[gpu] = None  # for the checks, which call operators
         built = _state.parts["cuda"].built
         assert built is not None
-        _state.gpus[gpu] = self_check.problem(gpu, built)
+        problems = (check(gpu, built) for check in _gpu_checks)
+        _state.gpus[gpu] = next((text for text in problems if text), None)
         if _state.gpus[gpu] is not None and _wanted_path() != "cuda":
             _warn_of_plain_path(f" on GPU {gpu}", str(_state.gpus[gpu]))
     problem = _state.gpus[gpu]
@@ -218,6 +219,14 @@ def on_load(hook: Hook) -> Hook:
     if _state.parts["cpu"].is_loaded:
         hook()
     return hook
+
+
+def check_gpus(check: GpuCheck) -> GpuCheck:
+    """Decorator: ask `check` why the library must not serve the GPU of a number, None = it may,
+    when that GPU is used first.
+    """
+    _gpu_checks.append(check)
+    return check
 
 
 def register(

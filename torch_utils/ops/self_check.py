@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from torch_utils import ops
 from torch_utils.ops import cuda_builder, library
 from torch_utils.ops.builder import Built
 
@@ -26,10 +25,11 @@ def checks(device: torch.device = library.CPU) -> Iterator[tuple[str, library.Se
     name.
     """
     for name in MODULES:
-        for check in importlib.import_module(f"{ops.__name__}.{name}").self_checks(device):
+        for check in importlib.import_module(f"{__package__}.{name}").self_checks(device):
             yield name, check
 
 
+@library.check_gpus
 def problem(gpu: int, built: Built) -> str | None:
     """Why the library `built` must not serve the GPU of that number, or None. That it may is
     remembered beside the library, for GPUs of that kind in this machine.

@@ -188,7 +188,7 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, cuda_library: object) -> list[s
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(self_check, "problem", lambda *_: None)
+    monkeypatch.setattr(library, "_gpu_checks", [])
     monkeypatch.setattr(builder, "build", lambda: builder.Built("cpu.so", "c++", "1", (), "2", 0.0))
     monkeypatch.setattr(cuda_builder, "build", build_for_cuda)
     monkeypatch.setattr(torch.ops, "load_library", lambda path: loaded.append(path))
@@ -264,9 +264,9 @@ def test_a_gpu_whose_kernels_are_wrong_or_that_is_too_old_disables_itself_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Of three GPUs the first is fine, the second computes nonsense, the third is of 2014."""
-    problem, seen = self_check.problem, list[int]()
+    seen = list[int]()
     pretend_gpu(monkeypatch, tmp_path / "cuda.so")
-    monkeypatch.setattr(self_check, "problem", problem)
+    monkeypatch.setattr(library, "_gpu_checks", [self_check.problem])
     flags = tuple(cuda_builder.architecture_flags(("75", "90")))
     built = builder.Built(str(tmp_path / "cuda.so"), "nvcc", "1", flags, "2", 0.0)
     monkeypatch.setattr(cuda_builder, "build", lambda: built)
