@@ -406,7 +406,7 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
     multiple=False,
 )
 @metric_network_options
-@setting_options("data.workers", "training.precision", "training.compile")
+@setting_options("data.workers", "training.precision", "training.deterministic", "training.compile")
 @click.option(
     "--set",
     "overrides",

@@ -31,10 +31,10 @@ WARNINGS = ("--Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror")
 DYNAMIC_SHARED = {
     "upfirdn2d_kernel": 24 << 10,
     "filtered_lrelu_kernel": 32 << 10,
-    "render_kernel": 47 << 10,
-    "trace_backward_kernel": 47 << 10,
-    "decode_kernel": 47 << 10,
-    "decode_backward_kernel": 56 << 10,
+    "render_kernel": 46960,
+    "trace_backward_kernel": 46960,
+    "decode_kernel": 46752,
+    "decode_backward_kernel": 55968,
 }
 # Shared memory of a multiprocessor in KiB and its most threads (CUDA C++ Programming Guide, table
 # of technical specifications).

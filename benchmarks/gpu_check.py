@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from benchmarks import timing
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import atomic_write
+from torch_utils.distributed.processes import BACKENDS
 from torch_utils.distributed.reduction import GradientAverage
 from torch_utils.ops import (
     bias_act,
@@ -286,7 +287,7 @@ def halves_worker(index: int, device: str, port: str, folder: str) -> None:
         torch.cuda.set_device(where)
     torch.set_num_threads(1)
     dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo",
+        BACKENDS if device == "cuda" else "gloo",
         init_method=f"file://{port}",
         rank=index,
         world_size=2,

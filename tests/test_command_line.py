@@ -16,9 +16,11 @@ import train
 from tests.tiny import call, finish, start
 
 TRAIN = """
---aug --batch --batch-gpu --cfg --compile --config --data --detector --detector-weights --device
---dry-run --freeze-d --gamma --gen-pose-cond --gpus --help --identity-model --init-from --json
+--aug --batch --batch-gpu --cfg --compile --config --data --detector --detector-weights
+--deterministic --device --dry-run --freeze-d --gamma --gen-pose-cond --gpus --help
+--identity-model --init-from --json
 --keep --keep-every --kimg --lpips-weights --max-broken --metrics --minutes --mirror --no-compile
+--no-deterministic
 --no-gen-pose-cond --no-mirror --nrr-fade-kimg --nrr-final --nrr-initial --outdir --p --pose-model
 --precision --procs --rebalance --resume --seed --set --sizes --snap --target --tick --workers
 """

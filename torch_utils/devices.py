@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 def choose_device(name: str) -> torch.device:
@@ -24,6 +25,44 @@ def choose_device(name: str) -> torch.device:
     if not available[name]:
         raise ValueError(f"this machine has no {name} device; choose --device cpu")
     return torch.device(name)
+
+
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether `device` computes while the host goes on, so that to read a number off it is to wait.
+
+    MPS does, too, but lacks the float64 of what is then decided there. Tensors of "meta" stand for
+    a GPU's where there is none.
+    """
+    return device.type in ("cuda", "meta")
+
+
+def upload(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on `device`; the host does not wait for what that still has to do."""
+    if x.device.type == "cpu" and device.type == "cuda":
+        x = x.pin_memory()  # from other memory it is copied by way of the driver's own, in turn
+    return x.to(device, non_blocking=device.type != "cpu")
+
+
+class Uploader:
+    """Sends batches to a device while it computes: a GPU copies them on a stream of their own, and
+    the host, which is ahead of it by a step, waits for neither.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def send(self, *tensors: Tensor) -> list[Tensor]:
+        """`tensors` on the device, for what it is told from here on."""
+        if self._stream is None:
+            return [upload(x, self.device) for x in tensors]
+        with torch.cuda.stream(self._stream):
+            sent = [upload(x, self.device) for x in tensors]
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._stream)
+        for x in sent:
+            x.record_stream(current)  # its memory is not given away before
+        return sent
 
 
 def has_fast_bf16() -> bool:

@@ -6,7 +6,8 @@
 // ThreadSanitizer sees races inside a block and between blocks. Each shared array is a heap block
 // of its own, filled with NaN, so that AddressSanitizer sees its ends and tests see what was never
 // written. A barrier or shuffle that not all threads reach ends the program, also where a GPU would
-// let it pass.
+// let it pass; so does more shared memory, static and dynamic together, than a GPU gives a block:
+// 48 KB, or where a launch has asked for more, $CUDA_ON_CPU_SHARED_KB (64, the least of any GPU).
 #pragma once
 
 #include <math.h>
@@ -54,18 +55,33 @@ struct dim3 {
 namespace cuda_on_cpu {
 
 constexpr int kWarp = 32, kMostThreads = 1024;
-constexpr size_t kMostSharedBytes = 227 << 10, kStaticSharedBytes = 48 << 10;
+constexpr size_t kUsualSharedBytes = 48 << 10, kLeastSharedBytes = 64 << 10;
 
 [[noreturn]] inline void fail(const char* why) {
   std::fprintf(stderr, "cuda_on_cpu: %s\n", why);
   std::abort();
 }
 
+// What a launch says of dynamic shared memory, and whether it has asked for more than is usual.
+struct DynamicShared {
+  size_t bytes;
+  bool is_allowed_more;
+
+  // The most that a block may have, static arrays included.
+  size_t limit() const {
+    if (!is_allowed_more) return kUsualSharedBytes;
+    static const char* const kilobytes = std::getenv("CUDA_ON_CPU_SHARED_KB");
+    return kilobytes == nullptr ? kLeastSharedBytes : size_t(std::atoi(kilobytes)) << 10;
+  }
+};
+
 // Memory of one block's shared arrays, by the line that declares them.
 class SharedMemory {
  public:
-  explicit SharedMemory(size_t dynamic_bytes)
-      : dynamic_(allocate(dynamic_bytes)), dynamic_bytes_(dynamic_bytes) {}
+  explicit SharedMemory(DynamicShared dynamic)
+      : dynamic_(allocate(dynamic.bytes)), asked_(dynamic) {
+    check();
+  }
 
   unsigned char* dynamic() { return dynamic_.get(); }
 
@@ -75,8 +91,7 @@ class SharedMemory {
     if (!place) {
       place = allocate(bytes);
       static_bytes_ += bytes;
-      if (static_bytes_ > kStaticSharedBytes || static_bytes_ + dynamic_bytes_ > kMostSharedBytes)
-        fail("too much shared memory");
+      check();
     }
     return place.get();
   }
@@ -104,9 +119,15 @@ class SharedMemory {
     return Memory(static_cast<unsigned char*>(memory));
   }
 
+  void check() const {
+    if (static_bytes_ > kUsualSharedBytes || static_bytes_ + asked_.bytes > asked_.limit())
+      fail("too much shared memory");
+  }
+
   std::map<int, Memory> arrays_;
   Memory dynamic_;
-  size_t dynamic_bytes_, static_bytes_ = 0;
+  DynamicShared asked_;
+  size_t static_bytes_ = 0;
   std::atomic_flag flag_;
 };
 
@@ -116,9 +137,9 @@ struct Block {
   virtual void wait_for_block() = 0;
   virtual void wait_for_warp(int warp) = 0;
 
-  void begin(dim3 index_, dim3 threads_, dim3 grid_, size_t dynamic_bytes) {
+  void begin(dim3 index_, dim3 threads_, dim3 grid_, DynamicShared dynamic) {
     index = index_, threads = threads_, grid = grid_;
-    shared = std::make_unique<SharedMemory>(dynamic_bytes);
+    shared = std::make_unique<SharedMemory>(dynamic);
   }
 
   unsigned char* dynamic_shared() { return shared->dynamic(); }

@@ -6,11 +6,25 @@
 
 #include <ucontext.h>
 
+#include <numeric>
+#include <random>
+
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
 
 namespace cuda_on_cpu {
+
+// In which order blocks, or threads of a block, begin: in that of their numbers, or with
+// $CUDA_ON_CPU_ORDER in a random one that this number chooses.
+inline std::vector<int64_t> order_of(int64_t count) {
+  std::vector<int64_t> order(static_cast<size_t>(count));
+  std::iota(order.begin(), order.end(), 0);
+  static const char* const seed = std::getenv("CUDA_ON_CPU_ORDER");
+  if (seed != nullptr)
+    std::shuffle(order.begin(), order.end(), std::mt19937(static_cast<unsigned>(std::atoi(seed))));
+  return order;
+}
 
 class FiberBlock final : public Block {
  public:
@@ -20,6 +34,7 @@ class FiberBlock final : public Block {
 
   void run() {
     count_ = static_cast<int>(threads.count());
+    order_ = order_of(count_);
     next_ = waiting_ = finished_ = 0;
     warp_waiting_.assign((count_ + kWarp - 1) / kWarp, {});
     while (finished_ < count_) {
@@ -101,7 +116,7 @@ class FiberBlock final : public Block {
 
   void serve(Fiber* fiber) {
     while (next_ < count_) {
-      fiber->thread.place(this, next_++);
+      fiber->thread.place(this, static_cast<int>(order_[next_++]));
       current = &fiber->thread;
       body_();
       if (waiting_ > 0) fail("a thread ends while others of its block wait at a barrier");
@@ -139,6 +154,7 @@ class FiberBlock final : public Block {
 #endif
 
   const Body& body_;
+  std::vector<int64_t> order_;
   int count_ = 0, next_ = 0, waiting_ = 0, finished_ = 0;
   bool is_backwards_ = false;
   Fiber* active_ = nullptr;
@@ -152,16 +168,15 @@ class FiberBlock final : public Block {
   std::deque<Fiber*> ready_;
 };
 
-inline void run(dim3 grid, dim3 threads, size_t dynamic_bytes, const std::function<void()>& body) {
+inline void run(dim3 grid, dim3 threads, DynamicShared dynamic, const std::function<void()>& body) {
   if (threads.count() > kMostThreads || threads.count() == 0)
     fail("a block of no or more than 1024 threads");
   FiberBlock block(body);
-  for (unsigned z = 0; z < grid.z; ++z)
-    for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) {
-        block.begin(dim3(x, y, z), threads, grid, dynamic_bytes);
-        block.run();
-      }
+  for (const int64_t i : order_of(grid.count())) {
+    const dim3 index(i % grid.x, i / grid.x % grid.y, i / (int64_t(grid.x) * grid.y));
+    block.begin(index, threads, grid, dynamic);
+    block.run();
+  }
 }
 
 }  // namespace cuda_on_cpu

@@ -1,5 +1,5 @@
 // filtered_lrelu, and the map by signs, beside a chain of plain steps in double precision. With
-// "quick", a small case.
+// "quick", a small case; with "fits", which filters are launched.
 #include "fir_testing.h"
 
 namespace {
@@ -170,9 +170,42 @@ Layer square(const Resampling& first, const Resampling& second, bool is_separabl
   return {first, first, second, second, is_separable, is_separable, 0.2, 1.4, clamp};
 }
 
+// A pixel of the result by filters of these sizes: launched, or refused for want of shared memory?
+template <class T>
+void tell_fit(bool is_separable, int up_taps, int up, int down_taps, int down, Dtype type) {
+  const int64_t side = 2, padding = up_taps + down_taps - 1 - side * up;
+  Suite<T> suite({1, 1, side, side},
+                 square({up, 1, padding, 0, up_taps}, {1, down, 0, 0, down_taps}, is_separable, -1),
+                 type);
+  Buffer<T> y(suite.images, suite.width, suite.height, 8);
+  bool is_launched = true;
+  try {
+    filtered_lrelu(suite.problem(y, Signs::kNone), type, Stream());
+  } catch (const std::runtime_error&) {
+    is_launched = false;
+  }
+  std::printf("%d %d %d %d %d %d %d\n", is_separable, up_taps, up, down_taps, down,
+              int(sizeof(compute_t<T>)), is_launched);
+}
+
+void tell_fits() {
+  for (const bool is_separable : {true, false})
+    for (const int up_taps : {4, 12, 32})
+      for (const int up : {1, 2, 8})
+        for (const int down_taps : {4, 12, 32})
+          for (const int down : {1, 2, 8, 48, 64}) {
+            tell_fit<float>(is_separable, up_taps, up, down_taps, down, Dtype::kFloat);
+            tell_fit<double>(is_separable, up_taps, up, down_taps, down, Dtype::kDouble);
+          }
+}
+
 }  // namespace
 
-int main(int count, char**) {
+int main(int count, char** arguments) {
+  if (count > 1 && std::string(arguments[1]) == "fits") {
+    tell_fits();
+    return 0;
+  }
   const Layer usual = square({2, 1, 9, 8, 12}, {1, 2, 0, 0, 12}, true, 0.5);
   if (count > 1) {
     run<float>({1, 3, 10, 18}, usual, Dtype::kFloat);

@@ -61,10 +61,10 @@ class ThreadBlock final : public Block {
   void wait_for_warp(int warp) override { warps_[warp]->wait(); }
 
   // What thread `number` does for one block of the grid.
-  void run(int number, dim3 index, dim3 threads, dim3 grid, size_t dynamic_bytes,
+  void run(int number, dim3 index, dim3 threads, dim3 grid, DynamicShared dynamic,
            const std::function<void()>& body) {
     if (number == 0) {
-      begin(index, threads, grid, dynamic_bytes);
+      begin(index, threads, grid, dynamic);
       barrier_.reset();
     }
     between_blocks_.wait();
@@ -80,7 +80,7 @@ class ThreadBlock final : public Block {
   std::vector<std::unique_ptr<Barrier>> warps_;
 };
 
-inline void run(dim3 grid, dim3 threads, size_t dynamic_bytes, const std::function<void()>& body) {
+inline void run(dim3 grid, dim3 threads, DynamicShared dynamic, const std::function<void()>& body) {
   constexpr int kTeams = 2;
   const int count = static_cast<int>(threads.count());
   if (count > kMostThreads || count == 0) fail("a block of no or more than 1024 threads");
@@ -92,7 +92,7 @@ inline void run(dim3 grid, dim3 threads, size_t dynamic_bytes, const std::functi
       all.emplace_back([&, block = teams.back().get(), team, number] {
         for (int64_t i = team; i < grid.count(); i += kTeams) {
           const dim3 index(i % grid.x, i / grid.x % grid.y, i / (int64_t(grid.x) * grid.y));
-          block->run(number, index, threads, grid, dynamic_bytes, body);
+          block->run(number, index, threads, grid, dynamic, body);
         }
       });
     }

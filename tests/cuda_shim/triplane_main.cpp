@@ -3,7 +3,9 @@
 //
 // tests/torch_utils/ops/test_cuda_triplane.py writes the cases and compares. A case is a list of
 // 64-bit integers, a list of doubles, and arrays, each with its length in front; so is a result,
-// arrays alone. Every array is a heap block of exactly its size.
+// arrays alone. Every array is a heap block of exactly its size. Where kernels refuse a case, its
+// result's name and the reason are printed. With "--launch" in front, each kernel is launched, and
+// gradients are not added up.
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -15,6 +17,8 @@
 namespace {
 
 using namespace open_eg3d::cuda;
+
+bool only_launches = false;
 
 // A heap block; null where there is nothing in it.
 struct Array {
@@ -128,10 +132,10 @@ struct Gradients {
   explicit Gradients(const Scene& scene_)
       : scene(scene_),
         count(scene.samples * 3 * scene.planes.channels * scene.planes.height * scene.planes.width),
-        sums(count * 8),
-        marks((count / 32 + 1) * 4),
+        sums(only_launches ? 0 : count * 8),
+        marks(only_launches ? 0 : (count / 32 + 1) * 4),
         bounds(8),
-        partial(kPartialSums * scene.layout.total * scene.number) {}
+        partial(only_launches ? 0 : kPartialSums * scene.layout.total * scene.number) {}
 
   void fill(DecodeBackward& p) const {
     p.plane_sums = static_cast<unsigned long long*>(sums.data()),
@@ -142,6 +146,7 @@ struct Gradients {
 
   // The planes' as (N, 3, H, W, C), then w0, b0, w1 and b1.
   void write(const DecodeBackward& p, Result& to) const {
+    if (only_launches) return;
     const Planes& planes = scene.planes;
     const Array result(count * (scene.type == Dtype::kDouble  ? 8
                                 : scene.type == Dtype::kFloat ? 4
@@ -306,10 +311,15 @@ void run_rays(Case& from, Result& to) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  for (int i = 1; i + 1 < count; i += 2) {
+  only_launches = count > 1 && std::string(arguments[1]) == "--launch";
+  for (int i = only_launches ? 2 : 1; i + 1 < count; i += 2) {
     Case from(arguments[i]);
     Result to(arguments[i + 1]);
-    from.next_integer() == 0 ? run_points(from, to) : run_rays(from, to);
+    try {
+      from.next_integer() == 0 ? run_points(from, to) : run_rays(from, to);
+    } catch (const std::runtime_error& error) {
+      std::printf("%s: %s\n", arguments[i + 1], error.what());
+    }
   }
   return 0;
 }

@@ -29,6 +29,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 Operator = Callable[..., Tensor]
 
 BLUR = setup_filter([1, 3, 3, 1])
+TWELVE = setup_filter([1, 2, 4, 7, 9, 10, 10, 9, 7, 4, 2, 1], separable=True)
 SYMMETRIC = setup_filter([1, 4, 8, 9, 8, 4, 1], separable=True)
 
 
@@ -153,6 +154,100 @@ def test_opcheck() -> None:
             True,
         ),
     )
+
+
+# Of the published FFHQ-512 networks, beside the reference in fp64 on the CPU.
+PRODUCTION: dict[str, tuple[tuple[tuple[int, ...], ...], torch.dtype, Operator]] = {
+    "bias_act": (
+        ((1, 128, 512, 512), (128,)),
+        torch.float16,
+        lambda x, b: bias_act(x, b, act="lrelu", clamp=256),
+    ),
+    "upfirdn2d up": (
+        ((1, 96, 256, 256),),
+        torch.float32,
+        lambda x: upfirdn2d(x, BLUR, up=2, padding=(2, 1, 2, 1), gain=4),
+    ),
+    "upfirdn2d blur": (
+        ((1, 128, 513, 513),),
+        torch.float16,
+        lambda x: upfirdn2d(x, BLUR, padding=1),
+    ),
+    "upfirdn2d down": (
+        ((1, 64, 512, 512),),
+        torch.float16,
+        lambda x: upfirdn2d(x, BLUR, down=2, padding=1),
+    ),
+    "modulated_lrelu": (
+        ((1, 128, 512, 512), (1, 128), (1, 1, 512, 512), (128,)),
+        torch.float16,
+        modulated_lrelu,
+    ),
+    "scale_channels": (((1, 256, 256, 256), (1, 256)), torch.float16, scale_channels),
+    "filtered_lrelu": (
+        ((1, 32, 532, 532), (32,)),
+        torch.float16,
+        lambda x, b: filtered_lrelu(x, TWELVE, TWELVE, b, up=2, down=2, padding=11),
+    ),
+}
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", PRODUCTION)
+def test_production_sizes(name: str) -> None:
+    shapes, dtype, function = PRODUCTION[name]
+    rounded = [tensor.to(dtype) for tensor in draw(shapes)]
+    with library.path("reference"):
+        expected = results(function, [tensor.double() for tensor in rounded])
+    inputs = [
+        on_device(tensor).contiguous(memory_format=torch.channels_last)
+        if tensor.ndim == 4
+        else on_device(tensor)
+        for tensor in rounded
+    ]
+    assert library.use_kernels(inputs[0])
+    for result, value in zip(results(function, inputs), expected, strict=True):
+        differences = (result - value).abs() / value.abs().max()
+        assert differences.mean() < DTYPES[dtype]
+
+
+@needs_gpu
+@pytest.mark.parametrize("rendered", [False, True], ids=["points", "rays"])
+def test_the_published_decoder(rendered: bool) -> None:
+    """32 features, 64 hidden units, a density and 32 colours, planes of 256 pixels: values and
+    gradients against the CPU's kernels.
+    """
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    planes = normal(1, 3, 256, 256, 32).permute(0, 1, 4, 2, 3)
+    weights = [normal(64, 32) / 6, normal(64), normal(33, 64) / 8, normal(33)]
+    directions = torch.nn.functional.normalize(normal(1, 4096, 3), dim=-1)
+    points = torch.rand(1, 4096, 3, generator=generator) - 0.5
+    offsets = [torch.rand(1, 4096, 48, generator=generator) for _ in range(2)]
+
+    def run(device: str) -> list[Tensor]:
+        leaves = [tensor.to(device).requires_grad_() for tensor in (planes, *weights)]
+        decoder = DecoderWeights(*leaves[1:])
+        outputs: tuple[Tensor, ...]
+        if rendered:
+            near, far = (torch.full((1, 4096, 1), limit, device=device) for limit in (2.25, 3.3))
+            along, coarse, fine = (x.to(device) for x in (directions, *offsets))
+            origins = -2.7 * along
+            outputs = render_rays(
+                leaves[0], decoder, origins, along, near, far, None, coarse, fine, box_warp=1.0
+            )
+        else:
+            outputs = decode_points(leaves[0], decoder, points.to(device), box_warp=1.0)
+        loss = torch.stack([output.square().mean() for output in outputs]).sum()
+        return [x.detach().cpu() for x in (*outputs, *torch.autograd.grad(loss, leaves))]
+
+    for result, expected in zip(run(DEVICE), run("cpu"), strict=True):
+        largest = float(expected.abs().max())
+        assert (result - expected).abs().mean() < 1e-4 * largest
+        assert (result - expected).abs().max() < 2e-2 * largest  # fine samples at an edge
 
 
 def rays() -> list[Tensor]:

@@ -63,11 +63,11 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
-def any_process(value: bool, device: torch.device) -> bool:
-    """Whether `value` is true in any process; `device` is where processes exchange numbers."""
+def any_process(value: bool) -> bool:
+    """Whether `value` is true in any process. Hosts ask each other; no GPU is waited for."""
     if not is_distributed():
         return value
-    return bool(sum_over_processes(torch.tensor(float(value), device=device)) > 0)
+    return bool(sum_over_processes(torch.tensor(float(value))) > 0)
 
 
 def gather_batch(share: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ BEAT_TIMEOUT = timedelta(seconds=10)
 # that works on something alone.
 COLLECTIVE_TIMEOUT = timedelta(hours=12)
 PATIENCE_VARIABLE = "OPEN_EG3D_TIMEOUT"
+BACKENDS = "cpu:gloo,cuda:nccl"  # what hosts know, they tell each other without their GPUs
 HOST = "127.0.0.1"
 LOST_CONTACT = "lost contact with another process"
 
@@ -68,9 +69,9 @@ class StopSignals:
     def _note(self, number: int, _: object) -> None:
         self.received = signal.Signals(number).name
 
-    def agreed(self, device: torch.device) -> bool:
+    def agreed(self) -> bool:
         """Whether any process was told to stop."""
-        return any_process(self.received is not None, device)
+        return any_process(self.received is not None)
 
 
 @dataclass(frozen=True)
@@ -288,7 +289,7 @@ def _join(
     beats = store.clone()
     beats.set_timeout(BEAT_TIMEOUT)
     dist.init_process_group(
-        "nccl" if device == "cuda" else "gloo",
+        BACKENDS if device == "cuda" else "gloo",
         store=store,
         rank=rank,
         world_size=size,

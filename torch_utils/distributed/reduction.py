@@ -63,10 +63,13 @@ class GradientAverage:
             return sum_over_processes(counts)
         while len(self._sent) < len(self.buckets):
             self._send()
-        has_gradient = counts.new_tensor([p.grad is not None for p in self.parameters])
-        sums, shares = sum_over_processes(torch.cat([counts, has_gradient])).split(
-            [len(counts), len(has_gradient)]
-        )
+        has_gradient = torch.tensor([float(p.grad is not None) for p in self.parameters])
+        if counts.device.type == "cpu":
+            sums, shares = sum_over_processes(torch.cat([counts, has_gradient])).split(
+                [len(counts), len(has_gradient)]
+            )
+        else:  # the host asks the others, for it would have to wait for its GPU's answer
+            sums, shares = sum_over_processes(counts), sum_over_processes(has_gradient)
         is_used = dict(zip(self.parameters, (shares > 0).tolist(), strict=True))
         for bucket, (flat, work) in zip(self.buckets, self._sent, strict=True):
             if work is not None:

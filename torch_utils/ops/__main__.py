@@ -4,38 +4,27 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import click
+import torch
 
 from dnnlib.console import UserError, run_cli
-from torch_utils import ops
-from torch_utils.ops import builder, library
-
-MODULES = ("bias_act", "upfirdn2d", "filtered_lrelu", "modulation", "render_rays", "decode_points")
+from torch_utils.ops import builder, library, self_check
 
 
-def self_checks() -> Iterator[tuple[str, library.SelfCheck]]:
-    """The checks of all operators, by the operator's name."""
-    for name in MODULES:
-        for check in getattr(
-            importlib.import_module(f"{ops.__name__}.{name}"), "self_checks", lambda: ()
-        )():
-            yield name, check
-
-
-def collect() -> dict[str, Any]:
-    """How the library was built, the state of every operator, and the checks that fail."""
-    built = library.details()
+def collect(device: library.Device = "cpu") -> dict[str, Any]:
+    """How the library for `device` was built, the state of every operator, and the checks that
+    fail.
+    """
+    built = library.details(device)
     assert built is not None
     report: dict[str, Any] = {"build": asdict(built), "operators": {}, "mismatches": []}
     errors: dict[str, list[float]] = defaultdict(list)
-    for operator, check in self_checks():
+    for operator, check in self_check.checks(torch.device(device)):
         errors[operator].append(check.error / check.tolerance)
         if not check.error <= check.tolerance:
             report["mismatches"].append(
@@ -74,7 +63,7 @@ def show(report: dict[str, Any]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def main(as_json: bool) -> None:
     """Show which operators are compiled, where and how, and compare each with its plain PyTorch
-    reference.
+    reference; where there is a GPU, those for CUDA as well.
 
     The status is 1 if they differ or cannot be had.
     """
@@ -85,15 +74,22 @@ def main(as_json: bool) -> None:
             " compare"
         )
     report = collect()
+    if torch.cuda.is_available():
+        report["cuda"] = collect("cuda") if library.load("cuda") else None
+    reports = [part for part in (report, report.get("cuda")) if part]
     if as_json:
         click.echo(json.dumps(report, indent=1))
     else:
-        show(report)
-    if report["mismatches"]:
+        for part in reports:
+            show(part)
+    mismatches = sum(len(part["mismatches"]) for part in reports)
+    if mismatches:
         raise UserError(
-            f"{len(report['mismatches'])} checks differ from the reference; set"
+            f"{mismatches} checks differ from the reference; set"
             f" {library.VARIABLE}=reference and report this"
         )
+    if "cuda" in report and report["cuda"] is None:
+        raise UserError(library.failure("cuda") or "the CUDA operators are not in use")
 
 
 if __name__ == "__main__":

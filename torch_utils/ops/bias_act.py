@@ -107,7 +107,7 @@ def bias_act_reference(
     return x if clamp is None else x.clamp(-clamp, clamp)
 
 
-def self_checks() -> Iterator[library.SelfCheck]:
+def self_checks(device: torch.device = library.CPU) -> Iterator[library.SelfCheck]:
     """Every activation forward, and lrelu's gradients, against the reference in several dtypes and
     layouts.
     """
@@ -128,11 +128,17 @@ def self_checks() -> Iterator[library.SelfCheck]:
                     bias,
                     act,
                     tolerance,
+                    device,
                 )
 
 
 def _compare(
-    name: str, x: Tensor, bias: Tensor, act: ActivationName, tolerance: float
+    name: str,
+    x: Tensor,
+    bias: Tensor,
+    act: ActivationName,
+    tolerance: float,
+    device: torch.device,
 ) -> Iterator[library.SelfCheck]:
     """Output and both gradients, the reference in fp64. The gradient flows where rounding does not
     decide whether the clamp acts.
@@ -143,14 +149,15 @@ def _compare(
     )
     grad = ((unclamped.abs() / clamp - 1).abs() > 0.05).to(x.dtype) * x
     results = []
-    for path, dtype in (("cpp", x.dtype), ("reference", torch.float64)):
+    for path, dtype, where in (
+        (library.compiled_path(device), x.dtype, device),
+        ("reference", torch.float64, library.CPU),
+    ):
         with library.path(path):
-            inputs = (
-                x.to(dtype).detach().requires_grad_(),
-                bias.to(dtype).detach().requires_grad_(),
-            )
-            output = bias_act(*inputs, act=act, clamp=clamp)
-            results.append((output, *torch.autograd.grad(output, inputs, grad.to(dtype))))
+            leaf, bias_leaf = (v.detach().to(where, dtype).requires_grad_() for v in (x, bias))
+            output = bias_act(leaf, bias_leaf, act=act, clamp=clamp)
+            gradients = torch.autograd.grad(output, (leaf, bias_leaf), grad.to(where, dtype))
+            results.append((output, *gradients))
     for part, result, expected in zip(
         ("output", "gradient of x", "gradient of bias"), *results, strict=True
     ):

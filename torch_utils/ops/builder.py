@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from dnnlib import files
+from dnnlib import files, locks
 from dnnlib.console import UserError, progress
 
 SOURCE_DIR = Path(__file__).parent / "csrc"
@@ -41,6 +41,7 @@ FLAGS = (
     "-fvisibility=hidden",
 )
 ARCH_VARIABLE = "OPEN_EG3D_ARCH"  # the instruction set to compile for, as -march names it
+LOCK_PAUSE = 0.1  # seconds between looks whether another process has finished
 MOST_JOBS = 4  # a compiler takes up to a gigabyte
 
 
@@ -263,18 +264,15 @@ def _lock(path: Path) -> Iterator[None]:
     """Hold `path` alone. The kernel lets go of it when the process ends, however that comes
     about.
     """
-    import fcntl  # not on Windows
-
     with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.try_lock(file.fileno()):
             print(
                 "Waiting for another process that compiles the operators",
                 file=sys.stderr,
                 flush=True,
             )
-            fcntl.flock(file, fcntl.LOCK_EX)
+            while not locks.try_lock(file.fileno()):
+                time.sleep(LOCK_PAUSE)
         yield
 
 

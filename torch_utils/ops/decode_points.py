@@ -42,22 +42,35 @@ class DecoderWeights(NamedTuple):
     b1: Tensor  # (1 + K,)
 
 
-# bytes that a CUDA kernel's block has for decoder and samples (csrc/cuda/triplane/operands.h)
-SHARED_MEMORY = 60 << 10
+# bytes of shared memory that a block has on every GPU (csrc/cuda/triplane/operands.h)
+SHARED_MEMORY = 64 << 10
+TILE, LEAST_ROWS = 64, 16  # samples that a block decodes at once: the most, and the fewest
 
 
 def fits_gpu(decoder: DecoderWeights) -> bool:
     """Whether the CUDA kernels take a decoder of this size: they hold it, and 16 samples on their
     way through it, in shared memory.
+
+    Counts what the backward pass takes, which is the most.
     """
-    hidden, features = (whole + 4 for whole in _whole_packs(decoder.w0.shape))
-    outputs, _ = (whole + 4 for whole in _whole_packs(decoder.w1.shape))
-    numbers = hidden * (features + outputs + 2) + outputs + 16 * (features + hidden + outputs)
-    return numbers * decoder.w0.element_size() <= SHARED_MEMORY
+    (hidden, features), (outputs, _) = decoder.w0.shape, decoder.w1.shape
+    rows = [_row(size) for size in (features, hidden, outputs - 1)]
+    whole_hidden, whole_colors = _whole_packs(hidden), _whole_packs(outputs - 1)
+    weights = whole_hidden * rows[0] + (whole_colors + 1) * rows[1]
+    biases = whole_hidden + whole_colors + 4
+    numbers = weights + biases + LEAST_ROWS * sum(rows)
+    size = decoder.w0.element_size()
+    return numbers * size + TILE * (5 * size + 4) <= SHARED_MEMORY
 
 
-def _whole_packs(shape: torch.Size) -> tuple[int, ...]:
-    return tuple((size + 3) // 4 * 4 for size in shape)
+def _whole_packs(count: int) -> int:
+    return (count + 3) // 4 * 4
+
+
+def _row(count: int) -> int:
+    """Numbers of a row in shared memory: an odd number of packs of four."""
+    packs = _whole_packs(count) // 4
+    return 4 * (packs + 1 - packs % 2)
 
 
 def decode_points(
@@ -185,12 +198,13 @@ def plain_decode(
     return x[..., :1], torch.sigmoid(x[..., 1:]) * 1.002 - 0.001
 
 
-def self_checks() -> Iterator[library.SelfCheck]:
+def self_checks(device: torch.device = library.CPU) -> Iterator[library.SelfCheck]:
     """Values and gradients of both against each other."""
     planes, decoder = random_scene()
     points = torch.rand(2, 100, 3, generator=torch.Generator().manual_seed(1)) * 1.4 - 0.7
     inputs = [value.requires_grad_() for value in (planes, *decoder, points)]
-    compiled = decode_points(planes, decoder, points, box_warp=1.2)
+    moved = DecoderWeights(*(weight.to(device) for weight in decoder))
+    compiled = decode_points(planes.to(device), moved, points.to(device), box_warp=1.2)
     plain = plain_decode(planes, decoder, points, 1.2)
     for name, result, expected in zip(("densities", "colours"), compiled, plain, strict=True):
         yield library.SelfCheck(f"decode_points, {name}", result.detach(), expected.detach(), 1e-5)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from torch_utils.ops import library
 from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.decode_points import SHARED_MEMORY
 from torch_utils.ops.upfirdn2d import (
     check_fit,
     four_paddings,
@@ -21,8 +22,7 @@ from torch_utils.ops.upfirdn2d import (
     upfirdn2d,
 )
 
-# taps; tiles that longer filters need do not fit into a multiprocessor's memory
-LONGEST_ON_CUDA = 32
+LONGEST_ON_CUDA = 32  # taps; beyond, plain PyTorch, with its larger tiles, is faster
 LANES = 16  # planes that share a word of signs, as in csrc/cpu/lanes.h
 
 
@@ -56,11 +56,10 @@ def filtered_lrelu(
         ValueError: if a filter does not fit into the padded image or `padding` has another length.
     """
     filters = [filter for filter in (up_filter, down_filter) if filter is not None]
-    is_too_long = x.is_cuda and any(max(filter.shape) > LONGEST_ON_CUDA for filter in filters)
     if (
         library.use_kernels(x)
-        and not is_too_long
         and not any(filter.requires_grad for filter in filters)
+        and not (x.is_cuda and not fits_gpu(x.dtype, up_filter, down_filter, up, down))
     ):
         options = (up, down, four_paddings(padding), gain, slope, clamp, flip_filter)
         return _filtered_lrelu_kernel(x, up_filter, down_filter, bias, options)
@@ -93,6 +92,41 @@ def filtered_lrelu_reference(
 
 # --------------------------------------------------------------------------------------------------
 # The compiled operator
+
+
+def fits_gpu(
+    dtype: torch.dtype, up_filter: Tensor | None, down_filter: Tensor | None, up: int, down: int
+) -> bool:
+    """Whether the CUDA kernels take such filters: what a pixel of the result, and one of the
+    gradient, is made of fits into shared memory (csrc/cuda/filtered_lrelu.cu).
+    """
+    first, second = (
+        (1,) if filter is None else tuple(filter.shape) for filter in (up_filter, down_filter)
+    )
+    number = 8 if dtype == torch.float64 else 4
+    bytes = max(
+        _pixel_bytes(first, up, second, down, number), _pixel_bytes(second, down, first, up, number)
+    )
+    return max(*first, *second) <= LONGEST_ON_CUDA and bytes <= SHARED_MEMORY
+
+
+def _pixel_bytes(
+    first: tuple[int, ...], up: int, second: tuple[int, ...], down: int, number: int
+) -> int:
+    """Shared memory for the smallest tile, of numbers of so many bytes: taps, and in two buffers
+    fine pixels, what they are made of and what is made of them, with a word of signs for each.
+    """
+    fine = [max(second[side], down) for side in (0, -1)]
+    input = [(size + first[side] + up - 2) // up for size, side in zip(fine, (0, -1), strict=True)]
+    upsampled = input[0] * (fine[1] if len(first) == 1 else input[1])
+    parts = (
+        math.prod(first),
+        math.prod(second),
+        max(math.prod(input), math.prod(fine)),
+        max(upsampled, fine[0]),
+    )
+    whole = sum(-(-part * number // 16) * 16 for part in parts)
+    return whole + 4 * math.prod(fine)
 
 
 def _filtered_lrelu_kernel(
@@ -270,7 +304,7 @@ def _register() -> None:
     )
 
 
-def self_checks() -> Iterator[library.SelfCheck]:
+def self_checks(device: torch.device = library.CPU) -> Iterator[library.SelfCheck]:
     """Small cases through the compiled operator and through the reference: result and gradient."""
     up_filter, down_filter = (
         setup_filter([1, 4, 8, 9, 8, 4, 1], separable=True),
@@ -287,8 +321,9 @@ def self_checks() -> Iterator[library.SelfCheck]:
             values = torch.linspace(-40, 40, 2 * 20 * 9 * 7).sin().view(2, 20, 9, 7)
             x = values.to(dtype, memory_format=layout).requires_grad_()
             bias = torch.linspace(-0.5, 0.5, 20)
-            with library.path("cpp"):
-                result = filtered_lrelu(x, up_filter, down_filter, bias, **options)
+            with library.path(library.compiled_path(device)):
+                moved, bias_there = x.to(device), bias.to(device)
+                result = filtered_lrelu(moved, up_filter, down_filter, bias_there, **options)
                 grad = torch.autograd.grad(result.sum(), x)[0]
             with library.path("reference"):
                 expected = filtered_lrelu(x, up_filter, down_filter, bias, **options)

@@ -12,7 +12,7 @@ An operator's module looks like this:
     def _register():                            # runs once, after the shared library is there
         library.register("scale", fake, backward, setup_context)
 
-    def self_checks():                          # what `python -m torch_utils.ops` compares
+    def self_checks(device=library.CPU):        # what self_check.py compares
         yield library.SelfCheck("scale, fp32", result, expected, tolerance=1e-6)
 
 Its schema is in csrc/schemas.cpp; its kernels are in csrc/cpu/<operator>_cpu.cpp:
@@ -46,6 +46,8 @@ PATHS = ("reference", "cpp", "cuda")
 KERNEL_DEVICES = ("cpu", "cuda")
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
+CPU = torch.device("cpu")
+
 Device = Literal["cpu", "cuda"]
 Hook = TypeVar("Hook", bound=Callable[[], None])
 
@@ -70,7 +72,7 @@ class SelfCheck:
             return math.inf
         if self.expected.numel() == 0:
             return 0.0
-        result, expected = self.result.detach().double(), self.expected.detach().double()
+        result, expected = (x.detach().cpu().double() for x in (self.result, self.expected))
         error = float((result - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
         return math.inf if math.isnan(error) else error
 
@@ -92,9 +94,13 @@ class _State:
     )
     forced: str | None = None  # by `path`, which goes before the environment variable
     hooks: list[Callable[[], None]] = field(default_factory=list)
+    # by number of the GPU: why plain PyTorch serves it, or None; first asked for when it is used
+    gpus: dict[int, str | None] = field(default_factory=dict)
 
 
 _state = _State()
+GpuCheck = Callable[[int, builder.Built], str | None]
+_gpu_checks: list[GpuCheck] = []
 
 
 def use_kernels(*tensors: Tensor) -> bool:
@@ -115,11 +121,15 @@ def use_kernels(*tensors: Tensor) -> bool:
             or tensor.dtype not in KERNEL_DTYPES
         ):
             return False
-    return (
-        _state.parts[device].enabled
-        if torch.compiler.is_compiling()
-        else load(cast(Device, device))
-    )
+    gpu = tensors[0].device.index if device == "cuda" else None
+    if torch.compiler.is_compiling():
+        return _state.parts[device].enabled and (gpu is None or _state.gpus.get(gpu) is None)
+    return load(cast(Device, device)) and (gpu is None or _serves_gpu(gpu))
+
+
+def compiled_path(device: torch.device) -> str:
+    """The path of the compiled operators for `device`."""
+    return "cuda" if device.type == "cuda" else "cpp"
 
 
 def load(device: Device = "cpu") -> bool:
@@ -136,7 +146,38 @@ def load(device: Device = "cpu") -> bool:
     is_forced = wanted == ("cuda" if device == "cuda" else "cpp")
     part = _state.parts[device]
     part.enabled = not is_refused and _is_available(device, is_forced)
-    return part.enabled
+    if not part.enabled or device == "cpu":
+        return part.enabled
+    return _serves_gpu(torch.cuda.current_device())
+
+
+def _serves_gpu(gpu: int) -> bool:
+    """Whether the operators serve the GPU of that number: looked into when it is first used.
+
+    Raises:
+        UserError: if they do not and OPEN_EG3D_OPS insists on them.
+    """
+    if gpu not in _state.gpus:
+        _state.gpus[gpu] = None  # for the checks, which call operators
+        built = _state.parts["cuda"].built
+        assert built is not None
+        problems = (check(gpu, built) for check in _gpu_checks)
+        _state.gpus[gpu] = next((text for text in problems if text), None)
+        if _state.gpus[gpu] is not None and _wanted_path() != "cuda":
+            _warn_of_plain_path(f" on GPU {gpu}", str(_state.gpus[gpu]))
+    problem = _state.gpus[gpu]
+    if problem is not None and _wanted_path() == "cuda":
+        raise UserError(f"the CUDA operators were asked for and cannot serve: {problem}")
+    return problem is None
+
+
+def _warn_of_plain_path(where: str, reason: str) -> None:
+    warnings.warn(
+        f"plain PyTorch operators serve{where}, which are slower: {reason}. {VARIABLE}=reference"
+        " silences this.",
+        RuntimeWarning,
+        stacklevel=5,
+    )
 
 
 def details(device: Device = "cpu") -> builder.Built | None:
@@ -145,8 +186,11 @@ def details(device: Device = "cpu") -> builder.Built | None:
 
 
 def failure(device: Device = "cpu") -> str | None:
-    """Why the operators for `device` could not be loaded, or None."""
-    return _state.parts[device].failure
+    """Why the operators for `device` could not be loaded, or do not serve one of its GPUs, or
+    None.
+    """
+    problems = _state.gpus.values() if device == "cuda" else ()
+    return _state.parts[device].failure or next((text for text in problems if text), None)
 
 
 @contextlib.contextmanager
@@ -175,6 +219,14 @@ def on_load(hook: Hook) -> Hook:
     if _state.parts["cpu"].is_loaded:
         hook()
     return hook
+
+
+def check_gpus(check: GpuCheck) -> GpuCheck:
+    """Decorator: ask `check` why the library must not serve the GPU of a number, None = it may,
+    when that GPU is used first.
+    """
+    _gpu_checks.append(check)
+    return check
 
 
 def register(
@@ -206,12 +258,7 @@ def _is_available(device: Device, is_forced: bool) -> bool:
     if not part.is_loaded and part.failure is None:
         part.failure = _try_to_load(device)
         if part.failure is not None and not is_forced:
-            warnings.warn(
-                f"plain PyTorch operators serve{' on CUDA' if device == 'cuda' else ''}, which are"
-                f" slower: {part.failure}. {VARIABLE}=reference silences this.",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+            _warn_of_plain_path(" on CUDA" if device == "cuda" else "", part.failure)
     if is_forced and not part.is_loaded:
         kind = "CUDA operators" if device == "cuda" else "compiled operators"
         raise UserError(f"the {kind} were asked for and cannot be had: {part.failure}")

@@ -81,7 +81,7 @@ def modulated_lrelu_reference(
     return bias_act_reference(x, bias, 1, "lrelu", slope, gain, clamp)
 
 
-def self_checks() -> Iterator[library.SelfCheck]:
+def self_checks(device: torch.device = library.CPU) -> Iterator[library.SelfCheck]:
     """Compiled operators beside their references, forward and backward."""
     generator = torch.Generator().manual_seed(0)
 
@@ -91,8 +91,9 @@ def self_checks() -> Iterator[library.SelfCheck]:
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)):
         x = draw(3, 24, 5, 7).to(dtype=dtype, memory_format=torch.channels_last).requires_grad_()
         scale, noise, bias = draw(3, 24), draw(3, 1, 5, 7), draw(24)
+        moved, style = x.to(device), scale.to(device)
         y, expected = (
-            modulated_lrelu(x, scale, noise, bias),
+            modulated_lrelu(moved, style, noise.to(device), bias.to(device)),
             modulated_lrelu_reference(x, scale, noise, bias, 0.2, math.sqrt(2), None),
         )
         yield library.SelfCheck(f"modulated_lrelu {dtype}", y, expected, tolerance)
@@ -100,7 +101,7 @@ def self_checks() -> Iterator[library.SelfCheck]:
             torch.autograd.grad(value.float().square().sum(), x)[0] for value in (y, expected)
         )
         yield library.SelfCheck(f"modulated_lrelu {dtype} gradient", first, second, 2 * tolerance)
-        first, second = (f(x, scale) for f in (scale_channels, scale_channels_reference))
+        first, second = scale_channels(moved, style), scale_channels_reference(x, scale)
         yield library.SelfCheck(f"scale_channels {dtype}", first, second, tolerance)
 
 

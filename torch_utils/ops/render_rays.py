@@ -133,7 +133,7 @@ def _register() -> None:
 # Self-check
 
 
-def self_checks() -> Iterator[library.SelfCheck]:
+def self_checks(device: torch.device = library.CPU) -> Iterator[library.SelfCheck]:
     """A single pass against its formula in plain PyTorch, and a second pass against a first one of
     the same many samples.
 
@@ -145,9 +145,25 @@ def self_checks() -> Iterator[library.SelfCheck]:
     origins, near, far = -2 * directions, torch.full((2, 7, 1), 1.4), torch.full((2, 7, 1), 2.6)
     offsets = torch.rand(2, 7, 20, generator=generator)
     inputs = [value.requires_grad_() for value in (planes, *decoder, origins, directions)]
-    compiled = render_rays(
-        planes, decoder, origins, directions, near, far, None, offsets, None, box_warp=1.2
-    )
+
+    def render(u_coarse: Tensor, u_fine: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        weights = DecoderWeights(*(weight.to(device) for weight in decoder))
+        along, first, last = (value.to(device) for value in (directions, near, far))
+        u_fine = None if u_fine is None else u_fine.to(device)
+        return render_rays(
+            planes.to(device),
+            weights,
+            origins.to(device),
+            along,
+            first,
+            last,
+            None,
+            u_coarse.to(device),
+            u_fine,
+            box_warp=1.2,
+        )
+
+    compiled = render(offsets, None)
     plain = _plain_single_pass(
         planes,
         decoder,
@@ -173,12 +189,7 @@ def self_checks() -> Iterator[library.SelfCheck]:
             torch.rand(2, 7, 1500, generator=generator),
             torch.rand(2, 7, 500, generator=generator),
         )
-        single = render_rays(
-            planes, decoder, origins, directions, near, far, None, many, None, box_warp=1.2
-        )
-        double = render_rays(
-            planes, decoder, origins, directions, near, far, None, few, many, box_warp=1.2
-        )
+        single, double = render(many, None), render(few, many)
     yield library.SelfCheck("render_rays, two passes", double[0], single[0], 0.01)
 
 

@@ -283,7 +283,7 @@ def _register() -> None:
     library.register("upfirdn2d", _fake, _backward, _save_for_backward)
 
 
-def self_checks() -> Iterator[library.SelfCheck]:
+def self_checks(device: torch.device = library.CPU) -> Iterator[library.SelfCheck]:
     """Small cases through the compiled operator and through the reference."""
     filter = setup_filter([1, 3, 3, 1])
     cases: dict[str, dict[str, Any]] = {
@@ -305,8 +305,8 @@ def self_checks() -> Iterator[library.SelfCheck]:
                 .to(dtype, memory_format=layout)
             )
             for name, options in cases.items():
-                with library.path("cpp"):
-                    result = upfirdn2d(x, **options)
+                with library.path(library.compiled_path(device)):
+                    result = upfirdn2d(x.to(device), **options)
                 title = (
                     f"upfirdn2d, {name}, {str(dtype).removeprefix('torch.')},"
                     f" {str(layout).removeprefix('torch.')}"

@@ -422,6 +422,11 @@ class TrainingConfig:
         lowest=0,
         option="--nrr-fade-kimg",
     )
+    deterministic: bool = setting(
+        False,
+        "The same bits each time on CUDA, too, and so exact resume there; slower.",
+        option="--deterministic",
+    )
     compile: bool = setting(
         False,
         "Compile the networks' forward passes: a minute at the start, a little faster then.",

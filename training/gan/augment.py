@@ -16,7 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_utils import determinism
+from torch_utils.devices import is_asynchronous, upload
 from training.gan.augment_transforms import (
+    CPU,
     TRANSFORMS,
     TransformParameters,
     colour_matrix,
@@ -80,7 +83,7 @@ def resampling_matrices(
     pixels = torch.arange(size)[:, None]
     down = torch.zeros(size, 2 * size + len(SYM6) - 2, dtype=torch.float64)
     down[pixels, 2 * pixels + taps] = values
-    return up.to(device, dtype), down.to(device, dtype)
+    return upload(up.to(dtype), device), upload(down.to(dtype), device)
 
 
 def sampling_grid(matrices: Tensor, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -91,7 +94,8 @@ def sampling_grid(matrices: Tensor, size: int, dtype: torch.dtype, device: torch
         `matrices` (N, 3, 3) as `warp` takes them.
     """
     centre = (size - 1) / 2
-    inverse = torch.linalg.inv(matrices)[:, :2].to(device, dtype)
+    # without a look at whether there is one, for which a GPU would be waited for: there always is
+    inverse = torch.linalg.inv_ex(matrices).inverse[:, :2].to(device, dtype)
     steps = (
         torch.arange(2 * size + len(SYM6) - 2, dtype=dtype, device=device) - SYM6_CENTRE
     ) / 2 - centre
@@ -104,7 +108,7 @@ def sampling_grid(matrices: Tensor, size: int, dtype: torch.dtype, device: torch
 
 
 def warp(images: Tensor, matrices: Tensor) -> Tensor:
-    """Move the content of images (N, C, H, H) by pixel coordinate matrices (N, 3, 3) on the CPU;
+    """Move the content of images (N, C, H, H) by pixel coordinate matrices (N, 3, 3);
     differentiable twice in `images`.
 
     Supersample by 2 with the sym6 low-pass filter, sample bilinearly with reflected borders,
@@ -113,8 +117,11 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     size = images.shape[-1]
     up, down = resampling_matrices(size, images.dtype, images.device)
     grid = sampling_grid(matrices, size, images.dtype, images.device)
-    moved = F.grid_sample(
-        up @ images @ up.T, grid, mode="bilinear", padding_mode="zeros", align_corners=True
+    fine = up @ images @ up.T
+    moved = (
+        determinism.grid_sample(fine, grid)
+        if determinism.is_wanted(fine)
+        else F.grid_sample(fine, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
     )
     return down @ moved @ down.T
 
@@ -131,7 +138,7 @@ def turn(images: Tensor, x_flip: Tensor, quarter_turns: Tensor) -> Tensor:
         (quarter_turns % 2 == 1, lambda x: x.rot90(1, (2, 3))),
     )
     for where, change in steps:
-        if where.any():
+        if is_asynchronous(where.device) or where.any():
             images = torch.where(
                 where.to(images.device)[:, None, None, None], change(images), images
             )
@@ -148,17 +155,31 @@ def recolour(images: Tensor, matrices: Tensor) -> Tensor:
 def augment(images: Tensor, parameters: TransformParameters) -> Tensor:
     """Transform images (N, 3 * T, H, H) by given parameters; samples with neutral ones come out bit
     for bit.
+
+    Parameters on the CPU tell which samples need what; a GPU does all to all of them, and chooses.
     """
     images = turn(images, parameters.x_flip, parameters.quarter_turns)
     matrices = warp_matrix(parameters)
-    moved = (matrices != torch.eye(3, dtype=matrices.dtype)).flatten(1).any(1).nonzero()[:, 0]
+    is_moved, colours = _differs(matrices), colour_matrix(parameters)
+    is_coloured = _differs(colours)
+    if is_asynchronous(matrices.device):
+        images = torch.where(_per_image(is_moved), warp(images, matrices), images)
+        return torch.where(_per_image(is_coloured), recolour(images, colours), images)
+    moved = is_moved.nonzero()[:, 0]
     if len(moved):
         index = moved.to(images.device)
         images = images.index_copy(0, index, warp(images[index], matrices[moved]))
-    matrices = colour_matrix(parameters)
-    if (matrices != torch.eye(4, dtype=matrices.dtype)).any():
-        images = recolour(images, matrices)
-    return images
+    return recolour(images, colours) if is_coloured.any() else images
+
+
+def _differs(matrices: Tensor) -> Tensor:
+    """Which (N,) of `matrices` (N, d, d) are not the identity."""
+    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    return (matrices != identity).flatten(1).any(1)
+
+
+def _per_image(where: Tensor) -> Tensor:
+    return where[:, None, None, None]
 
 
 class AugmentPipe(nn.Module):
@@ -167,6 +188,7 @@ class AugmentPipe(nn.Module):
     """
 
     p: Tensor
+    is_used = True  # else p stays 0
 
     def __init__(self, p: float = 0.0, transforms: Collection[str] = TRANSFORMS) -> None:
         """Start with probability `p` in [0, 1]; `transforms` names those that may happen (fields of
@@ -195,7 +217,16 @@ class AugmentPipe(nn.Module):
             raise ValueError(
                 f"expected images of shape (N, 3 * T, H, H), found {tuple(images.shape)}"
             )
-        p = min(float(self.p), 1.0)
-        if p <= 0:
+        if self.is_off():
             return images
-        return augment(images, draw_parameters(len(images), images.shape[-1], p, self.transforms))
+        where = images.device if is_asynchronous(images.device) else CPU
+        p = self.p.clamp(max=1) if is_asynchronous(where) else min(float(self.p), 1.0)
+        return augment(
+            images, draw_parameters(len(images), images.shape[-1], p, self.transforms, where)
+        )
+
+    def is_off(self) -> bool:
+        """Whether nothing is done to any image. A GPU is not asked what p is at the moment, for it
+        would have to be waited for.
+        """
+        return not self.is_used or (not is_asynchronous(self.p.device) and float(self.p) <= 0)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,14 +35,18 @@ class AdaptiveProbability:
         self.seen = torch.zeros_like(self.sums)  # the same of this process in this batch
         self.images = 0  # since the last adjustment
         self.batches = 0
-        pipe.p.fill_(0.0 if config.mode == "noaug" else config.p)
+        pipe.is_used = config.mode != "noaug"
+        pipe.p.fill_(config.p if pipe.is_used else 0.0)
 
-    def observe(self, real_logits: Tensor) -> None:
-        """Take note of D's logits (any shape) for augmented real images."""
+    def observe(self, real_logits: Tensor, where: Tensor | None = None) -> None:
+        """Take note of D's logits (any shape) for augmented real images, where `where` (), bool,
+        does not say otherwise.
+        """
         if self.config.mode == "ada":
             signs = real_logits.detach().float().sign()
-            count = signs.new_tensor(float(signs.numel()))
-            self.seen = self.seen + torch.stack([signs.sum(), count])
+            total = signs.sum()
+            seen = torch.stack([total, torch.full_like(total, signs.numel())])
+            self.seen = self.seen + (seen if where is None else torch.where(where, seen, 0))
 
     def end_batch(self, batch_size: int, reduce: Callable[[Tensor], Any] | None = None) -> None:
         """Count a batch of `batch_size` images (of all processes together); every `interval`
@@ -63,11 +66,12 @@ class AdaptiveProbability:
         self.seen = torch.zeros_like(self.seen)
         if self.batches < self.config.interval:
             return
-        sign_sum, count = self.sums.tolist()
-        if count:
-            excess = sign_sum / count - self.config.target
-            step = self.images / (self.config.kimg * 1000)
-            self.pipe.p.add_(math.copysign(step, excess) if excess else 0.0).clamp_(0, 1)
+        # MPS has no float64
+        sums = self.sums.cpu() if self.sums.device.type == "mps" else self.sums
+        sign_sum, count = sums.double()
+        excess = torch.where(count > 0, sign_sum / count - self.config.target, 0)
+        step = self.images / (self.config.kimg * 1000)
+        self.pipe.p.add_((excess.sign() * step).to(self.pipe.p)).clamp_(0, 1)
         self.sums = torch.zeros_like(self.sums)
         self.images = self.batches = 0
 

@@ -10,16 +10,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from torch_utils import sample_random
+from torch_utils.devices import is_asynchronous
 
 SHIFT = 0.125  # of the image size: limit of the whole-pixel shift, standard deviation of the other
 SCALE_SD = 0.2  # in octaves, both scalings
+CPU = torch.device("cpu")
+Draw = Callable[..., Tensor]
 BRIGHTNESS_SD = 0.2
 CONTRAST_SD = 0.5  # in octaves
 SATURATION_SD = 1.0  # in octaves
@@ -31,8 +34,8 @@ SATURATION_SD = 1.0  # in octaves
 
 @dataclass(frozen=True)
 class TransformParameters:
-    """Strength of every transform for N samples, in the order in which they act. Fields are on the
-    CPU, in float64 unless noted.
+    """Strength of every transform for N samples, in the order in which they act. Fields are
+    float64 unless noted, all on one device.
     """
 
     x_flip: Tensor  # (N,) bool
@@ -52,11 +55,38 @@ class TransformParameters:
 
 TRANSFORMS = frozenset(item.name for item in dataclasses.fields(TransformParameters))
 ROTATIONS = frozenset({"rotation_before", "rotation_after"})
+UNIFORM_NUMBERS = 8 + len(TRANSFORMS)  # that a sample takes: strengths, and whether each applies
+NORMAL_NUMBERS = 7
 
 
-def neutral_parameters(count: int) -> TransformParameters:
+def drawers(count: int, device: torch.device) -> tuple[Draw, Draw]:
+    """Functions that draw uniform and normal numbers (count, ...), float64, for `count` samples. On
+    a GPU, where each draw of each sample is a launch, they hand out what is drawn here at once.
+    """
+    kinds = (sample_random.rand, UNIFORM_NUMBERS), (sample_random.randn, NORMAL_NUMBERS)
+    if not is_asynchronous(device):
+        rand, randn = (functools.partial(kind, dtype=torch.float64) for kind, _ in kinds)
+        return rand, randn
+    uniform, normal = (
+        _Drawn(kind(count, numbers, dtype=torch.float64, device=device)) for kind, numbers in kinds
+    )
+    return uniform, normal
+
+
+class _Drawn:
+    """Hands out the columns of `numbers` (N, K) in turn."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._left = numbers
+
+    def __call__(self, count: int, *shape: int) -> Tensor:
+        taken, self._left = self._left.tensor_split([math.prod(shape)], dim=1)
+        return taken.reshape(count, *shape)
+
+
+def neutral_parameters(count: int, device: torch.device = CPU) -> TransformParameters:
     """Parameters that leave `count` samples as they are."""
-    zeros, ones = torch.zeros(count, dtype=torch.float64), torch.ones(count, dtype=torch.float64)
+    zeros, ones = (torch.full((count,), x, dtype=torch.float64, device=device) for x in (0.0, 1.0))
     return TransformParameters(
         x_flip=zeros.bool(),
         quarter_turns=zeros.long(),
@@ -74,17 +104,13 @@ def neutral_parameters(count: int) -> TransformParameters:
     )
 
 
-def draw_strengths(count: int, size: int) -> TransformParameters:
+def draw_strengths(count: int, size: int, rand: Draw, randn: Draw) -> TransformParameters:
     """Random strengths of all transforms for `count` images of `size` pixels, as if each applied
     (appendix B).
-
-    Like all randomness here they come from CPU generators, whatever device the images are on.
     """
-    rand = functools.partial(sample_random.rand, dtype=torch.float64)
-    randn = functools.partial(sample_random.randn, dtype=torch.float64)
     return TransformParameters(
         x_flip=rand(count) < 0.5,
-        quarter_turns=sample_random.randint(4, count),
+        quarter_turns=(rand(count) * 4).long(),
         integer_shift=((2 * rand(count, 2) - 1) * SHIFT * size).round(),
         isotropic_scale=torch.exp2(SCALE_SD * randn(count)),
         rotation_before=(2 * rand(count) - 1) * math.pi,
@@ -99,25 +125,34 @@ def draw_strengths(count: int, size: int) -> TransformParameters:
     )
 
 
-def transform_probability(name: str, p: float) -> float:
+def transform_probability(name: str, p: float | Tensor) -> float | Tensor:
     """Chance that transform `name` applies: p, but for the two rotations such that p is the chance
     of at least one (appendix B).
     """
-    return 1 - math.sqrt(1 - p) if name in ROTATIONS else p
+    return 1 - (1 - p) ** 0.5 if name in ROTATIONS else p
 
 
 def draw_parameters(
-    count: int, size: int, p: float, transforms: Collection[str] = TRANSFORMS
+    count: int,
+    size: int,
+    p: float | Tensor,
+    transforms: Collection[str] = TRANSFORMS,
+    device: torch.device = CPU,
 ) -> TransformParameters:
     """Random parameters for `count` images of `size` pixels where each of `transforms` applies with
     its probability, else is neutral.
 
-    The number of random numbers used does not depend on p or on `transforms`.
+    They are drawn on `device`, where p may lie as well. The number of random numbers used does not
+    depend on p or on `transforms`.
     """
-    neutral, strengths = neutral_parameters(count), draw_strengths(count, size)
+    rand, randn = drawers(count, device)
+    neutral, strengths = (
+        neutral_parameters(count, device),
+        draw_strengths(count, size, rand, randn),
+    )
     chosen = {}
     for name in (item.name for item in dataclasses.fields(TransformParameters)):
-        applies = sample_random.rand(count, dtype=torch.float64) < transform_probability(name, p)
+        applies = rand(count) < transform_probability(name, p)
         value, rest = getattr(strengths, name), getattr(neutral, name)
         chosen[name] = (
             torch.where(applies.reshape(-1, *[1] * (value.ndim - 1)), value, rest)
@@ -135,7 +170,8 @@ def affine(linear: Tensor, offset: Tensor) -> Tensor:
     """Homogeneous matrices (N, d + 1, d + 1) of x -> linear x + offset, from (N, d, d) or (d, d)
     and (N, d).
     """
-    matrix = torch.eye(offset.shape[-1] + 1, dtype=linear.dtype).repeat(len(offset), 1, 1)
+    side = offset.shape[-1] + 1
+    matrix = torch.eye(side, dtype=linear.dtype, device=offset.device).repeat(len(offset), 1, 1)
     matrix[:, :-1, :-1] = linear
     matrix[:, :-1, -1] = offset
     return matrix
@@ -143,7 +179,7 @@ def affine(linear: Tensor, offset: Tensor) -> Tensor:
 
 def translation(offset: Tensor) -> Tensor:
     """Homogeneous matrices (N, d + 1, d + 1) that add `offset` (N, d)."""
-    return affine(torch.eye(offset.shape[-1], dtype=offset.dtype), offset)
+    return affine(_identity(offset, offset.shape[-1]), offset)
 
 
 def scaling(factors: Tensor) -> Tensor:
@@ -157,17 +193,17 @@ def rotation(angle: Tensor) -> Tensor:
     """
     sine, cosine = angle.sin(), angle.cos()
     linear = torch.stack([cosine, -sine, sine, cosine], dim=-1).unflatten(-1, (2, 2))
-    return affine(linear, torch.zeros(len(angle), 2, dtype=angle.dtype))
+    return affine(linear, angle.new_zeros(len(angle), 2))
 
 
 def linear_colour(linear: Tensor) -> Tensor:
     """Homogeneous matrices (N, 4, 4) of linear maps of RGB (N, 3, 3)."""
-    return affine(linear, torch.zeros(len(linear), 3, dtype=linear.dtype))
+    return affine(linear, linear.new_zeros(len(linear), 3))
 
 
-def grey_projection(dtype: torch.dtype) -> Tensor:
+def grey_projection(like: Tensor) -> Tensor:
     """The projection v v^T (3, 3) onto the luma axis v = (1, 1, 1) / sqrt(3)."""
-    return torch.full((3, 3), 1 / 3, dtype=dtype)
+    return like.new_full((3, 3), 1 / 3)
 
 
 def luma_reflection(flip: Tensor) -> Tensor:
@@ -175,25 +211,30 @@ def luma_reflection(flip: Tensor) -> Tensor:
     chroma, where `flip` (N,) says so.
     """
     flip = flip.double()[:, None, None]
-    return linear_colour(torch.eye(3, dtype=flip.dtype) - 2 * flip * grey_projection(flip.dtype))
+    return linear_colour(_identity(flip, 3) - 2 * flip * grey_projection(flip))
 
 
 def hue_rotation(angle: Tensor) -> Tensor:
     """Matrices (N, 4, 4) that rotate RGB around the luma axis by `angle` (N,) radians, red towards
     green (Rodrigues' formula).
     """
-    grey = grey_projection(angle.dtype)
-    cross = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=angle.dtype) / math.sqrt(3)
+    grey, identity = grey_projection(angle), _identity(angle, 3)
+    shifted = identity.roll(1, dims=0)
+    cross = (shifted - shifted.T) / math.sqrt(3)  # of the axis: v x w = cross w
     sine, cosine = angle.sin()[:, None, None], angle.cos()[:, None, None]
-    return linear_colour(grey + cosine * (torch.eye(3, dtype=angle.dtype) - grey) + sine * cross)
+    return linear_colour(grey + cosine * (identity - grey) + sine * cross)
 
 
 def chroma_scaling(factor: Tensor) -> Tensor:
     """Matrices (N, 4, 4) that multiply the part of RGB orthogonal to the luma axis by `factor`
     (N,).
     """
-    grey = grey_projection(factor.dtype)
-    return linear_colour(grey + factor[:, None, None] * (torch.eye(3, dtype=factor.dtype) - grey))
+    grey = grey_projection(factor)
+    return linear_colour(grey + factor[:, None, None] * (_identity(factor, 3) - grey))
+
+
+def _identity(like: Tensor, side: int) -> Tensor:
+    return torch.eye(side, dtype=like.dtype, device=like.device)
 
 
 def warp_matrix(parameters: TransformParameters) -> Tensor:

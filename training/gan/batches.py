@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torch_utils.devices import upload
 from torch_utils.sample_random import SampleStreams
 from training.config.settings import Config
 
@@ -63,9 +64,17 @@ class RankShard:
         members = torch.arange(size).view(group, -1)  # a column is a group
         groups_at_once = (config.training.batch_gpu or size) // group
         self.micro_batches = [part.flatten() for part in members.split(groups_at_once, dim=1)]
+        self._sent = dict[torch.device, tuple[Tensor, list[Tensor]]]()
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def on(self, device: torch.device) -> tuple[Tensor, list[Tensor]]:
+        """`positions` and `micro_batches` on `device`, where they index; they are sent once."""
+        if device not in self._sent:
+            parts = [upload(part, device) for part in self.micro_batches]
+            self._sent[device] = upload(self.positions, device), parts
+        return self._sent[device]
 
     def streams(
         self, seed: int, images: int, stream: RngStream, part: Tensor | None = None
@@ -94,7 +103,7 @@ def draw_cameras(
     """
     generator = torch.Generator().manual_seed(draw_seed(seed, images, RngStream.CAMERAS))
     indices, others = (
-        torch.randint(len(labels), (phases, batch), generator=generator).to(labels.device)
+        upload(torch.randint(len(labels), (phases, batch), generator=generator), labels.device)
         for _ in range(2)
     )
     c = labels[indices]

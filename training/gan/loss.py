@@ -88,20 +88,20 @@ def swap_cameras(c: Tensor, probability: float, swapped_c: Tensor | None = None)
     return torch.where(swap, c.roll(1, dims=0) if swapped_c is None else swapped_c, c)
 
 
-def blur_kernel(sigma: float) -> Tensor | None:
+def blur_kernel(sigma: float, device: torch.device | None = None) -> Tensor | None:
     """Separable Gaussian (k,) with weight 2^-((x/sigma)^2) up to radius floor(3 sigma); None where
     that leaves one tap.
     """
     radius = math.floor(3 * sigma)
     if radius < 1:
         return None
-    taps = torch.arange(-radius, radius + 1).div(sigma).square().neg().exp2()
+    taps = torch.arange(-radius, radius + 1, device=device).div(sigma).square().neg().exp2()
     return taps / taps.sum()
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:
     """Blur (N, C, H, W) with zeros outside."""
-    kernel = blur_kernel(sigma)
+    kernel = blur_kernel(sigma, images.device)
     return images if kernel is None else filter2d(images, kernel)
 
 
@@ -109,7 +109,7 @@ def augment_pictures(augment: AugmentPipe, pictures: Pictures) -> Pictures:
     """Augmented pictures: image and raw, resized up to it, go through one transform as six
     channels; raw is resized back.
     """
-    if augment.p <= 0:
+    if augment.is_off():
         return pictures
     image, raw = pictures
     both = augment(torch.cat([image, resize_image(raw, image.shape[-1])], dim=1))

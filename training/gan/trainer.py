@@ -3,8 +3,9 @@ section 4 and supplement).
 
 A step is a function of the state, the batch and the numbers (seed, images seen): what a sample
 draws is a function of the seed and the sample's number in the run. So a run that is resumed goes on
-bit for bit, and neither the number of processes nor the size of micro-batches changes what is
-computed, but for the rounding of sums.
+bit for bit on the CPU, and on CUDA with `training.deterministic`, without which some of PyTorch's
+sums there round differently each time. Neither the number of processes nor the size of
+micro-batches changes what is computed, but for the rounding of sums.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from dnnlib.console import UserError
 from dnnlib.tables import look_up
+from torch_utils.devices import is_asynchronous, upload
 from torch_utils.distributed.collectives import (
     copy_from_first,
     gather_batch,
@@ -118,6 +120,7 @@ class Trainer:
         self.statistics = Statistics(device)
         self.gan_loss = look_up(loss.GAN_LOSSES, config.training.loss, "training.loss")
         self.schedule = loss.schedule_at(config, 0)
+        self._outcomes = list[tuple[str, Tensor]]()  # of updates that are not counted yet
         torch.manual_seed(config.training.seed)
         self.G = Generator(config.model).train().requires_grad_(False).to(device)
         self.D = make_discriminator(config.model).train().requires_grad_(False).to(device)
@@ -167,7 +170,7 @@ class Trainer:
         options, step = self.config.training, self.progress.steps
         self.schedule = loss.schedule_at(self.config, self.progress.images)
         self._set_learning_rates()
-        batch = self._draw(real_images.to(self.device), real_c.to(self.device))
+        batch = self._draw(upload(real_images, self.device), upload(real_c, self.device))
         fakes, real_logits = list[GeneratorOutput](), list[Tensor]()
 
         with self._one_move_of_w_avg():
@@ -203,8 +206,8 @@ class Trainer:
                     update.report("Loss/D", losses)
                     report_logits(update, fake, real)
                     real_logits.append(real.logits.detach())
-            if update.applied:
-                self.adaptation.observe(torch.cat(real_logits))
+            for logits in real_logits:
+                self.adaptation.observe(logits, where=update.applied)
 
         if max(options.gamma, options.gamma_fakes) > 0 and step % options.d_reg_interval == 0:
             with self._update(Phase.D_REG) as update, self._precise_discriminator():
@@ -239,7 +242,7 @@ class Trainer:
         if self.gan_loss.is_paired:
             c = all_real_c.expand_as(c)
             swapped_c = c.roll(1, dims=1) if c.shape[1] > 1 else swapped_c
-        mine = self.shard.positions.to(c.device)
+        mine, _ = self.shard.on(c.device)
         fakes = {
             phase: FakeInputs(z[row], c[row, mine], swapped_c[row, mine])
             for row, phase in enumerate(FAKE_PHASES)
@@ -255,9 +258,10 @@ class Trainer:
         meanwhile.
         """
         seed, images = self.config.training.seed, self.progress.images
-        for part in self.shard.micro_batches:
+        _, parts = self.shard.on(self.device)
+        for part, sent in zip(self.shard.micro_batches, parts, strict=True):
             with samples_draw_from(self.shard.streams(seed, images, phase.stream, part)):
-                yield part
+                yield sent
 
     def _generate(
         self, batch: Batch, phase: Phase, part: Tensor, moves_w_avg: bool
@@ -365,8 +369,7 @@ class Trainer:
         self._w_avg_before, self._moved = w_avg.clone(), []
         yield
         moved = sum_over_processes(torch.stack(self._moved).mean(dim=0)) / world_size()
-        if bool(moved.isfinite().all()):
-            w_avg.copy_(moved)
+        w_avg.copy_(torch.where(moved.isfinite().all(), moved, self._w_avg_before))
 
     @contextlib.contextmanager
     def _update(self, phase: Phase) -> Iterator[Update]:
@@ -380,15 +383,31 @@ class Trainer:
         )
         with update_of(average, optimizer, len(self.shard), self.statistics) as update:
             yield update
-        name = phase.value
-        self.statistics.report(f"Gradients/nonfinite_{name}", 0.0 if update.applied else 1.0)
-        if update.applied:
-            self.statistics.report(f"Gradients/norm_{name}", update.norm)
-            self.progress.bad_steps[name] = 0
-        else:
-            self._count_skipped(name)
+        name, applied = phase.value, update.applied
+        self.statistics.report(f"Gradients/nonfinite_{name}", ~applied)
+        self.statistics.report(f"Gradients/norm_{name}", update.norm, where=applied)
+        self._outcomes.append((name, applied))
+        if not is_asynchronous(self.device):
+            self.count_skipped()
 
-    def _count_skipped(self, phase: str) -> None:
+    def count_skipped(self) -> None:
+        """Count the updates that were skipped since this was called last; waits for a GPU, so it is
+        called now and then. Where nothing has to be waited for, every update calls it.
+
+        Raises:
+            UserError: after too many in a row.
+        """
+        outcomes, self._outcomes = self._outcomes, []
+        if not outcomes:
+            return
+        applied = torch.stack([applied for _, applied in outcomes]).tolist()
+        for (phase, _), is_applied in zip(outcomes, applied, strict=True):
+            if is_applied:
+                self.progress.bad_steps[phase] = 0
+            else:
+                self._count_one_skipped(phase)
+
+    def _count_one_skipped(self, phase: str) -> None:
         self.progress.skipped += 1
         self.progress.bad_steps[phase] = self.progress.bad_steps.get(phase, 0) + 1
         if self.progress.bad_steps[phase] >= MAX_BAD_STEPS:
@@ -403,8 +422,7 @@ class Trainer:
     def _update_average(self) -> None:
         decay = loss.ema_decay(self.config.training, self.progress.images)
         torch._foreach_lerp_(list(self.G_ema.parameters()), list(self.G.parameters()), 1 - decay)
-        for kept, buffer in zip(self.G_ema.buffers(), self.G.buffers(), strict=True):
-            kept.copy_(buffer)
+        torch._foreach_copy_(list(self.G_ema.buffers()), list(self.G.buffers()))
 
     # ----------------------------------------------------------------------------------------------
     # Precision
@@ -443,6 +461,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a step changes, by the names of the checkpoint's sections."""
+        self.count_skipped()
         return {
             "progress": asdict(self.progress),
             "G": self.G.state_dict(),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from torch_utils.devices import is_asynchronous
 from torch_utils.distributed.reduction import GradientAverage
 from torch_utils.stats import Statistics
 
@@ -31,7 +32,7 @@ class Update:
             optimizer,
             samples,
         )
-        self.applied = False
+        self.applied = torch.zeros((), dtype=torch.bool)  # known once it is finished
         self.norm = torch.zeros(())
         self._seen = 0  # samples
         self._bad_losses = self.parameters[0].new_zeros(1) if self.parameters else torch.zeros(1)
@@ -54,17 +55,32 @@ class Update:
     def finish(self, statistics: Statistics) -> None:
         """Average over processes; take the step and tell the statistics, unless a loss or a
         gradient of any process is not finite.
+
+        A GPU finds that out by itself, and skips what it has been told to do, while the host goes
+        on; the optimiser then is a fused one.
         """
         bad_losses = self.average.finish(self._bad_losses)
         self.norm = torch.nn.utils.get_total_norm(
             [p.grad for p in self.parameters if p.grad is not None]
         )
-        self.applied = bool(self.norm.isfinite() & (bad_losses[0] == 0))
-        if not self.applied:
+        self.applied = self.norm.isfinite() & (bad_losses[0] == 0)
+        if is_asynchronous(self.applied.device):
+            step_where(self.optimizer, self.applied)
+        elif self.applied:
+            self.optimizer.step()
+        else:
             return
-        self.optimizer.step()
         for name, values in self._reports:
-            statistics.report(name, values)
+            statistics.report(name, values, where=self.applied)
+
+
+def step_where(optimizer: torch.optim.Optimizer, applied: Tensor) -> None:
+    """A step of a fused optimiser where `applied` (), bool, says so: as torch.amp.GradScaler asks
+    for it.
+    """
+    setattr(optimizer, "found_inf", (~applied).float())  # noqa: B010 - which mypy does not know
+    optimizer.step()
+    delattr(optimizer, "found_inf")
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from torch_utils import determinism
 from torch_utils.ops.bias_act import ActivationName, bias_act
 from torch_utils.ops.modulation import scale_channels
 from torch_utils.ops.upfirdn2d import result_format, setup_filter, upfirdn2d
@@ -36,6 +37,8 @@ def resize_image(x: Tensor, size: int, antialias: bool = True) -> Tensor:
     """
     if x.shape[-2:] == (size, size):
         return x
+    if determinism.is_wanted(x):
+        return determinism.resize(x, size, antialias)
     return F.interpolate(
         x, size=(size, size), mode="bilinear", align_corners=False, antialias=antialias
     )

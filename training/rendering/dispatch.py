@@ -4,6 +4,9 @@ path, which serves any.
 
 from __future__ import annotations
 
+import functools
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -40,8 +43,22 @@ def fused_weights(decoder: object, planes: Tensor, positions: Tensor) -> Decoder
     if weights.w0.shape[1] != planes.shape[2]:
         return None  # the composable path says what is wrong
     if planes.is_cuda and not fits_gpu(weights):
+        if not torch.compiler.is_compiling():
+            _tell_unfit(weights.w0.shape, weights.w1.shape)
         return None
     serves = library.use_kernels(planes, positions, *weights) and not torch.is_autocast_enabled(
         planes.device.type
     )
     return weights if serves else None
+
+
+@functools.cache
+def _tell_unfit(first: torch.Size, second: torch.Size) -> None:
+    """Say once that a decoder with layers of these shapes is too large for the kernels."""
+    warnings.warn(
+        f"plain PyTorch renders on CUDA, which is slower: a decoder of {first[1]} features,"
+        f" {first[0]} hidden units and {second[0] - 1} colours does not fit into a GPU's shared"
+        " memory",
+        RuntimeWarning,
+        stacklevel=3,
+    )

@@ -5,7 +5,6 @@ worst, never the run.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import threading
@@ -17,6 +16,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from dnnlib import locks
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write
 from torch_utils.distributed.collectives import rank
@@ -189,24 +189,24 @@ def lock_folder(path: Path, seconds: float = LOCK_SECONDS) -> int:
     Raises:
         UserError: if another process still has it after `seconds`.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    if os.name == "nt":  # where folders cannot be opened
+        descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT)
+    else:
+        descriptor = os.open(path, os.O_RDONLY)
     end, is_told = time.monotonic() + seconds, False
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except BlockingIOError:
-            if time.monotonic() > end:
-                os.close(descriptor)
-                raise UserError(
-                    f"another process trains in {path}; end it, or wait for it"
-                ) from None
-            if not is_told:
-                tqdm.write(f"Waiting for another process that still writes to {path}")
-            is_told = True
-            time.sleep(0.1)
+            if locks.try_lock(descriptor):
+                return descriptor
         except OSError:  # a file system without locks
             return descriptor
+        if time.monotonic() > end:
+            os.close(descriptor)
+            raise UserError(f"another process trains in {path}; end it, or wait for it")
+        if not is_told:
+            tqdm.write(f"Waiting for another process that still writes to {path}")
+        is_told = True
+        time.sleep(0.1)
 
 
 def remove_leftovers(path: Path) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dnnlib.console import UserError
+from torch_utils.determinism import use_deterministic_algorithms
+from torch_utils.devices import Uploader
 from torch_utils.distributed.collectives import any_process, rank, world_size
 from torch_utils.distributed.processes import StopSignals
 from torch_utils.memory import keep_freed_memory
@@ -85,6 +87,9 @@ def run_training(config: Config, options: RunOptions) -> None:
     """
     started = time.monotonic()
     use_full_fp32()
+    torch.backends.cudnn.benchmark = True  # shapes stay the same for thousands of steps
+    if config.training.deterministic and options.device.type == "cuda":
+        use_deterministic_algorithms()
     keep_freed_memory()
     with StopSignals() as stop:
         dataset = open_dataset(config)
@@ -290,6 +295,7 @@ class _Run:
             workers=self.config.data.workers,
             weights=sampling_weights(self.config.data, self.dataset),
         )
+        uploader = Uploader(self.options.device)
         start, began = progress.images, time.monotonic()
         bar = tqdm(
             total=total,
@@ -303,7 +309,7 @@ class _Run:
         reason = None
         try:
             while progress.images < total and reason is None:
-                images, labels = self._next(batches)
+                images, labels = uploader.send(*self._next(batches))
                 skipped = progress.skipped
                 self.trainer.step(to_float(images), labels)
                 done, seconds = progress.images - start, time.monotonic() - began
@@ -340,7 +346,7 @@ class _Run:
 
     def _any(self, value: bool) -> bool:
         """Whether `value` is true in any process."""
-        return any_process(value, self.options.device)
+        return any_process(value)
 
     def _tell_skipped(self, before: int) -> None:
         """Log updates that the last step left out."""
@@ -364,7 +370,7 @@ class _Run:
     def _stop_reason(self) -> str | None:
         left = self._seconds_left()
         is_late = left is not None and self._any(left < 0)
-        if self.stop.agreed(self.options.device):
+        if self.stop.agreed():
             return f"Stopped by {self.stop.received or 'another process'}"
         return "Time limit reached" if is_late else None
 
@@ -388,6 +394,9 @@ class _Run:
     def _tick(self) -> None:
         """Statistics since the last tick."""
         now, progress = time.monotonic(), self.trainer.progress
+        skipped = progress.skipped
+        self.trainer.count_skipped()
+        self._tell_skipped(skipped)
         values = {name: value["mean"] for name, value in self.trainer.statistics.collect().items()}
         speed = (progress.images - self.tick_images) / max(now - self.tick_time, 1e-9)
         if self.collapse is not None:

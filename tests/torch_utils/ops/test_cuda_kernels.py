@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import cuda_resources
 from dnnlib import files
 from tests import cuda_on_cpu, operators
-from torch_utils.ops import builder, cuda_builder
+from torch_utils.ops import builder, cuda_builder, library
+from torch_utils.ops.filtered_lrelu import fits_gpu
 
+# the module, behind the function of its name
+filtered_lrelu = sys.modules["torch_utils.ops.filtered_lrelu"]
 OPERATORS = ("bias_act", "upfirdn2d", "filtered_lrelu", "modulation")
 pytestmark = pytest.mark.skipif(
     operators.missing_toolchain() is not None, reason=str(operators.missing_toolchain())
@@ -40,6 +44,39 @@ def test_kernels_against_plain_loops_under_address_and_undefined_behaviour_sanit
     operator: str,
 ) -> None:
     check_operator(operator, "address")
+
+
+def test_filters_that_are_too_large_are_known() -> None:
+    """Those that the kernels refuse, forwards or backwards, and no others up to 32 taps."""
+    run = cuda_on_cpu.run_program(
+        program("filtered_lrelu_test", "address", ["filtered_lrelu"]), "fits"
+    )
+    assert run.returncode == 0, run.stderr
+    rows = [tuple(map(int, line.split())) for line in run.stdout.splitlines()]
+    launched = {row[:-1]: bool(row[-1]) for row in rows}
+    assert len(launched) == 540
+    assert 0 < list(launched.values()).count(False) < 270
+    for (separable, up_taps, up, down_taps, down, size), is_launched in launched.items():
+        backwards = (separable, down_taps, down, up_taps, up, size)
+        first, second = (torch.ones((n,) if separable else (n, n)) for n in (up_taps, down_taps))
+        dtype = torch.float64 if size == 8 else torch.float16
+        fits = is_launched and launched.get(backwards, True)
+        if backwards in launched or not is_launched:
+            assert fits_gpu(dtype, first, second, up, down) == fits
+
+
+def test_filters_that_are_too_large_are_served_by_plain_pytorch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    served: list[str] = []
+    monkeypatch.setattr(library, "use_kernels", lambda *_: True)
+    for name in ("filtered_lrelu_reference", "_filtered_lrelu_kernel"):
+        monkeypatch.setattr(filtered_lrelu, name, lambda *_, name=name: served.append(name))
+    with FakeTensorMode():
+        x = torch.empty(1, 3, 8, 8, device="cuda")
+    for down in (2, 80):
+        filtered_lrelu.filtered_lrelu(x, torch.ones(12, 12), torch.ones(4), down=down)
+    assert served == ["_filtered_lrelu_kernel", "filtered_lrelu_reference"]
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -123,6 +160,19 @@ def test_kernels_and_bindings_keep_to_their_headers() -> None:
             )
 
 
+def test_atomics_are_of_integers() -> None:
+    """Sums of floats by atomics would round in another way each time."""
+    kinds = ("to.sums + index, static_cast<unsigned long long>", "static_cast<unsigned long long*>")
+    sums = [
+        line.strip()
+        for path in [*cuda_builder.kernel_sources(), *cuda_builder.headers()]
+        for line in path.read_text().splitlines()
+        if "atomicAdd(" in line
+    ]
+    assert len(sums) == 2
+    assert all(any(kind in line for kind in kinds) for line in sums)
+
+
 def test_every_kernel_is_recorded() -> None:
     """docs/kernels.md has a row for each kernel; else run python -m benchmarks.cuda_resources."""
     sources = cuda_builder.kernel_sources()
@@ -174,27 +224,122 @@ def test_the_toolkit_of_an_nvcc_that_is_a_script(
     assert (found.root / "include" / "cuda_runtime_api.h").is_file()
 
 
-def test_toolkits_that_do_not_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(builder.BuildError, match="there is no nvcc; install the CUDA toolkit"):
+def make_toolkit(root: Path, release: str, lines: str = "") -> Path:
+    """A folder that looks like a toolkit; its nvcc says where it belongs, then runs `lines`."""
+    (root / "bin").mkdir(parents=True)
+    (root / "include").mkdir(exist_ok=True)
+    (root / "include" / "cuda_runtime_api.h").touch()
+    nvcc = root / "bin" / "nvcc"
+    script = (
+        f'#!/bin/sh\necho "#$ TOP={root}" >&2\necho "release {release}, V{release}.1"\n{lines}\n'
+    )
+    nvcc.write_text(script)
+    nvcc.chmod(0o755)
+    return nvcc
+
+
+@pytest.fixture
+def no_toolkits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without any, whose PyTorch is of CUDA 13.2; returns a folder for one."""
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    for name in ("CUDA_HOME", "CUDA_PATH", "CONDA_PREFIX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cuda_builder, "TOOLKITS", str(tmp_path / "local" / "cuda*"))
+    monkeypatch.setattr(cuda_builder, "_wheels", list)
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    return tmp_path
+
+
+def test_toolkits_that_do_not_serve(no_toolkits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(builder.BuildError, match=r"there is no nvcc; pip install 'open-eg3d\[cuda"):
         cuda_builder.find_toolkit()
-    script = tmp_path / "nvcc"
+    script = no_toolkits / "empty" / "nvcc"
+    script.parent.mkdir()
     script.write_text("#!/bin/sh\necho broken >&2\n")
     script.chmod(0o755)
     with pytest.raises(
         builder.BuildError, match="does not say which toolkit it belongs to: broken"
     ):
         cuda_builder.find_toolkit()
-    monkeypatch.setattr(torch.version, "cuda", "13.2")
-    cuda_builder.check_version(cuda_builder.Toolkit("nvcc", tmp_path, "13.0"))
+    bare = cuda_builder.Toolkit("nvcc", no_toolkits, "13.0")
+    with pytest.raises(builder.BuildError, match="beside no headers of the CUDA runtime; pip"):
+        cuda_builder.check_version(bare)
+    (no_toolkits / "include").mkdir()
+    (no_toolkits / "include" / "cuda_runtime_api.h").touch()
+    cuda_builder.check_version(bare)
+    other = cuda_builder.Toolkit("nvcc", no_toolkits, "12.4")
     with pytest.raises(
         builder.BuildError,
         match=r"nvcc is of CUDA 12.4, PyTorch was built with CUDA 13.2; install the toolkit 13.2",
     ):
-        cuda_builder.check_version(cuda_builder.Toolkit("nvcc", tmp_path, "12.4"))
+        cuda_builder.check_version(other)
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(builder.BuildError, match="built without CUDA"):
-        cuda_builder.check_version(cuda_builder.Toolkit("nvcc", tmp_path, "12.4"))
+        cuda_builder.check_version(other)
+
+
+def test_where_nvcc_is_looked_for(no_toolkits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the last place to the first; another major version is passed by."""
+    wheels = no_toolkits / "site" / "nvidia"
+    monkeypatch.setattr(cuda_builder, "_wheels", lambda: [wheels])
+    expected = make_toolkit(wheels / "cu13", "13.0")
+    assert cuda_builder.find_toolkit().nvcc == str(expected)
+    old = make_toolkit(no_toolkits / "local" / "cuda-12.4", "12.4")
+    assert cuda_builder.find_toolkit().nvcc == str(expected)
+    expected = make_toolkit(no_toolkits / "local" / "cuda-13.1", "13.1")
+    assert cuda_builder.find_toolkit().nvcc == str(expected)
+    for variable, folder in (("CONDA_PREFIX", "conda"), ("CUDA_HOME", "chosen")):
+        expected = make_toolkit(no_toolkits / folder, "13.3")
+        monkeypatch.setenv(variable, str(no_toolkits / folder))
+        assert cuda_builder.find_toolkit().nvcc == str(expected)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert cuda_builder.find_toolkit().nvcc == str(old)
+
+
+def test_headers_and_runtime_of_a_conda_environment_and_of_wheels(
+    no_toolkits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """conda keeps both by target; wheels have the library under its versioned name alone."""
+    make_toolkit(no_toolkits / "conda", "13.0")
+    target = no_toolkits / "conda" / "targets" / "x86_64-linux"
+    for name in ("include", "lib"):
+        (target / name).mkdir(parents=True)
+    monkeypatch.setenv("CONDA_PREFIX", str(no_toolkits / "conda"))
+    toolkit = cuda_builder.find_toolkit()
+    assert target / "include" in toolkit.folders("include")
+    assert toolkit.runtime() is None
+    wheel = no_toolkits / "site" / "nvidia" / "cu13" / "lib"
+    wheel.mkdir(parents=True)
+    monkeypatch.setattr(cuda_builder, "_wheels", lambda: [no_toolkits / "site" / "nvidia"])
+    for name in ("libcudart.so.12", "libcudart.so.13"):
+        (wheel / name).touch()
+    assert toolkit.runtime() == wheel / "libcudart.so.13"
+    (target / "lib" / "libcudart.so.13").touch()
+    assert toolkit.runtime() == target / "lib" / "libcudart.so.13"
+
+
+def test_a_compiler_that_is_too_new_for_nvcc_gives_way_to_an_older_one(
+    no_toolkits: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = "host_config.h:132: error: unsupported GNU version! gcc later than 14"
+    lines = f'case "$*" in *"-ccbin g++-13"*) exit 0;; *) echo "{refusal}" >&2; exit 1;; esac'
+    make_toolkit(no_toolkits / "local" / "cuda", "13.0", lines)
+    toolkit = cuda_builder.find_toolkit()
+    with pytest.raises(builder.BuildError, match=r"none of this machine's C.* unsupported GNU"):
+        cuda_builder.host_compiler_flags(toolkit, "c++")
+    tools = no_toolkits / "tools"
+    tools.mkdir()
+    for name in ("c++", "g++-14", "g++-13", "g++-12"):
+        (tools / name).write_text("#!/bin/sh\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    assert cuda_builder.host_compiler_flags(toolkit, "c++") == ["-ccbin", "g++-13"]
+
+
+def test_nvcc_takes_its_own_choice_of_compiler(toolkit: cuda_builder.Toolkit) -> None:
+    compiler = builder.find_toolchain().compiler
+    assert cuda_builder.host_compiler_flags(toolkit, compiler) in ([], ["-ccbin", compiler])
+    assert toolkit.runtime() is not None
 
 
 @pytest.mark.parametrize(
@@ -204,6 +349,7 @@ def test_toolkits_that_do_not_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ([(9, 0), (7, 5), (9, 0)], ("75", "90")),
         ([(99, 0)], ("121",)),
         ([(1, 0)], None),
+        ([(1, 0), (9, 0)], ("90",)),
     ],
 )
 def test_architectures_of_the_devices(

@@ -12,6 +12,7 @@ import dataclasses
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks import cuda_resources
 from dnnlib import files
 from tests.cuda_on_cpu import SHIM, build_program, run_program
-from torch_utils.ops.decode_points import DecoderWeights, fits_gpu
+from torch_utils.ops.decode_points import SHARED_MEMORY, DecoderWeights, fits_gpu
 from training.config.settings import RenderingConfig
+from training.rendering.dispatch import fused_weights
 from training.rendering.renderer import Rays, _decode_composable, _render_composable
 from training.rendering.sampling import Offsets
 
@@ -101,7 +105,7 @@ RAYS = {
     "a picture of one sample": Case(batch=3, layout="expanded", fixed_offsets=True),
     "many features": Case(batch=1, rays=3, channels=130, hidden=20, colors=40),
     "the largest decoder": Case(
-        batch=1, rays=2, coarse=9, fine=9, channels=44, hidden=112, colors=46
+        batch=1, rays=2, coarse=9, fine=9, channels=44, hidden=128, colors=46
     ),
     "limits that run backwards": Case(limits="backwards"),
     "gradients of depth and alpha": Case(gradients="none"),
@@ -354,18 +358,22 @@ def unpack(case: Case, packed: Tensor) -> list[Tensor]:
 # Tests
 
 
+def triplane_program(sanitizer: str) -> Path:
+    return build_program(
+        SHIM / "triplane_main.cpp",
+        ["decode_points", "render_rays"],
+        sanitizer,
+        files.cache_dir() / "ops" / "programs",
+    )
+
+
 def run_cases(
     names: list[str], sanitizer: str, folder: Path, again: bool = False
 ) -> dict[str, tuple[list[Tensor], list[Tensor]]]:
     """What the kernels compute and what is expected, for each case; one program runs them all, with
     `again` twice.
     """
-    program = build_program(
-        SHIM / "triplane_main.cpp",
-        ["decode_points", "render_rays"],
-        sanitizer,
-        files.cache_dir() / "ops" / "programs",
-    )
+    program = triplane_program(sanitizer)
     paths, expected = [], {}
     for i, name in enumerate(names):
         inputs = make_inputs(CASES[name])
@@ -375,6 +383,7 @@ def run_cases(
         expected[name] = expected_results(CASES[name], inputs)
     run = run_program(program, *paths)
     assert run.returncode == 0, run.stderr[:4000]
+    assert run.stdout == ""
     return {
         name: (read_results(CASES[name], folder / f"{i}.result", expected[name]), expected[name])
         for i, name in enumerate(names)
@@ -417,18 +426,90 @@ def check_close(case: Case, place: int, result: Tensor, truth: Tensor) -> None:
     )
 
 
+def decoder(case: Case, more: int = 0) -> DecoderWeights:
+    hidden = case.hidden + more
+    shapes = ((hidden, case.channels), (hidden,), (1 + case.colors, hidden), (1 + case.colors,))
+    return DecoderWeights(*(torch.empty(shape, dtype=case.compute) for shape in shapes))
+
+
+# Features from 8 to 64 and hidden units from 16 to 128, forward and backward of both operators.
+SWEPT = {
+    (channels, hidden, dtype, samples): Case(
+        batch=1,
+        rays=1,
+        coarse=samples,
+        fine=samples,
+        channels=channels,
+        hidden=hidden,
+        colors=32,
+        size=(2, 2),
+        dtype=dtype,
+    )
+    for channels in range(8, 65, 8)
+    for hidden in (*range(16, 129, 16), 104)
+    for dtype in (torch.float32, torch.float64)
+    for samples in (0, 2)
+}
+
+
+def test_every_size_of_decoder_is_launched_or_known_not_to_fit(tmp_path: Path) -> None:
+    """The shim refuses a launch with more shared memory than the least GPU gives a block, or than
+    was asked for. Planes in half precision take what those in float take.
+    """
+    paths = ["--launch"]
+    for i, case in enumerate(SWEPT.values()):
+        write_case(case, make_inputs(case), tmp_path / f"{i}.case")
+        paths += [str(tmp_path / f"{i}.case"), str(tmp_path / f"{i}.result")]
+    run = run_program(triplane_program("address"), *paths)
+    assert run.returncode == 0, run.stderr[:4000]
+    refused = [line.split(": ", 1) for line in run.stdout.splitlines()]
+    unfit = {i for i, case in enumerate(SWEPT.values()) if not fits_gpu(decoder(case))}
+    assert {int(Path(path).stem) for path, _ in refused} == unfit
+    assert 0 < len(unfit) < len(SWEPT) / 2
+    assert all("does not fit into a GPU's shared memory" in reason for _, reason in refused)
+
+
+def test_a_decoder_that_does_not_fit_is_rendered_by_plain_pytorch_and_told_once() -> None:
+    unfit = decoder(Case(channels=64, hidden=128, colors=32))
+    describe = SimpleNamespace(two_layer_weights=lambda: unfit)
+    with FakeTensorMode():
+        planes = torch.empty(1, 3, 64, 4, 4, device="cuda")
+        points = torch.empty(1, 5, 3, device="cuda")
+    with pytest.warns(RuntimeWarning) as told:
+        answers = [fused_weights(describe, planes, points) for _ in range(2)]
+    assert answers == [None, None]
+    (line,) = (str(warning.message) for warning in told)
+    assert "64 features, 128 hidden units and 32 colours does not fit" in line
+
+
+def test_what_kernels_ask_for_is_what_every_gpu_has() -> None:
+    """A block may have all of a multiprocessor of sm_75, and all but 1 KB of the others."""
+    for architecture, (kilobytes, _) in cuda_resources.MULTIPROCESSORS.items():
+        assert (kilobytes - (architecture != "75")) << 10 >= SHARED_MEMORY
+
+
 def test_which_decoders_fit_is_known() -> None:
     """The largest of the cases does, and one hidden unit more would be too much."""
-
-    def decoder(case: Case, more: int = 0) -> DecoderWeights:
-        hidden = case.hidden + more
-        shapes = ((hidden, case.channels), (hidden,), (1 + case.colors, hidden), (1 + case.colors,))
-        return DecoderWeights(*(torch.empty(shape, dtype=case.compute) for shape in shapes))
-
     assert all(fits_gpu(decoder(case)) for case in CASES.values())
     assert not fits_gpu(decoder(RAYS["the largest decoder"], more=1))
     published = dataclasses.replace(RAYS["doubles"], channels=32, hidden=64, colors=32)
     assert fits_gpu(decoder(published))
+
+
+@pytest.mark.usefixtures("under_address_sanitizer")
+def test_results_are_the_same_bits_in_whichever_order_blocks_and_threads_come(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums over texels are of integers, those over samples in a fixed order."""
+    found = []
+    for order in (None, "1", "2"):
+        if order is not None:
+            monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
+        folder = tmp_path_factory.mktemp("order")
+        run_cases(list(RACED), "address", folder)
+        found.append([(folder / f"{i}.result").read_bytes() for i in range(len(RACED))])
+    assert found[1] == found[0]
+    assert found[2] == found[0]
 
 
 @pytest.mark.slow

@@ -11,12 +11,15 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dnnlib.console import UserError
-from torch_utils.ops import bias_act, builder, cuda_builder, library
+from torch_utils.ops import bias_act, builder, cuda_builder, library, self_check
 
 needs_compiler = pytest.mark.skipif(
     shutil.which(os.environ.get("CXX", "c++")) is None, reason="there is no C++ compiler"
@@ -184,6 +187,8 @@ def pretend_gpu(monkeypatch: pytest.MonkeyPatch, cuda_library: object) -> list[s
         return builder.Built(str(cuda_library), "nvcc", "1", (), "2", 0.0)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(library, "_gpu_checks", [])
     monkeypatch.setattr(builder, "build", lambda: builder.Built("cpu.so", "c++", "1", (), "2", 0.0))
     monkeypatch.setattr(cuda_builder, "build", build_for_cuda)
     monkeypatch.setattr(torch.ops, "load_library", lambda path: loaded.append(path))
@@ -249,6 +254,78 @@ def test_which_forced_paths_serve_cuda_tensors(
     assert not serves_cuda()  # nothing was enabled before
 
 
+WRONG, RIGHT = (
+    library.SelfCheck("a check", torch.full((2,), x), torch.ones(2), 0.1) for x in (3.0, 1.0)
+)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_gpu_whose_kernels_are_wrong_or_that_is_too_old_disables_itself_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of three GPUs the first is fine, the second computes nonsense, the third is of 2014."""
+    seen = list[int]()
+    pretend_gpu(monkeypatch, tmp_path / "cuda.so")
+    monkeypatch.setattr(library, "_gpu_checks", [self_check.problem])
+    flags = tuple(cuda_builder.architecture_flags(("75", "90")))
+    built = builder.Built(str(tmp_path / "cuda.so"), "nvcc", "1", flags, "2", 0.0)
+    monkeypatch.setattr(cuda_builder, "build", lambda: built)
+    majors = {0: 9, 1: 8, 2: 5}
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda i: SimpleNamespace(name=f"Model {i}", major=majors[i], minor=0),
+    )
+
+    def checks(device: torch.device) -> list[tuple[str, library.SelfCheck]]:
+        seen.append(device.index)
+        return [("bias_act", WRONG if device.index == 1 else RIGHT)]
+
+    monkeypatch.setattr(self_check, "checks", checks)
+    monkeypatch.setattr(cuda_builder, "runs_on", lambda _, capability: capability[0] > 5)
+
+    def serves(gpu: int) -> bool:
+        tensor = SimpleNamespace(device=torch.device("cuda", gpu), dtype=torch.float32)
+        return library.use_kernels(tensor)  # type: ignore[arg-type]
+
+    assert serves(0)
+    with pytest.warns(RuntimeWarning, match=r"on GPU 1, .*a check differs from its reference by 2"):
+        assert not serves(1)
+    with pytest.warns(RuntimeWarning, match=r"Model 2 is of compute capability 5\.0, older"):
+        assert not serves(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [serves(gpu) for gpu in range(3)] == [True, False, False]
+    assert seen == [0, 1]
+    library._state.gpus.clear()
+    assert serves(0)
+    assert seen == [0, 1]  # remembered beside the library; what was wrong is looked at again
+    monkeypatch.setenv(library.VARIABLE, "cuda")
+    with pytest.raises(UserError, match="cannot serve: a check differs"):
+        serves(1)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_kernel_that_the_driver_refuses_is_a_mismatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def checks(_: torch.device) -> Iterator[tuple[str, library.SelfCheck]]:
+        yield "upfirdn2d", RIGHT
+        raise RuntimeError("CUDA kernel: invalid argument\nmore")
+
+    monkeypatch.setattr(self_check, "checks", checks)
+    found = self_check.first_mismatch(torch.device("cuda", 0))
+    assert found == "an operator fails (CUDA kernel: invalid argument)"
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [((7, 0), False), ((7, 5), True), ((8, 0), False), ((8, 6), True), ((8, 9), True),
+     ((9, 0), True), ((12, 1), True)],
+)  # fmt: skip
+def test_gpus_that_machine_code_and_ptx_run_on(capability: tuple[int, int], runs: bool) -> None:
+    flags = cuda_builder.architecture_flags(("75", "86", "90"))
+    assert cuda_builder.runs_on(flags, capability) is runs
+
+
 @pytest.mark.usefixtures("fresh")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_kernels_asked_for_without_a_gpu() -> None:
@@ -304,7 +381,7 @@ WRONG_CHECKS = """
 import sys, torch
 from torch_utils.ops import __main__ as report, library
 check = library.SelfCheck("a check", torch.ones(2), torch.zeros(2) + 2, 0.1)
-report.self_checks = lambda: [("bias_act", check)]
+report.self_check.checks = lambda device: [("bias_act", check)]
 report.run_cli(report.main)
 """
 

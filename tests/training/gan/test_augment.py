@@ -375,7 +375,8 @@ def test_transforms_apply_independently():
 def test_strengths_have_the_papers_distributions():
     torch.manual_seed(0)
     count, size = 40000, 64
-    strengths = augment_transforms.draw_strengths(count, size)
+    drawers = augment_transforms.drawers(count, augment_transforms.CPU)
+    strengths = augment_transforms.draw_strengths(count, size, *drawers)
     deviations = {
         "isotropic_scale": (strengths.isotropic_scale.log2(), 0.2),
         "anisotropic_scale": (strengths.anisotropic_scale.log2(), 0.2),

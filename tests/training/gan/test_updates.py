@@ -60,7 +60,7 @@ def take(change: Callable[[Tensor], Tensor]) -> tuple[nn.Parameter, dict[str, An
             value = change(parameter.square().sum())
             update.report("Loss", value)
             update.backward(value, part)
-    return parameter, statistics.collect(), update.applied
+    return parameter, statistics.collect(), bool(update.applied)
 
 
 def test_a_finite_update_applied_and_told() -> None:

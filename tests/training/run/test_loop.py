@@ -257,7 +257,7 @@ def test_signals_outside_the_main_thread_are_left_alone() -> None:
 
     def work() -> None:
         with StopSignals() as stop:
-            seen.append(stop.agreed(CPU))
+            seen.append(stop.agreed())
 
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=work)

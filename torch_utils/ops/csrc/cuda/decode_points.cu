@@ -66,8 +66,8 @@ template <class P>
 __global__ void __launch_bounds__(kThreads, kBlocksBeside)
     decode_kernel(const DecodePoints p, const int tile_size, const bool has_packs) {
   using T = compute_t<P>;
-  OPEN_EG3D_SHARED(tile, SampleTile<T>);
   OPEN_EG3D_DYNAMIC_SHARED(T, memory);
+  SampleTile<T>& tile = take_head<SampleTile<T>>(memory);
   const DecoderLayout& layout = p.layout;
   const PlaneReader<P> reader(p.planes, layout.features4, has_packs);
   const int features_row = DecoderLayout::row(layout.features4),
@@ -293,8 +293,8 @@ template <class P>
 __global__ void __launch_bounds__(kThreads, kBlocksBeside)
     decode_backward_kernel(const DecodeBackward p, const int tile_size, const bool has_packs) {
   using T = compute_t<P>;
-  OPEN_EG3D_SHARED(tile, SampleTile<T>);
   OPEN_EG3D_DYNAMIC_SHARED(T, memory);
+  SampleTile<T>& tile = take_head<SampleTile<T>>(memory);
   const PlaneReader<P> reader(p.planes, p.layout.features4, has_packs);
   T* const features = memory + p.layout.total;
   T* const hidden = features + tile_size * DecoderLayout::row(p.layout.features4);
@@ -360,11 +360,11 @@ void decode_points(const DecodePoints& p, Dtype type, Stream stream) {
   with_type(type, [&](auto zero) {
     using P = decltype(zero);
     const DecoderLayout& l = p.layout;
-    const int row = std::max(l.row(l.features4), l.row(l.colors4)) + l.row(l.hidden4),
-              tile = tile_rows(l, row, sizeof(compute_t<P>));
-    const size_t bytes = (l.total + size_t(tile) * row) * sizeof(compute_t<P>);
-    launch(decode_kernel<P>, {std::min<int64_t>(blocks_for(p.count, int64_t(tile)), kBlocks)},
-           {kThreads}, bytes, stream, p, tile, can_load_packs<P>(p.planes));
+    using T = compute_t<P>;
+    const int row = std::max(l.row(l.features4), l.row(l.colors4)) + l.row(l.hidden4);
+    const TilePlan tile = plan_tile(l, row, sizeof(T), sizeof(SampleTile<T>));
+    launch(decode_kernel<P>, {std::min<int64_t>(blocks_for(p.count, int64_t(tile.rows)), kBlocks)},
+           {kThreads}, tile.bytes, stream, p, tile.rows, can_load_packs<P>(p.planes));
   });
 }
 
@@ -380,16 +380,15 @@ void decode_backward(const DecodeBackward& p, Dtype type, Stream stream) {
     using P = decltype(zero);
     using T = compute_t<P>;
     const DecoderLayout& l = p.layout;
-    const int row = l.row(l.features4) + l.row(l.hidden4) + l.row(l.colors4),
-              tile = tile_rows(l, row, sizeof(T));
+    const int row = l.row(l.features4) + l.row(l.hidden4) + l.row(l.colors4);
+    const TilePlan tile = plan_tile(l, row, sizeof(T), sizeof(SampleTile<T>));
     if (p.plane_sums != nullptr) {
       launch(bound_decoder_kernel<T>, {blocks_for(l.colors + 1, kWarps)}, {kThreads}, 0, stream,
              static_cast<const T*>(p.packed), l, p.bounds.decoder);
     }
-    const size_t bytes = (l.total + size_t(tile) * row) * sizeof(T);
     launch(decode_backward_kernel<P>,
-           {std::min<int64_t>(blocks_for(p.at.rows, int64_t(tile)), kPartialSums)}, {kThreads},
-           bytes, stream, p, tile, can_load_packs<P>(p.planes));
+           {std::min<int64_t>(blocks_for(p.at.rows, int64_t(tile.rows)), kPartialSums)}, {kThreads},
+           tile.bytes, stream, p, tile.rows, can_load_packs<P>(p.planes));
   });
 }
 

@@ -45,7 +45,9 @@ using bfloat16 = __nv_bfloat16;
 namespace open_eg3d::cuda {
 
 constexpr int64_t kMostBlocksX = 0x7fffffff, kMostBlocksYZ = 65535;
-constexpr size_t kUsualSharedBytes = 48 << 10;  // beyond, a kernel has to be told
+// Shared memory of a block beyond 48 KB, static arrays and the dynamic one together, has to be
+// asked for. A launch does not know of static ones, so it asks early, and leaves 24 KB to them.
+constexpr size_t kModestSharedBytes = 24 << 10;
 
 // Blocks that cover `count` elements.
 template <class Integer>
@@ -76,7 +78,7 @@ void launch(void (*kernel)(Parameters...), Extent grid, Extent block, size_t sha
     if (status != cudaSuccess)
       throw std::runtime_error(std::string("CUDA kernel: ") + cudaGetErrorString(status));
   };
-  if (shared_bytes > kUsualSharedBytes) {
+  if (shared_bytes > kModestSharedBytes) {
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shared_bytes)));
   }
@@ -84,7 +86,8 @@ void launch(void (*kernel)(Parameters...), Extent grid, Extent block, size_t sha
   check(cudaGetLastError());
 #else
   static_cast<void>(stream);
-  cuda_on_cpu::run(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
+  cuda_on_cpu::run(blocks, threads, {shared_bytes, shared_bytes > kModestSharedBytes},
+                   [&] { kernel(arguments...); });
 #endif
 }
 

@@ -26,9 +26,9 @@ __device__ __forceinline__ void trace_all(const RenderRays& p, int64_t block_byt
                                           bool has_packs, const compute_t<P>* color_gradients,
                                           const Finish& finish) {
   using T = compute_t<P>;
-  OPEN_EG3D_SHARED(tile, SampleTile<T>);
-  OPEN_EG3D_SHARED(progress, Progress<T>);
   OPEN_EG3D_DYNAMIC_SHARED(T, memory);
+  SampleTile<T>& tile = take_head<SampleTile<T>>(memory);
+  Progress<T>& progress = take_head<Progress<T>>(memory);
   const PlaneReader<P> reader(p.planes, p.layout.features4, has_packs);
   T* const hidden = memory + p.layout.total;
   T* const narrow_rows =
@@ -329,16 +329,14 @@ struct Plan {
   using T = compute_t<P>;
 
   int64_t blocks, block_bytes;
-  int tile;
-  size_t shared_bytes;
+  TilePlan tile;
 
   explicit Plan(const RenderRays& p)
       : blocks(std::min<int64_t>(blocks_for(p.rays, int64_t(kRays)), kBlocks)) {
     const DecoderLayout& l = p.layout;
     const int row = std::max(l.row(l.features4), l.row(l.colors4)) + l.row(l.hidden4);
     block_bytes = Workspace<T>::block_bytes(p.coarse + p.fine);
-    tile = tile_rows(l, row, sizeof(T));
-    shared_bytes = (l.total + size_t(tile) * row) * sizeof(T);
+    tile = plan_tile(l, row, sizeof(T), sizeof(SampleTile<T>) + sizeof(Progress<T>));
   }
 };
 
@@ -357,8 +355,8 @@ void render_rays(const RenderRays& p, void* features, void* depth, void* alpha, 
     using T = compute_t<P>;
     const Plan<P> plan(p);
     const Picture<T> to{static_cast<T*>(features), static_cast<T*>(depth), static_cast<T*>(alpha)};
-    launch(render_kernel<P>, {plan.blocks}, {kThreads}, plan.shared_bytes, stream, p, to,
-           plan.block_bytes, plan.tile, can_load_packs<P>(p.planes));
+    launch(render_kernel<P>, {plan.blocks}, {kThreads}, plan.tile.bytes, stream, p, to,
+           plan.block_bytes, plan.tile.rows, can_load_packs<P>(p.planes));
   });
 }
 
@@ -371,8 +369,8 @@ void trace_backward(const RenderRays& p, const void* grad_features, const void* 
     const PictureGradients<T> from{static_cast<const T*>(grad_features),
                                    static_cast<const T*>(grad_depth),
                                    static_cast<const T*>(grad_alpha)};
-    launch(trace_backward_kernel<P>, {plan.blocks}, {kThreads}, plan.shared_bytes, stream, p, from,
-           to, plan.block_bytes, plan.tile, can_load_packs<P>(p.planes));
+    launch(trace_backward_kernel<P>, {plan.blocks}, {kThreads}, plan.tile.bytes, stream, p, from,
+           to, plan.block_bytes, plan.tile.rows, can_load_packs<P>(p.planes));
   });
 }
 

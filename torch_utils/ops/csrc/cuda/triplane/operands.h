@@ -53,17 +53,23 @@ struct DecoderLayout {
 };
 
 constexpr int kMostTileRows = 64;
-constexpr size_t kMostSharedMemory =
-    60 << 10;  // a block has 64 KB on the smallest GPU; the rest is for what is not sized here
+constexpr size_t kMostSharedMemory = 64 << 10;  // of a block on the smallest GPU, all of it counted
 
-// How many samples a block decodes at once: as many as fit beside the decoder into shared memory,
-// where a sample takes `row_numbers`.
+// The samples that a block decodes at once, and its shared memory.
+struct TilePlan {
+  int rows;
+  size_t bytes;
+};
+
+// As many samples as fit into shared memory beside the decoder and `fixed_bytes`, where a sample
+// takes `row_numbers`.
 //
 // Throws std::runtime_error where even 16 do not fit.
-inline int tile_rows(const DecoderLayout& layout, int row_numbers, size_t number_bytes) {
+inline TilePlan plan_tile(const DecoderLayout& layout, int row_numbers, size_t number_bytes,
+                          size_t fixed_bytes) {
   for (int rows = kMostTileRows; rows >= 16; rows /= 2) {
-    if ((layout.total + size_t(rows) * row_numbers) * number_bytes <= kMostSharedMemory)
-      return rows;
+    const size_t bytes = fixed_bytes + (layout.total + size_t(rows) * row_numbers) * number_bytes;
+    if (bytes <= kMostSharedMemory) return {rows, bytes};
   }
   throw std::runtime_error(
       "a decoder of " + std::to_string(layout.features) + " features, " +

@@ -9,13 +9,23 @@
 
 namespace open_eg3d::cuda {
 
-// The samples of a tile, in shared memory.
+// The samples of a tile, at the start of a block's shared memory: all of it is one array, of whose
+// length a launch knows.
 template <class T>
 struct SampleTile {
   T at[3][kMostTileRows];                          // in the world
   T density[kMostTileRows], scale[kMostTileRows];  // set and read by kernels
   int planes[kMostTileRows];  // whose planes; -1 = none: no such sample, or it is not seen
 };
+
+// `Head` at the start of shared memory, of which the rest goes on where packs may be read.
+template <class Head, class T>
+__device__ __forceinline__ Head& take_head(T*& shared) {
+  static_assert(sizeof(Head) % 16 == 0);
+  Head* const head = reinterpret_cast<Head*>(shared);
+  shared += sizeof(Head) / sizeof(T);
+  return *head;
+}
 
 // True where four channels of every texel can be read at once.
 template <class P>

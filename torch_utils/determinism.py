@@ -1,0 +1,80 @@
+"""The same bits each time on a GPU, where PyTorch's fastest algorithms add up in any order.
+
+The compiled operators do so by themselves: their sums are formed of integers, or in a fixed order.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from torch_utils.devices import is_asynchronous, upload
+
+
+def use_deterministic_algorithms() -> None:
+    """From here on, take PyTorch's deterministic algorithms for all that is computed on a GPU, and
+    refuse what has none. To be called before anything is.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
+    torch.backends.cudnn.benchmark = False
+    # none is read; setattr, for a module's property is no attribute to mypy
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
+    torch.use_deterministic_algorithms(True)
+
+
+def is_wanted(x: Tensor) -> bool:
+    """Whether what becomes of `x` has to be the same each time, and is not anyway, as on the
+    CPU.
+    """
+    return torch.are_deterministic_algorithms_enabled() and is_asynchronous(x.device)
+
+
+def resize(x: Tensor, size: int, antialias: bool) -> Tensor:
+    """Bilinear resize of (N, C, H, W) to (N, C, size, size), as `F.interpolate`, whose gradient on
+    CUDA is summed up in any order: by products with two matrices.
+    """
+    height, width = x.shape[-2:]
+    rows, columns = (
+        resize_matrix(side, size, antialias, x.dtype, x.device) for side in (height, width)
+    )
+    return rows @ x @ columns.T
+
+
+@functools.lru_cache(maxsize=16)
+@torch.inference_mode(mode=False)  # what is kept here must serve gradients later
+@torch.no_grad()
+def resize_matrix(
+    size: int, to: int, antialias: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The matrix (to, size) of a bilinear resize along one axis: what it makes of unit vectors."""
+    units = torch.eye(size, dtype=torch.float64)[None, None]
+    resized = F.interpolate(
+        units, size=(to, size), mode="bilinear", align_corners=False, antialias=antialias
+    )
+    return upload(resized[0, 0].to(dtype), device)
+
+
+def grid_sample(images: Tensor, grid: Tensor) -> Tensor:
+    """Bilinear samples (N, C, h, w) of images (N, C, H, W) at `grid` (N, h, w, 2), zeros outside,
+    as `F.grid_sample` with align_corners, whose gradient on CUDA is summed up in any order; that of
+    an index is not. Differentiable in `images` alone, any number of times.
+    """
+    count, _, height, width = images.shape
+    x, y = ((grid[..., axis] + 1) * (size - 1) / 2 for axis, size in ((0, width), (1, height)))
+    left, top = x.floor(), y.floor()
+    rows = images.permute(0, 2, 3, 1).flatten(0, 2)  # a pixel of a sample each
+    first = torch.arange(count, device=images.device)[:, None, None] * (height * width)
+    result: Tensor | float = 0.0
+    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        column, row = left + dx, top + dy
+        weight = (1 - (x - column).abs()) * (1 - (y - row).abs())
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        place = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+        weight = torch.where(inside, weight, 0)[..., None].to(images.dtype)
+        result = result + weight * rows[first + place]
+    assert isinstance(result, Tensor)
+    return result.permute(0, 3, 1, 2)
