@@ -122,7 +122,8 @@ def _metric(kind: str, match: re.Match[str], default_detector: DetectorName) -> 
     groups = match.groupdict()
     detector: DetectorName | None = None
     if kind in _NEED_DETECTOR:
-        detector = groups["network"] or default_detector
+        named = groups["network"]
+        detector = next((own for own in DETECTORS if own == named), default_detector)
     count = (
         int(groups["count"]) * (1000 if groups["kilo"] else 1)
         if groups.get("count")

@@ -184,11 +184,9 @@ def real_yardsticks(
         others = RealSet(count, start=start, is_mirrored=is_mirrored)
 
         def compute(others: RealSet = others) -> dict[str, np.ndarray]:
-            sets = (real_set(key, reals, detector, options, team) for key in (others, first))
-            return {
-                name: np.array(value)
-                for name, value in _among_neighbours(metric, *sets, team).items()
-            }
+            theirs, own = (real_set(key, reals, detector, options, team) for key in (others, first))
+            found = _among_neighbours(metric, theirs, own, team)
+            return {name: np.array(value) for name, value in found.items()}
 
         key = {
             **_cache_key(others, reals, detector, options),

@@ -32,6 +32,7 @@ FACE_X, FACE_Y, FACE_Z = 0.16, (-0.26, 0.22), 0.3
 GRID = 33  # heights of a face, along each side
 FRONTAL = math.radians(20)  # of yaw; beyond, the far cheek is hidden
 STEPS = 12  # each brings a height nearer by more than half
+TOLERANCE = 0.003  # world units, a fifth of a pixel of 64; a point farther off is hidden
 
 
 def fake_surfaces(sampler: GeneratorSampler, cameras: Callable[[int, int], Tensor]) -> Surfaces:
@@ -148,21 +149,21 @@ def _beside(sampler: GeneratorSampler, reals: RealImages, count: int) -> tuple[S
 
 def face_heights(depth: Tensor, c: Tensor) -> Tensor:
     """Heights z (N, GRID, GRID) of a surface over points (x, y) of the world's face, seen by
-    cameras (N, 25); NaN where nothing is seen.
+    cameras (N, 25); NaN where nothing is seen, or something before it.
 
-    A height is a fixed point: the surface that the camera sees in the direction of (x, y, z) has
-    the height z.
+    A height is a fixed point: what the camera sees in the direction of (x, y, z) has the height z.
     """
     x, y = torch.linspace(-FACE_X, FACE_X, GRID), torch.linspace(*FACE_Y, GRID)
     plane = torch.stack(torch.meshgrid(y, x, indexing="ij")).flip(0).to(depth)
     plane = plane.expand(len(depth), -1, -1, -1)
     heights = torch.full_like(plane[:, :1], FACE_Z)
-    surface = points_of_depth(depth, c)[:, 2:]
+    surface = points_of_depth(depth, c)
     for _ in range(STEPS):
-        places = project(torch.cat([plane, heights], 1), c)[0]
-        heights = sample_at(surface, places)
-    solid = sample_at((depth > 0).to(depth), places) > 1 - 1e-6
-    return torch.where(solid, heights, torch.nan)[:, 0]
+        found = sample_at(surface, project(torch.cat([plane, heights], 1), c)[0])
+        heights = found[:, 2:]
+    solid = sample_at((depth > 0).to(depth), project(found, c)[0]) > 1 - 1e-6
+    seen = solid & ((found[:, :2] - plane).norm(dim=1, keepdim=True) < TOLERANCE)
+    return torch.where(seen, heights, torch.nan)[:, 0]
 
 
 def asymmetry(heights: Tensor) -> float:

@@ -186,8 +186,9 @@ def trained_regressor(
     """
     assert reals.traits is not None
     assert reals.labels is not None
-    order, team, labels = reals.chosen(reals.count), options.team, reals.labels
-    _, heads = np.unique(reals.traits.numpy(), axis=0, return_inverse=True)
+    order, team = reals.chosen(reals.count), options.team
+    labels, traits = reals.labels, reals.traits
+    _, heads = np.unique(traits.numpy(), axis=0, return_inverse=True)
     fresh = ~np.isin(heads[order], heads[order[:held_out]])
     indices = np.concatenate([order[:held_out], order[fresh][:LARGEST_TRAINING]])
     if len(indices) < held_out + FEWEST_TRAINING:
@@ -204,12 +205,12 @@ def trained_regressor(
         dimension = read(0, 1).shape[1]
         size = (len(indices), dimension)
         rows = _collect(read, size, torch.float32, options.batch, team, "Traits of reals")
-        return fit(rows, reals.traits[torch.from_numpy(indices)].double(), held_out)
+        return fit(rows, traits[torch.from_numpy(indices)].double(), held_out)
 
     key = {
         "traits": list(reals.trait_names),
         "data": reals.key,
-        "values": float(reals.traits.double().square().sum()),
+        "values": float(traits.double().square().sum()),
         "pictures": [held_out, len(indices)],
         "detector": detector.name,
         "hash": detector.weights_hash,

@@ -33,7 +33,7 @@ def add_traits(
     """
     check_dest(Path(dest), overwrite, Path(source))
     dataset = ImageDataset(source)
-    traits = {}
+    traits: dict[str, dict[str, float]] = {}
     for index, name in enumerate(progress(dataset.file_names, "Traits", unit="img")):
         identity, view = divmod(index, views_per_identity)
         labels = random_labels(seed, identity, views_per_identity)
@@ -43,11 +43,11 @@ def add_traits(
                 f" with {views_per_identity} views; give the --seed and --views-per-identity that"
                 " it was made with"
             )
-        traits[name] = traits.get(image_name(index - 1)) if view else head_traits(seed, identity)
+        traits[name] = traits[image_name(index - 1)] if view else head_traits(seed, identity)
     with open_sink(Path(dest), overwrite=overwrite) as sink:
         for name in dataset.files.names:
             if name != LABEL_FILE:
                 sink.write(name, dataset.files.read(name))
-        labels = dataset.labels.double().numpy()
-        write_labels(sink, dataset.file_names, labels, as_table(traits))
+        cameras = dataset.labels.double().numpy()
+        write_labels(sink, dataset.file_names, cameras, as_table(traits))
     return len(dataset)

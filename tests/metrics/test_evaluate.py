@@ -247,7 +247,8 @@ def test_other_reals_and_mirror_images_stand_beside(
     evaluate(["coverage405", "pr403"], sampler_of(Scene()), reals, options)
     assert sum(read) == count + 120  # nothing but what this test itself has read
     full = evaluate(["coverage405_full"], sampler_of(Scene()), reals, options)[0].values
-    density, _ = density_coverage(*(detector(reals.read(i))[0] for i in (order[50:], order[:50])))
+    last, rest = (detector(reals.read(indices))[0] for indices in (order[50:], order[:50]))
+    density, _ = density_coverage(last, rest)
     assert full["coverage405_full_lite0_real_density"] == pytest.approx(density)
 
 

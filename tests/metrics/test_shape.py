@@ -17,6 +17,7 @@ from metrics.processes import ALONE
 from metrics.reals import RealImages
 from metrics.shape import (
     FACE_X,
+    FACE_Y,
     asymmetry,
     camera_normals,
     effective_dimensions,
@@ -115,6 +116,27 @@ def test_heights_of_a_face_do_not_depend_on_the_camera(view: tuple[float, float]
     assert asymmetry(level) < 1e-4
     background = face_heights(torch.zeros(1, 1, 64, 64).double(), c)
     assert background.isnan().all()
+
+
+@pytest.mark.parametrize("yaw", [0.0, 0.34])
+def test_heights_of_a_sphere_and_no_height_for_what_is_hidden(yaw: float):
+    """The far side of a sphere is hidden from the side: its heights are missing, not invented."""
+    c = camera(yaw)
+    scene = Scene(size=64, raw=64)
+    out = scene.render(torch.zeros(1, 1, 4, 1, 1), torch.zeros(1, 1, 4), c)
+    heights = face_heights(torch.where(out.alpha > 0.5, out.image_depth.double(), 0.0), c)[0]
+    y, x = torch.meshgrid(
+        torch.linspace(*FACE_Y, len(heights)).double(),
+        torch.linspace(-FACE_X, FACE_X, len(heights)).double(),
+        indexing="ij",
+    )
+    height = (RADIUS**2 - x**2 - y**2).sqrt()
+    points = torch.stack([x, y, height], -1)
+    hidden = (points * (c[0, [3, 7, 11]] - points)).sum(-1) < 0
+    seen = ~heights.isnan()
+    assert not (seen & hidden).any()
+    assert seen.double().mean() > 0.9
+    assert (heights - height)[seen].abs().max() < 3e-3
 
 
 def test_dimensions_are_the_number_of_equal_ways_to_vary():

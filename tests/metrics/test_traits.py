@@ -91,13 +91,18 @@ def test_a_trait_that_fakes_lack_is_named_and_one_that_pictures_do_not_show_is_n
     )
     assert stuck.values["traits80_lite0_missed"] == 1
     assert stuck.protocol["missed"].startswith("red ")
-    assert "(mean 0.39," in stuck.protocol["missed"]  # what the colour 0.1 says of red
+    assert "(mean 0.39" in stuck.protocol["missed"]  # what the colour 0.1 says of red
 
 
 @pytest.mark.usefixtures("_cache")
 def test_the_regressor_is_trained_once_a_data_set(monkeypatch: pytest.MonkeyPatch):
     fits = []
-    monkeypatch.setattr(module, "fit", lambda *given: fits.append(1) or fit(*given))
+
+    def counted(*given: Any) -> dict[str, np.ndarray]:
+        fits.append(given)
+        return fit(*given)
+
+    monkeypatch.setattr(module, "fit", counted)
     for _ in range(2):
         evaluate(["traits60_lite0"], sampler_of(Plain()), reals_of(240), MetricOptions(batch=64))
     assert len(fits) == 1
@@ -111,9 +116,12 @@ def test_heads_that_are_held_out_are_not_learnt_from(
     assert reals.traits is not None
     object.__setattr__(reals, "traits", reals.traits[torch.arange(400) // 2])  # two views a head
     seen: list[Tensor] = []
-    monkeypatch.setattr(
-        module, "fit", lambda rows, traits, held: seen.append(traits) or fit(rows, traits, held)
-    )
+
+    def noted(rows: Tensor, traits: Tensor, held_out: int) -> dict[str, np.ndarray]:
+        seen.append(traits)
+        return fit(rows, traits, held_out)
+
+    monkeypatch.setattr(module, "fit", noted)
     module.trained_regressor(reals, detector(), MetricOptions(batch=64), 100)
     held_out, learnt = seen[0][:100], seen[0][100:]
     assert len(learnt) >= 100
