@@ -139,6 +139,7 @@ class Baked(Scene):
     """Pictures whose red is how far the camera has turned from the one conditioned on."""
 
     def mapping(self, z: Tensor, c: Tensor, *rest: Any) -> Tensor:
+        del rest
         return torch.cat([c[:, 3:4], z[:, 1:]], 1)[:, None]
 
     def render(self, planes: Tensor, ws: Tensor, c: Tensor, *rest: Any, **options: Any) -> Any:
