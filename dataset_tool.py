@@ -475,5 +475,27 @@ def heads(dest: Path, overwrite: bool, **settings: Any) -> None:
     click.echo(f"wrote {settings['count']} images to {path}")
 
 
+@main.command()
+@source_option
+@dest_option
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of heads.")
+@click.option(
+    "--views-per-identity",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Images of each head.",
+)
+@overwrite_option
+def traits(source: str, dest: Path, overwrite: bool, seed: int, views_per_identity: int) -> None:
+    """Copy a data set that `heads` made before it wrote traits, with its heads' true traits."""
+    from data_tools.heads.add_traits import add_traits
+    from data_tools.parallel import ended_politely
+
+    with ended_politely():
+        count = add_traits(source, dest, seed, views_per_identity, overwrite=overwrite)
+    click.echo(f"wrote {count} images with their traits to {dest}")
+
+
 if __name__ == "__main__":
     run_cli(main)

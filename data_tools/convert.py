@@ -103,7 +103,8 @@ def convert(
     written = _Written(opened, poses, config.skip_bad)
     with open_sink(dest, overwrite=overwrite) as sink:
         written.run(sink, options, config.workers)
-        write_labels(sink, written.names, np.array(written.labels))
+        traits = opened.traits.of(written.sources, written.names) if opened.traits else None
+        write_labels(sink, written.names, np.array(written.labels), traits)
     if written.enlarged:
         notes.append(
             f"{written.enlarged} pictures were smaller than {resolution} pixels and have been"
@@ -164,6 +165,7 @@ class _Written:
     def __init__(self, source: Source, poses: Array, skip_bad: bool) -> None:
         self.source, self.poses, self.skip_bad = source, poses, skip_bad
         self.names: list[str] = []
+        self.sources: list[str] = []
         self.labels: list[Array] = []
         self.skipped = list(source.left_out)
         self.enlarged = 0
@@ -203,6 +205,7 @@ class _Written:
         name = image_name(len(self.names), result.suffix)
         sink.write(name, result.data)
         self.names.append(name)
+        self.sources.append(self.source.frames[index].name)
         self.labels.append(label)
         self.enlarged += result.enlarged
 

@@ -20,6 +20,7 @@ from training.cameras import mirror_label
 from training.data.balance import balance_copies
 from training.data.dataset import ImageDataset
 from training.data.files import DataFiles
+from training.data.traits import Traits, read_traits
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def mirror(
         for data in _made(mirror_picture, dataset, names, workers, "Mirroring"):
             written.append(image_name(len(written)))
             sink.write(written[-1], data)
-        write_labels(sink, written, both)
+        write_labels(sink, written, both, _traits(dataset, [*names, *names], written))
     return Enlarged(len(names), len(written))
 
 
@@ -75,7 +76,9 @@ def rebalance(
     order = copied_order(balance_copies(dataset.labels, bins, factor))
     with open_sink(Path(dest), overwrite=overwrite) as sink:
         written = _copy(sink, dataset, order)
-        write_labels(sink, written, dataset.labels.double().numpy()[order])
+        names = [dataset.file_names[index] for index in order]
+        traits = _traits(dataset, names, written)
+        write_labels(sink, written, dataset.labels.double().numpy()[order], traits)
     return Enlarged(len(dataset), len(order))
 
 
@@ -90,6 +93,12 @@ def copied_order(copies: NDArray[np.int64]) -> NDArray[np.int64]:
 def _open(source: str | Path, dest: str | Path, overwrite: bool) -> ImageDataset:
     check_dest(Path(dest), overwrite, Path(source))
     return ImageDataset(source)
+
+
+def _traits(dataset: ImageDataset, names: list[str], written: list[str]) -> Traits | None:
+    """Traits of pictures that are written under other names; a mirror image has its original's."""
+    traits = read_traits(dataset.files)
+    return traits.of(names, written) if traits else None
 
 
 def _made(

@@ -16,6 +16,7 @@ import numpy as np
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, make_dir, temporary_dir
 from training.data.files import LABEL_FILE
+from training.data.traits import Traits
 
 IMAGES_PER_FOLDER = 1000
 
@@ -51,10 +52,13 @@ class _FolderSink:
         path.write_bytes(data)
 
 
-def write_labels(sink: Sink, names: Sequence[str], labels: np.ndarray) -> None:
-    """Write dataset.json for pictures `names` with `labels` (M, 25)."""
+def write_labels(
+    sink: Sink, names: Sequence[str], labels: np.ndarray, traits: Traits | None = None
+) -> None:
+    """Write dataset.json for pictures `names` with `labels` (M, 25), and their traits."""
     lines = [json.dumps([name, label.tolist()]) for name, label in zip(names, labels, strict=True)]
-    sink.write(LABEL_FILE, ('{"labels": [\n' + ",\n".join(lines) + "\n]}\n").encode())
+    more = f',\n"traits": {traits.as_json()}' if traits and traits.rows else ""
+    sink.write(LABEL_FILE, ('{"labels": [\n' + ",\n".join(lines) + f"\n]{more}}}\n").encode())
 
 
 def check_dest(dest: Path, overwrite: bool, source: Path | None = None) -> None:

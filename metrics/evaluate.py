@@ -16,6 +16,7 @@ from metrics.picture_sets import compare_sets
 from metrics.processes import CPU
 from metrics.reals import RealImages
 from metrics.sampling import Sampler
+from metrics.traits import check_traits
 
 
 def evaluate(
@@ -25,8 +26,8 @@ def evaluate(
 
     Args:
         names: as in `metrics.names.VALID_FORMS`.
-        sample: the sampling function. Metrics other than fid, kid, pr and is need a
-            `GeneratorSampler`.
+        sample: the sampling function. Metrics that look at the generator itself
+            need a `GeneratorSampler`.
         reals: real pictures, for the metrics that compare with them.
 
     Returns:
@@ -39,13 +40,14 @@ def evaluate(
     metrics = parse_metrics(names, options.detector)
     check_inputs(metrics, reals, options)
     results: dict[str, MetricResult] = {}
-    for detector in dict.fromkeys(metric.detector for metric in metrics if metric.detector):
-        group = [metric for metric in metrics if metric.detector == detector]
+    of_pictures = [metric for metric in metrics if metric.is_of_pictures]
+    for detector in dict.fromkeys(metric.detector for metric in of_pictures if metric.detector):
+        group = [metric for metric in of_pictures if metric.detector == detector]
         results |= {
             result.name: result for result in compare_sets(group, detector, sample, reals, options)
         }
     for metric in metrics:
-        if not metric.detector:
+        if not metric.is_of_pictures:
             results[metric.name] = measure_generator(metric, sample, reals, options)
     return [results[metric.name] for metric in metrics]
 
@@ -61,16 +63,16 @@ def check_inputs(
     for metric in metrics:
         if metric.needs_reals and reals is None:
             raise UserError(f"{metric.name} compares with real pictures; give them with --data")
-        if metric.kind in ("fid", "kid", "pr") and reals is not None:
-            needed = metric.neighbours + 1 if metric.is_full else metric.count
-            if reals.count < needed:
-                kind = metric.kind + "N" + ("K" if metric.kind == "pr" else "")
-                raise UserError(
-                    f"{metric.name} needs {needed} real pictures, {reals.name} has {reals.count};"
-                    f" use more data or {kind}_full, which compares with all there are"
-                )
-        if metric.kind == "depth" and reals is not None:
-            check_depth_maps(reals, metric.count)
+        if reals is not None and metric.kind in ("depth", "normals"):
+            check_depth_maps(reals, metric.name, metric.needed_reals)
+        elif reals is not None and metric.kind == "traits":
+            check_traits(reals, str(metric.detector), metric.name, metric.count)
+        elif reals is not None and reals.count < metric.needed_reals:
+            raise UserError(
+                f"{metric.name} needs {metric.needed_reals} real pictures, {reals.name} has"
+                f" {reals.count}; use more data, ask for fewer, or (fid, kid, pr, coverage) for"
+                " _full, which compares with all there are"
+            )
         for kind, option, model in (
             ("identity", "--identity-model", options.identity_model),
             ("pose", "--pose-model", options.pose_model),

@@ -1,5 +1,5 @@
-"""Metrics that look at the generator itself: ppl, consistency, depth, relief, identity, pose,
-speed.
+"""Metrics that look at the generator itself: fid3d, traits, normals, ppl, consistency, shape,
+depth, relief, identity, pose, speed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from dnnlib.console import UserError
 from metrics.consistency import view_consistency
 from metrics.depth import depth_against_maps, relief
+from metrics.detectors import Detector, load_detector
+from metrics.fid3d import fid3d
 from metrics.identity import identity_similarity
 from metrics.lpips import load_lpips
 from metrics.names import Metric
@@ -24,7 +26,9 @@ from metrics.ppl import EPSILON, path_length
 from metrics.processes import WorkerGroup
 from metrics.reals import RealImages
 from metrics.sampling import GeneratorSampler, Sampler
+from metrics.shape import normals_distance, shape
 from metrics.speed import speed
+from metrics.traits import compare_traits
 
 Measured = tuple[dict[str, float], dict[str, Any]]
 """Values by name, and what only this metric adds to the protocol."""
@@ -38,6 +42,32 @@ class Task:
     sampler: GeneratorSampler
     reals: RealImages | None
     options: MetricOptions
+
+    @property
+    def detector(self) -> Detector:
+        """The feature network that the metric names."""
+        name = self.metric.detector
+        assert name is not None
+        return load_detector(name, self.options.weights_of(name), self.options.device)
+
+    def against_reals(self, detector: Detector | None = None) -> dict[str, Any]:
+        """Protocol of a metric that compares with as many reals, by way of a feature network."""
+        assert self.reals is not None
+        network = (
+            {
+                "detector": detector.name,
+                "detector_sha256": detector.weights_hash,
+                "detector_software": detector.software,
+            }
+            if detector
+            else {}
+        )
+        return {
+            "reals": self.metric.count,
+            "data_pictures": self.reals.count,
+            "data_hash": self.reals.key,
+            **network,
+        }
 
     @property
     def work(self) -> tuple[int, int, WorkerGroup]:
@@ -88,12 +118,43 @@ def _relief(task: Task) -> Measured:
 
 def _depth(task: Task) -> Measured:
     assert task.reals is not None
-    return task.named(depth_against_maps(task.sampler, task.reals, *task.work)), {
+    values = depth_against_maps(task.sampler, task.reals, *task.work)
+    return task.named(values), {"cameras": "of the real pictures", **task.against_reals()}
+
+
+def _shape(task: Task) -> Measured:
+    values = shape(task.sampler, task.reals, *task.work)
+    if "real_asymmetry" not in values:
+        return task.named(values), {}
+    return task.named(values), {"cameras": "of the real pictures", **task.against_reals()}
+
+
+def _normals(task: Task) -> Measured:
+    assert task.reals is not None
+    detector, name = task.detector, task.metric.name
+    values = normals_distance(task.sampler, task.reals, detector, *task.work)
+    return {f"{name}_{key}".rstrip("_"): value for key, value in values.items()}, {
         "cameras": "of the real pictures",
-        "reals": task.metric.count,
-        "data_pictures": task.reals.count,
-        "data_hash": task.reals.key,
+        **task.against_reals(detector),
     }
+
+
+def _fid3d(task: Task) -> Measured:
+    assert task.reals is not None
+    detector, name = task.detector, task.metric.name
+    values = fid3d(task.sampler, task.reals, detector, task.options, task.metric.count)
+    return dict(zip((name, f"{name}_own_camera"), values, strict=True)), task.against_reals(
+        detector
+    )
+
+
+def _traits(task: Task) -> Measured:
+    assert task.reals is not None
+    detector, name = task.detector, task.metric.name
+    report = compare_traits(task.sampler, task.reals, detector, task.options, task.metric.count)
+    return {
+        f"{name}_{key}".rstrip("_"): value for key, value in report.values.items()
+    }, report.protocol | task.against_reals(detector)
 
 
 def _identity(task: Task) -> Measured:
@@ -135,7 +196,11 @@ def _speed(task: Task) -> Measured:
 
 METRICS: dict[str, Callable[[Task], Measured]] = {
     "ppl": _ppl,
+    "fid3d": _fid3d,
+    "traits": _traits,
+    "normals": _normals,
     "consistency": _consistency,
+    "shape": _shape,
     "depth": _depth,
     "relief": _relief,
     "identity": _identity,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-DetectorName = Literal["inception", "lite0"]
-DETECTORS: tuple[DetectorName, ...] = ("inception", "lite0")
+DetectorName = Literal["inception", "lite0", "lite1"]
+DETECTORS: tuple[DetectorName, ...] = ("inception", "lite0", "lite1")
 
 PPL_COUNT = 50_000
 VIEW_COUNT = 256  # samples of the 3D metrics
@@ -16,41 +16,57 @@ IS_SPLITS = 10
 LARGEST_COUNT = 10_000_000
 
 VALID_FORMS = (
-    "fidN, fidN_full, kidN, kidN_full, prNK, prNK_full, isN, ppl2_wend, ppl2_wendN, consistencyN,"
-    " depthN, reliefN, identityN, poseN, speed; N = pictures such as 500, 2k or 50k, K = neighbours"
-    " such as 3; _lite0 after fid, kid, pr and is names the feature network"
+    "fidN, fidN_full, kidN, kidN_full, prNK, prNK_full, coverageNK, coverageNK_full, isN, fid3dN,"
+    " traitsN, normalsN, ppl2_wend, ppl2_wendN, consistencyN, shapeN, depthN, reliefN, identityN,"
+    " poseN, speed; N = pictures such as 500, 2k or 50k, K = neighbours such as 3; _lite0 or _lite1"
+    " after those of fid to normals names the feature network"
 )
 _EXPLANATIONS = {
     "fid": "Fréchet distance, lower is better",
     "kid": "kernel distance, lower is better",
     "pr": "shares of fakes among reals, and of reals among fakes",
+    "coverage": "share of reals with a fake near them; density of fakes where reals are",
     "is": "inception score, higher is better",
+    "fid3d": "Fréchet distance seen from another camera than conditioned on, lower is better",
+    "traits": "distance of fakes' traits to reals', 1 is what other reals have",
+    "normals": "Fréchet distance of pictures of normals, lower is better",
     "ppl": "perceptual path length, lower is better",
     "consistency": "agreement of two views: PSNR in dB, share of confirmed surface",
     "depth": "against true depth: error (0 right, 1 flat), relief (1 right)",
+    "shape": "bands, asymmetry and variety of depth, beside the reals'",
     "relief": "shape of the visible surface: 0 is flat, 0.47 half a sphere",
     "identity": "cosine between two views of a face",
     "pose": "a face's estimated pose against its camera, degrees",
     "speed": "frames per second, MiB per frame",
 }
 _COUNT = r"(?P<count>[1-9]\d*)(?P<kilo>k?)"
+_FULL, _NETWORK = "(?P<full>_full)?", "(?:_(?P<network>lite0|lite1))?"
 _PATTERNS = {
-    "fid": rf"fid{_COUNT}(?P<full>_full)?(?P<lite0>_lite0)?",
-    "kid": rf"kid{_COUNT}(?P<full>_full)?(?P<lite0>_lite0)?",
-    "pr": rf"pr{_COUNT}(?P<neighbours>[1-9])(?P<full>_full)?(?P<lite0>_lite0)?",
-    "is": rf"is{_COUNT}(?P<lite0>_lite0)?",
+    "fid": rf"fid{_COUNT}{_FULL}{_NETWORK}",
+    "kid": rf"kid{_COUNT}{_FULL}{_NETWORK}",
+    "pr": rf"pr{_COUNT}(?P<neighbours>[1-9]){_FULL}{_NETWORK}",
+    "coverage": rf"coverage{_COUNT}(?P<neighbours>[1-9]){_FULL}{_NETWORK}",
+    "is": rf"is{_COUNT}{_NETWORK}",
+    "fid3d": rf"fid3d{_COUNT}{_NETWORK}",
+    "traits": rf"traits{_COUNT}{_NETWORK}",
+    "normals": rf"normals{_COUNT}{_NETWORK}",
     "ppl": rf"ppl2_wend(?:{_COUNT})?",
     "consistency": rf"consistency(?:{_COUNT})?",
     "depth": rf"depth(?:{_COUNT})?",
+    "shape": rf"shape(?:{_COUNT})?",
     "relief": rf"relief(?:{_COUNT})?",
     "identity": rf"identity(?:{_COUNT})?",
     "pose": rf"pose(?:{_COUNT})?",
     "speed": r"speed",
 }
 _DEFAULT_COUNTS = {"ppl": PPL_COUNT, "speed": 1}
-_SMALLEST = {"fid": 2, "kid": 2, "is": IS_SPLITS}
-_NEED_REALS = ("fid", "kid", "pr", "depth")
-_NEED_DETECTOR = ("fid", "kid", "pr", "is")
+_SMALLEST = dict.fromkeys(("fid", "kid", "fid3d", "traits", "normals", "shape"), 2) | {
+    "is": IS_SPLITS
+}
+_OF_NEIGHBOURS = ("pr", "coverage")
+_OF_PICTURES = ("fid", "kid", *_OF_NEIGHBOURS, "is")
+_NEED_DETECTOR = (*_OF_PICTURES, "fid3d", "traits", "normals")
+_NEED_NO_REALS = ("is", "ppl", "consistency", "relief", "shape", "identity", "pose", "speed")
 
 
 @dataclass(frozen=True)
@@ -59,9 +75,9 @@ class Metric:
 
     Attributes:
         name: as it is reported; ends in the feature network's name unless that is Inception.
-        kind: key of the family: fid, kid, pr, is, ppl, consistency, depth, relief, identity, pose,
-            speed.
-        count: fakes. is_full: against all reals instead of `count` of them. neighbours: of pr.
+        kind: key of the family, as in the table of patterns.
+        count: fakes. is_full: against all reals instead of `count` of them. neighbours: of pr and
+            coverage.
         detector: feature network, none for metrics without one.
     """
 
@@ -75,7 +91,19 @@ class Metric:
     @property
     def needs_reals(self) -> bool:
         """Whether real pictures are compared with."""
-        return self.kind in _NEED_REALS
+        return self.kind not in _NEED_NO_REALS
+
+    @property
+    def is_of_pictures(self) -> bool:
+        """Whether it compares sets of pictures as they are, without looking at the generator."""
+        return self.kind in _OF_PICTURES
+
+    @property
+    def needed_reals(self) -> int:
+        """Real pictures that it takes at least."""
+        if not self.needs_reals:
+            return 0
+        return self.neighbours + 1 if self.is_full else self.count
 
 
 def parse_metric(text: str, detector: DetectorName = "inception") -> Metric:
@@ -94,20 +122,23 @@ def _metric(kind: str, match: re.Match[str], default_detector: DetectorName) -> 
     groups = match.groupdict()
     detector: DetectorName | None = None
     if kind in _NEED_DETECTOR:
-        detector = "lite0" if groups.get("lite0") else default_detector
+        named = groups["network"]
+        detector = next((own for own in DETECTORS if own == named), default_detector)
     count = (
         int(groups["count"]) * (1000 if groups["kilo"] else 1)
         if groups.get("count")
         else _DEFAULT_COUNTS.get(kind, VIEW_COUNT)
     )
     neighbours = int(groups.get("neighbours") or 3)
-    smallest = neighbours + 1 if kind == "pr" else _SMALLEST.get(kind, 1)
+    smallest = neighbours + 1 if kind in _OF_NEIGHBOURS else _SMALLEST.get(kind, 1)
     if not smallest <= count <= LARGEST_COUNT:
         raise ValueError(
             f"{match[0]}: the number of pictures must be {smallest} to {LARGEST_COUNT}"
         )
     name = (
-        match[0] if detector in (None, "inception") or groups["lite0"] else f"{match[0]}_{detector}"
+        match[0]
+        if detector in (None, "inception") or groups["network"]
+        else f"{match[0]}_{detector}"
     )
     return Metric(name, kind, count, bool(groups.get("full")), neighbours, detector)
 

@@ -27,11 +27,9 @@ def precision_recall(
     `neighbours`-th nearest neighbour in the set. Computed in float64 in blocks; the processes of
     `team` share the work.
     """
-    # Distances do not change, and their cancellation is less around the mean.
-    centre = reals.to(torch.float64).mean(0)
-    fakes, reals = fakes.to(torch.float64) - centre, reals.to(torch.float64) - centre
+    fakes, reals = centred(fakes, reals)
     fake_reach, real_reach = (
-        _neighbour_distances(points, neighbours, team) * (1 + TIE) for points in (fakes, reals)
+        neighbour_distances(points, neighbours, team) * (1 + TIE) for points in (fakes, reals)
     )
     is_fake_inside, is_real_inside = (
         torch.zeros(len(points), dtype=torch.bool, device=points.device)
@@ -49,7 +47,15 @@ def precision_recall(
     return float(precision.double().mean()), float(recall.double().mean())
 
 
-def _neighbour_distances(members: Tensor, neighbours: int, team: WorkerGroup) -> Tensor:
+def centred(fakes: Tensor, reals: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64 around the reals' mean: distances do not change, their cancellation is
+    less.
+    """
+    centre = reals.to(torch.float64).mean(0)
+    return fakes.to(torch.float64) - centre, reals.to(torch.float64) - centre
+
+
+def neighbour_distances(members: Tensor, neighbours: int, team: WorkerGroup) -> Tensor:
     """Squared distance (N,) of each member to its `neighbours`-th nearest, itself not counted."""
     result = torch.zeros(len(members), dtype=torch.float64, device=members.device)
     for start, count in team.shown_batches(len(members), ROWS, "Nearest neighbours"):

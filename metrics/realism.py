@@ -19,7 +19,7 @@ from metrics.detectors import Detector, load_detector
 from metrics.features import Wanted, collect_features
 from metrics.names import DetectorName
 from metrics.options import MetricOptions
-from metrics.picture_sets import real_features
+from metrics.picture_sets import RealSet, real_set
 from metrics.precision_recall import COLUMNS, ROWS, blocks, squared_distances
 from metrics.processes import ALONE, WorkerGroup
 from metrics.reals import RealImages
@@ -89,7 +89,7 @@ def _compare(
     count: int | None,
 ) -> Realism:
     team = options.team
-    rows = real_features(count, reals, network, options, team).double()
+    rows = real_set(RealSet(count), reals, network, options, team).double()
     features = collect_features(
         sample, network, Wanted(features=fakes), options.batch, team, "Fakes for the report"
     ).features.double()

@@ -36,6 +36,7 @@ class RealImages:
         labels: cameras (count, 25), where known.
         read_depth: indices to true depths (N, 1, H, W) in world units along the rays, 0 where there
             is nothing; None = no depth maps.
+        traits, trait_names: true traits (count, T) of the pictures, where known, and what they are.
         name: for messages. names: of the pictures; where there are more pictures, the rest are
             their mirror images.
         details: what else belongs into the protocol.
@@ -49,15 +50,17 @@ class RealImages:
     read_depth: Callable[[np.ndarray], Tensor] | None = None
     name: str = "data"
     names: tuple[str, ...] = ()
+    traits: Tensor | None = None
+    trait_names: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
 
-    def chosen(self, count: int | None) -> np.ndarray:
-        """Indices of the pictures to compare with: all, or `count` of them, a fixed random choice
-        (neighbours may show one object).
+    def chosen(self, count: int | None, start: int = 0) -> np.ndarray:
+        """Indices of the pictures to compare with: all, or `count` of them from `start` on in a
+        fixed random order (neighbours may show one object).
         """
         if count is None:
             return np.arange(self.count)
-        return np.random.RandomState(0).permutation(self.count)[:count]
+        return np.random.RandomState(0).permutation(self.count)[start : start + count]
 
 
 def cached_arrays(

@@ -39,6 +39,7 @@ from training.checkpoints.weights_folder import FILES as WEIGHTS_FILES
 from training.config.settings import Config
 from training.data.dataset import ImageDataset
 from training.data.depth_maps import has_depth_map, read_depth_maps
+from training.data.traits import read_traits
 from training.networks.generator import Generator
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def real_images(dataset: ImageDataset) -> RealImages:
         is_mirrored = torch.from_numpy(indices >= len(names))
         return torch.where(is_mirrored[:, None, None, None], maps.flip(-1), maps)
 
+    traits, trait_names = known_traits(dataset)
     return RealImages(
         count=len(dataset),
         resolution=dataset.resolution,
@@ -94,8 +96,21 @@ def real_images(dataset: ImageDataset) -> RealImages:
         read_depth=read_depth if has_depth_map(dataset.files, names[0]) else None,
         name=str(dataset.path),
         names=tuple(names),
+        traits=traits,
+        trait_names=trait_names,
         details={"mirror": dataset.is_mirrored},
     )
+
+
+def known_traits(dataset: ImageDataset) -> tuple[Tensor | None, tuple[str, ...]]:
+    """True traits (count, T), float64, and their names, where all pictures have them; a mirror
+    image has its original's.
+    """
+    traits = read_traits(dataset.files)
+    if traits is None or not all(name in traits.rows for name in dataset.file_names):
+        return None, ()
+    rows = torch.tensor([traits.rows[name] for name in dataset.file_names], dtype=torch.float64)
+    return rows.repeat(2, 1) if dataset.is_mirrored else rows, traits.names
 
 
 # --------------------------------------------------------------------------------------------------

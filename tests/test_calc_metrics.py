@@ -36,7 +36,7 @@ HEADS = Path(__file__).parent / "data" / "heads64.zip"
 SIZE = 64
 CHOICES = {
     "--precision": ["fp32", "bf16"],
-    "--detector": ["inception", "lite0"],
+    "--detector": ["inception", "lite0", "lite1"],
     "--cameras": ["data", "checkpoint", "range"],
     "--conditioning": ["own", "frontal"],
 }

@@ -5,7 +5,6 @@ training reads.
 from __future__ import annotations
 
 import io
-import json
 import multiprocessing
 import os
 import signal
@@ -20,9 +19,10 @@ from PIL import Image
 
 from data_tools.heads.basis import HeadBasis, load_basis
 from data_tools.heads.paint import light, paint
-from data_tools.heads.person import Head, build_head, head_mesh, random_person
+from data_tools.heads.person import Head, Person, build_head, head_mesh, random_person
 from data_tools.heads.render import Array, Picture, Raycaster
-from data_tools.sinks import Sink, check_dest, image_name, open_sink
+from data_tools.heads.traits import person_traits
+from data_tools.sinks import Sink, check_dest, image_name, open_sink, write_labels
 from dnnlib.console import UserError, progress
 from dnnlib.files import cache_dir
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics, unpack_label
@@ -32,8 +32,8 @@ from training.config.presets import (
     HEADS_RADIUS,
 )
 from training.data.depth_maps import DEPTH_UNIT
-from training.data.files import LABEL_FILE
 from training.data.pictures import RESOLUTIONS
+from training.data.traits import Traits
 
 __all__ = [
     "DEPTH_UNIT",
@@ -123,17 +123,26 @@ def _basis() -> HeadBasis:
     return load_basis()
 
 
-def _render_identity(
-    job: tuple[HeadsConfig, int],
-) -> list[tuple[str, list[float], dict[str, bytes]]]:
-    """Images of one identity: name, label and files (relative name -> content) of each view."""
+def _person(seed: int, identity: int) -> Person:
+    return random_person(_basis(), np.random.default_rng((seed, identity, HEAD_STREAM)))
+
+
+def head_traits(seed: int, identity: int) -> dict[str, float]:
+    """Traits by name of one identity of `generate_heads`, without rendering (milliseconds)."""
+    return person_traits(_basis(), _person(seed, identity))
+
+
+View = tuple[str, list[float], dict[str, bytes], dict[str, float]]
+"""Name, label, files (relative name -> content) and traits of one picture."""
+
+
+def _render_identity(job: tuple[HeadsConfig, int]) -> list[View]:
+    """Images of one identity."""
     config, identity = job
     first = identity * config.views_per_identity
     views = min(config.views_per_identity, config.count - first)
-    basis = _basis()
-    head = build_head(
-        basis, random_person(basis, np.random.default_rng((config.seed, identity, HEAD_STREAM)))
-    )
+    person = _person(config.seed, identity)
+    head, traits = build_head(_basis(), person), person_traits(_basis(), person)
     raycaster = Raycaster(head.mesh)
     rendered = []
     for view, label in enumerate(
@@ -141,7 +150,7 @@ def _render_identity(
     ):
         name = image_name(first + view)
         picture = render_head(head, label.double().numpy(), config, raycaster)
-        rendered.append((name, label.tolist(), _files(name, picture, config.depth)))
+        rendered.append((name, label.tolist(), _files(name, picture, config.depth), traits))
     return rendered
 
 
@@ -170,7 +179,7 @@ def _core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _identities(config: HeadsConfig) -> Iterator[list[tuple[str, list[float], dict[str, bytes]]]]:
+def _identities(config: HeadsConfig) -> Iterator[list[View]]:
     jobs = [(config, identity) for identity in range(-(-config.count // config.views_per_identity))]
     workers = min(config.workers or _core_count(), len(jobs))
     if workers == 1:
@@ -182,16 +191,23 @@ def _identities(config: HeadsConfig) -> Iterator[list[tuple[str, list[float], di
 
 
 def _fill(sink: Sink, config: HeadsConfig) -> None:
-    labels = []
+    labels: dict[str, list[float]] = {}
+    traits: dict[str, dict[str, float]] = {}
     nothing: list[None] = []
     with progress(nothing, "Rendering heads", total=config.count, unit="img") as bar:
         for views in _identities(config):
-            for name, label, files in views:
+            for name, label, files, own_traits in views:
+                labels[name], traits[name] = label, own_traits
                 for file_name, data in files.items():
                     sink.write(file_name, data)
-                labels.append([name, label])
             bar.update(len(views))
-    sink.write(LABEL_FILE, json.dumps({"labels": labels}).encode())
+    write_labels(sink, list(labels), np.array(list(labels.values())), as_table(traits))
+
+
+def as_table(traits: dict[str, dict[str, float]]) -> Traits:
+    """Traits of pictures by name, as dataset.json holds them."""
+    rows = {name: list(values.values()) for name, values in traits.items()}
+    return Traits(tuple(next(iter(traits.values()))), rows)
 
 
 def check_config(config: HeadsConfig) -> None:

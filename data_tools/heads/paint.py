@@ -85,13 +85,14 @@ class Look:
     """Colours (3,) and shapes of one person's skin, hair, brows, lips and eyes.
 
     hair_thickness 0 means bald; beard is the share of hair colour on the jaw; lengths in canonical
-    metres.
+    metres; hair_class and iris_class are keys of the tables of tones.
     """
 
     skin: Array
     blush: float
     lips: Array
     hair: Array
+    hair_class: str
     hair_thickness: float
     hairline_lift: float
     hairline_recede: float
@@ -110,6 +111,7 @@ class Look:
     moustache: float
     lashes: float
     iris: Array
+    iris_class: str
     iris_size: float
     sclera: Array
 
@@ -130,14 +132,16 @@ def _skin_tone(traits: dict[str, float], rng: np.random.Generator) -> Array:
 
 def _pick(
     tones: dict[str, tuple[float, float, float]], odds: dict[str, float], rng: np.random.Generator
-) -> Array:
+) -> tuple[str, Array]:
+    """A class, and a colour of it."""
     names = list(odds)
     share = np.array([odds[name] for name in names])
-    tone = np.array(tones[names[rng.choice(len(names), p=share / share.sum())]])
-    return np.clip(tone * rng.uniform(0.85, 1.15) * (1 + rng.normal(0, 0.04, 3)), 0, 1)
+    name = names[rng.choice(len(names), p=share / share.sum())]
+    tone = np.array(tones[name]) * rng.uniform(0.85, 1.15) * (1 + rng.normal(0, 0.04, 3))
+    return name, np.clip(tone, 0, 1)
 
 
-def _hair_colour(fair: float, old: float, rng: np.random.Generator) -> Array:
+def _hair_colour(fair: float, old: float, rng: np.random.Generator) -> tuple[str, Array]:
     odds = {
         "black": 1.2 - fair,
         "dark": 0.7,
@@ -149,7 +153,7 @@ def _hair_colour(fair: float, old: float, rng: np.random.Generator) -> Array:
     return _pick(HAIR_TONES, odds, rng)
 
 
-def _iris_colour(fair: float, rng: np.random.Generator) -> Array:
+def _iris_colour(fair: float, rng: np.random.Generator) -> tuple[str, Array]:
     odds = {
         "brown": 0.8,
         "dark": 1.2 - fair,
@@ -175,8 +179,8 @@ def random_look(traits: dict[str, float], rng: np.random.Generator) -> Look:
     """Draw colours and styles that go with a person's traits (`person.random_traits`)."""
     fair, old, male = traits["caucasian"], traits["age"], traits["gender"] < 0.5
     skin = _skin_tone(traits, rng)
-    hair = _hair_colour(fair, old, rng)
-    iris = _iris_colour(fair, rng)
+    hair_class, hair = _hair_colour(fair, old, rng)
+    iris_class, iris = _iris_colour(fair, rng)
     bald = rng.random() < (0.1 + 0.15 * old if male else 0.02)
     bearded = male and rng.random() < 0.4
     lips = _lip_colour(skin, male, rng)
@@ -185,6 +189,7 @@ def random_look(traits: dict[str, float], rng: np.random.Generator) -> Look:
         blush=float(rng.uniform(0.1, 0.6)),
         lips=lips,
         hair=hair,
+        hair_class=hair_class,
         hair_thickness=0.0
         if bald
         else float(rng.uniform(0.003, 0.014) if male else rng.uniform(0.006, 0.02)),
@@ -207,6 +212,7 @@ def random_look(traits: dict[str, float], rng: np.random.Generator) -> Look:
         moustache=float(rng.choice((0.4, 1.0))) if bearded else 0.0,
         lashes=float(rng.uniform(0.4, 0.7) if male else rng.uniform(0.65, 0.95)),
         iris=iris,
+        iris_class=iris_class,
         iris_size=float(rng.uniform(0.46, 0.53)),
         sclera=np.clip(np.array([0.95, 0.94, 0.93]) * rng.uniform(0.93, 1.03), 0, 1),
     )

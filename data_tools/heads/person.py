@@ -32,13 +32,14 @@ Part = tuple[Array, NDArray[np.int64], Array]
 @dataclass(frozen=True)
 class Person:
     """Everything that is random about one head: weights of the shape directions (K,), gaze (yaw,
-    pitch in radians) and looks.
+    pitch in radians), looks, and the `random_traits` that both go with.
     """
 
     shape: Array
     size: float
     gaze: tuple[float, float]
     look: Look
+    origins: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ def random_person(basis: HeadBasis, rng: np.random.Generator) -> Person:
         + _action_weights(labels, rng)
     )
     gaze = (float(rng.normal(0, 0.06)), float(rng.normal(0, 0.03)))
-    return Person(shape, float(rng.normal(1, 0.025)), gaze, random_look(traits, rng))
+    size = float(rng.normal(1, 0.025))
+    return Person(shape, size, gaze, random_look(traits, rng), traits)
 
 
 def _eyeball(
@@ -206,13 +208,20 @@ def _grid_faces(rings: int, sectors: int) -> NDArray[np.int64]:
     )
 
 
-def build_head(basis: HeadBasis, person: Person) -> Head:
-    """Shape, hair and eyes of a person, scaled into the box of side 1."""
+def coarse_points(
+    basis: HeadBasis, person: Person, rows: slice | NDArray[np.int64] = slice(None)
+) -> NDArray[np.float32]:
+    """Coarse vertices (V, 3) of a person in metres, without hair; all, or some rows of them."""
     active = np.flatnonzero(person.shape)
     # einsum, not a BLAS product: the same sums in the same order whatever the number of threads.
-    coarse = basis.template + np.einsum(
-        "k,kvc->vc", person.shape[active].astype(np.float32), basis.shapes[active]
+    return basis.template[rows] + np.einsum(
+        "k,kvc->vc", person.shape[active].astype(np.float32), basis.shapes[:, rows][active]
     )
+
+
+def build_head(basis: HeadBasis, person: Person) -> Head:
+    """Shape, hair and eyes of a person, scaled into the box of side 1."""
+    coarse = coarse_points(basis, person)
     count = basis.skin_count
     skin = np.asarray(basis.refine @ coarse[:count], dtype=np.float64)
     canonical = np.asarray(basis.refine @ basis.template[:count], dtype=np.float64)

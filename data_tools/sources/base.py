@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dnnlib.console import UserError, brief
 from training.data.files import DataFiles, shown
+from training.data.traits import Traits
 
 Array = NDArray[np.float64]
 CameraAxes = Literal["opencv", "opengl"]
@@ -108,7 +109,7 @@ class Source:
         upright: whether the cameras belong to pictures that are turned as their EXIF data say; None
             = whichever fits the lens.
         notes: one line each on what was not used. left_out: pictures that could not be read, with
-            the reasons (`--skip-bad`).
+            the reasons (`--skip-bad`). traits: of the pictures, where the source knows them.
     """
 
     kind: str
@@ -119,6 +120,7 @@ class Source:
     upright: bool | None = None
     notes: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    traits: Traits | None = None
 
 
 @dataclass(frozen=True)

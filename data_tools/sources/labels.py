@@ -8,6 +8,7 @@ from data_tools.sources.base import Frame, Lens, ReadOptions, Source, pose, skip
 from dnnlib.console import UserError
 from training.data.files import LABEL_FILE, DataFiles
 from training.data.labels import LARGEST_NUMBER, first_fault, read_labels
+from training.data.traits import read_traits
 
 
 def find(files: DataFiles) -> str | None:
@@ -26,7 +27,7 @@ def read(files: DataFiles, options: ReadOptions) -> Source:
     listed = read_labels(files, listing, convert=True)
     if listed.faults and not options.skip_bad:
         raise first_fault(listed.faults, str(files.path))
-    source = Source("labels", files, [], upright=False)
+    source = Source("labels", files, [], upright=False, traits=read_traits(files, listing))
     source.left_out += [f"{files.path}: {fault}" for fault in listed.faults]
     for place, name, numbers in listed.usable():
         where = f"{files.where(listing or LABEL_FILE)}: label {place} ({name})"

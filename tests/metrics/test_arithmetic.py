@@ -21,8 +21,10 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
+from metrics import coverage as coverage_module
 from metrics import kid
 from metrics import precision_recall as precision_recall_module
+from metrics.coverage import density_coverage
 from metrics.fid import frechet_distance
 from metrics.inception_score import inception_score
 from metrics.kid import kernel_distance, squared_mmd
@@ -279,3 +281,47 @@ def test_distances_are_exact_for_equal_points():
         rtol=1e-9,
         atol=1e-9,
     )
+
+
+# --------------------------------------------------------------------------------------------------
+# Density and coverage
+
+
+def neighbourhoods(fakes: torch.Tensor, reals: torch.Tensor, neighbours: int) -> np.ndarray:
+    """Which fakes (columns) lie in which reals' balls (rows): every distance by itself, in
+    float64.
+    """
+    fake_rows, real_rows = fakes.double().numpy(), reals.double().numpy()
+    inside = np.zeros((len(real_rows), len(fake_rows)), dtype=bool)
+    for index, real in enumerate(real_rows):
+        others = np.linalg.norm(np.delete(real_rows, index, 0) - real, axis=1)
+        reach = np.sort(others)[neighbours - 1]
+        inside[index] = np.linalg.norm(fake_rows - real, axis=1) <= reach
+    return inside
+
+
+@pytest.mark.parametrize("neighbours", [1, 3, 5])
+def test_density_and_coverage_by_brute_force(neighbours: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(coverage_module, "ROWS", 64)
+    monkeypatch.setattr(coverage_module, "COLUMNS", 100)
+    fakes, reals = features(350, 6, 0, 0.3), features(420, 6, 1)
+    inside = neighbourhoods(fakes, reals, neighbours)
+    density, coverage = density_coverage(fakes, reals, neighbours)
+    assert density == pytest.approx(inside.sum() / (neighbours * 350), rel=1e-12)
+    assert coverage == inside.any(1).mean()
+    assert 0.05 < coverage < 0.95
+
+
+def test_density_and_coverage_of_a_set_by_itself_and_of_one_mode():
+    """A point lies in its own ball and in those of all whose `neighbours` nearest it is one of:
+    density (K + 1) / K. Copies of one real cover what is around that one only.
+    """
+    rows = features(200, 10, 0)
+    density, coverage = density_coverage(rows, rows.flip(0), neighbours=4)
+    assert (density, coverage) == (pytest.approx(5 / 4), 1)
+    assert density_coverage(rows + 100, rows) == (0, 0)
+    density, coverage = density_coverage(rows[:1].repeat(50, 1), rows, neighbours=4)
+    assert coverage < 0.15
+    assert density > 0.2
+    one_of_many = density_coverage(torch.cat([rows[:1] + 50, rows[1:]]), rows, neighbours=4)
+    assert one_of_many[1] > 0.95

@@ -14,6 +14,7 @@ from torch import Tensor
 from dnnlib import files
 from dnnlib.console import UserError
 from metrics.consistency import view_consistency
+from metrics.coverage import density_coverage
 from metrics.detectors import Detector
 from metrics.evaluate import evaluate
 from metrics.kid import kernel_distance
@@ -26,6 +27,7 @@ from metrics.processes import ALONE, WorkerGroup
 from metrics.reals import RealImages, cached_arrays
 from metrics.results import append_results, as_json
 from metrics.sampling import GeneratorSampler
+from metrics.shape import shape
 from tests.metrics.scenes import Linear, Scene, draw_camera, sampler_of, squared
 from torch_utils.distributed.processes import run_processes
 
@@ -120,6 +122,8 @@ def shared_work(_: torch.device, folder: Path) -> None:
         "covariance": covariance.tolist(),
         "kid": kernel_distance(rows, others, subsets=7, size=100, team=team),
         "pr": precision_recall(rows, others, team=team),
+        "coverage": density_coverage(rows, others, team=team),
+        "shape": list(shape(sampler_of(Scene(size=32, raw=16)), None, 5, 2, team).values()),
         "views": view_consistency(sampler_of(Scene(size=32, raw=16)), 5, 2, team),
         "ppl": path_length(sampler_of(Linear()), squared, 5, 2, team),
     }
@@ -185,9 +189,11 @@ def test_evaluate_end_to_end_and_from_the_cache(tmp_path: Path, monkeypatch: pyt
         "pr303_full_lite0",
         "is25_lite0",
     ]
-    assert sum(read) == 30 + 60 + 20 + 60  # pr and fid ask for different things of all 60
+    # pr and fid ask for different things of all 60; pr also for 30 in the fakes' place, and for
+    # their mirror images, beside the 30 that kid has read
+    assert sum(read) == 30 + 60 + 20 + 60 + 30 + 30
     again = evaluate(names, sampler_of(Scene()), reals, MetricOptions(batch=5, detector="lite0"))
-    assert sum(read) == 170
+    assert sum(read) == 230
     for first, second in zip(results, again, strict=True):
         assert first.values == pytest.approx(second.values, rel=1e-9)
     detector, sampler = mean_colour_detector(), sampler_of(Scene())
@@ -212,6 +218,40 @@ def test_evaluate_end_to_end_and_from_the_cache(tmp_path: Path, monkeypatch: pyt
     assert (protocol["subset_size"], protocol["detector"]) == (30, "lite0")
 
 
+def test_other_reals_and_mirror_images_stand_beside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Against the functions of features, called with the pictures that the order names."""
+    monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path))
+    monkeypatch.setattr("metrics.picture_sets.load_detector", mean_colour_detector)
+    reals, read = reals_of(90)
+    options = MetricOptions(batch=7, detector="lite0")
+    found = evaluate(["coverage405", "pr403", "coverage505"], sampler_of(Scene()), reals, options)
+    order = reals.chosen(None, 0)[np.random.RandomState(0).permutation(90)]
+    first, second = order[:40], order[40:80]
+    detector, count = mean_colour_detector(), sum(read)
+    rows, others, mirrored = (
+        detector(pictures)[0]
+        for pictures in (reals.read(first), reals.read(second), reals.read(second).flip(-1))
+    )
+    values = found[0].values
+    for prefix, fakes in (("real_", others), ("mirrored_", mirrored)):
+        density, coverage = density_coverage(fakes, rows, 5)
+        assert values[f"coverage405_lite0_{prefix}density"] == pytest.approx(density)
+        assert values[f"coverage405_lite0_{prefix}coverage"] == pytest.approx(coverage)
+    precision, recall = precision_recall(others, rows, 3)
+    assert found[1].values["pr403_lite0_real_precision"] == precision
+    assert found[1].values["pr403_lite0_real_recall"] == recall
+    # fewer than twice as many reals: no such set
+    assert set(found[2].values) == {"coverage505_lite0_density", "coverage505_lite0_coverage"}
+    evaluate(["coverage405", "pr403"], sampler_of(Scene()), reals, options)
+    assert sum(read) == count + 120  # nothing but what this test itself has read
+    full = evaluate(["coverage405_full"], sampler_of(Scene()), reals, options)[0].values
+    last, rest = (detector(reals.read(indices))[0] for indices in (order[50:], order[:50]))
+    density, _ = density_coverage(last, rest)
+    assert full["coverage405_full_lite0_real_density"] == pytest.approx(density)
+
+
 def test_plain_pictures_have_no_other_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path))
     monkeypatch.setattr("metrics.picture_sets.load_detector", mean_colour_detector)
@@ -232,6 +272,8 @@ def test_plain_pictures_have_no_other_sides(tmp_path: Path, monkeypatch: pytest.
     ("name", "words"),
     [
         ("fid70", "needs 70 real pictures, scene has 60"),
+        ("coverage705", "needs 70 real pictures, scene has 60"),
+        ("normals20_lite0", "no depth maps"),
         ("pr613", "needs 61"),
         ("identity4", "--identity-model"),
         ("pose4", "--pose-model"),
@@ -243,7 +285,7 @@ def test_what_cannot_end_well_is_refused_at_the_start(name: str, words: str):
 
 
 def test_without_reals_there_is_nothing_to_compare_with():
-    for name in ("fid20", "kid20_full", "pr203", "depth4"):
+    for name in ("fid20", "kid20_full", "pr203", "coverage203", "fid3d9", "normals9", "depth4"):
         with pytest.raises(UserError, match="--data"):
             evaluate([name], sampler_of(Scene()), None, MetricOptions())
     assert not parse_metrics(["is20"])[0].needs_reals

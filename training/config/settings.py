@@ -506,8 +506,8 @@ class SnapshotConfig:
         option="--metrics",
         metavar="none|a,b",
     )
-    detector: Literal["inception", "lite0"] = setting(
-        "inception", "Network of fid, kid, pr, is where their names tell none.", option="--detector"
+    detector: Literal["inception", "lite0", "lite1"] = setting(
+        "inception", "Feature network of metrics whose names tell none.", option="--detector"
     )
     detector_weights: str | None = setting(
         None,
