@@ -420,6 +420,7 @@ def test_table_of_statistics_is_complete() -> None:
     torch.manual_seed(0)
     config = Config(model=small_model())
     config.training.batch, config.training.density_reg_points = 2, 4
+    config.training.gamma_fakes = 1.0
     trainer = Trainer(config, labels_of_orbit(4), torch.device("cpu"))
     trainer.step(torch.rand(2, 3, 32, 32) * 2 - 1, labels_of_orbit(2))
     reported = set(trainer.statistics.collect())

@@ -52,7 +52,11 @@ class RealsWatch:
 
     def __init__(self, trained_on: JudgedReals, held_out: JudgedReals, group: int) -> None:
         """`group`: samples of a group of the minibatch statistics, which are judged together."""
-        self.reals, self.group = {"trained_on": trained_on, "held_out": held_out}, group
+        self.group = group
+        self.reals = {
+            ("Reals/logits_trained_on", "Reals/accuracy_trained_on"): trained_on,
+            ("Reals/logits_held_out", "Reals/accuracy_held_out"): held_out,
+        }
 
     @torch.no_grad()
     def look(self, D: nn.Module, schedule: Schedule) -> dict[str, float]:
@@ -60,12 +64,12 @@ class RealsWatch:
         real.
         """
         found = {}
-        for name, reals in self.reals.items():
+        for (mean, accuracy), reals in self.reals.items():
             parts = zip(*(value.split(self.group) for value in reals), strict=True)
             with torch.random.fork_rng():  # D may add noise to the cameras
                 logits = torch.cat([D(*real_pictures(images, schedule), c) for images, c in parts])
-            found[f"Reals/logits_{name}"] = float(logits.mean())
-            found[f"Reals/accuracy_{name}"] = float((logits > 0).double().mean())
+            found[mean] = float(logits.mean())
+            found[accuracy] = float((logits > 0).double().mean())
         return found
 
 
