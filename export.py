@@ -11,6 +11,7 @@ from dnnlib.startup import prepare_program
 prepare_program(__name__)  # the imports below take seconds
 
 import copy
+import dataclasses
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -140,7 +141,14 @@ def inference_checkpoint(job: Job) -> Checkpoint:
         config.data.path = Path(config.data.path).name
     else:
         config, progress = Config(model=weights.config), {}
-    return Checkpoint(config, progress=progress, G_ema=weights.G_ema, cameras=weights.cameras)
+    return Checkpoint(
+        config,
+        progress=progress,
+        G_ema=weights.G_ema,
+        cameras=weights.cameras,
+        latents=weights.latents,
+        directions=weights.directions,
+    )
 
 
 def load_averaged(source: Path) -> Weights:
@@ -155,7 +163,7 @@ def load_averaged(source: Path) -> Weights:
             f"{source} has no averaged generator weights (G_ema); export a file that training has"
             " written"
         )
-    return Weights(weights.config, None, None, weights.G_ema, weights.cameras, weights.source)
+    return dataclasses.replace(weights, G=None, D=None)
 
 
 def choose_format(dest: Path, named: str | None) -> str:

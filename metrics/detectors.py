@@ -119,6 +119,30 @@ def _load_inception(weights: str | Path | None, device: torch.device) -> Detecto
 
 
 def _load_lite(name: DetectorName, weights: str | Path | None, device: torch.device) -> Detector:
+    network, digest = load_lite_network(name, weights, device)
+    software = (
+        f"efficientnet-lite-pytorch {importlib.metadata.version('efficientnet-lite-pytorch')}"
+    )
+    return Detector(
+        name,
+        digest,
+        software,
+        lambda images: lite_features(network, _lite_input(name, images)),
+        network._fc.in_features,
+        1000,
+        device,
+        lambda images: lite_maps(network, _lite_input(name, images)),
+    )
+
+
+def load_lite_network(
+    name: DetectorName, weights: str | Path | None, device: torch.device
+) -> tuple[Any, str]:
+    """EfficientNet-Lite, frozen, and the SHA-256 of its file of weights.
+
+    Raises:
+        UserError: if a package or the weights are missing or not those of this network.
+    """
     try:
         from efficientnet_lite_pytorch import EfficientNet
 
@@ -138,20 +162,7 @@ def _load_lite(name: DetectorName, weights: str | Path | None, device: torch.dev
             f"{OPTION} {path} does not hold EfficientNet-{name.capitalize()}; leave the option out"
             " to use the package's"
         ) from error
-    network.eval().requires_grad_(False).to(device)
-    software = (
-        f"efficientnet-lite-pytorch {importlib.metadata.version('efficientnet-lite-pytorch')}"
-    )
-    return Detector(
-        name,
-        file_hash(path),
-        software,
-        lambda images: lite_features(network, _lite_input(name, images)),
-        network._fc.in_features,
-        1000,
-        device,
-        lambda images: lite_maps(network, _lite_input(name, images)),
-    )
+    return network.eval().requires_grad_(False).to(device), file_hash(path)
 
 
 def _lite_input(name: DetectorName, images: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         view_label,
     )
     from open_eg3d.files import SHIPPED_MODEL, export, load_discriminator, load_generator
+    from open_eg3d.inverting import invert
     from open_eg3d.measuring import SamplingOptions, measure
     from open_eg3d.runs import new_config, train
     from open_eg3d.views import (
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from training.cameras import CameraSummary, cameras_of
     from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
     from training.config.settings import Config
+    from training.inversion.inversion import Inversion, InversionSettings
     from training.networks.discriminator import Discriminator
     from training.networks.generator import Generator, GeneratorOutput
 
@@ -67,12 +69,14 @@ _HOMES = {
         " orbit_label to_colmap to_opengl to_pytorch3d view_label"
     ),
     "open_eg3d.files": "SHIPPED_MODEL export load_discriminator load_generator",
+    "open_eg3d.inverting": "invert",
     "open_eg3d.measuring": "SamplingOptions measure",
     "open_eg3d.runs": "new_config train",
     "open_eg3d.views": "Views camera_path map_latents mesh render seed_latents video",
     "training.checkpoints.checkpoint": "Checkpoint load_checkpoint save_checkpoint",
     "training.config.settings": "Config",
     "training.cameras": "CameraSummary cameras_of",
+    "training.inversion.inversion": "Inversion InversionSettings",
     "training.networks.discriminator": "Discriminator",
     "training.networks.generator": "Generator GeneratorOutput",
 }
@@ -88,6 +92,8 @@ __all__ = [
     "Discriminator",
     "Generator",
     "GeneratorOutput",
+    "Inversion",
+    "InversionSettings",
     "MetricOptions",
     "MetricResult",
     "PyTorch3DCamera",
@@ -103,6 +109,7 @@ __all__ = [
     "from_opengl",
     "from_pytorch3d",
     "inception_score",
+    "invert",
     "kernel_distance",
     "label_pose",
     "load_checkpoint",

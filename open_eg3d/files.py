@@ -90,12 +90,18 @@ def export(
     if dest.suffix == ".pkl":
         config = Config(model=generator.config)
         state = generator.state_dict()
-        save_checkpoint(dest, Checkpoint(config, G_ema=state, cameras=generator.cameras))
-    elif not dest.suffix:
-        weights = Weights(
-            generator.config, None, None, generator.state_dict(), generator.cameras, "ours"
+        save_checkpoint(
+            dest,
+            Checkpoint(
+                config,
+                G_ema=state,
+                cameras=generator.cameras,
+                latents=generator.latents,
+                directions=generator.directions,
+            ),
         )
-        write_weights_folder(dest, weights)
+    elif not dest.suffix:
+        write_weights_folder(dest, weights_of(generator))
         return sorted(dest.iterdir())
     elif dest.suffix == ".onnx":
         return _export_onnx(generator, dest)
@@ -109,6 +115,20 @@ def export(
             " .html, or leave the ending out for a folder of safetensors"
         )
     return [dest]
+
+
+def weights_of(generator: Generator) -> Weights:
+    """What a file of the generator holds."""
+    return Weights(
+        generator.config,
+        None,
+        None,
+        generator.state_dict(),
+        generator.cameras,
+        "ours",
+        generator.latents,
+        generator.directions,
+    )
 
 
 def _export_onnx(generator: Generator, dest: Path) -> list[Path]:

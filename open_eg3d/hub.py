@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from dnnlib.console import UserError
+from open_eg3d.files import weights_of
 from training.checkpoints.checkpoint import build_generator_as, load_weights
-from training.checkpoints.released.interop import Weights
 from training.checkpoints.weights_folder import FILES, read_weights_folder, write_weights_folder
 from training.config.settings import ModelConfig
 from training.networks.generator import Generator
@@ -84,10 +84,7 @@ class PretrainedGenerator(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         """Called by `save_pretrained`: weights, settings and cameras."""
-        write_weights_folder(
-            save_directory,
-            Weights(self.config, None, None, self.state_dict(), self.cameras, "ours"),
-        )
+        write_weights_folder(save_directory, weights_of(self))
 
 
 def _fetch(name: str, options: dict[str, Any]) -> Path:

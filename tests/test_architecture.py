@@ -38,6 +38,7 @@ ALLOWED = {
     "training/run": "dnnlib torch_utils torch_utils/distributed training/cameras.py"
     " training/config training/data training/networks training/gan training/checkpoints"
     " training/checkpoints/released",
+    "training/inversion": "dnnlib training/cameras.py training/networks",
     "metrics": "dnnlib torch_utils torch_utils/distributed",
     "media": "dnnlib metrics training/cameras.py training/config training/data training/networks",
     "media/pictures": "dnnlib media metrics training/cameras.py training/networks"
@@ -60,7 +61,7 @@ ALLOWED = {
     "open_eg3d": "dnnlib torch_utils torch_utils/distributed metrics media media/pictures"
     " media/meshes media/videos media/avatar data_tools/faces data_tools/heads training/cameras.py"
     " training/config training/data training/networks training/checkpoints"
-    " training/checkpoints/released training/run",
+    " training/checkpoints/released training/run training/inversion",
     "cli": "dnnlib torch_utils metrics open_eg3d training/config training/data training/networks",
 }
 COMMAND_LINES = "command lines"  # on top: they may import every room, and nothing imports them

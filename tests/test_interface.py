@@ -41,6 +41,13 @@ SIGNATURES = {
     "inception_score": (
         "(logits: Tensor, splits: int = 10, seed: int = 2020) -> tuple[float, float]"
     ),
+    "invert": (
+        "(generator: Generator, picture: Picture | Sequence[Picture], camera: Tensor | None = None,"
+        " *, method: Method = pti, mask: Tensor | None = None, optimise_pose: bool = False,"
+        " seconds: float | None = None, lpips_weights: Sequence[str | Path] = (),"
+        " settings: InversionSettings | None = None, on_step: OnStep | None = None)"
+        " -> Inversion"
+    ),
     "kernel_distance": (
         "(fakes: Tensor, reals: Tensor, subsets: int = 100, size: int | None = None, "
         "seed: int = 2020, team: WorkerGroup = WorkerGroup(rank=0, size=1, "
@@ -149,9 +156,11 @@ SIGNATURES = {
 FIELDS = {
     "CameraPose": "position yaw_degrees pitch_degrees radius",
     "CameraSummary": ("radius pivot center intrinsics yaw_range pitch_range yaw pitch poses"),
-    "Checkpoint": ("config progress G D G_ema optimizers augment rng cameras"),
+    "Checkpoint": ("config progress G D G_ema optimizers augment rng cameras latents directions"),
     "ColmapCamera": "qvec tvec params",
     "GeneratorOutput": "image image_raw image_depth alpha",
+    "Inversion": "generator ws labels objective method losses poses seconds",
+    "InversionSettings": "method latents tuning seconds seed",
     "MetricOptions": (
         "device batch detector detector_weights lpips_weights identity_model pose_model"
         " open_pose is_shared is_cancelled"

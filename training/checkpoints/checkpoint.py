@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, local_file
 from training.checkpoints.file_checks import check_model, is_plain
+from training.checkpoints.identities import check_identities
 from training.checkpoints.released.interop import Weights, read_released_snapshot
 from training.checkpoints.torch_archive import read_torch_archive
 from training.checkpoints.weights_folder import is_weights_folder, read_weights_folder
@@ -39,12 +40,14 @@ PICKLE_MAGIC = b"\x80"
 NAMES_SHOWN = 4
 # fixed by the architecture; released files also keep copies that nothing uses
 BUILT_IN_BUFFER = "resample_filter"
+IDENTITIES = ("latents", "directions")  # sections that only files with identities have
 
 
 @dataclass
 class Checkpoint:
     """All that a run needs to go on exactly where it stood. Values are tensors, numbers, texts,
-    None, lists and dicts of these.
+    None, lists and dicts of these. `latents` and `directions` are those of
+    `training.checkpoints.identities`; files without them hold none.
     """
 
     config: Config
@@ -56,6 +59,8 @@ class Checkpoint:
     augment: dict[str, Any] = field(default_factory=dict)
     rng: dict[str, Any] = field(default_factory=dict)
     cameras: dict[str, Any] | None = None
+    latents: dict[str, Any] = field(default_factory=dict)
+    directions: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> ModelConfig:
@@ -86,8 +91,9 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
         "config": to_dict(checkpoint.config),
     }
     for item in dataclasses.fields(checkpoint):
-        if item.name != "config":
-            content[item.name] = _plain(getattr(checkpoint, item.name), item.name)
+        value = getattr(checkpoint, item.name)
+        if item.name != "config" and (value or item.name not in IDENTITIES):
+            content[item.name] = _plain(value, item.name)
     with atomic_write(path) as file:
         recorder = _ErrorRecorder(file)
         try:
@@ -190,6 +196,8 @@ def load_weights(path_or_url: str | os.PathLike[str]) -> Weights:
         checkpoint.G_ema,
         checkpoint.cameras,
         "ours",
+        checkpoint.latents,
+        checkpoint.directions,
     )
 
 
@@ -242,6 +250,8 @@ def _parse(content: Any, path: Path) -> Checkpoint:
     check_model(values["config"].model, f"{path}: config")
     for item in dataclasses.fields(Checkpoint):
         if item.name != "config":
+            if item.name not in content and item.name in IDENTITIES:
+                continue
             if item.name not in content:
                 raise UserError(
                     f"{path} lacks {item.name}; it was not written by this program or is damaged"
@@ -341,7 +351,9 @@ def build_generator_as(
     generator = _build(
         kind, weights.config, weights.G if weights.G_ema is None else weights.G_ema, "generator"
     )
+    check_identities(generator, weights.latents, weights.directions)
     generator.cameras = weights.cameras
+    generator.latents, generator.directions = weights.latents, weights.directions
     return generator
 
 

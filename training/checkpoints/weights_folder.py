@@ -3,7 +3,8 @@ model.safetensors.
 
 The files hold no code: JSON, and the safetensors format, a list of names, shapes and places
 followed by plain numbers. Cameras are part of config.json, except for tensors such as poses, which
-are in cameras.safetensors.
+are in cameras.safetensors. Named latents and directions, where there are any, are in
+identities.safetensors, and the latents' sources in config.json.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from torch import Tensor
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, make_dir
 from training.checkpoints.file_checks import check_model, is_plain_tensor
+from training.checkpoints.identities import identities_of, identity_tensors
 from training.checkpoints.released.interop import Weights
 from training.config.settings import ModelConfig, from_dict, to_dict
 
 CONFIG_FILE, WEIGHTS_FILE, CAMERAS_FILE = "config.json", "model.safetensors", "cameras.safetensors"
-FILES = (CONFIG_FILE, WEIGHTS_FILE, CAMERAS_FILE)
+IDENTITIES_FILE = "identities.safetensors"
+FILES = (CONFIG_FILE, WEIGHTS_FILE, CAMERAS_FILE, IDENTITIES_FILE)
 FORMAT_NAME = "open-eg3d weights"
 FORMAT_VERSION = 1
 LARGEST_CONFIG = 4 << 20  # bytes
@@ -60,11 +63,16 @@ def write_weights_folder(folder: str | os.PathLike[str], weights: Weights) -> No
             else None
         ),
     }
-    for name in (CONFIG_FILE, CAMERAS_FILE):
+    identities = identity_tensors(weights.latents, weights.directions)
+    if identities:
+        content["latents"] = {name: one["source"] for name, one in weights.latents.items()}
+    for name in (CONFIG_FILE, CAMERAS_FILE, IDENTITIES_FILE):
         _remove(folder / name)
     _write_tensors(folder / WEIGHTS_FILE, state)
     if poses:
         _write_tensors(folder / CAMERAS_FILE, poses)
+    if identities:
+        _write_tensors(folder / IDENTITIES_FILE, identities)
     with atomic_write(folder / CONFIG_FILE) as file:
         file.write(json.dumps(content, indent=2).encode())
 
@@ -102,6 +110,10 @@ def read_weights_folder(folder: str | os.PathLike[str]) -> Weights:
         )
     if cameras is not None and (folder / CAMERAS_FILE).exists():
         cameras = {**cameras, **_read_tensors(folder / CAMERAS_FILE)}
+    latents, directions = dict[str, Any](), dict[str, Tensor]()
+    if (folder / IDENTITIES_FILE).exists():
+        tensors = _read_tensors(folder / IDENTITIES_FILE)
+        latents, directions = identities_of(tensors, content.get("latents"), str(folder))
     return Weights(
         config,
         G=None,
@@ -109,6 +121,8 @@ def read_weights_folder(folder: str | os.PathLike[str]) -> Weights:
         G_ema=_read_tensors(folder / WEIGHTS_FILE),
         cameras=cameras,
         source="ours",
+        latents=latents,
+        directions=directions,
     )
 
 

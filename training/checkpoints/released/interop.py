@@ -13,7 +13,7 @@ import math
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -54,6 +54,8 @@ class Weights:
     G_ema: dict[str, Tensor] | None
     cameras: dict[str, Any] | None  # radius, pivot and what else is known of the training cameras
     source: Literal["ours", "released"]
+    latents: dict[str, Any] = field(default_factory=dict)
+    directions: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"""Named latents and directions that a file of weights may hold beside its networks.
+
+`latents` are {NAME: {"ws": (num_ws, w_dim), "camera": (25,), "source": text}}, `directions` {NAME:
+(num_ws, w_dim)}: what is added to ws for one step.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnnlib.console import UserError, brief
+from training.cameras import LABEL_SIZE
+from training.networks.generator import Generator
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+FIELDS = {"ws", "camera", "source"}
+
+
+def safe_identity_name(text: str) -> str:
+    """A name made of a text such as a file's name: names become names of files and options."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip("._-")[:64]
+    return plain or "picture"
+
+
+def check_identities(generator: Generator, latents: Any, directions: Any) -> None:
+    """Raise a UserError unless latents and directions are of this generator and have plain
+    names.
+    """
+    shape = (generator.num_ws, generator.w_dim)
+    for kind, values in (("latents", latents), ("directions", directions)):
+        for name in values:
+            if not NAME.fullmatch(name):
+                raise UserError(
+                    f"the file's {kind} have the name {brief(name)!r}; names are made of letters,"
+                    " digits, '.', '_' and '-'"
+                )
+    for name, entry in latents.items():
+        is_right = isinstance(entry, dict) and set(entry) == FIELDS
+        if not is_right or not (
+            _has_shape(entry["ws"], shape)
+            and _has_shape(entry["camera"], (LABEL_SIZE,))
+            and isinstance(entry["source"], str)
+        ):
+            raise UserError(f"the file's latents {name} are damaged or of another network")
+    for name, direction in directions.items():
+        if not _has_shape(direction, shape):
+            raise UserError(f"the file's direction {name} is damaged or of another network")
+
+
+def _has_shape(value: Any, shape: tuple[int, ...]) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.shape == shape
+        and value.is_floating_point()
+        and bool(torch.isfinite(value).all())
+    )
+
+
+def identity_tensors(latents: dict[str, Any], directions: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors by one name each, for files that hold tensors alone."""
+    tensors = {f"direction/{name}": value for name, value in directions.items()}
+    for name, entry in latents.items():
+        tensors |= {f"ws/{name}": entry["ws"], f"camera/{name}": entry["camera"]}
+    return tensors
+
+
+def identities_of(
+    tensors: dict[str, Tensor], sources: Any, where: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The inverse of `identity_tensors`: latents and directions.
+
+    Args:
+        sources: Text by name of latents. where: The folder, for messages.
+
+    Raises:
+        UserError: if tensors and sources do not fit.
+    """
+    found: dict[str, dict[str, Any]] = {"ws": {}, "camera": {}, "direction": {}}
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition("/")
+        found.get(kind, {})[name] = tensor
+    names = set(found["ws"])
+    if not isinstance(sources, dict) or {*sources} != names or {*found["camera"]} != names:
+        raise UserError(f"{where}: latents without source or camera; fetch the folder again")
+    latents = {
+        name: {"ws": ws, "camera": found["camera"][name], "source": sources[name]}
+        for name, ws in found["ws"].items()
+    }
+    return latents, found["direction"]

@@ -1,0 +1,1 @@
+"""From pictures to identities: latents, cameras and a tuned generator that show them again."""
