@@ -14,12 +14,19 @@ import copy
 import dataclasses
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
+from cli.sampling import (
+    Identity,
+    chosen_latents,
+    edit_option,
+    identity_latents,
+    latents_option,
+)
 from cli.values import Finite, Seeds
 from dnnlib.console import UserError, progress, run_cli
 from dnnlib.files import local_file
@@ -37,6 +44,7 @@ from training.checkpoints.released.interop import Weights
 from training.checkpoints.show import in_units
 from training.checkpoints.weights_folder import FILES, write_weights_folder
 from training.config.settings import Config
+from training.inversion.directions import edit_latents
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,10 @@ class Job:
     source: Path
     weights: Weights
     dest: Path
-    seeds: Sequence[int]
+    seeds: list[int]
+    latents: list[str]
     truncation_psi: float
+    edits: dict[str, float]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -80,13 +90,16 @@ def write_onnx(job: Job) -> list[Path]:
 
 def write_page(job: Job) -> list[Path]:
     """A page of heads that a browser renders."""
-    write_avatars(
-        job.dest,
-        load_generator(job.source, reuse_memory=True),
-        job.seeds,
-        job.truncation_psi,
-        f"Generated heads: {job.dest.stem}",
+    generator = load_generator(job.source, reuse_memory=True)
+    heads = [Identity(f"seed {seed}", seed) for seed in job.seeds]
+    if job.latents:
+        heads += [Identity(name, None) for name in chosen_latents(generator, job.latents)]
+    ws = edit_latents(
+        generator, identity_latents(generator, heads, job.truncation_psi, None), job.edits
     )
+    named = {head.name: one for head, one in zip(heads, ws.split(1), strict=True)}
+    title = f"Generated heads: {job.dest.stem}"
+    write_avatars(job.dest, generator, [], title=title, named=named)
     return [job.dest]
 
 
@@ -232,6 +245,8 @@ def check_dest(source: Path, dest: Path, kind: Format, overwrite: bool) -> None:
 @click.option(
     "--trunc", type=Finite(), help="Of a page: truncation psi, 1 none, 0 the average.  [default: 1]"
 )
+@latents_option
+@edit_option
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
 def main(
     network: str,
@@ -239,6 +254,8 @@ def main(
     named: str | None,
     seeds: list[int] | None,
     trunc: float | None,
+    latents: list[str] | None,
+    edits: dict[str, float],
     overwrite: bool,
 ) -> None:
     """Write the generator alone: as a checkpoint a tenth of the size, as safetensors, or as ONNX
@@ -247,17 +264,19 @@ def main(
     Or write a page of heads that a browser renders by itself, without a server.
     """
     chosen = choose_format(dest, named)
-    if chosen != "html" and (seeds is not None or trunc is not None):
+    if chosen != "html" and (seeds is not None or trunc is not None or latents or edits):
         raise click.UsageError(
-            "--seeds and --trunc choose the heads of a page; end --dest in .html, or leave them out"
+            "--seeds, --latents, --edit and --trunc choose the heads of a page; end --dest in"
+            " .html, or leave them out"
         )
     check_name(network, dest)
     source = local_file(network)
     kind = FORMATS[chosen]
     check_dest(source, dest, kind, overwrite)
-    for path in kind.write(
-        Job(source, load_averaged(source), dest, seeds or range(8), 1.0 if trunc is None else trunc)
-    ):
+    shown = seeds or ([] if latents else list(range(8)))
+    psi = 1.0 if trunc is None else trunc
+    job = Job(source, load_averaged(source), dest, shown, latents or [], psi, edits)
+    for path in kind.write(job):
         click.echo(f"Wrote {path}, {in_units(path.stat().st_size, 'B')}")
 
 

@@ -28,7 +28,6 @@ from media.pictures.grids import (
     camera_grid,
     orbit_labels,
     save_png,
-    seed_latent,
     stack_rows,
     yaw_views,
 )
@@ -56,26 +55,24 @@ class Request(SamplingRequest):
 
 
 def make_samples(request: Request) -> None:
-    """Write the files of all seeds, and print their names."""
+    """Write the files of all identities, and print their names."""
     generator = request.generator()
     cameras = cameras_of(generator)
-    conditioning = cameras.frontal_label()[None].to(request.device)
     yaws, pitch = view_angles(request, cameras)
     note = beyond_training(generator, orbit_labels(cameras, yaws, pitch))
     if request.images and note:
         click.echo(note, err=True)
-    with progress(request.seeds, "Seeds", unit="seed") as bar:
-        for seed in bar:
-            torch.manual_seed(seed)  # for models whose super-resolution asks for random noise
-            with torch.no_grad():
-                z = seed_latent(seed, generator.z_dim).to(request.device)
-                ws = generator.mapping(z, conditioning, request.trunc, request.trunc_cutoff)
-            name = request.outdir / f"seed{seed:04d}"
+    with progress(request.identities(generator), "Heads", unit="head") as bar:
+        for identity in bar:
+            # for models whose super-resolution asks for random noise
+            torch.manual_seed(identity.seed or 0)
+            ws = request.ws_of(generator, [identity])
+            name = request.outdir / identity.name
             if request.images:
                 views = yaw_views(
                     generator, ws, cameras, yaws, pitch, request.nrr, kinds=request.rows
                 )
-                save_png(name.with_suffix(".png"), stack_rows(views, request.rows))
+                save_png(f"{name}.png", stack_rows(views, request.rows))
                 bar.write(f"{name}.png", file=sys.stdout)
             if request.shapes != "none":
                 bar.write(str(write_shape(request, name, generator, cameras, ws)), file=sys.stdout)
@@ -93,7 +90,7 @@ def write_shape(
     request: Request, name: Path, generator: Generator, cameras: CameraSummary, ws: Tensor
 ) -> Path:
     """Write the shape of ws (1, num_ws, w_dim) to a file of the wanted format; returns its path."""
-    path = name.with_suffix(f".{request.shapes}")
+    path = name.with_name(f"{name.name}.{request.shapes}")
     with torch.no_grad():
         planes = generator.planes(ws)
     grid = camera_grid(cameras)

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cli.sampling import SamplingRequest, sampling_options
+from cli.sampling import Identity, SamplingRequest, sampling_options
 from cli.values import Finite, FiniteRange, some_of
 from dnnlib.console import progress, run_cli
 from dnnlib.files import local_file, make_dir
-from media.pictures.grids import PANELS, seed_latent
+from media.pictures.grids import PANELS
 from media.pictures.view_range import beyond_training
 from media.videos.files import MAX_GIF_FPS, VIDEO_FORMATS
 from media.videos.paths import CAMERA_PATHS, camera_path, default_path, read_poses
@@ -81,35 +80,38 @@ class Even(click.IntRange):
 # From options to videos
 
 
-def plan_cells(request: Request) -> list[tuple[str, list[list[int]]]]:
-    """Name of each video and the seeds of its cells, row by row.
-
-    Raises:
-        BadParameter: if the seeds do not fill the grid evenly.
-    """
-    seeds, columns_rows = request.seeds, request.grid or (1, 1)
+def check_cells(request: Request, count: int) -> None:
+    """Raise BadParameter unless `count` heads fill the grid evenly."""
+    columns_rows = request.grid or (1, 1)
     cells = columns_rows[0] * columns_rows[1]
-    if request.grid and (len(seeds) % cells or (len(seeds) != cells and not request.interpolate)):
+    named = "--latents" if request.latents else "--seeds"
+    if request.grid and (count % cells or (count != cells and not request.interpolate)):
         raise click.BadParameter(
-            f"{columns_rows[0]}x{columns_rows[1]} has {cells} cells, --seeds names {len(seeds)};"
-            " change --seeds or the grid",
+            f"{columns_rows[0]}x{columns_rows[1]} has {cells} cells, {named} names {count};"
+            f" change {named} or the grid",
             param_hint="'--grid'",
         )
-    if request.interpolate and len(seeds) < 2 * cells:
+    if request.interpolate and count < 2 * cells:
         raise click.BadParameter(
-            "an interpolation needs at least two seeds in each cell", param_hint="'--seeds'"
+            "an interpolation needs at least two seeds in each cell", param_hint=f"'{named}'"
         )
+
+
+def plan_cells(request: Request, heads: list[Identity]) -> list[tuple[str, list[list[Identity]]]]:
+    """Name of each video and the heads of its cells, row by row.
+
+    Raises:
+        BadParameter: if they do not fill the grid evenly.
+    """
+    check_cells(request, len(heads))
+    columns, rows = request.grid or (1, 1)
     if request.interpolate:
-        per_cell = len(seeds) // cells
-        return [
-            (
-                "interpolation",
-                [seeds[start : start + per_cell] for start in range(0, len(seeds), per_cell)],
-            )
-        ]
+        per_cell = len(heads) // (columns * rows)
+        parts = [heads[start : start + per_cell] for start in range(0, len(heads), per_cell)]
+        return [("interpolation", parts)]
     if request.grid:
-        return [("grid", [[seed] for seed in seeds])]
-    return [(f"seed{seed:04d}", [[seed]]) for seed in seeds]
+        return [("grid", [[head] for head in heads])]
+    return [(head.name, [[head]]) for head in heads]
 
 
 def plan_cameras(request: Request, cameras: CameraSummary, seeds_per_cell: int) -> Tensor:
@@ -151,30 +153,20 @@ def prepare(request: Request) -> Generator:
     return generator
 
 
-@torch.no_grad()
-def cell_latents(
-    generator: Generator, request: Request, seeds: list[int], conditioning: Tensor
-) -> Tensor:
-    """Latents (K, num_ws, w_dim) of K seeds."""
-    z = torch.cat([seed_latent(seed, generator.z_dim) for seed in seeds]).to(request.device)
-    return generator.mapping(
-        z, conditioning.expand(len(z), -1), request.trunc, request.trunc_cutoff
-    ).contiguous()
-
-
 def make_videos(request: Request) -> None:
     """Write all videos, or as much as there is at Ctrl-C."""
-    videos = plan_cells(request)
+    if not request.latents:  # before the network is opened, which takes a while
+        check_cells(request, len(request.seeds or []))
     generator = prepare(request)
+    videos = plan_cells(request, request.identities(generator))
     cameras = cameras_of(generator)
     labels = plan_cameras(request, cameras, len(videos[0][1][0]))
     if note := beyond_training(generator, labels):
         click.echo(note, err=True)
     make_dir(request.outdir)
-    conditioning = cameras.frontal_label()[None].to(request.device)
     with stop_on_interrupt() as should_stop, frame_bar(len(videos) * len(labels)) as bar:
         for name, cells in videos:
-            latents = [cell_latents(generator, request, seeds, conditioning) for seeds in cells]
+            latents = [request.ws_of(generator, heads) for heads in cells]
             columns = request.grid[0] if request.grid else 1
             video = VideoWriter(
                 generator, latents, labels, columns, request.show, request.nrr, request.size

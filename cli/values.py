@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -93,6 +93,36 @@ def some_of(name: str, *choices: str) -> Commas:
         return text
 
     return Commas(name, convert_one, ", ".join(choices))
+
+
+class Edits(click.ParamType):
+    """A direction and how many steps to go along it: hair=+2."""
+
+    name = "edit"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        """(name, steps)."""
+        if isinstance(value, tuple):
+            return value
+        name, _, steps = str(value).partition("=")
+        try:
+            if not name.strip():
+                raise ValueError(value)
+            return name.strip(), finite(steps)
+        except ValueError:
+            return self.fail(
+                f"{value!r} is not of the form NAME=STEPS, such as hair=+2", param, ctx
+            )
+
+    @staticmethod
+    def joined(edits: Sequence[tuple[str, float]]) -> dict[str, float]:
+        """Steps by name; what is named twice adds up."""
+        steps: dict[str, float] = {}
+        for name, amount in edits:
+            steps[name] = steps.get(name, 0.0) + amount
+        return steps
 
 
 class Finite(click.ParamType):

@@ -22,7 +22,7 @@ from PIL import Image
 
 import gen_samples
 from cli.values import Seeds
-from media.pictures.grids import to_pictures
+from media.pictures.grids import seed_latent, to_pictures
 from open_eg3d import load_generator
 from tests.tiny import PATIENCE, Ended, call, finish, start
 from training.cameras import CameraSummary, cameras_of, orbit_pose, pack_label, pinhole_intrinsics
@@ -85,7 +85,7 @@ def test_wrong_seeds_are_refused(text: str):
 
 def test_the_latent_of_a_seed_is_numpys():
     np.testing.assert_array_equal(
-        gen_samples.seed_latent(7, 5), np.random.RandomState(7).randn(1, 5).astype(np.float32)
+        seed_latent(7, 5), np.random.RandomState(7).randn(1, 5).astype(np.float32)
     )
 
 
@@ -238,7 +238,7 @@ def test_shapes_are_written_in_the_world_of_the_model(network: Path, tmp_path: P
         density, generator = volume.data.copy(), load_generator(network)
     with torch.no_grad():
         cameras = CameraSummary.from_dict(generator.cameras or {})
-        ws = generator.mapping(gen_samples.seed_latent(0, 16), cameras.frontal_label()[None])
+        ws = generator.mapping(seed_latent(0, 16), cameras.frontal_label()[None])
         at_vertices, _ = generator.query(
             torch.tensor(mesh.vertices[None], dtype=torch.float32), generator.planes(ws)
         )

@@ -94,13 +94,17 @@ class MappingNetwork(nn.Module):
             return x
         if update_w_avg:
             self.w_avg.lerp_(x.detach().mean(dim=0), 1 - W_AVG_DECAY)
-        ws = x[:, None].expand(-1, self.num_ws, -1)
+        return self.truncate(
+            x[:, None].expand(-1, self.num_ws, -1), truncation_psi, truncation_cutoff
+        )
+
+    def truncate(self, ws: Tensor, truncation_psi: float, truncation_cutoff: int | None) -> Tensor:
+        """Latents ws (N, num_ws, w_dim) pulled towards the mean latent; arguments as above."""
         if truncation_psi == 1:
             return ws
-        truncated = (
-            self.num_ws if truncation_cutoff is None else min(truncation_cutoff, self.num_ws)
-        )
-        psi = torch.ones(self.num_ws, 1, device=x.device)
+        layers = ws.shape[1]
+        truncated = layers if truncation_cutoff is None else min(truncation_cutoff, layers)
+        psi = torch.ones(layers, 1, device=ws.device)
         psi[:truncated] = truncation_psi
         return self.w_avg + psi * (ws - self.w_avg)
 
