@@ -120,7 +120,9 @@ def _convert_opened(
     return Converted(encode_png(image), ".png", intrinsics, enlarged)
 
 
-def open_picture(data: bytes, where: str) -> ImageFile.ImageFile:
+def open_picture(
+    data: bytes, where: str, formats: tuple[str, ...] = FORMATS
+) -> ImageFile.ImageFile:
     """A picture whose header has been read.
 
     Raises:
@@ -133,7 +135,7 @@ def open_picture(data: bytes, where: str) -> ImageFile.ImageFile:
             # Pillow warns above 89 million pixels and refuses above twice that; phones are in
             # between.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=formats)
     except Image.DecompressionBombError as error:
         raise UserError(
             f"{where} claims to be larger than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; leave"
@@ -141,7 +143,7 @@ def open_picture(data: bytes, where: str) -> ImageFile.ImageFile:
         ) from error
     except Image.UnidentifiedImageError as error:
         raise BrokenFile(
-            f"{where} cannot be read: it is no {', '.join(FORMATS)} file; copy or make it again"
+            f"{where} cannot be read: it is no {', '.join(formats)} file; copy or make it again"
         ) from error
     if image.width * image.height > LARGEST_PICTURE:
         raise UserError(

@@ -61,12 +61,8 @@ def invert(
         UserError: for pictures, masks or cameras of the wrong kind.
     """
     resolution, device = generator.config.resolution, next(generator.parameters()).device
-    objective = make_objective(picture, mask, resolution, choose_perceptual(lpips_weights, device))
-    objective = dataclasses.replace(
-        objective,
-        images=objective.images.to(device),
-        masks=None if objective.masks is None else objective.masks.to(device),
-    )
+    perceptual = choose_perceptual(lpips_weights, device)
+    objective = make_objective(picture, mask, resolution, perceptual).to(device)
     if camera is not None:
         camera = camera[None] if isinstance(camera, Tensor) and camera.dim() == 1 else camera
         check_tensor("camera", camera, len(objective), 25, hint=LABEL)

@@ -62,8 +62,9 @@ ALLOWED = {
     " media/meshes media/videos media/avatar data_tools/faces data_tools/heads training/cameras.py"
     " training/config training/data training/networks training/checkpoints"
     " training/checkpoints/released training/run training/inversion",
-    "cli": "dnnlib torch_utils metrics open_eg3d training/cameras.py training/config training/data"
-    " training/networks training/inversion",
+    "cli": "dnnlib torch_utils metrics open_eg3d data_tools/faces data_tools/sources"
+    " training/cameras.py training/config training/data training/networks training/inversion"
+    " training/checkpoints",
 }
 COMMAND_LINES = "command lines"  # on top: they may import every room, and nothing imports them
 

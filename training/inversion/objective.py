@@ -52,6 +52,11 @@ class Objective:
         masks = None if self.masks is None else self.masks[index, None]
         return Objective(self.images[index, None], masks, self.perceptual)
 
+    def to(self, device: torch.device) -> Objective:
+        """The same on another device."""
+        masks = None if self.masks is None else self.masks.to(device)
+        return Objective(self.images.to(device), masks, self.perceptual)
+
     def masked(self, images: Tensor) -> Tensor:
         """Pictures (K, 3, R, R) that outside of the masks are the targets."""
         if self.masks is None:

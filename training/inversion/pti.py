@@ -41,8 +41,8 @@ class TuningSettings:
     locality: float = 1.0
     locality_interval: int = 4
     distance: float = 0.5
-    geometry: float = 10.0
-    pictures: float = 0.5
+    geometry: float = 5.0
+    pictures: float = 0.1
 
 
 def tune_generator(

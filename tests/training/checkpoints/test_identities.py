@@ -29,10 +29,11 @@ def identities(generator: Generator) -> dict[str, Any]:
     return {"latents": entries, "directions": {"hair": torch.randn(shape)}}
 
 
-def write(path: Path, **sections: Any) -> Path:
+def write(path: Path, cameras_are_known: bool = True, **sections: Any) -> Path:
     torch.manual_seed(0)
     generator = Generator(tiny_config().model)
-    cameras = CameraSummary.from_labels(orbit_labels(9)).to_dict()
+    known = CameraSummary.from_labels(orbit_labels(9)).to_dict()
+    cameras = known if cameras_are_known else None
     sections = sections or identities(generator)
     state = generator.state_dict()
     save_checkpoint(path, Checkpoint(tiny_config(), G_ema=state, cameras=cameras, **sections))

@@ -1,0 +1,308 @@
+"""invert.py: files and what is in them, ways to a camera, data sets that go on, wrong input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import gen_samples
+import gen_videos
+import invert
+from data_tools.faces.photos import face_view
+from data_tools.faces.pose import FACE_FOCAL, FacePose, face_crop, face_label
+from open_eg3d import inverting, label_pose, load_generator, map_latents, seed_latents
+from tests.data_tools.faces.test_convert import BLUE, PLUGIN, RED, picture
+from tests.tiny import PATIENCE, call, encode, finish, orbit_labels, pictures, start, write_dataset
+from tests.training.checkpoints.test_identities import write
+from training.cameras import CameraSummary, cameras_of
+
+LABEL = ",".join(str(value) for value in orbit_labels(1)[0].tolist())
+QUICK = ("--steps", "1", "1")
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("invert") / "ckpt.pkl")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with an estimator that takes discs for faces, and no feature network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(inverting, "load_perceptual", lambda *_: (None, "none"))
+    (tmp_path / "plugin.py").write_text(PLUGIN)
+    for index, pixels in enumerate(pictures(3, 48)):
+        Image.fromarray(pixels).save(tmp_path / f"p{index}.png")
+    return tmp_path
+
+
+def refused(*options: str | Path) -> str:
+    """The one error of a call, whose only other line says how pictures are compared."""
+    ended = call(invert.main, *options)
+    assert ended.status == 1
+    assert [line.split()[0] for line in ended.lines] == ["Compared", "error:"], ended.err
+    return ended.lines[-1]
+
+
+def report(name: str, folder: str = "out") -> dict:
+    return json.loads(Path(folder, f"{name}.json").read_text())
+
+
+def test_files_of_a_photo(network: Path) -> None:
+    ended = call(invert.main, "--network", network, "p0.png", "--label", LABEL, *QUICK)
+    assert ended.assert_done().out.startswith("p0: ")
+    assert "Compared by differences of neighbouring pixels" in ended.err
+    assert {path.name for path in Path("out").iterdir()} == {"p0.pkl", "p0.png", "p0.json"}
+    generator, found = load_generator("out/p0.pkl"), report("p0")
+    assert list(generator.latents) == ["p0"]  # tuned: the others are not as they were
+    entry = generator.latents["p0"]
+    assert entry["source"] == "p0.png"
+    torch.testing.assert_close(entry["camera"], orbit_labels(1)[0])
+    assert found["settings"]["method"] == "pti"
+    assert found["settings"]["latents"]["steps"] == 1
+    np.testing.assert_allclose(found["labels"][0], orbit_labels(1)[0], atol=1e-6)
+    with Image.open("out/p0.png") as file:
+        sheet = np.asarray(file).astype(int)
+    panels = sheet.reshape(32, 10, 32, 3).swapaxes(0, 1)
+    out = generator.synthesis(entry["ws"][None], entry["camera"][None])
+    error = torch.from_numpy(panels[0] - panels[1]).double().square().mean() / 255**2
+    assert -10 * float(torch.log10(error)) == pytest.approx(found["losses"]["psnr"], abs=0.1)
+    shown = ((out.image[0].clamp(-1, 1) + 1) * 127.5).movedim(0, -1)
+    assert np.abs(panels[1] - shown.numpy()).max() <= 1
+    np.testing.assert_array_equal(panels[2], np.abs(panels[0] - panels[1]))
+
+
+def test_the_result_goes_into_the_other_commands(network: Path) -> None:
+    options = ("--network", network, "p0.png", "--label", LABEL, *QUICK)
+    call(invert.main, *options, "--method", "w+").assert_done()
+    assert list(load_generator("out/p0.pkl").latents) == ["ada", "b-2", "p0"]
+    shown = ("--network", "out/p0.pkl", "--latents", "p0", "--outdir", "shown")
+    call(gen_samples.main, *shown).assert_done()
+    call(gen_videos.main, *shown, "--frames", "2").assert_done()
+    assert {path.name for path in Path("shown").iterdir()} == {"p0.png", "p0.mp4"}
+    again = ("--network", "out/p0.pkl", "p1.png", "--label", LABEL, *QUICK, "--outdir", "two")
+    call(invert.main, *again).assert_done()
+
+
+def test_ways_to_a_camera(network: Path) -> None:
+    base = ("--network", network, "--method", "w", *QUICK)
+    labels = orbit_labels(2)
+    Path("label.json").write_text(json.dumps(labels[1].tolist()))
+    call(invert.main, *base, "p0.png", "--label", "label.json", "--outdir", "a").assert_done()
+    np.testing.assert_allclose(report("p0", "a")["labels"][0], labels[1], atol=1e-6)
+    entries = [[f"x/p{index}.png", c.tolist()] for index, c in enumerate(labels)]
+    Path("poses.json").write_text(json.dumps({"labels": entries}))
+    both = ("p0.png", "p1.png", "--poses", "poses.json")
+    call(invert.main, *base, *both, "--outdir", "b").assert_done()
+    for index in range(2):
+        found = report(f"p{index}", "b")["labels"][0]
+        np.testing.assert_allclose(found, labels[index], atol=1e-6)
+    call(invert.main, *base, *both, "--outdir", "c", "--optimise-pose").assert_done()
+    assert np.abs(report("p0", "c")["labels"][0] - labels[0].numpy()).max() > 1e-5
+    together = (*base, *both, "--outdir", "d", "--same-person", "eve")
+    call(invert.main, *together).assert_done()
+    assert {path.name for path in Path("d").iterdir()} == {"eve.pkl", "eve.png", "eve.json"}
+    assert len(report("eve", "d")["poses"]) == len(report("eve", "d")["sources"]) == 2
+    unknown = (*base[:3], "w", "--seconds", "0", "p0.png", "--optimise-pose", "--outdir", "e")
+    call(invert.main, *unknown).assert_done()
+    assert len(report("p0", "e")["poses"][0]["starts"]) == 5
+
+
+def test_faces_are_found(network: Path) -> None:
+    two = picture((BLUE, 120, 150, 40), (RED, 280, 150, 50))
+    two.save("two.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter: stored lying
+    two.transpose(Image.Transpose.ROTATE_90).save("lying.png", exif=exif)
+    base = ("--network", network, *QUICK, "--method", "w", "--estimator", "plugin:discs")
+    ended = call(invert.main, *base, "two.png").assert_done()
+    assert "2 faces, the largest first: two-1, two-2" in ended.out
+    assert {path.stem for path in Path("out").iterdir()} == {"two-1", "two-2"}
+    cameras = cameras_of(load_generator(network))
+    start = label_pose(torch.tensor(report("two-1")["labels"][0]), cameras.center)
+    assert float(start.yaw_degrees) == pytest.approx(np.degrees(0.3), abs=2.5)
+    ended = call(invert.main, *base, "lying.png", "--face", "2", "--outdir", "b").assert_done()
+    assert {path.stem for path in Path("b").iterdir()} == {"lying"}
+    with Image.open("out/two-2.png") as first, Image.open("b/lying.png") as second:
+        given = (np.asarray(one)[:, :32].astype(int) for one in (first, second))
+        assert np.abs(next(given) - next(given)).mean() < 3
+
+
+def test_a_face_is_framed_as_the_model_was_trained() -> None:
+    pose = FacePose.from_angles(0.3, -0.1, 0.2, (100.0, 80.0), 40.0)
+    published = CameraSummary(2.7, (0.0, 0.0, 0.2))
+    label, crop, is_exact = face_view(pose, published)
+    assert is_exact
+    np.testing.assert_allclose(label, face_label(pose), atol=1e-6)
+    assert crop.side == face_crop(pose).side
+    wide = CameraSummary(2.7, (0.0, 0.0, 0.0), intrinsics=(2.0, 0, 0.5, 0, 2.0, 0.5, 0, 0, 1))
+    label, crop, is_exact = face_view(pose, wide)
+    assert not is_exact
+    assert crop.side == pytest.approx(face_crop(pose).side * FACE_FOCAL / 2.0)
+    assert float(label_pose(label).yaw_degrees) == pytest.approx(np.degrees(0.3), abs=1.5)
+
+
+def test_masks_and_alpha(network: Path) -> None:
+    base = ("--network", network, *QUICK, "--method", "w", "--label", LABEL)
+    mask = np.zeros((48, 48), np.uint8)
+    mask[:, 24:] = 255
+    Image.fromarray(mask).save("mask.png")
+    with Image.open("p0.png") as file:
+        photo = file.convert("RGB")
+    photo.putalpha(Image.fromarray(mask))
+    photo.save("alpha.png")
+    call(invert.main, *base, "p0.png", "--mask", "mask.png").assert_done()
+    call(invert.main, *base, "alpha.png").assert_done()
+    call(invert.main, *base, "p0.png", "--outdir", "whole").assert_done()
+    ws = [
+        load_generator(path).latents[name]["ws"]
+        for path, name in (("out/p0.pkl", "p0"), ("out/alpha.pkl", "alpha"), ("whole/p0.pkl", "p0"))
+    ]
+    torch.testing.assert_close(ws[0], ws[1], atol=1e-3, rtol=0)
+    assert not torch.equal(ws[0], ws[2])
+    Image.fromarray(mask[:20]).save("low.png")
+    for options, words in (
+        (("--mask", "low.png"), "differ in size"),
+        (("--mask", "mask.png", "--mask", "mask.png"), "2 masks"),
+    ):
+        assert words in refused(*base, "p0.png", *options)
+
+
+# --------------------------------------------------------------------------------------------------
+# Data sets
+
+
+def test_a_data_set_goes_on_where_it_stopped(network: Path, folder: Path) -> None:
+    """Killed after the first picture; the second call inverts what is missing, and nothing else."""
+    data = write_dataset(folder / "data.zip", count=3)
+    options = ("--network", network, "--data", data, "--method", "w", "--steps", "60", "1")
+    process = start("invert.py", *options, cwd=folder)
+    reports = folder / "out"
+    deadline = time.monotonic() + PATIENCE
+    while not list(reports.glob("*.json")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    before = {path: path.stat().st_mtime_ns for path in reports.glob("*.json")}
+    assert 1 <= len(before) < 3
+    ended = call(invert.main, *options).assert_done()
+    lines = ended.out.splitlines()
+    assert len(lines) == 3
+    assert sum("there already" in line for line in lines) == len(before)
+    assert all(path.stat().st_mtime_ns == value for path, value in before.items())
+    names = {f"00000_img{index:08d}" for index in range(3)}
+    assert {path.stem for path in reports.glob("*.json")} == names
+    assert {path.stem for path in reports.glob("*.pkl")} == names
+    np.testing.assert_allclose(
+        report("00000_img00000001")["labels"][0], orbit_labels(3)[1], atol=1e-6
+    )
+    assert "other settings" in refused(*options, "--method", "w+")
+
+
+def test_a_folder_of_photos(network: Path) -> None:
+    Path("photos").mkdir()
+    picture((RED, 200, 150, 50)).save("photos/red.png")
+    picture().save("photos/nobody.png")
+    Path("photos/broken.jpg").write_bytes(b"no picture")
+    options = ("--network", network, "--data", "photos", "--method", "w", *QUICK)
+    ended = call(invert.main, *options, "--estimator", "plugin:discs").assert_done()
+    assert [line.split(":")[0] for line in ended.out.splitlines()] == ["[3/3] red"]
+    assert "[2/3] nobody: photos: nobody.png: no face found" in ended.err
+    assert "[1/3] broken: photos: broken.jpg cannot be read" in ended.err
+    assert "2 of 3 pictures were left out" in ended.err
+    Path("photos/red.png").unlink()
+    shutil.rmtree("out")
+    ended = call(invert.main, *options, "--estimator", "plugin:discs")
+    assert ended.status == 1
+    assert "none of 2 pictures" in ended.lines[-1]
+
+
+# --------------------------------------------------------------------------------------------------
+# Directions, and wrong input
+
+
+def test_directions_from_scores(network: Path) -> None:
+    generator = load_generator(network)
+    w = map_latents(generator, seed_latents(generator, range(60)))[:, 0]
+    lines = ["seed,hair,age", *(f"{i},{one[0]},{one[1]}" for i, one in enumerate(w.tolist()))]
+    Path("scores.csv").write_text("\n".join(lines))
+    base = ("--network", network, "--scores", "scores.csv", "--dest", "edited.pkl")
+    assert "directions hair, age" in call(invert.main, *base).assert_done().out
+    edited = load_generator("edited.pkl")
+    assert set(edited.directions) == {"hair", "age"}
+    assert set(edited.latents) == {"ada", "b-2"}
+    moved = edited.directions["hair"][0]
+    assert moved[0] == pytest.approx(float(w[:, 0].std()), rel=0.2)
+    for text, words in (
+        ("seed,hair\n1,x", "no table of scores"),
+        ("name,hair\n1,2", "no table of scores"),
+        ("seed\n1", "no scores"),
+        ("", "no scores"),
+        ("seed,hair\n1,2", "too few"),
+    ):
+        Path("scores.csv").write_text(text)
+        call(invert.main, *base).assert_refused(1, words)
+    call(invert.main, *base, "p0.png").assert_refused(2, "--scores")
+
+
+def test_wrong_input_is_one_line(network: Path, tmp_path: Path) -> None:
+    small = Image.new("RGB", (20, 20))
+    small.save("small.png")
+    Path("heic.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    Path("empty.png").touch()
+    picture().save("nobody.png")
+    bare = write(tmp_path / "bare.pkl", cameras_are_known=False)
+    plugin = ("--estimator", "plugin:discs")
+    pixels = LABEL.split(",")
+    pixels[16] = "512"
+    for status, words, options in (
+        (1, "no face found; give --label", ("nobody.png", *plugin)),
+        (1, "too small", ("small.png", "--label", LABEL)),
+        (1, "HEIC", ("heic.jpg", "--label", LABEL)),
+        (1, "empty file", ("empty.png", "--label", LABEL)),
+        (1, "cannot read none.png", ("none.png", "--label", LABEL)),
+        (1, "24 numbers instead of 25", ("p0.png", "--label", LABEL.rpartition(",")[0])),
+        (1, "neither 25 numbers nor", ("p0.png", "--label", "frontal")),
+        (1, "look like pixels", ("p0.png", "--label", ",".join(pixels))),
+        (1, "knows no cameras", ("p0.png", "--network", bare, "--optimise-pose")),
+        (2, "one of them", ()),
+        (2, "one of them", ("p0.png", "--data", "x.zip")),
+        (2, "leave one out", ("p0.png", "--label", LABEL, "--poses", "p.json")),
+        (1, "x.zip does not exist", ("--data", "x.zip")),
+    ):
+        ended = call(invert.main, "--network", network, *QUICK, *options)
+        assert ended.status == status, (words, ended)
+        assert ended.lines[-1].startswith("error: "), ended
+        assert words in ended.lines[-1]
+        assert "Traceback" not in ended.err
+    assert not Path("out").exists() or not list(Path("out").iterdir())
+    two = picture((BLUE, 120, 150, 40), (RED, 280, 150, 50))
+    two.save("two.png")
+    ended = call(invert.main, "--network", network, "two.png", *plugin, "--face", "3")
+    assert "--face 3, but 2 are found" in ended.lines[-1]
+
+
+def test_avif_is_read(network: Path) -> None:
+    with Image.open("p0.png") as file:
+        file.save("p.avif")
+    options = ("--network", network, "p.avif", "--label", LABEL, *QUICK, "--method", "w")
+    call(invert.main, *options).assert_done()
+
+
+def test_unpacked_archives_of_photos(network: Path) -> None:
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        archive.writestr("a/x.png", encode(np.asarray(picture((RED, 200, 150, 50)))))
+    options = ("--network", network, "--data", "photos.zip", "--method", "w", *QUICK)
+    call(invert.main, *options, "--estimator", "plugin:discs").assert_done()
+    assert Path("out/a_x.json").exists()
