@@ -14,6 +14,7 @@ import dataset_tool
 import export
 import gen_samples
 import gen_videos
+import invert
 import train
 from tests.tiny import call, write_dataset
 
@@ -34,9 +35,10 @@ def test_train(option: str, tmp_path: Path) -> None:
         (gen_samples.main, ()),
         (gen_videos.main, ()),
         (export.main, ("--dest", "model")),
+        (invert.main, ("photo.jpg", "--optimise-pose")),
         (calc_metrics.main, ("--metrics", "relief4")),
     ],
-    ids=["gen_samples", "gen_videos", "export", "calc_metrics"],
+    ids=["gen_samples", "gen_videos", "export", "invert", "calc_metrics"],
 )
 def test_networks(
     command: click.Command,

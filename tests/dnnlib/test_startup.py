@@ -24,6 +24,7 @@ SCRIPTS = [
     "calc_metrics.py",
     "dataset_tool.py",
     "export.py",
+    "invert.py",
     "viewer.py",
 ]
 

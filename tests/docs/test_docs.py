@@ -31,6 +31,7 @@ import dataset_tool
 import export
 import gen_samples
 import gen_videos
+import invert
 import open_eg3d
 import torch_utils.ops.__main__ as operators
 import train
@@ -67,6 +68,7 @@ COMMAND_LINES: dict[str, click.Command] = {
     "calc_metrics.py": calc_metrics.main,
     "dataset_tool.py": dataset_tool.main,
     "export.py": export.main,
+    "invert.py": invert.main,
     "viewer.py": viewer.main,
     "-m torch_utils.ops": operators.main,
     "-m training.checkpoints.show": inspect.main,
@@ -144,6 +146,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "models").symlink_to(ROOT / "models")
     write_snapshot(folder / "released.pkl", Layout(plane_channels=4))
     write_dataset(folder / "mydata.zip")
+    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(folder / "photo.png")
     ball = trimesh.creation.icosphere(2)
     save_mesh(
         folder / "head.glb",
