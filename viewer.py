@@ -14,6 +14,7 @@ import click
 import torch
 
 from cli.devices import device_option
+from cli.sampling import chosen_latents
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import is_url, local_file
 from media.viewer.checkpoints import CheckpointFolder
@@ -41,8 +42,16 @@ from torch_utils.precision import use_full_fp32
     show_default=True,
     help="Port to listen on; 0 any free one.",
 )
+@click.option("--latents", metavar="NAME", help="Identity of the file that is shown first.")
 @device_option
-def main(network: str, folder: Path | None, host: str, port: int, device: torch.device) -> None:
+def main(
+    network: str,
+    folder: Path | None,
+    host: str,
+    port: int,
+    latents: str | None,
+    device: torch.device,
+) -> None:
     """Serve a page on which heads can be turned, mixed, compared and saved, until Ctrl-C. Only this
     machine is let in by default.
     """
@@ -60,7 +69,8 @@ def main(network: str, folder: Path | None, host: str, port: int, device: torch.
     checkpoints = CheckpointFolder(folder or (None if is_url(network) else path.parent), open_file)
     generator = open_file(path)
     name = checkpoints.name_of(path) or path.name
-    with run_viewer(generator, name, checkpoints, host, port) as viewer:
+    identity = chosen_latents(generator, [latents])[0] if latents is not None else None
+    with run_viewer(generator, name, checkpoints, host, port, identity) as viewer:
         click.echo(f"Look at {viewer.address} with a browser; Ctrl-C ends it.")
         try:
             threading.Event().wait()

@@ -18,6 +18,8 @@ from media.viewer.view_renderer import KINDS, Latents, ViewRenderer
 
 MOST_ON_SLIDER = 999  # seeds beyond are typed
 PSI_LIMITS = (-1.0, 2.0)
+STEP_LIMITS = (-4.0, 4.0)
+BY_SEED = "by seed"
 FOV_LIMITS = (2.0, 120.0)
 RESOLUTIONS = (16, 256)
 SAMPLES = (6, 96)
@@ -40,6 +42,7 @@ class Controls:
         changed: Called when a control changes the picture.
         acts: By the name of a button, what it does.
         checkpoints: Names to choose from, the shown one first; none = there is no choice.
+        identity: Name of the file's latents that are shown first; None = a seed.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class Controls:
         acts: dict[str, Callable[[], None]],
         checkpoints: Sequence[str] = (),
         choose: Callable[[str], None] = lambda _: None,
+        identity: str | None = None,
     ) -> None:
         self.gui, self.renderer, self.changed, self.acts = gui, renderer, changed, acts
         self.status = gui.add_markdown("")
         with gui.add_folder("Head"):
-            self._add_head()
+            self._add_head(identity)
+        self.edits = self._add_edits()
         with gui.add_folder("Two heads", expand_by_default=False):
             self.other_seed = self._watched(gui.add_slider("Second seed", 0, MOST_ON_SLIDER, 1, 1))
             self.blend = self._watched(
@@ -82,8 +87,15 @@ class Controls:
     # ----------------------------------------------------------------------------------------------
     # building
 
-    def _add_head(self) -> None:
+    def _add_head(self, identity: str | None) -> None:
         layers = self.renderer.generator.num_ws
+        names = tuple(self.renderer.generator.latents)
+        self.identity = None
+        if names:
+            first = identity if identity in names else BY_SEED
+            self.identity = self._watched(
+                self.gui.add_dropdown("Identity", (BY_SEED, *names), initial_value=first)
+            )
         self.seed = self._watched(self.gui.add_slider("Seed", 0, MOST_ON_SLIDER, 1, 0))
         steps = self.gui.add_button_group("Go to", (*STEPS, "Random"))
         steps.on_click(lambda _: self._step(str(steps.value)))
@@ -97,6 +109,19 @@ class Controls:
                 "Truncated layers", 0, layers, 1, layers, hint="N layers, from the coarsest"
             )
         )
+
+    def _add_edits(self) -> dict[str, Any]:
+        """A slider for each direction of the file."""
+        names = list(self.renderer.generator.directions)
+        if not names:
+            return {}
+        with self.gui.add_folder("Edit"):
+            return {
+                name: self._watched(
+                    self.gui.add_slider(name, *STEP_LIMITS, 0.1, 0.0, hint="standard deviations")
+                )
+                for name in names
+            }
 
     def _add_mixing(self) -> None:
         layers = self.renderer.generator.num_ws
@@ -204,6 +229,8 @@ class Controls:
         cutoff = int(bounded(self.cutoff.value, 0, layers, layers))
         return Latents(
             seed=self._seed(self.seed),
+            identity=self._identity(),
+            edits=self._steps(),
             truncation_psi=bounded(self.psi.value, *PSI_LIMITS, 1.0),
             truncation_cutoff=None if cutoff == layers else cutoff,
             other_seed=self._seed(self.other_seed),
@@ -261,6 +288,14 @@ class Controls:
             return (0, last)
         first, second = sorted(int(bounded(part, 0, last, 0)) for part in value)
         return (first, second)
+
+    def _identity(self) -> str | None:
+        value = self.identity.value if self.identity is not None else None
+        return value if value in self.renderer.generator.latents else None
+
+    def _steps(self) -> tuple[tuple[str, float], ...]:
+        steps = ((name, bounded(one.value, *STEP_LIMITS, 0)) for name, one in self.edits.items())
+        return tuple((name, amount) for name, amount in steps if amount)
 
     @staticmethod
     def _seed(handle: Any) -> int:

@@ -42,14 +42,22 @@ class Viewer:
 
     Args:
         name: What the generator is called in the page; one of the folder's names if it lies there.
+        identity: Name of its file's latents that are shown first; None = a seed.
 
     Raises:
         UserError: if nothing can listen at that address.
     """
 
     def __init__(
-        self, generator: Generator, name: str, folder: CheckpointFolder, host: str, port: int
+        self,
+        generator: Generator,
+        name: str,
+        folder: CheckpointFolder,
+        host: str,
+        port: int,
+        identity: str | None = None,
     ) -> None:
+        self.identity = identity
         self.generator, self.name, self.folder = generator, name, folder
         self.sessions: dict[int, ViewerSession] = {}
         self._lock = threading.Lock()
@@ -87,7 +95,7 @@ class Viewer:
                 client.gui.add_markdown("Too many pages are open; try again later.")
                 return
             self.sessions[client.client_id] = ViewerSession(
-                client, self.folder, self.generator, self.name
+                client, self.folder, self.generator, self.name, self.identity
             )
         # it left while its controls were made
         if client.client_id not in self.server.get_clients():
@@ -116,6 +124,7 @@ def run_viewer(
     folder: CheckpointFolder,
     host: str = "127.0.0.1",
     port: int = 8080,
+    identity: str | None = None,
 ) -> Iterator[Viewer]:
     """A viewer that serves until the block ends.
 
@@ -129,7 +138,7 @@ def run_viewer(
     warnings.filterwarnings("ignore", module="viser")
     # to a page that left a moment ago
     warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")
-    viewer = Viewer(generator, name, folder, host, port)
+    viewer = Viewer(generator, name, folder, host, port, identity)
     try:
         yield viewer
     finally:

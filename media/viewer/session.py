@@ -36,8 +36,14 @@ class ViewerSession:
     """
 
     def __init__(
-        self, client: viser.ClientHandle, folder: CheckpointFolder, generator: Generator, name: str
+        self,
+        client: viser.ClientHandle,
+        folder: CheckpointFolder,
+        generator: Generator,
+        name: str,
+        identity: str | None = None,
     ) -> None:
+        self.identity = identity
         self.client, self.folder = client, folder
         self.is_gone = False
         self._changed_at = time.monotonic()
@@ -77,6 +83,7 @@ class ViewerSession:
                 acts,
                 [name, *others] if others else [],
                 self._choose,
+                self.identity,
             )
         self.look_from_front()
 
@@ -244,7 +251,9 @@ class ViewerSession:
             data = make(ViewRenderer(self.renderer.generator), latents, view)
             if not self.is_gone:
                 self.client.send_file_download(
-                    f"seed{latents.seed:04d}.{suffix}", data, save_immediately=True
+                    f"{latents.identity or f'seed{latents.seed:04d}'}.{suffix}",
+                    data,
+                    save_immediately=True,
                 )
                 self._say(f"{suffix.upper()} of {in_units(len(data), 'B')}")
         except UserError as error:

@@ -32,6 +32,8 @@ class Latents:
     """Latents of the picture. Layers count from 0, the coarsest; angles are radians."""
 
     seed: int = 0
+    identity: str | None = None  # named latents of the file, instead of the seed's
+    edits: tuple[tuple[str, float], ...] = ()  # steps along directions of the file
     truncation_psi: float = 1.0
     truncation_cutoff: int | None = None
     other_seed: int = 1
@@ -98,8 +100,13 @@ class ViewRenderer:
 
     @torch.no_grad()
     def ws(self, latents: Latents) -> Tensor:
-        """Latents (1, num_ws, w_dim): interpolated, then mixed by layers."""
+        """Latents (1, num_ws, w_dim): interpolated, mixed by layers, then edited."""
         ws = self._map(latents.seed, latents)
+        if latents.identity is not None:
+            known = self.generator.latents[latents.identity]["ws"][None].to(ws)
+            ws = self.generator.backbone.mapping.truncate(
+                known, latents.truncation_psi, latents.truncation_cutoff
+            )
         if latents.blend:
             ws = torch.lerp(ws, self._map(latents.other_seed, latents), latents.blend)
         if latents.style_seed is not None:
@@ -108,6 +115,8 @@ class ViewRenderer:
             ws = torch.where(
                 (layers >= first) & (layers <= last), self._map(latents.style_seed, latents), ws
             )
+        for name, steps in latents.edits:
+            ws = ws + steps * self.generator.directions[name].to(ws)
         return ws
 
     def _map(self, seed: int, latents: Latents) -> Tensor:

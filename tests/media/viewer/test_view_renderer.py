@@ -258,3 +258,19 @@ def test_without_a_folder_nothing_is_opened(tmp_path: Path) -> None:
     assert folder.names() == []
     with pytest.raises(UserError, match="no such checkpoint"):
         folder.load(str(write_generator(tmp_path / "a.pkl", 0)))
+
+
+def test_named_latents_and_directions_of_the_file() -> None:
+    generator = tiny_generator()
+    ws = torch.randn(generator.num_ws, generator.w_dim)
+    step = torch.randn(generator.num_ws, generator.w_dim)
+    generator.latents = {"ada": {"ws": ws, "camera": torch.zeros(25), "source": ""}}
+    generator.directions = {"hair": step}
+    renderer = ViewRenderer(generator)
+    assert torch.equal(renderer.ws(Latents(identity="ada"))[0], ws)
+    moved = renderer.ws(Latents(identity="ada", edits=(("hair", -2.0),)))[0]
+    assert torch.equal(moved, ws - 2 * step)
+    average = generator.backbone.mapping.w_avg.expand_as(ws)
+    torch.testing.assert_close(renderer.ws(Latents(identity="ada", truncation_psi=0.0))[0], average)
+    half = renderer.ws(Latents(identity="ada", other_seed=3, blend=0.5))[0]
+    torch.testing.assert_close(half, (ws + renderer.ws(Latents(seed=3))[0]) / 2)

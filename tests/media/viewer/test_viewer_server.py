@@ -21,6 +21,7 @@ import imageio.v3 as iio
 import msgspec.msgpack
 import numpy as np
 import pytest
+import torch
 import trimesh
 import viser
 from PIL import Image
@@ -533,6 +534,33 @@ def assert_alive(page: RawPage) -> None:
 # The command
 
 
+def test_named_latents_are_shown_and_edited() -> None:
+    generator = load_generator(demo.SHIPPED)
+    shape = (generator.num_ws, generator.w_dim)
+    torch.manual_seed(1)
+    entry = {"ws": torch.randn(shape), "camera": torch.zeros(25), "source": ""}
+    generator.latents, generator.directions = {"ada": entry}, {"hair": torch.randn(shape)}
+    folder = CheckpointFolder(None, load_generator)
+    with run_viewer(generator, "tiny.pkl", folder, port=0, identity="ada") as viewer:
+        page = RawPage(viewer.address)
+        page.enter()
+        shown = page.full_picture(lambda: page.look((0.0, 0.0, 2.7)))
+        front = View(yaw=0.0, pitch=0.0, resolution=64, samples=SAMPLES)
+        for control, value, latents in (
+            (None, None, Latents(identity="ada")),
+            ("hair", 2.0, Latents(identity="ada", edits=(("hair", 2.0),))),
+            ("hair", 1e9, Latents(identity="ada", edits=(("hair", 4.0),))),
+            ("Identity", "by seed", Latents(edits=(("hair", 4.0),))),
+            ("hair", 0.0, Latents()),
+        ):
+            if control is not None:
+                shown = page.full_picture(
+                    lambda control=control, value=value: page.set(control, value)  # type: ignore[misc]
+                )
+            assert is_same(shown, rendered(viewer, latents, front)), (control, value)
+        page.close()
+
+
 def test_it_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     network = write_generator(tmp_path / "tiny.pkl", 1)
     process = start("viewer.py", "--network", network, "--port", "0", PYTHONUNBUFFERED="1")
@@ -566,6 +594,7 @@ def test_what_is_asked_wrongly_is_one_line(tmp_path: Path) -> None:
         2, "--folder"
     )
     call(command.main, "--network", str(tmp_path / "none.pkl")).assert_refused(1, "none.pkl")
+    call(command.main, "--network", network, "--latents", "ada").assert_refused(1, "no latents")
 
 
 def test_a_generator_of_any_kind_can_be_looked_at() -> None:
