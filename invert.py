@@ -57,6 +57,7 @@ from training.inversion.objective import Perceptual
 from training.networks.generator import Generator
 
 DEFAULT_SECONDS = 120.0
+GUESSED_PRIOR = 1.0  # of a portrait's place and distance, where its crop is a guess
 SHARES = {"camera": 0, "latents": 1, "tuning": 2}  # order of the phases in a progress bar
 
 
@@ -77,12 +78,17 @@ class Inverter:
         pictures = [one.picture for one in subjects]
         objective = make_objective(pictures, None, resolution, self.perceptual).to(device.device)
         labels = [one.label for one in subjects if one.label is not None]
+        is_guessed = any(one.label is not None and not one.is_exact for one in subjects)
+        settings = self.settings
+        if is_guessed:
+            latents = dataclasses.replace(settings.latents, pose_prior=GUESSED_PRIOR)
+            settings = dataclasses.replace(settings, latents=latents)
         inversion = invert_pictures(
             self.generator,
             objective,
             torch.stack(labels) if len(labels) == len(subjects) else None,
-            self.settings,
-            optimise_pose=self.optimise_pose or not all(one.is_exact for one in subjects),
+            settings,
+            optimise_pose=self.optimise_pose or is_guessed,
             on_step=on_step,
         )
         self._write(inversion, name, [one.source for one in subjects])

@@ -39,7 +39,8 @@ class LatentSettings:
             the mean as mapped latents are.
         starts: Cameras to start from where none is known. start_steps: For each of them.
         pose_lr: Of Adam for turns (radians), shifts (radii) and log focal lengths.
-        pose_prior: Weight of keeping the distance and the middle.
+        pose_prior: Weight of keeping the distance and the middle, without which a shift passes for
+            a turn.
         optimise_focal: Whether the focal length is optimised with the pose.
     """
 
@@ -50,7 +51,7 @@ class LatentSettings:
     starts: int = 5
     start_steps: int = 30
     pose_lr: float = 1e-2
-    pose_prior: float = 1.0
+    pose_prior: float = 100.0
     optimise_focal: bool = False
 
 
