@@ -132,14 +132,13 @@ def main(outdir: Path, minutes: float, heads: int) -> None:
     """Show the shipped heads; train new ones and show them, too: OUTDIR/index.html. A second call
     trains on.
     """
+    outdir = outdir.resolve()
     make_dir(outdir)
     shipped = show(SHIPPED, outdir, "shipped")
     click.echo(f"Heads that come with the program: {shipped.grid}")
-    processes = min(os.cpu_count() or 1, MOST_PROCESSES)
-    rung = choose_rung(processes)
     runs = [outdir / "small", outdir / "large"]
     data = rendered_heads(heads)
-    train(rung, runs, data, minutes, processes)
+    train(runs, data, minutes)
     network = newest_snapshot(runs[-1])
     page = outdir / "index.html"
     new = show(network, outdir, "heads")
@@ -161,24 +160,30 @@ def settings_of(rung: Rung, resolution: int) -> list[str]:
     return [*common, *rung.larger, f"generator.plane_resolution={BUILT_IN.resolution}"]
 
 
-def choose_rung(processes: int) -> Rung:
+def process_count() -> int:
+    """Processes that train: on a CPU one for each core, up to `MOST_PROCESSES`; on a GPU one."""
+    return 1 if torch.cuda.is_available() else min(os.cpu_count() or 1, MOST_PROCESSES)
+
+
+def choose_rung() -> Rung:
     """The widest networks that this machine trains fast enough, by trying a few steps of one
     process.
     """
-    precision = default_precision("cuda" if torch.cuda.is_available() else "cpu", "heads")
+    processes, device = process_count(), "cuda" if torch.cuda.is_available() else "cpu"
+    precision = default_precision(device, "heads")
     for rung in LADDER:
-        speed = processes * images_a_second(rung, precision)
+        speed = processes * images_a_second(rung, precision, device)
         if speed >= rung.slowest:
             break
     click.echo(
         f"This machine trains about {speed:.0f} pictures of {BUILT_IN.resolution // 2} pixels a"
-        f" second with {rung.name} networks in {precision}, in {processes} processes: these it is"
+        f" second with {rung.name} networks in {precision}, in {processes} process(es): these it is"
     )
     return rung
 
 
-def images_a_second(rung: Rung, precision: Precision) -> float:
-    """Speed of one process on one thread, by the clock of the processor."""
+def images_a_second(rung: Rung, precision: Precision, device: str) -> float:
+    """Speed of one process; on a CPU of one thread, by the clock of the processor."""
     keep_freed_memory()
     config = make_config("heads", BUILT_IN.resolution // 2, "laptop")
     for assignment in settings_of(rung, config.model.resolution):
@@ -187,20 +192,23 @@ def images_a_second(rung: Rung, precision: Precision) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _probe(config)
+        return _probe(config, torch.device(device))
     finally:
         torch.set_num_threads(threads)
 
 
-def _probe(config: Config) -> float:
+def _probe(config: Config, device: torch.device) -> float:
     labels = random_labels(seed=0, identity=0, count=BATCH)
-    trainer = Trainer(config, labels, torch.device("cpu"))
+    trainer = Trainer(config, labels, device)
     size = config.model.resolution
-    trainer.step(torch.rand(BATCH, 3, size, size) * 2 - 1, labels)
-    start = time.process_time()
-    for _ in range(PROBE_STEPS):
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    start = 0.0
+    for step in range(1 + PROBE_STEPS):
+        if step == 1:  # the first one compiles and allocates
+            start = clock()
         trainer.step(torch.rand(BATCH, 3, size, size) * 2 - 1, labels)
-    return BATCH * PROBE_STEPS / (time.process_time() - start)
+        trainer.statistics.collect()  # waits for a GPU
+    return BATCH * PROBE_STEPS / (clock() - start)
 
 
 def rendered_heads(count: int) -> dict[int, Path]:
@@ -213,26 +221,29 @@ def rendered_heads(count: int) -> dict[int, Path]:
     return found
 
 
-def train(
-    rung: Rung, runs: Sequence[Path], data: dict[int, Path], minutes: float, processes: int
-) -> None:
+def train(runs: Sequence[Path], data: dict[int, Path], minutes: float) -> None:
     """Train on small pictures, then go on with those of twice the size; what has been begun is
-    continued instead.
+    continued as it was begun instead.
     """
     small, large = runs
-    options: list[str | Path]
-    begun = large.exists() and any(large.glob("*/*.pkl"))
-    if not begun:
-        resolution, pictures = next(iter(data.items()))
-        options = ["--data", pictures, "--outdir", small, "--resume", "latest"]
-        run_train([*options, *assignments(rung, resolution)], minutes * SMALL_SHARE, processes)
-    resolution, pictures = list(data.items())[-1]
-    options = ["--data", pictures, "--outdir", large]
-    if begun:
+    if has_checkpoint(large):
+        run_train(["--outdir", large, "--resume", "latest"], minutes)
+        return
+    rung = choose_rung()
+    (few, small_pictures), (many, large_pictures) = data.items()
+    options: list[str | Path] = ["--outdir", small]
+    if has_checkpoint(small):
         options += ["--resume", "latest"]
     else:
-        options += ["--init-from", newest_snapshot(small), *assignments(rung, resolution)]
-    run_train(options, minutes * (1 if begun else 1 - SMALL_SHARE), processes)
+        options += ["--data", small_pictures, *assignments(rung, few)]
+    run_train(options, minutes * SMALL_SHARE)
+    options = ["--outdir", large, "--data", large_pictures, "--init-from", newest_snapshot(small)]
+    run_train([*options, *assignments(rung, many)], minutes * (1 - SMALL_SHARE))
+
+
+def has_checkpoint(outdir: Path) -> bool:
+    """Whether a run there can go on."""
+    return outdir.exists() and any(outdir.glob("*/*.pkl"))
 
 
 def assignments(rung: Rung, resolution: int) -> list[str]:
@@ -243,12 +254,13 @@ def assignments(rung: Rung, resolution: int) -> list[str]:
     return options
 
 
-def run_train(options: Sequence[str | Path], minutes: float, processes: int) -> None:
+def run_train(options: Sequence[str | Path], minutes: float) -> None:
     """Train for some minutes."""
     command = ["train.py", *options, "--minutes", f"{minutes:g}"]
     environment = {}
     if not torch.cuda.is_available():
         # Processes of one thread wait less for one another than threads of one process do.
+        processes = process_count()
         command += ["--procs", str(processes)]
         environment["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // processes, 1))
     run_program(command, environment)
@@ -318,7 +330,7 @@ def film_strip(runs: Sequence[Path]) -> list[Shown]:
             size = json.loads((stage / "training_options.json").read_text())["model"]["resolution"]
             row = picture.crop((0, 0, min(picture.width, STRIP_HEADS * size), size))
             shown = row.resize((row.width * 128 // size, 128), Image.Resampling.BICUBIC)
-            words = f"{size} pixels, after {kimg},000 pictures"
+            words = f"{size} pixels, after {kimg} thousand pictures"
             frames.append(Shown(np.asarray(shown), f"Heads of {words}", words))
     return frames
 
@@ -345,7 +357,7 @@ def curves(runs: Sequence[Path]) -> list[Chart]:
 
 def measure(network: Path, data: Path, outdir: Path) -> list[Figure]:
     """The distance of 1,000 fakes to the pictures that were trained on."""
-    name = "fid1k_lite0"
+    name = "fid1k_full_lite0"
     options: list[str | Path] = ["--network", network, "--data", data, "--metrics", name]
     run_program(["calc_metrics.py", *options, "--outdir", outdir])
     result = read_results(outdir / f"metric-{name}.jsonl")[-1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -55,15 +57,16 @@ def test_slow_machines_get_narrow_networks(
     speeds: dict[str, float],
     chosen: str,
 ) -> None:
-    monkeypatch.setattr(demo, "images_a_second", lambda rung, _: speeds[rung.name])
-    assert demo.choose_rung(processes=2).name == chosen
+    monkeypatch.setattr(demo, "images_a_second", lambda rung, *_: speeds[rung.name])
+    monkeypatch.setattr(demo, "process_count", lambda: 2)
+    assert demo.choose_rung().name == chosen
     told = capsys.readouterr().out
     assert f"about {2 * speeds[chosen]:.0f} pictures" in told
     assert f"{chosen} networks" in told
 
 
 def test_speed_is_measured_by_training() -> None:
-    assert 0.5 < demo.images_a_second(demo.LADDER[-1], "fp32") < 1e5
+    assert 0.5 < demo.images_a_second(demo.LADDER[-1], "fp32", "cpu") < 1e5
 
 
 def make_run(folder: Path, resolution: int, steps: list[int]) -> Path:
@@ -93,7 +96,7 @@ def test_the_page_shows_both_stages_and_opens_from_disk(tmp_path: Path) -> None:
             file.write_bytes(b"")
         files.avatar.write_text(f"<!doctype html><title>{name}</title><p>heads turn here</p>")
         shown.append(files)
-    figure = demo.Figure("fid1k_lite0", {"fid1k_lite0": 42.5}, {}, demo.YARDSTICK)
+    figure = demo.Figure("fid1k_full_lite0", {"fid1k_full_lite0": 42.5}, {}, demo.YARDSTICK)
     demo.write_page(tmp_path / "index.html", shown, [figure], runs)
     with open_browser() as browser:
         page = browser.open(tmp_path / "index.html")
@@ -104,12 +107,39 @@ def test_the_page_shows_both_stages_and_opens_from_disk(tmp_path: Path) -> None:
         sizes = page.run("[...document.images].map(i => [i.naturalWidth, i.naturalHeight])")
         assert not page.errors
     assert "42.5" in text
-    assert "64 pixels, after 5,000 pictures" in text
+    assert "64 pixels, after 5 thousand pictures" in text
     assert "--network" in text
     assert len(links) == 6
     for link in links:
         assert Path(link.removeprefix("file://")).exists()
     assert sizes == [[1024, 128]] * 5
+
+
+def test_what_was_begun_is_continued_as_it_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another measurement of the machine, or other pictures, must not stop it."""
+    calls: list[tuple[list[str], float]] = []
+    data = {32: tmp_path / "heads32.zip", 64: tmp_path / "heads64.zip"}
+    runs = [tmp_path / "small", tmp_path / "large"]
+
+    def note(options: Sequence[str | Path], minutes: float) -> None:
+        calls.append((list(map(str, options)), minutes))
+        outdir = Path(options[list(options).index("--outdir") + 1])
+        if not demo.has_checkpoint(outdir):
+            make_run(outdir, 32, [5])
+
+    monkeypatch.setattr(demo, "run_train", note)
+    monkeypatch.setattr(demo, "choose_rung", lambda: demo.LADDER[0])
+    demo.train(runs, data, 10)
+    (first, _), (second, _) = calls
+    assert "--data" in first
+    assert "--init-from" in second
+    shutil.rmtree(runs[1])  # stopped in the first stage
+    demo.train(runs, data, 10)
+    assert calls[2] == (["--outdir", str(runs[0]), "--resume", "latest"], 5)
+    demo.train(runs, data, 10)
+    assert calls[4] == (["--outdir", str(runs[1]), "--resume", "latest"], 10)
 
 
 def test_a_program_that_fails_is_one_line() -> None:

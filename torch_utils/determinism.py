@@ -58,13 +58,28 @@ def resize_matrix(
     return upload(resized[0, 0].to(dtype), device)
 
 
-def grid_sample(images: Tensor, grid: Tensor) -> Tensor:
-    """Bilinear samples (N, C, h, w) of images (N, C, H, W) at `grid` (N, h, w, 2), zeros outside,
-    as `F.grid_sample` with align_corners, whose gradient on CUDA is summed up in any order; that of
-    an index is not. Differentiable in `images` alone, any number of times.
+def grid_sample(images: Tensor, grid: Tensor, align_corners: bool) -> Tensor:
+    """Bilinear samples (N, C, h, w) of images (N, C, H, W) at `grid` (N, h, w, 2), zeros outside.
+
+    As `F.grid_sample`, but where the sums of its gradient have to be formed in the same order each
+    time (`is_wanted`), by looking up pixels, whose gradient has such an order; that is
+    differentiable any number of times.
     """
+    if not is_wanted(images):
+        return F.grid_sample(
+            images, grid, mode="bilinear", padding_mode="zeros", align_corners=align_corners
+        )
+    return look_up_pixels(images, grid, align_corners)
+
+
+def look_up_pixels(images: Tensor, grid: Tensor, align_corners: bool) -> Tensor:
+    """`grid_sample` by four look-ups of pixels."""
     count, _, height, width = images.shape
-    x, y = ((grid[..., axis] + 1) * (size - 1) / 2 for axis, size in ((0, width), (1, height)))
+    edge = 1 if align_corners else 0  # from the middles of the outer pixels, or from their edges
+    x, y = (
+        ((grid[..., axis] + 1) * (size - edge) + edge - 1) / 2
+        for axis, size in ((0, width), (1, height))
+    )
     left, top = x.floor(), y.floor()
     rows = images.permute(0, 2, 3, 1).flatten(0, 2)  # a pixel of a sample each
     first = torch.arange(count, device=images.device)[:, None, None] * (height * width)

@@ -25,13 +25,15 @@ def test_resize_by_matrices(height: int, width: int, size: int, antialias: bool)
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-5)
 
 
-def test_grid_sample_by_indices() -> None:
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_grid_sample_by_indices(align_corners: bool) -> None:
     """Points inside, on the edge and outside; gradients of both orders."""
     x = torch.randn(2, 3, 7, 5, dtype=torch.float64, requires_grad=True)
     grid = torch.rand(2, 6, 4, 2, dtype=torch.float64) * 2.6 - 1.3
     grid[0, 0, :2] = torch.tensor([[-1.0, 1.0], [1.0, 0.0]])
-    found = determinism.grid_sample(x, grid)
-    expected = F.grid_sample(x, grid, align_corners=True)
+    found = determinism.look_up_pixels(x, grid, align_corners)
+    expected = F.grid_sample(x, grid, align_corners=align_corners)
+    assert torch.equal(determinism.grid_sample(x, grid, align_corners), expected)  # on a CPU
     torch.testing.assert_close(found, expected)
     gradients = [
         torch.autograd.grad(y.square().sum(), x, create_graph=True)[0] for y in (found, expected)

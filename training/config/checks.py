@@ -21,6 +21,12 @@ def check_config(config: Config, processes: int) -> None:
     check_ranges(config)
     check_batch(config, processes)
     check_sizes(config.model)
+    if config.training.penalty == "finite_difference" and config.model.discriminator.c_noise > 0:
+        raise UserError(
+            "training.penalty=finite_difference would measure the noise of"
+            " discriminator.c_noise; choose training.penalty=gradient, or"
+            " discriminator.c_noise=0"
+        )
 
 
 def check_ranges(config: Config) -> None:

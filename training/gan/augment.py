@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Collection
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_utils import determinism
@@ -118,12 +117,7 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     up, down = resampling_matrices(size, images.dtype, images.device)
     grid = sampling_grid(matrices, size, images.dtype, images.device)
     fine = up @ images @ up.T
-    moved = (
-        determinism.grid_sample(fine, grid)
-        if determinism.is_wanted(fine)
-        else F.grid_sample(fine, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
-    )
-    return down @ moved @ down.T
+    return down @ determinism.grid_sample(fine, grid, align_corners=True) @ down.T
 
 
 def turn(images: Tensor, x_flip: Tensor, quarter_turns: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from training.networks.layers import resize_image
 
 LATENTS = 256  # whose w are compared
 PICTURES = 32  # fakes, and reals, that are compared
-MOST_WATCHED = 256  # reals that D is asked about
+MOST_WATCHED = 64  # reals that D is asked about
 SIZE = 16  # pixels at which pictures are compared
 FEATURES = 32  # of each layer of the random network
 COLLAPSED = 0.1  # of the reals' spread: below this a line warns
@@ -50,9 +50,13 @@ class RealsWatch:
     farther apart, the more it knows pictures by heart.
     """
 
-    def __init__(self, trained_on: JudgedReals, held_out: JudgedReals, group: int) -> None:
-        """`group`: samples of a group of the minibatch statistics, which are judged together."""
-        self.group = group
+    def __init__(
+        self, trained_on: JudgedReals, held_out: JudgedReals, group: int, device: torch.device
+    ) -> None:
+        """`group`: samples of a group of the minibatch statistics, which are judged together on
+        `device`.
+        """
+        self.group, self.device = group, device
         self.reals = {
             ("Reals/logits_trained_on", "Reals/accuracy_trained_on"): trained_on,
             ("Reals/logits_held_out", "Reals/accuracy_held_out"): held_out,
@@ -65,12 +69,21 @@ class RealsWatch:
         """
         found = {}
         for (mean, accuracy), reals in self.reals.items():
-            parts = zip(*(value.split(self.group) for value in reals), strict=True)
-            with torch.random.fork_rng():  # D may add noise to the cameras
-                logits = torch.cat([D(*real_pictures(images, schedule), c) for images, c in parts])
+            devices = [self.device] if self.device.type == "cuda" else []
+            with torch.random.fork_rng(devices):  # D may add noise to the cameras
+                parts = [
+                    self._judge(D, JudgedReals(images, c), schedule)
+                    for images, c in zip(*(v.split(self.group) for v in reals), strict=True)
+                ]
+            logits = torch.cat(parts)
             found[mean] = float(logits.mean())
             found[accuracy] = float((logits > 0).double().mean())
         return found
+
+    def _judge(self, D: nn.Module, reals: JudgedReals, schedule: Schedule) -> Tensor:
+        shown = real_pictures(reals.images.to(self.device), schedule)
+        logits: Tensor = D(*shown, reals.c.to(self.device))
+        return logits
 
 
 def collapse_warning(values: dict[str, float]) -> str | None:

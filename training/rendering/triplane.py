@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
+from torch_utils.determinism import grid_sample
 from torch_utils.ops.decode_points import PlaneAxes
 
 # World coordinates that run along the width and the height of each plane. The released models have
@@ -32,13 +32,7 @@ def sample(
     total: Tensor | None = None
     for index, axes in enumerate(PLANE_AXES[plane_axes]):
         grid = coordinates[:, None, :, list(axes)]
-        features = F.grid_sample(
-            planes[:, index].to(grid.dtype),
-            grid,
-            mode="bilinear",
-            padding_mode="zeros",
-            align_corners=False,
-        )
+        features = grid_sample(planes[:, index].to(grid.dtype), grid, align_corners=False)
         total = features if total is None else total + features
     assert total is not None
     return total.squeeze(2).transpose(1, 2) / 3

@@ -141,17 +141,18 @@ def open_dataset(config: Config) -> ImageDataset:
             f"data {dataset.path} has pictures of {sizes}; train with the data the model was"
             " made for"
         )
+    if config.data.held_out >= len(dataset.file_names):
+        raise UserError(
+            f"data.held_out {config.data.held_out}: there are {len(dataset.file_names)} pictures,"
+            " and some must be left to train on"
+        )
     if dataset.fits_memory:
         dataset.preload()
     return dataset
 
 
 def sampling_weights(data: DataConfig, dataset: ImageDataset) -> np.ndarray | None:
-    """How often each item of `dataset` is shown an epoch (M,); None = once.
-
-    Raises:
-        UserError: if all pictures are held out.
-    """
+    """How often each item of `dataset` is shown an epoch (M,); None = once."""
     if data.rebalance <= 1 and not data.held_out:
         return None
     weights = np.ones(len(dataset))
@@ -159,11 +160,6 @@ def sampling_weights(data: DataConfig, dataset: ImageDataset) -> np.ndarray | No
         weights = balance_weights(dataset.labels, data.rebalance_bins, data.rebalance)
     if data.held_out:
         pictures = len(dataset.file_names)
-        if data.held_out >= pictures:
-            raise UserError(
-                f"data.held_out {data.held_out}: there are {pictures} pictures, and some must be"
-                " left to train on"
-            )
         weights[np.arange(len(dataset)) % pictures >= pictures - data.held_out] = 0
     return weights
 
@@ -193,12 +189,9 @@ def watch_held_out(dataset: ImageDataset, config: Config, device: torch.device) 
     held_out, last = config.data.held_out, len(dataset.file_names)
     count = min(held_out, last - held_out, MOST_WATCHED)
 
-    def judged(first: int) -> JudgedReals:
-        images, labels = dataset.read(np.arange(first, first + count))
-        return JudgedReals(to_float(images).to(device), labels.to(device))
-
-    group = config.model.discriminator.mbstd_group_size
-    return RealsWatch(judged(0), judged(last - count), group)
+    parts = (dataset.read(np.arange(first, first + count)) for first in (0, last - count))
+    known, others = (JudgedReals(to_float(images), labels) for images, labels in parts)
+    return RealsWatch(known, others, config.model.discriminator.mbstd_group_size, device)
 
 
 def initialise(trainer: Trainer, weights: Weights) -> str:

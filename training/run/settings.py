@@ -187,6 +187,8 @@ def settle(config: Config, given: set[str]) -> None:
     training, model = config.training, config.model
     if config.preset == "auto" and "training.gamma" not in given:
         training.gamma = r1_gamma(model.resolution, training.batch)
+    if training.schedule_kimg is None and (training.lr_final, training.gamma_final) != (1, 1):
+        training.schedule_kimg = training.kimg  # which may grow when the run goes on
     superresolution = model.superresolution
     if (
         "superresolution.input_resolution" in given

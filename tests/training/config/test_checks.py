@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
@@ -218,3 +219,22 @@ def batch_config(batch: int, batch_gpu: int | None, group: int) -> Config:
     config = tiny_config(f"discriminator.mbstd_group_size={group}")
     config.training.batch, config.training.batch_gpu = batch, batch_gpu
     return config
+
+
+def test_differences_of_noisy_judgements_are_refused_and_the_advice_works() -> None:
+    config = tiny_config("training.penalty=finite_difference", "discriminator.c_noise=0.5")
+    with pytest.raises(UserError, match="would measure the noise"):
+        check_config(config, 1)
+    for advice in ("training.penalty=gradient", "discriminator.c_noise=0"):
+        changed = copy.deepcopy(config)
+        set_option(changed, advice)
+        check_config(changed, 1)
+
+
+def test_schedules_keep_their_length_where_a_run_grows() -> None:
+    config = tiny_config("training.kimg=100", "training.lr_final=0.1")
+    settle(config, set())
+    assert config.training.schedule_kimg == 100
+    plain = tiny_config("training.kimg=100")
+    settle(plain, set())
+    assert plain.training.schedule_kimg is None

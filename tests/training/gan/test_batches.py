@@ -100,11 +100,7 @@ def whole() -> dict[str, list[list[Tensor | None]]]:
     return train(CPU, configure())
 
 
-PENALTIES = (
-    "training.loss=relativistic",
-    "training.gamma_fakes=3",
-    "training.penalty=finite_difference",
-)
+PENALTIES = ("training.gamma_fakes=3",)
 
 
 @pytest.mark.parametrize("options", [(), PENALTIES], ids=["published", "penalties"])

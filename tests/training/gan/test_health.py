@@ -95,7 +95,7 @@ def test_the_discriminator_is_asked_about_reals_that_it_knows_and_others(noise: 
         for count in (6, 6)
     )
     state, schedule = torch.get_rng_state(), Schedule(8, 0.0, 0.0)
-    found = health.RealsWatch(known, others, group=4).look(D, schedule)
+    found = health.RealsWatch(known, others, 4, torch.device("cpu")).look(D, schedule)
     assert torch.equal(state, torch.get_rng_state())
     assert len(found) == 4
     if noise:

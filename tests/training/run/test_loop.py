@@ -171,6 +171,13 @@ def test_what_the_discriminator_makes_of_held_out_pictures_is_told(
         assert line["Reals/logits_held_out"] != line["Reals/logits_trained_on"]
 
 
+def test_not_all_pictures_can_be_held_out(data: Path, run_dir: Path) -> None:
+    config = configure(data, 4, "data.held_out=1000")
+    with pytest.raises(UserError, match=r"held_out 1000: there are \d+ pictures"):
+        run_training(config, RunOptions(run_dir, CPU))
+    assert not (run_dir / "stats.jsonl").exists()
+
+
 def test_speed_is_told(data: Path, run_dir: Path) -> None:
     run_training(configure(data, 1), RunOptions(run_dir, CPU))
     (line,) = lines_of(run_dir / "stats.jsonl")
