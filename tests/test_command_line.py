@@ -25,11 +25,13 @@ TRAIN = """
 --precision --procs --rebalance --resume --seed --set --sizes --snap --target --tick --workers
 """
 GEN_SAMPLES = """
---device --help --images --network --nrr --no-images --outdir --pitch --precision --rows --seeds
+--device --edit --help --images --latents --network --nrr --no-images --outdir --pitch --precision
+--rows --seeds
 --shape-faces --shape-level --shape-res --shapes --texture --trunc --trunc-cutoff --views
 """
 GEN_VIDEOS = """
---camera --device --formats --fps --frames --grid --help --interpolate --network --nrr --outdir
+--camera --device --edit --formats --fps --frames --grid --help --interpolate --latents --network
+--nrr --outdir
 --pitch --pitch-swing --precision --ray-samples --seeds --show --size --trunc --trunc-cutoff
 --yaw-swing
 """

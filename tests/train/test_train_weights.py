@@ -153,7 +153,7 @@ def test_two_stages(half: Path, data: Path, tmp_path: Path) -> None:
 
 
 def test_weights_for_other_pictures_are_refused(half: Path, tmp_path: Path) -> None:
-    data = write_dataset(tmp_path / "large.zip", count=4, resolution=64)
+    data = write_dataset(tmp_path / "small.zip", count=4, resolution=16)
     options = (
         "--data",
         data,
@@ -164,7 +164,7 @@ def test_weights_for_other_pictures_are_refused(half: Path, tmp_path: Path) -> N
         "--init-from",
         snapshot_in(half),
     )
-    train_here(*options).assert_refused(1, "--init-from", "32 pixels", "64")
+    train_here(*options).assert_refused(1, "--init-from", "32 pixels", "16")
     assert not (tmp_path / "runs").exists()
 
 

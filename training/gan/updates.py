@@ -75,9 +75,7 @@ class Update:
 
 
 def step_where(optimizer: torch.optim.Optimizer, applied: Tensor) -> None:
-    """A step of a fused optimiser where `applied` (), bool, says so: as torch.amp.GradScaler asks
-    for it.
-    """
+    """A step of a fused optimiser where `applied` (), bool, says so, without a wait for it."""
     setattr(optimizer, "found_inf", (~applied).float())  # noqa: B010 - which mypy does not know
     optimizer.step()
     delattr(optimizer, "found_inf")

@@ -323,7 +323,7 @@ def test_something_else_than_a_zip(tmp_path, good):
             lambda name=name: ImageDataset(tmp_path / name),
             name,
             "neither a folder nor a whole ZIP",
-            "cut off",
+            "name the folder of the pictures" if name == "picture.png" else "cut off",
         )
 
 

@@ -718,7 +718,7 @@ def test_adaptation_observes_the_real_pictures(monkeypatch: pytest.MonkeyPatch) 
         "forward",
         lambda logits, *given, **_: said.append((logits, given[2])),
     )
-    spy(monkeypatch, trainer.adaptation, "observe", lambda _, logits: observed.append(logits))
+    spy(monkeypatch, trainer.adaptation, "observe", lambda _, logits, **__: observed.append(logits))
     take_steps(trainer, 1)
     real_c = real_batch()[1]
     (of_both,) = [
