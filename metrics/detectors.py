@@ -54,6 +54,15 @@ class Detector:
     device: torch.device
     maps: Callable[[Tensor], Tensor] | None = None
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What results depend on."""
+        return {
+            "detector": self.name,
+            "detector_sha256": self.weights_hash,
+            "detector_software": self.software,
+        }
+
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features (N, D) and logits (N, K), float32 on the CPU, of uint8 pictures (N, 3, H, W)."""
         with torch.no_grad():

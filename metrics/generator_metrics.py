@@ -20,18 +20,17 @@ from metrics.identity import identity_similarity
 from metrics.lpips import load_lpips
 from metrics.names import Metric
 from metrics.onnx_models import OnnxModel
-from metrics.options import MetricOptions, MetricResult
+from metrics.options import Measured, MetricOptions, MetricResult
 from metrics.pose import pose_error
 from metrics.ppl import EPSILON, path_length
 from metrics.processes import WorkerGroup
-from metrics.reals import RealImages
+from metrics.reals import RealImages, real_protocol
 from metrics.sampling import GeneratorSampler, Sampler
 from metrics.shape import normals_distance, shape
 from metrics.speed import speed
 from metrics.traits import compare_traits
 
-Measured = tuple[dict[str, float], dict[str, Any]]
-"""Values by name, and what only this metric adds to the protocol."""
+FROM_REAL_CAMERAS: dict[str, Any] = {"cameras": "of the real pictures"}
 
 
 @dataclass(frozen=True)
@@ -50,24 +49,9 @@ class Task:
         assert name is not None
         return load_detector(name, self.options.weights_of(name), self.options.device)
 
-    def against_reals(self, detector: Detector | None = None) -> dict[str, Any]:
-        """Protocol of a metric that compares with as many reals, by way of a feature network."""
-        assert self.reals is not None
-        network = (
-            {
-                "detector": detector.name,
-                "detector_sha256": detector.weights_hash,
-                "detector_software": detector.software,
-            }
-            if detector
-            else {}
-        )
-        return {
-            "reals": self.metric.count,
-            "data_pictures": self.reals.count,
-            "data_hash": self.reals.key,
-            **network,
-        }
+    def against(self, reals: RealImages, detector: Detector | None = None) -> dict[str, Any]:
+        """Protocol of a comparison with as many reals as fakes."""
+        return real_protocol(reals, self.metric.count, detector)
 
     @property
     def work(self) -> tuple[int, int, WorkerGroup]:
@@ -75,8 +59,9 @@ class Task:
         return self.metric.count, self.options.batch, self.options.team
 
     def named(self, values: dict[str, float]) -> dict[str, float]:
-        """Values with the metric's name before theirs."""
-        return {f"{self.metric.name}_{name}": value for name, value in values.items()}
+        """Values with the metric's name before theirs, or instead of none."""
+        own = self.metric.name
+        return {f"{own}_{name}" if name else own: value for name, value in values.items()}
 
 
 def measure_generator(
@@ -119,42 +104,37 @@ def _relief(task: Task) -> Measured:
 def _depth(task: Task) -> Measured:
     assert task.reals is not None
     values = depth_against_maps(task.sampler, task.reals, *task.work)
-    return task.named(values), {"cameras": "of the real pictures", **task.against_reals()}
+    return task.named(values), FROM_REAL_CAMERAS | task.against(task.reals)
 
 
 def _shape(task: Task) -> Measured:
     values = shape(task.sampler, task.reals, *task.work)
-    if "real_asymmetry" not in values:
+    if task.reals is None or "real_asymmetry" not in values:
         return task.named(values), {}
-    return task.named(values), {"cameras": "of the real pictures", **task.against_reals()}
+    return task.named(values), FROM_REAL_CAMERAS | task.against(task.reals)
 
 
 def _normals(task: Task) -> Measured:
     assert task.reals is not None
-    detector, name = task.detector, task.metric.name
+    detector = task.detector
     values = normals_distance(task.sampler, task.reals, detector, *task.work)
-    return {f"{name}_{key}".rstrip("_"): value for key, value in values.items()}, {
-        "cameras": "of the real pictures",
-        **task.against_reals(detector),
-    }
+    return task.named(values), FROM_REAL_CAMERAS | task.against(task.reals, detector)
 
 
 def _fid3d(task: Task) -> Measured:
     assert task.reals is not None
-    detector, name = task.detector, task.metric.name
+    detector = task.detector
     values = fid3d(task.sampler, task.reals, detector, task.options, task.metric.count)
-    return dict(zip((name, f"{name}_own_camera"), values, strict=True)), task.against_reals(
-        detector
-    )
+    return task.named(values), task.against(task.reals, detector)
 
 
 def _traits(task: Task) -> Measured:
     assert task.reals is not None
-    detector, name = task.detector, task.metric.name
-    report = compare_traits(task.sampler, task.reals, detector, task.options, task.metric.count)
-    return {
-        f"{name}_{key}".rstrip("_"): value for key, value in report.values.items()
-    }, report.protocol | task.against_reals(detector)
+    detector = task.detector
+    values, protocol = compare_traits(
+        task.sampler, task.reals, detector, task.options, task.metric.count
+    )
+    return task.named(values), protocol | task.against(task.reals, detector)
 
 
 def _identity(task: Task) -> Measured:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,9 @@ import torch
 from metrics.names import DetectorName
 from metrics.pose import PoseEstimator, open_onnx
 from metrics.processes import CPU, WorkerGroup, never
+
+Measured = tuple[dict[str, float], dict[str, Any]]
+"""Values by name, and what only this metric adds to the protocol."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +52,12 @@ class MetricOptions:
     def team(self) -> WorkerGroup:
         """The processes that share the work."""
         shared = WorkerGroup.of_group(self.device, self.is_cancelled)
-        return (
-            shared
-            if self.is_shared
-            else WorkerGroup(device=self.device, is_cancelled=self.is_cancelled)
-        )
+        return shared if self.is_shared else dataclasses.replace(shared, rank=0, size=1)
 
 
 @dataclass(frozen=True)
 class MetricResult:
-    """A metric's values by name (the first is the metric itself) and how they came about (plain
-    values).
-    """
+    """A metric's values by name, the first the metric itself, and how they came about."""
 
     name: str
     values: dict[str, float]

@@ -89,7 +89,8 @@ def _compare(
     count: int | None,
 ) -> Realism:
     team = options.team
-    rows = real_set(RealSet(count), reals, network, options, team).double()
+    chosen = reals.chosen(count)
+    rows = real_set(RealSet(chosen), reals, network, options).double()
     features = collect_features(
         sample, network, Wanted(features=fakes), options.batch, team, "Fakes for the report"
     ).features.double()
@@ -99,7 +100,6 @@ def _compare(
     some = np.random.RandomState(0).permutation(len(rows))[: max(fakes, 2)]
     # The nearest one of a real picture is itself.
     between, _ = nearest(rows[torch.from_numpy(some)], rows, min(2, len(rows)), team)
-    chosen = reals.chosen(count)
     return Realism(
         network.name,
         network.weights_hash,

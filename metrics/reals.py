@@ -19,10 +19,16 @@ from torch import Tensor
 
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, cache_dir
+from metrics.detectors import Detector
 from metrics.processes import WorkerGroup
 
 STATISTICS_VERSION = 1  # raised whenever the cached numbers would come out differently
 _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+def no_traits() -> tuple[None, tuple[str, ...]]:
+    """Those of pictures of which none are known."""
+    return None, ()
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class RealImages:
         labels: cameras (count, 25), where known.
         read_depth: indices to true depths (N, 1, H, W) in world units along the rays, 0 where there
             is nothing; None = no depth maps.
-        traits, trait_names: true traits (count, T) of the pictures, where known, and what they are.
+        traits: reads true traits (count, T), float64, where known, and their names.
         name: for messages. names: of the pictures; where there are more pictures, the rest are
             their mirror images.
         details: what else belongs into the protocol.
@@ -50,27 +56,39 @@ class RealImages:
     read_depth: Callable[[np.ndarray], Tensor] | None = None
     name: str = "data"
     names: tuple[str, ...] = ()
-    traits: Tensor | None = None
-    trait_names: tuple[str, ...] = ()
+    traits: Callable[[], tuple[Tensor | None, tuple[str, ...]]] = no_traits
     details: dict[str, Any] = field(default_factory=dict)
 
-    def chosen(self, count: int | None, start: int = 0) -> np.ndarray:
-        """Indices of the pictures to compare with: all, or `count` of them from `start` on in a
-        fixed random order (neighbours may show one object).
+    def chosen(self, count: int | None) -> np.ndarray:
+        """Indices of the pictures to compare with: all, or the first `count` of a fixed random
+        order (neighbours may show one object).
         """
         if count is None:
             return np.arange(self.count)
-        return np.random.RandomState(0).permutation(self.count)[start : start + count]
+        return np.random.RandomState(0).permutation(self.count)[:count]
+
+    def unseen(self, count: int, is_full: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of `count` pictures that can stand in for fakes, and of those to compare them
+        with: the `chosen` ones, or nearly all others. No picture of the one has its mirror image
+        in the other. Both are empty where there are fewer than `count`.
+        """
+        order = self.chosen(self.count)
+        kept, rest = np.split(order, [-count if is_full else count])
+        if is_full:
+            kept, rest = rest, kept
+        twins = (rest + len(self.names)) % self.count  # itself, where nothing is mirrored
+        apart = rest[~np.isin(twins, kept)]
+        unseen, compared = (kept, apart) if is_full else (apart[:count], kept)
+        enough = min(len(unseen), len(compared)) >= count
+        return (unseen, compared) if enough else (order[:0], order[:0])
 
 
 def cached_arrays(
     key: dict[str, Any], team: WorkerGroup, compute: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """Arrays that `compute` makes, kept in the cache under all that they depend on. A damaged entry
-    is made anew.
+    """Arrays that `compute` makes, kept in the cache under all that they depend on.
 
-    All processes of `team` call this, and `compute` too; it must give each of them the whole
-    result.
+    All processes of `team` call this, and `compute`, which gives each of them the whole result.
     """
     text = json.dumps(key, sort_keys=True)
     path = cache_dir() / "metrics" / (hashlib.sha256(text.encode()).hexdigest()[:32] + ".npz")
@@ -84,9 +102,7 @@ def cached_arrays(
 
 
 def _read_entry(path: Path, text: str) -> dict[str, np.ndarray] | None:
-    """Arrays of a cache entry; None if there is none. Damage to any byte shows in the checksums
-    that the format keeps.
-    """
+    """Arrays of a cache entry; None if there is none, or its checksums show damage."""
     if not path.exists():
         return None
     try:
@@ -117,3 +133,16 @@ def _write_entry(path: Path, text: str, arrays: dict[str, np.ndarray]) -> None:
 def software() -> dict[str, str]:
     """Versions that change features in their last digits."""
     return {"torch": torch.__version__, "statistics": str(STATISTICS_VERSION)}
+
+
+def real_protocol(reals: RealImages, used: int, detector: Detector | None = None) -> dict[str, Any]:
+    """What belongs into the protocol of a comparison with `used` reals, by a feature network where
+    there is one.
+    """
+    return {
+        "reals": used,
+        "data_pictures": reals.count,
+        "data_hash": reals.key,
+        **reals.details,
+        **(detector.protocol if detector else {}),
+    }

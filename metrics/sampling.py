@@ -160,18 +160,10 @@ class GeneratorSampler:
         ]
         return torch.from_numpy(np.stack(rows)).float().to(self.device)
 
-    def cameras(self, start: int, count: int) -> Tensor:
+    def cameras(self, start: int, count: int, stream: int = CAMERA_STREAM) -> Tensor:
         """Labels (count, 25) that the fakes are seen from."""
-        return (
-            torch.stack(
-                [
-                    self.draw_camera(self.random(i, CAMERA_STREAM))
-                    for i in range(start, start + count)
-                ]
-            )
-            .float()
-            .to(self.device)
-        )
+        draws = [self.draw_camera(self.random(start + i, stream)) for i in range(count)]
+        return torch.stack(draws).float().to(self.device)
 
     def second_cameras(self, start: int, count: int) -> Tensor:
         """Other labels (count, 25): the first of 16 draws that looks within 40 degrees of the first
@@ -219,10 +211,16 @@ class GeneratorSampler:
 
     def __call__(self, start: int, count: int) -> Tensor:
         """Fakes start .. start + count - 1 as uint8 pictures (count, 3, H, W)."""
+        return self.pictures(start, count)
+
+    def pictures(self, start: int, count: int, stream: int = CAMERA_STREAM) -> Tensor:
+        """Fakes, each conditioned on its camera, as uint8 pictures (count, 3, H, W) from there or
+        from a camera that is drawn from another stream.
+        """
         if self.has_random_noise and count > 1:
-            return torch.cat([self(start + index, 1) for index in range(count)])
-        c = self.cameras(start, count)
-        return to_pixels(self.render(self.ws(self.latents(start, count), c), c, start).image)
+            return torch.cat([self.pictures(start + i, 1, stream) for i in range(count)])
+        ws = self.ws(self.latents(start, count), self.cameras(start, count))
+        return to_pixels(self.render(ws, self.cameras(start, count, stream), start).image)
 
 
 def to_pixels(images: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,11 +47,10 @@ def fake_surfaces(sampler: GeneratorSampler, cameras: Callable[[int, int], Tenso
     return surfaces
 
 
-def real_surfaces(reals: RealImages, count: int, first: int = 0, size: int = 0) -> Surfaces:
-    """True depths of `count` reals from number `first` of the fixed order on, in `size` pixels (0 =
-    as they are): the nearest one, as averages would lie between surfaces.
+def real_surfaces(reals: RealImages, indices: np.ndarray, size: int = 0) -> Surfaces:
+    """True depths of reals, in `size` pixels (0 = as they are): the nearest one, as averages would
+    lie between surfaces.
     """
-    indices = reals.chosen(count, first)
     assert reals.labels is not None
     labels = reals.labels[torch.from_numpy(indices)]
 
@@ -121,9 +121,8 @@ def normals_distance(
     check_depth_maps(reals, f"normals{count}", count)
     surfaces = _beside(sampler, reals, count)
     pictures = {"": surfaces[0], "truth": surfaces[1]}
-    if reals.count >= 2 * count:
-        size = surfaces[0](0, 1)[0].shape[-1]
-        pictures["real"] = real_surfaces(reals, count, count, size)
+    if len(unseen := reals.unseen(count)[0]):
+        pictures["real"] = real_surfaces(reals, unseen, surfaces[0](0, 1)[0].shape[-1])
     moments: dict[str, Moments] = {}
     for name, source in pictures.items():
         read = partial(normal_pictures, source)
@@ -136,11 +135,12 @@ def normals_distance(
 
 def _beside(sampler: GeneratorSampler, reals: RealImages, count: int) -> tuple[Surfaces, Surfaces]:
     """Surfaces of fakes and of reals, from the reals' cameras and in as many pixels."""
-    truth = real_surfaces(reals, count)
+    indices = reals.chosen(count)
+    truth = real_surfaces(reals, indices)
     fakes = fake_surfaces(
         sampler, lambda start, size: truth(start, size)[1].float().to(sampler.device)
     )
-    return fakes, real_surfaces(reals, count, size=fakes(0, 1)[0].shape[-1])
+    return fakes, real_surfaces(reals, indices, fakes(0, 1)[0].shape[-1])
 
 
 # --------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 from dnnlib.console import UserError
 from metrics.detectors import Detector
 from metrics.geometry import project, sample_at
-from metrics.options import MetricOptions
+from metrics.options import Measured, MetricOptions
 from metrics.processes import WorkerGroup
 from metrics.reals import RealImages, cached_arrays, software
 from metrics.sampling import GeneratorSampler
@@ -35,20 +34,8 @@ READABLE = 0.2  # share of a trait's variance that must be explained in reals he
 MISSED = 3.0  # distance, in units of reals to reals, from which on a trait is named as missed
 SPLITS = 16  # of the reals held out, over which distances are averaged
 # Points of a face that looks along +z from the middle of a box of side 1, world units.
-FACE_X, FACE_Y, FACE_Z, ROUNDNESS = (
-    np.linspace(-0.22, 0.22, 7),
-    np.linspace(0.38, -0.34, 10),
-    0.3,
-    1.2,
-)
-
-
-@dataclass(frozen=True)
-class TraitReport:
-    """Distances by name in units of reals to reals, and what belongs into the protocol."""
-
-    values: dict[str, float]
-    protocol: dict[str, Any]
+FACE_X, FACE_Y = np.linspace(-0.22, 0.22, 7), np.linspace(0.38, -0.34, 10)
+FACE_Z, ROUNDNESS = 0.3, 1.2
 
 
 @dataclass(frozen=True)
@@ -82,7 +69,7 @@ def check_traits(reals: RealImages, detector: str, name: str, count: int) -> Non
     needed = 2 * count + FEWEST_TRAINING
     if detector == "inception":
         raise UserError(f"{name} needs feature maps, which inception gives none of: {name}_lite0")
-    if reals.traits is None or reals.labels is None:
+    if reals.traits()[0] is None or reals.labels is None:
         raise UserError(
             f"{name}: the traits of {reals.name} are not known; `dataset_tool.py heads` makes data"
             " that have them, `dataset_tool.py traits` adds them to older ones"
@@ -100,7 +87,7 @@ def compare_traits(
     detector: Detector,
     options: MetricOptions,
     count: int,
-) -> TraitReport:
+) -> Measured:
     """Traits of `count` fakes beside those of twice as many reals, from which nothing was learnt.
 
     Raises:
@@ -114,13 +101,16 @@ def compare_traits(
         c = sampler.cameras(start, size)
         return regressor.read(local_features(detector, sampler(start, size), c))
 
-    shape = (count, len(reals.trait_names))
+    _, names = reals.traits()
+    shape = (count, len(names))
     fakes = _collect(read, shape, torch.float64, options.batch, team, "Traits of fakes").numpy()
-    return report(reals.trait_names, fakes, regressor)
+    return report(names, fakes, regressor)
 
 
-def report(names: tuple[str, ...], fakes: Array, regressor: Regressor) -> TraitReport:
-    """Distances of the readable traits of fakes (N, T) to those of the reals held out (2 N, T)."""
+def report(names: tuple[str, ...], fakes: Array, regressor: Regressor) -> Measured:
+    """Distances of the readable traits of fakes (N, T) to those of the reals held out (2 N, T), in
+    units of reals to reals.
+    """
     held_out = regressor.held_out
     ratios = {
         name: trait_distance(fakes[:, index], held_out[:, index])
@@ -145,7 +135,7 @@ def report(names: tuple[str, ...], fakes: Array, regressor: Regressor) -> TraitR
         "not_readable": ", ".join(name for name in names if name not in ratios) or "none",
         "explained_variance_held_out": ", ".join(f"{name} {r2}" for name, r2 in read.items()),
     }
-    return TraitReport(summary | ratios, protocol)
+    return summary | ratios, protocol
 
 
 def trait_distance(fakes: Array, reals: Array) -> float:
@@ -184,10 +174,10 @@ def trained_regressor(
     """The regressor of a data set, from the cache where it is there: the first `held_out` reals of
     the fixed order are left for comparisons, and their heads are in none of the others.
     """
-    assert reals.traits is not None
-    assert reals.labels is not None
+    (traits, names), labels = reals.traits(), reals.labels
+    assert traits is not None
+    assert labels is not None
     order, team = reals.chosen(reals.count), options.team
-    labels, traits = reals.labels, reals.traits
     _, heads = np.unique(traits.numpy(), axis=0, return_inverse=True)
     fresh = ~np.isin(heads[order], heads[order[:held_out]])
     indices = np.concatenate([order[:held_out], order[fresh][:LARGEST_TRAINING]])
@@ -202,22 +192,20 @@ def trained_regressor(
         return local_features(detector, reals.read(part), labels[torch.from_numpy(part)])
 
     def compute() -> dict[str, np.ndarray]:
-        dimension = read(0, 1).shape[1]
-        size = (len(indices), dimension)
+        size = (len(indices), read(0, 1).shape[1])
         rows = _collect(read, size, torch.float32, options.batch, team, "Traits of reals")
         return fit(rows, traits[torch.from_numpy(indices)].double(), held_out)
 
     key = {
-        "traits": list(reals.trait_names),
+        "traits": list(names),
         "data": reals.key,
         "values": float(traits.double().square().sum()),
         "pictures": [held_out, len(indices)],
-        "detector": detector.name,
-        "hash": detector.weights_hash,
-        "software": detector.software,
         "device": options.device.type,
+        **detector.protocol,
+        **software(),
     }
-    return Regressor(**cached_arrays({**key, **software()}, team, compute))
+    return Regressor(**cached_arrays(key, team, compute))
 
 
 def _collect(

@@ -86,7 +86,6 @@ def real_images(dataset: ImageDataset) -> RealImages:
         is_mirrored = torch.from_numpy(indices >= len(names))
         return torch.where(is_mirrored[:, None, None, None], maps.flip(-1), maps)
 
-    traits, trait_names = known_traits(dataset)
     return RealImages(
         count=len(dataset),
         resolution=dataset.resolution,
@@ -96,8 +95,7 @@ def real_images(dataset: ImageDataset) -> RealImages:
         read_depth=read_depth if has_depth_map(dataset.files, names[0]) else None,
         name=str(dataset.path),
         names=tuple(names),
-        traits=traits,
-        trait_names=trait_names,
+        traits=functools.cache(functools.partial(known_traits, dataset)),
         details={"mirror": dataset.is_mirrored},
     )
 

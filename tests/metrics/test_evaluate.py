@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -227,7 +228,7 @@ def test_other_reals_and_mirror_images_stand_beside(
     reals, read = reals_of(90)
     options = MetricOptions(batch=7, detector="lite0")
     found = evaluate(["coverage405", "pr403", "coverage505"], sampler_of(Scene()), reals, options)
-    order = reals.chosen(None, 0)[np.random.RandomState(0).permutation(90)]
+    order = np.random.RandomState(0).permutation(90)
     first, second = order[:40], order[40:80]
     detector, count = mean_colour_detector(), sum(read)
     rows, others, mirrored = (
@@ -250,6 +251,68 @@ def test_other_reals_and_mirror_images_stand_beside(
     last, rest = (detector(reals.read(indices))[0] for indices in (order[50:], order[:50]))
     density, _ = density_coverage(last, rest)
     assert full["coverage405_full_lite0_real_density"] == pytest.approx(density)
+
+
+def test_a_mirror_image_of_what_is_compared_with_is_no_unseen_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Mean colours of a picture and of its mirror image are equal, so each twin would be found."""
+    monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path))
+    monkeypatch.setattr("metrics.picture_sets.load_detector", mean_colour_detector)
+    half, detector = 60, mean_colour_detector()
+    sampler = sampler_of(Scene(), seed=10_000)
+
+    def read(indices: np.ndarray) -> Tensor:
+        plain = torch.cat([sampler(int(i) % half, 1) for i in indices])
+        is_mirrored = torch.from_numpy(indices >= half)[:, None, None, None]
+        return torch.where(is_mirrored, plain.flip(-1), plain)
+
+    names = tuple(map(str, range(half)))
+    reals = RealImages(2 * half, 64, "mirrored", read, name="scene", names=names)
+    order = np.random.RandomState(0).permutation(2 * half).tolist()
+    tail = [i for i in order[30:] if (i + half) % (2 * half) not in order[:30]][:30]
+    rest = [i for i in order[:-30] if (i + half) % (2 * half) not in order[-30:]]
+    options = MetricOptions(batch=30, detector="lite0")
+    asked = ["coverage303", "coverage303_full", "coverage503"]
+    found = evaluate(asked, sampler_of(Scene()), reals, options)
+    sets = ((tail, order[:30]), (order[-30:], rest))
+    for result, (others, compared) in zip(found[:2], sets, strict=True):
+        rows = detector(read(np.array(compared)))[0]
+        for prefix, flip in (("real", False), ("mirrored", True)):
+            pictures = read(np.array(others))
+            fakes = detector(pictures.flip(-1) if flip else pictures)[0]
+            density, coverage = density_coverage(fakes, rows, 3)
+            assert result.values[f"{result.name}_{prefix}_density"] == pytest.approx(density)
+            assert result.values[f"{result.name}_{prefix}_coverage"] == pytest.approx(coverage)
+    assert len(found[2].values) == 2  # too few whose twins are not compared with
+
+
+def test_every_metric_that_compares_with_reals_says_so_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path))
+    for module in ("picture_sets", "generator_metrics"):
+        monkeypatch.setattr(f"metrics.{module}.load_detector", mean_colour_detector)
+    reals = dataclasses.replace(
+        reals_of(20)[0],
+        labels=sampler_of(Scene()).cameras(0, 20),
+        read_depth=lambda indices: torch.ones(len(indices), 1, 32, 32),
+        details={"mirror": True},
+    )
+    names = ["fid9_lite0", "fid3d9_lite0", "normals9_lite0", "depth9", "shape9"]
+    results = evaluate(names, sampler_of(Scene()), reals, MetricOptions())
+    compared = {"reals": 9, "data_pictures": 20, "data_hash": "scene", "mirror": True}
+    network = {"detector": "lite0", "detector_sha256": "0" * 64, "detector_software": "test"}
+    for result in results:
+        expected = compared | (network if result.name.endswith("lite0") else {})
+        assert expected.items() <= result.protocol.items(), result.name
+        assert ("detector" in result.protocol) == ("detector" in expected)
+
+
+def test_numbers_are_exchanged_where_float64_is():
+    for is_shared in (True, False):
+        options = MetricOptions(device=torch.device("mps"), is_shared=is_shared)
+        assert options.team.device == torch.device("cpu")
 
 
 def test_plain_pictures_have_no_other_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metrics.consistency import view_consistency
 from metrics.evaluate import evaluate
-from metrics.fid3d import seen_from_elsewhere
+from metrics.fid3d import OTHER_CAMERA_STREAM
 from metrics.geometry import view_angle
 from metrics.options import MetricOptions
 from metrics.ppl import path_length, path_lengths, trimmed_mean
@@ -87,6 +87,8 @@ def test_noise_while_rendering_belongs_to_the_fake_and_leaves_other_randomness_a
             return rendered._replace(image=rendered.image + 0.2 * torch.randn(rendered.image.shape))
 
     sampler = sampler_of(Noisy(), has_random_noise=True)
+    elsewhere = sampler.pictures(0, 3, OTHER_CAMERA_STREAM)
+    assert torch.equal(sampler.pictures(1, 2, OTHER_CAMERA_STREAM), elsewhere[1:])
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
@@ -162,7 +164,7 @@ def test_fid3d_tells_what_holds_from_the_conditioning_camera_only(
     values = evaluate(["fid3d40_lite0"], sampler, reals, options)[0].values
     assert list(values) == ["fid3d40_lite0", "fid3d40_lite0_own_camera"]
     assert values["fid3d40_lite0"] > 3 * values["fid3d40_lite0_own_camera"]
-    first = seen_from_elsewhere(sampler, 0, 4)
-    assert torch.equal(seen_from_elsewhere(sampler, 2, 2), first[2:])
+    first = sampler.pictures(0, 4, OTHER_CAMERA_STREAM)
+    assert torch.equal(sampler.pictures(2, 2, OTHER_CAMERA_STREAM), first[2:])
     assert (first.float().mean((2, 3))[:, 0] - 128).abs().min() > 1
     assert (sampler(0, 4)[:, 0] == 128).all()

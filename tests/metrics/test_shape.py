@@ -188,7 +188,7 @@ def test_normals_distance_is_small_for_the_same_surface():
     assert "real" not in normals_distance(
         sampler_of(Scene(raw=32)), reals_of(Scene(), 15), detector, 10, 4, ALONE
     )
-    pictures = normal_pictures(real_surfaces(reals_of(Scene(), 4), 4), 0, 2)
+    pictures = normal_pictures(real_surfaces(reals_of(Scene(), 4), np.arange(4)), 0, 2)
     assert pictures.shape == (2, 3, 31, 31)
     assert pictures.dtype == torch.uint8
     assert pictures[:, :, 0, 0].unique().tolist() == [128]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from metrics import traits as module
 from metrics.detectors import Detector
 from metrics.evaluate import evaluate
 from metrics.options import MetricOptions
-from metrics.reals import RealImages
+from metrics.reals import RealImages, no_traits
 from metrics.traits import check_traits, fit, local_features, trait_distance
 from tests.metrics.scenes import Scene, draw_camera, sampler_of
 
@@ -59,7 +60,7 @@ def reals_of(count: int) -> RealImages:
         return torch.cat([sampler(int(index), 1) for index in indices])
 
     return RealImages(
-        count, 16, "key", read, labels, name="plain", traits=known.double(), trait_names=NAMES
+        count, 16, "key", read, labels, name="plain", traits=lambda: (known.double(), NAMES)
     )
 
 
@@ -113,8 +114,10 @@ def test_heads_that_are_held_out_are_not_learnt_from(
 ):
     monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path))
     reals = reals_of(400)
-    assert reals.traits is not None
-    object.__setattr__(reals, "traits", reals.traits[torch.arange(400) // 2])  # two views a head
+    known, names = reals.traits()
+    assert known is not None
+    twice = known[torch.arange(400) // 2]  # two views a head
+    reals = dataclasses.replace(reals, traits=lambda: (twice, names))
     seen: list[Tensor] = []
 
     def noted(rows: Tensor, traits: Tensor, held_out: int) -> dict[str, np.ndarray]:
@@ -205,14 +208,12 @@ def test_points_of_the_face_are_followed_as_the_camera_turns():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"traits": None}, "`dataset_tool.py traits`"),
+        ({"traits": no_traits}, "`dataset_tool.py traits`"),
         ({"count": 250}, "needs 260 real pictures"),
         ({}, "inception"),
     ],
 )
 def test_what_cannot_be_read_is_refused(change: dict[str, Any], words: str):
-    reals = reals_of(260)
-    for name, value in change.items():
-        object.__setattr__(reals, name, value)
+    reals = dataclasses.replace(reals_of(260), **change)
     with pytest.raises(UserError, match=words):
         check_traits(reals, "lite0" if change else "inception", "traits80", 80)

@@ -17,7 +17,7 @@ from data_tools.heads.person import build_head, coarse_points, random_person
 from data_tools.heads.traits import LANDMARKS, person_traits
 from dnnlib.console import UserError
 from dnnlib.files import cache_dir
-from open_eg3d.measuring import known_traits
+from open_eg3d.measuring import known_traits, real_images
 from tests.data_tools.heads.test_dataset import contents, toy_cache
 from tests.tiny import call
 from training.data.dataset import ImageDataset
@@ -149,6 +149,8 @@ def test_mirror_rebalance_and_convert_keep_traits(archive: Path, tmp_path: Path)
     [
         ('{"names": ["a"], "pictures": {"p.png": [1, 2]}}', "has not 1 numbers"),
         ('{"names": ["a"], "pictures": {"p.png": [NaN]}}', "not a finite number"),
+        ('{"names": ["a"], "pictures": {"p.png": [true]}}', "not a finite number"),
+        ('{"names": ["a"], "pictures": {"p.png": [1' + "0" * 400 + "]}}", "of the form"),
         ('{"names": ["a", "a"], "pictures": {"p.png": [1, 2]}}', "stands twice"),
         ('{"names": ["a"], "pictures": ["p.png"]}', "of the form"),
         ('{"pictures": {}}', "of the form"),
@@ -162,3 +164,21 @@ def test_damaged_traits_are_one_line(traits: str, words: str, tmp_path: Path):
         read_traits(DataFiles(tmp_path))
     assert "dataset.json" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_are_traits_too(tmp_path: Path):
+    """As other programs write them: JSON has but one kind of number."""
+    (tmp_path / "p.png").touch()
+    traits = '{"names": ["bald", "age"], "pictures": {"p.png": [0, 33.5]}}'
+    (tmp_path / "dataset.json").write_text(f'{{"labels": [], "traits": {traits}}}')
+    assert rows_of(tmp_path) == {"p.png": [0.0, 33.5]}
+
+
+def test_damaged_traits_are_told_where_traits_are_asked_for(archive: Path, tmp_path: Path):
+    data = without_traits(archive, tmp_path / "damaged")
+    labels = json.loads((data / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(labels | {"traits": 7}))
+    reals = real_images(ImageDataset(data))
+    assert reals.count == 5
+    with pytest.raises(UserError, match="of the form"):
+        reals.traits()
