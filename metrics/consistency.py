@@ -67,8 +67,9 @@ def _pair_sums(sampler: GeneratorSampler, start: int, count: int) -> Tensor:
 
 def warp_sums(view: View, other: View) -> Tensor:
     """Sums (7,) over the pixels of `view`: squared colour error and number of colours that
-    correspond, of image and of raw, then numbers of
-    pixels of raw that `other` confirms, that it contradicts, and that are solid."""
+    correspond, of image and of raw; pixels of raw that `other` confirms, that it contradicts, and
+    that are solid.
+    """
     parts, counts = [], view.depth.new_zeros(3)
     for name in NAMES:
         pixels, other_pixels = getattr(view, name), getattr(other, name)
@@ -92,11 +93,8 @@ def correspondence(view: View, other: View, size: int) -> tuple[Tensor, Tensor, 
     depth, solid = resized(view.depth, size), resized(view.solid.double(), size) > 1 - ROUNDING
     position, distance = project(points_of_depth(depth, view.cameras), other.cameras)
     margin = 0.5 / side
-    inside = (
-        solid
-        & (distance > 0)
-        & ((position > margin) & (position < 1 - margin)).all(1, keepdim=True)
-    )
+    in_picture = ((position > margin) & (position < 1 - margin)).all(1, keepdim=True)
+    inside = solid & (distance > 0) & in_picture
     # how far behind the point the other camera's ray ends
     behind = sample_at(other.depth, position) - distance
     solidity = sample_at(other.solid.double(), position)
@@ -112,9 +110,7 @@ def correspondence(view: View, other: View, size: int) -> tuple[Tensor, Tensor, 
 
 def _psnr(squared_error: float, count: float) -> float:
     """Decibels for colours in [0, 1]; NaN where nothing corresponds."""
-    if not count:
-        return math.nan
-    return -10 * math.log10(max(squared_error / count, 1e-10))
+    return -10 * math.log10(max(squared_error / count, 1e-10)) if count else math.nan
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -14,7 +14,7 @@ from metrics.geometry import points_of_depth, straight_depth
 from metrics.processes import WorkerGroup
 from metrics.reals import RealImages
 from metrics.sampling import GeneratorSampler
-from metrics.views import render_view, resized
+from metrics.views import resized, view_from
 
 FLAT = 1e-6  # of the distance; a spread below it is rounding
 FEWEST_PIXELS = 16  # that a picture must show for its depths to mean anything
@@ -35,10 +35,7 @@ def relief(
     """
     sums = torch.zeros(4, dtype=torch.float64)
     for start, size in sampler.batches(count, batch, team, "Relief"):
-        cameras = sampler.cameras(start, size)
-        view = render_view(
-            sampler, sampler.ws(sampler.latents(start, size), cameras), cameras, start
-        )
+        view = view_from(sampler, sampler.cameras(start, size), start)
         points = points_of_depth(view.depth, view.cameras)
         for depth, solid, place in zip(
             straight_depth(view.depth, view.cameras), view.solid, points, strict=True
@@ -69,10 +66,7 @@ def depth_against_maps(
     sampler: GeneratorSampler, reals: RealImages, count: int, batch: int, team: WorkerGroup
 ) -> dict[str, float]:
     """Depths of `count` fakes against the true depth maps of as many real pictures, each fake seen
-    from its real picture's camera.
-
-    The fakes are other objects than the real ones, so the error of a perfect model is not 0 but
-    that of two different real objects.
+    from its real picture's camera; a perfect model has the error of two different real objects.
 
     Returns:
         depth_error: mean squared difference of both depths (along the optical axis), each brought
@@ -96,14 +90,10 @@ def depth_against_maps(
     for start, size in sampler.batches(count, batch, team, "Depth"):
         chosen = indices[start : start + size]
         cameras = reals.labels[torch.from_numpy(chosen)].to(sampler.device)
-        view = render_view(
-            sampler, sampler.ws(sampler.latents(start, size), cameras), cameras, start
-        )
+        view = view_from(sampler, cameras, start)
         truth = reals.read_depth(chosen).to(view.depth)
-        depth, solid = (
-            resized(view.depth, truth.shape[-1]),
-            resized(view.solid.double(), truth.shape[-1]) > 1 - 1e-9,
-        )
+        depth = resized(view.depth, truth.shape[-1])
+        solid = resized(view.solid.double(), truth.shape[-1]) > 1 - 1e-9
         straight, true = (straight_depth(values, view.cameras) for values in (depth, truth))
         sums += compare_depths(straight, solid, true)
     error, unscaled, spread, true_spread, common, either, pictures = team.sum(sums).tolist()
@@ -129,15 +119,15 @@ def check_depth_maps(reals: RealImages, name: str, count: int) -> None:
         )
     if reals.count < count:
         raise UserError(
-            f"{name}: {reals.name} has only {reals.count} pictures, and it takes {count}; ask for"
-            " fewer"
+            f"{name} takes {count}, {reals.name} has only {reals.count} pictures; ask for fewer"
         )
 
 
 def compare_depths(depth: Tensor, solid: Tensor, truth: Tensor) -> Tensor:
     """Sums (7,) over pictures of depths, all (N, 1, n, n), true ones 0 where there is nothing: both
-    errors of `depth_against_maps`, spreads
-    of depth and truth, pixels solid in both and in either, pictures."""
+    errors of `depth_against_maps`, spreads of depth and truth, pixels solid in both and in either,
+    pictures.
+    """
     sums = torch.zeros(7, dtype=torch.float64)
     for own, own_solid, true in zip(depth, solid, truth, strict=True):
         common = own_solid & (true > 0)
@@ -158,9 +148,7 @@ def _spread(depths: Tensor) -> Tensor:
 
 
 def _normalised(depths: Tensor) -> Tensor:
-    """Mean 0 and variance 1; all zero for depths without spread, so that rounding is not blown up
-    to relief.
-    """
+    """Mean 0 and variance 1; all zero for depths without spread, whose rounding is no relief."""
     spread = _spread(depths)
     centred = depths - depths.mean()
     return centred / spread if spread > FLAT * depths.abs().mean() else torch.zeros_like(centred)

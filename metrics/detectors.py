@@ -36,8 +36,8 @@ class Detector:
     """A feature network.
 
     Attributes:
-        name: inception, lite0 or lite1. weights_hash: SHA-256 of its file of weights.
-        software: package and version that computes it.
+        name: inception, lite0 or lite1. weights_hash: SHA-256 of its file of weights. software:
+            package and version that computes it.
         features: uint8 pictures (N, 3, H, W) on the detector's device to features (N, D) and logits
             (N, K), float32.
         maps: the same pictures to features (N, C, h, w) of places in them, a sixteenth of the
@@ -89,8 +89,7 @@ def _load_inception(weights: str | Path | None, device: torch.device) -> Detecto
         )
     except ImportError as error:
         raise UserError(
-            f"the Inception network needs the package torch-fidelity ({error}); pip install"
-            " torch-fidelity"
+            f"the Inception network needs torch-fidelity ({error}); pip install torch-fidelity"
         ) from error
     path = local_file(weights) if weights else published_file(URL_INCEPTION_V3, OPTION)
     state, digest = read_weights(path, OPTION), file_hash(path)
@@ -100,11 +99,8 @@ def _load_inception(weights: str | Path | None, device: torch.device) -> Detecto
     torch.save(state, buffer)
     buffer.seek(0)
     try:
-        network = FeatureExtractorInceptionV3(
-            "inception-v3-compat",
-            ["2048", "logits_unbiased"],
-            feature_extractor_weights_path=buffer,
-        )
+        layers = ["2048", "logits_unbiased"]
+        network = FeatureExtractorInceptionV3("inception-v3-compat", layers, buffer)
     except RuntimeError as error:
         raise UserError(
             f"{OPTION} {path} does not hold the Inception network of 2015-12-05 as torch-fidelity"
@@ -129,13 +125,11 @@ def _load_inception(weights: str | Path | None, device: torch.device) -> Detecto
 
 def _load_lite(name: DetectorName, weights: str | Path | None, device: torch.device) -> Detector:
     network, digest = load_lite_network(name, weights, device)
-    software = (
-        f"efficientnet-lite-pytorch {importlib.metadata.version('efficientnet-lite-pytorch')}"
-    )
+    package = "efficientnet-lite-pytorch"
     return Detector(
         name,
         digest,
-        software,
+        f"{package} {importlib.metadata.version(package)}",
         lambda images: lite_features(network, _lite_input(name, images)),
         network._fc.in_features,
         1000,
@@ -182,9 +176,7 @@ def _lite_input(name: DetectorName, images: Tensor) -> Tensor:
 
 
 def lite_features(network: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Pooled features (N, 1280) and class logits (N, 1000) of pictures as `_lite_input` gives
-    them.
-    """
+    """Pooled features (N, 1280) and class logits (N, 1000) of what `_lite_input` gives."""
     features = network.extract_features(pixels).mean((2, 3))
     return features, network._fc(features)
 

@@ -26,8 +26,7 @@ def evaluate(
 
     Args:
         names: as in `metrics.names.VALID_FORMS`.
-        sample: the sampling function. Metrics that look at the generator itself
-            need a `GeneratorSampler`.
+        sample: the sampling function; a `GeneratorSampler` where the generator itself is measured.
         reals: real pictures, for the metrics that compare with them.
 
     Returns:
@@ -39,16 +38,15 @@ def evaluate(
     """
     metrics = parse_metrics(names, options.detector)
     check_inputs(metrics, reals, options)
-    results: dict[str, MetricResult] = {}
     of_pictures = [metric for metric in metrics if metric.is_of_pictures]
+    found = []
     for detector in dict.fromkeys(metric.detector for metric in of_pictures if metric.detector):
         group = [metric for metric in of_pictures if metric.detector == detector]
-        results |= {
-            result.name: result for result in compare_sets(group, detector, sample, reals, options)
-        }
+        found += compare_sets(group, detector, sample, reals, options)
     for metric in metrics:
         if not metric.is_of_pictures:
-            results[metric.name] = measure_generator(metric, sample, reals, options)
+            found.append(measure_generator(metric, sample, reals, options))
+    results = {result.name: result for result in found}
     return [results[metric.name] for metric in metrics]
 
 

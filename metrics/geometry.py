@@ -19,9 +19,7 @@ def split_label(c: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pixel_rays(c: Tensor, resolution: int) -> Tensor:
-    """Unit directions (N, 3, n, n) in the world of the rays through the pixels' centres, for labels
-    (N, 25).
-    """
+    """Unit directions (N, 3, n, n) in the world of labels' (N, 25) rays through pixels' centres."""
     cam2world, intrinsics = split_label(c)
     centres = (torch.arange(resolution, dtype=c.dtype, device=c.device) + 0.5) / resolution
     v, u = torch.meshgrid(centres, centres, indexing="ij")
@@ -36,12 +34,9 @@ def points_of_depth(depth: Tensor, c: Tensor) -> Tensor:
 
 
 def straight_depth(depth: Tensor, c: Tensor) -> Tensor:
-    """Depths (N, 1, n, n) along the optical axis instead of along the rays: the same for all of a
-    card that faces the camera.
-    """
-    along = torch.einsum(
-        "nchw,nc->nhw", pixel_rays(c, depth.shape[-1]), F.normalize(c[:, [2, 6, 10]], dim=1)
-    )
+    """Depths (N, 1, n, n) along the optical axis instead of along the rays."""
+    axes = F.normalize(c[:, [2, 6, 10]], dim=1)
+    along = torch.einsum("nchw,nc->nhw", pixel_rays(c, depth.shape[-1]), axes)
     return depth * along[:, None]
 
 

@@ -1,6 +1,4 @@
-"""Identity: does a face stay the same person from another side? (EG3D, section 5.2; the embedder is
-the user's, ArcFace in the paper).
-"""
+"""Identity: is a face one person from all sides? (EG3D, section 5.2, there with ArcFace)."""
 
 from __future__ import annotations
 
@@ -15,9 +13,7 @@ from metrics.sampling import GeneratorSampler
 def identity_similarity(
     sampler: GeneratorSampler, embedder: OnnxModel, count: int, batch: int, team: WorkerGroup
 ) -> dict[str, float]:
-    """Mean and standard deviation over `count` fakes of the cosine between the embeddings of two
-    views.
-    """
+    """Mean and deviation over `count` fakes of the cosine of the embeddings of two views."""
     cosines = torch.zeros(count, dtype=torch.float64)
     for start, size in sampler.batches(count, batch, team, "Identity"):
         cameras = sampler.cameras(start, size), sampler.second_cameras(start, size)

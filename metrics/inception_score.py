@@ -1,6 +1,4 @@
-"""Inception score (Salimans et al. Improved Techniques for Training GANs, NeurIPS 2016, section
-4).
-"""
+"""Inception score (Salimans et al., Improved Techniques for Training GANs, 2016, section 4)."""
 
 from __future__ import annotations
 

@@ -41,9 +41,7 @@ class LPIPS(nn.Module):
         )
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Weighted squared differences of the normalised features of five layers, averaged over the
-        picture.
-        """
+        """Weighted squared differences of normalised features, means over the picture, summed."""
         both = zip(self._stages(first), self._stages(second), strict=True)
         parts = [
             (weight * (a - b).square()).sum(1).mean((1, 2))
@@ -88,21 +86,14 @@ def load_lpips(paths: Sequence[str | Path], device: torch.device) -> tuple[LPIPS
     files = [local_file(path) for path in paths] or [
         published_file(url, OPTION) for url in (URL_VGG16, URL_LINEAR)
     ]
-    named: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
     for file in files:
-        named |= {
-            own: value
-            for name, value in read_weights(file, OPTION).items()
-            if (own := _own_name(name))
-        }
+        for name, value in read_weights(file, OPTION).items():
+            if own := _own_name(name):
+                state[own] = value.reshape(1, -1, 1, 1) if own.startswith("linear") else value
     network = LPIPS()
     try:
-        network.load_state_dict(
-            {
-                name: value.reshape(1, -1, 1, 1) if name.startswith("linear") else value
-                for name, value in named.items()
-            }
-        )
+        network.load_state_dict(state)
     except RuntimeError as error:
         texts = " and ".join(map(str, files))
         raise UserError(
@@ -114,9 +105,7 @@ def load_lpips(paths: Sequence[str | Path], device: torch.device) -> tuple[LPIPS
 
 
 def _own_name(name: str) -> str | None:
-    """Our name of a published tensor, None for tensors that are not needed (the classifier,
-    copies).
-    """
+    """Our name of a published tensor; None where it is not needed (the classifier, copies)."""
     if match := re.fullmatch(r"(?:features|net\.slice[1-5])\.(\d+)\.(weight|bias)", name):
         return f"features.{match[1]}.{match[2]}"
     if match := re.fullmatch(r"lin([0-4])\.model\.1\.weight", name):

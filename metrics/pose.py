@@ -1,6 +1,4 @@
-"""Pose: does the model's face look where its camera says? (EG3D, section 5.2; the estimator is the
-user's).
-"""
+"""Pose: does the model's face look where its camera says? (EG3D, section 5.2)."""
 
 from __future__ import annotations
 

@@ -48,9 +48,7 @@ def precision_recall(
 
 
 def centred(fakes: Tensor, reals: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float64 around the reals' mean: distances do not change, their cancellation is
-    less.
-    """
+    """Both in float64 around the reals' mean, where distances cancel less."""
     centre = reals.to(torch.float64).mean(0)
     return fakes.to(torch.float64) - centre, reals.to(torch.float64) - centre
 

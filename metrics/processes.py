@@ -53,9 +53,7 @@ class WorkerGroup:
     def of_group(
         cls, device: torch.device, is_cancelled: Callable[[], bool] = never
     ) -> WorkerGroup:
-        """All processes of the running process group; each of them must then make the same
-        calls.
-        """
+        """All processes of the running group, each of which must then make the same calls."""
         return cls(rank(), world_size(), device if device.type == "cuda" else CPU, is_cancelled)
 
     def together(self, work: Callable[[], T]) -> T:

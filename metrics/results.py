@@ -26,9 +26,7 @@ class ScalarWriter(Protocol):
 
 
 def as_json(result: MetricResult, **more: Any) -> str:
-    """One line of JSON: metric, results, seconds, protocol, and whatever `more` says. What is not
-    finite becomes null.
-    """
+    """One line of JSON: metric, results (null where not finite), seconds, protocol, and `more`."""
     values = {
         name: value if math.isfinite(value) else None for name, value in result.values.items()
     }
@@ -74,8 +72,7 @@ def append_results(folder: Path, results: Iterable[MetricResult], **more: Any) -
     for result in results:
         path = folder / f"metric-{result.name}.jsonl"
         try:
-            # One write of one line at the end of the file: two programs that append at once do not
-            # mix.
+            # one write of one line at the file's end: programs that append at once do not mix
             with open(path, "ab", buffering=0) as file:
                 file.write((as_json(result, **more) + "\n").encode())
                 os.fsync(file.fileno())

@@ -1,6 +1,4 @@
-"""The sampling function: fakes by number. Fake i is the same picture in any batch and any
-process.
-"""
+"""The sampling function: fake i is the same picture in any batch and any process."""
 
 from __future__ import annotations
 
@@ -55,9 +53,7 @@ class ViewModel(Protocol):
     """A scene that renders itself from any camera."""
 
     def planes(self, ws: Tensor, noise_mode: Any = ...) -> Tensor:
-        """Tri-planes (N, 3, C, H, W) of latents ws (N, num_ws, w_dim), computed once for all
-        views.
-        """
+        """Tri-planes (N, 3, C, H, W) of latents ws (N, num_ws, w_dim), the same for all views."""
         ...
 
     def render(
@@ -81,9 +77,7 @@ class ViewGenerator(ViewModel, Protocol):
     def mapping(
         self, z: Tensor, c: Tensor, truncation_psi: float = ..., truncation_cutoff: int | None = ...
     ) -> Tensor:
-        """Latents z (N, z_dim) and the cameras c (N, 25) that they are conditioned on to ws (N,
-        num_ws, w_dim).
-        """
+        """ws (N, num_ws, w_dim) of latents z (N, z_dim) conditioned on cameras c (N, 25)."""
         ...
 
 
@@ -133,9 +127,7 @@ class GeneratorSampler:
     def batches(
         self, count: int, batch: int, team: WorkerGroup, description: str
     ) -> Iterator[tuple[int, int]]:
-        """This process's share of fakes 0..count-1 as (start, length), with a progress bar in the
-        first process.
-        """
+        """This process's share of fakes 0..count-1 as (start, length), with a progress bar."""
         yield from team.shown_batches(count, 1 if self.has_random_noise else batch, description)
 
     def random(self, index: int, stream: int) -> np.random.RandomState:
@@ -146,18 +138,14 @@ class GeneratorSampler:
 
     def latents(self, start: int, count: int) -> Tensor:
         """z (count, z_dim)."""
-        rows = [
-            np.random.RandomState(self.seed + i).randn(self.model.z_dim)
-            for i in range(start, start + count)
-        ]
-        return torch.from_numpy(np.stack(rows)).float().to(self.device)
+        return self._normal([np.random.RandomState(self.seed + start + i) for i in range(count)])
 
     def second_latents(self, start: int, count: int) -> Tensor:
         """Other latents (count, z_dim), to which paths from `latents` lead."""
-        rows = [
-            self.random(i, SECOND_LATENT_STREAM).randn(self.model.z_dim)
-            for i in range(start, start + count)
-        ]
+        return self._normal([self.random(start + i, SECOND_LATENT_STREAM) for i in range(count)])
+
+    def _normal(self, randoms: list[np.random.RandomState]) -> Tensor:
+        rows = [random.randn(self.model.z_dim) for random in randoms]
         return torch.from_numpy(np.stack(rows)).float().to(self.device)
 
     def cameras(self, start: int, count: int, stream: int = CAMERA_STREAM) -> Tensor:

@@ -22,7 +22,7 @@ from metrics.moments import Moments
 from metrics.processes import WorkerGroup
 from metrics.reals import RealImages
 from metrics.sampling import GeneratorSampler
-from metrics.views import in_double, render_view
+from metrics.views import in_double, view_from
 
 Surfaces = Callable[[int, int], tuple[Tensor, Tensor]]
 """(start, count) to depths along the rays (count, 1, n, n), 0 where there is nothing, and cameras
@@ -40,8 +40,7 @@ def fake_surfaces(sampler: GeneratorSampler, cameras: Callable[[int, int], Tenso
     """What fakes show to cameras by number."""
 
     def surfaces(start: int, count: int) -> tuple[Tensor, Tensor]:
-        c = cameras(start, count)
-        view = render_view(sampler, sampler.ws(sampler.latents(start, count), c), c, start)
+        view = view_from(sampler, cameras(start, count), start)
         return torch.where(view.solid, view.depth, 0.0).cpu(), view.cameras.cpu()
 
     return surfaces

@@ -1,6 +1,4 @@
-"""Frames per second and memory per frame, one picture at a time, with the planes computed once or
-for every frame.
-"""
+"""Frames per second and memory per frame, with the planes computed once or for every frame."""
 
 from __future__ import annotations
 
@@ -22,11 +20,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def speed(sampler: GeneratorSampler, frames: int = FRAMES) -> dict[str, float]:
-    """Speed (of the median frame) and the peak memory of a frame beyond what is held before
-    it, MiB.
-
-    Memory is given on CUDA and on Linux only.
-    """
+    """Speed of the median frame and, on CUDA and Linux, what it takes at its peak in MiB."""
     c = sampler.cameras(0, 1)
     ws = sampler.ws(sampler.latents(0, 1), c)
     with torch.no_grad():

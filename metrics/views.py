@@ -47,6 +47,12 @@ def resized(values: Tensor, size: int) -> Tensor:
     return F.interpolate(values, (size, size), mode="bilinear", align_corners=False)
 
 
+def view_from(sampler: GeneratorSampler, cameras: Tensor, start: int) -> View:
+    """Fakes start, start + 1, ... conditioned on and seen from cameras (N, 25)."""
+    ws = sampler.ws(sampler.latents(start, len(cameras)), cameras)
+    return render_view(sampler, ws, cameras, start)
+
+
 def render_view(
     sampler: GeneratorSampler, ws: Tensor, cameras: Tensor, start: int, planes: Tensor | None = None
 ) -> View:

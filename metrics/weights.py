@@ -1,6 +1,4 @@
-"""Weight files of feature networks: read without running anything in them, and named by their
-hash.
-"""
+"""Weight files of feature networks: read without running anything, and named by their hash."""
 
 from __future__ import annotations
 
