@@ -143,8 +143,8 @@ def _among_neighbours(
 def real_yardsticks(
     metric: Metric, reals: RealImages, detector: Detector, options: MetricOptions
 ) -> dict[str, float]:
-    """The same metric of as many unseen reals in the fakes' place, and of their mirror images:
-    what a perfect generator gets. Kept in the cache. Empty where there are too few reals.
+    """The same metric of as many unseen reals in the fakes' place, and of their mirror images: what
+    a perfect generator gets. Kept in the cache. Empty where there are too few reals.
     """
     unseen, compared = reals.unseen(metric.count, metric.is_full)
     values = {}

@@ -69,8 +69,8 @@ class RealImages:
 
     def unseen(self, count: int, is_full: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """Indices of `count` pictures that can stand in for fakes, and of those to compare them
-        with: the `chosen` ones, or nearly all others. No picture of the one has its mirror image
-        in the other. Both are empty where there are fewer than `count`.
+        with: the `chosen` ones, or nearly all others. No picture of the one has its mirror image in
+        the other. Both are empty where there are fewer than `count`.
         """
         order = self.chosen(self.count)
         kept, rest = np.split(order, [-count if is_full else count])
