@@ -22,7 +22,7 @@ from cli.rendering import (
 )
 from cli.values import Commas, Edits, Seeds
 from dnnlib.console import UserError
-from media.pictures.grids import map_seed
+from open_eg3d import map_latents, seed_latents
 from open_eg3d.opening import open_generator
 from training.inversion.directions import edit_latents
 from training.networks.generator import Generator
@@ -111,7 +111,7 @@ def identity_latents(
         if one.seed is None:
             ws = generator.latents[one.name]["ws"][None].to(device)
         else:
-            ws = map_seed(generator, one.seed)
+            ws = map_latents(generator, seed_latents(generator, one.seed))
         parts.append(generator.backbone.mapping.truncate(ws, truncation_psi, truncation_cutoff))
     return torch.cat(parts)
 
