@@ -99,7 +99,7 @@ def write_page(job: Job) -> list[Path]:
     )
     named = {head.name: one for head, one in zip(heads, ws.split(1), strict=True)}
     title = f"Generated heads: {job.dest.stem}"
-    write_avatars(job.dest, generator, [], title=title, named=named)
+    write_avatars(job.dest, generator, named, title)
     return [job.dest]
 
 

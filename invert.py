@@ -11,16 +11,19 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
+from click.core import ParameterSource
+from torch import Tensor
 
 from cli.devices import device_option
 from cli.photos import (
+    Data,
+    Origin,
     PhotoOptions,
     Subject,
     data_set_subjects,
@@ -37,6 +40,7 @@ from cli.values import FiniteRange
 from data_tools.faces.estimators import MEDIAPIPE, estimators_closed
 from dnnlib.console import UserError, progress, run_cli
 from dnnlib.files import atomic_write, make_dir
+from dnnlib.numbers import finite
 from media.pictures.grids import save_png
 from media.pictures.inversion_sheet import VIEWS, inversion_sheet
 from open_eg3d import export, map_latents, seed_latents
@@ -44,6 +48,7 @@ from open_eg3d.inverting import choose_perceptual, make_objective
 from open_eg3d.opening import open_generator
 from torch_utils.precision import use_full_fp32
 from training.cameras import cameras_of
+from training.checkpoints.identities import LONGEST_NAME, check_name, unique_names
 from training.inversion.directions import supervised_directions
 from training.inversion.inversion import (
     METHODS,
@@ -71,37 +76,68 @@ class Inverter:
     perceptual: tuple[Perceptual, str]
     outdir: Path
     optimise_pose: bool
+    photos: PhotoOptions
+
+    def dest(self, name: str) -> Path:
+        """NAME.pkl.
+
+        Raises:
+            UserError: if that is the network itself.
+        """
+        return checked_dest(self.outdir / f"{name}.pkl", self.network)
 
     def run(self, subjects: list[Subject], name: str, on_step: OnStep) -> Inversion:
         """Invert the pictures of one person, and write the three files."""
+        dest = self.dest(name)
         resolution, device = self.generator.config.resolution, next(self.generator.parameters())
         pictures = [one.picture for one in subjects]
         objective = make_objective(pictures, None, resolution, self.perceptual).to(device.device)
-        labels = [one.label for one in subjects if one.label is not None]
-        is_guessed = any(one.label is not None and not one.is_exact for one in subjects)
-        settings = self.settings
-        if is_guessed:
-            latents = dataclasses.replace(settings.latents, pose_prior=GUESSED_PRIOR)
-            settings = dataclasses.replace(settings, latents=latents)
+        origins = [one.origin for one in subjects]
         inversion = invert_pictures(
             self.generator,
             objective,
-            torch.stack(labels) if len(labels) == len(subjects) else None,
-            settings,
-            optimise_pose=self.optimise_pose or is_guessed,
+            [one.label for one in subjects],
+            self._settings(origins),
+            optimise_pose=self.optimise_pose or "guessed" in origins,
             on_step=on_step,
         )
-        self._write(inversion, name, [one.source for one in subjects])
+        self._write(inversion, dest, subjects)
         return inversion
 
-    def _write(self, inversion: Inversion, name: str, sources: list[str]) -> None:
+    def _settings(self, origins: Sequence[Origin]) -> InversionSettings:
+        """Those that are really used: a guessed camera may move far."""
+        if "guessed" not in origins:
+            return self.settings
+        latents = dataclasses.replace(self.settings.latents, pose_prior=GUESSED_PRIOR)
+        return dataclasses.replace(self.settings, latents=latents)
+
+    def _made_by(
+        self, origins: Sequence[Origin], sources: Sequence[str], given: Sequence[Tensor | None]
+    ) -> dict[str, Any]:
+        """What decides how a result comes out, as plain values; `given` are labels (25,)."""
+        is_asked = bool({"estimated", "guessed"} & set(origins))
+        return {
+            "sources": list(sources),
+            "network": self.network,
+            "compared": self.perceptual[1],
+            "settings": plain_settings(self._settings(origins)),
+            "optimise_pose": self.optimise_pose,
+            "given_labels": [None if c is None else c.tolist() for c in given],
+            "estimator": self.photos.estimator if is_asked else None,
+            "face": self.photos.face if is_asked else None,
+        }
+
+    def _write(self, inversion: Inversion, dest: Path, subjects: list[Subject]) -> None:
         """NAME.pkl, NAME.png and, as the sign that all is done, NAME.json."""
+        name, sources = dest.stem, [one.source for one in subjects]
+        origins = [one.origin for one in subjects]
+        given = [one.label if one.origin == "given" else None for one in subjects]
         holder, cameras = copy.copy(inversion.generator), cameras_of(self.generator)
         # tuned weights show other identities no longer as they were
-        kept = {} if holder is not self.generator and inversion.method == "pti" else holder.latents
+        kept = {} if inversion.method == "pti" else holder.latents
         source = ", ".join(Path(one).name for one in sources)
         holder.latents = {**kept, name: inversion.entry(source)}
-        export(holder, self.outdir / f"{name}.pkl")
+        export(holder, dest)
         save_png(
             self.outdir / f"{name}.png",
             inversion_sheet(
@@ -116,10 +152,8 @@ class Inverter:
         )
         report = {
             "name": name,
-            "sources": sources,
-            "network": self.network,
-            "compared": self.perceptual[1],
-            "settings": plain_settings(self.settings),
+            "origins": origins,
+            **self._made_by(origins, sources, given),
             "seconds": round(inversion.seconds, 3),
             "losses": {key: round(value, 5) for key, value in inversion.losses.items()},
             "poses": inversion.poses,
@@ -128,24 +162,28 @@ class Inverter:
         with atomic_write(self.outdir / f"{name}.json") as file:
             file.write(json.dumps(report, indent=2).encode())
 
-    def is_done(self, name: str) -> bool:
-        """Whether an earlier call has written a picture's files with the same settings.
+    def is_done(self, name: str, source: str, given: Tensor | None) -> bool:
+        """Whether an earlier call has written a picture's files in the same way.
+
+        Args:
+            given: The picture's label (25,), None if it has none.
 
         Raises:
-            UserError: if it had others.
+            UserError: if it had other settings.
         """
         path = self.outdir / f"{name}.json"
         if not path.exists():
             return False
         try:
             known = json.loads(path.read_bytes())
-            same = known["settings"] == json.loads(json.dumps(plain_settings(self.settings)))
-            same = same and known["network"] == self.network
+            made_by = json.loads(json.dumps(self._made_by(known["origins"], [source], [given])))
+            same = all(known[key] == value for key, value in made_by.items())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no report of an inversion; remove it") from error
         if not same:
             raise UserError(
-                f"{path} was made with other settings or another network; choose another --outdir"
+                f"{path} was made with other settings, or of another picture or network; choose"
+                " another --outdir"
             )
         return True
 
@@ -191,72 +229,91 @@ def invert_photos(
             with_bar(inverter, [one], one.name)
 
 
-def invert_data(inverter: Inverter, data: str, options: PhotoOptions) -> None:
+def checked_dest(dest: Path, network: str) -> Path:
+    """`dest`, where a network is to be written.
+
+    Raises:
+        UserError: if it is the network that is read.
+    """
+    if dest.exists() and Path(network).exists() and dest.samefile(network):
+        raise UserError(f"{dest} is the network itself; choose another place or name")
+    return dest
+
+
+def invert_data(inverter: Inverter, data: Data) -> None:
     """Invert each picture of a data set or of a folder of photos that has no report yet.
 
     Raises:
         UserError: if none of them could be inverted.
     """
-    files, pictures, dataset = open_data(data)
-    cameras, resolution = cameras_of(inverter.generator), inverter.generator.config.resolution
+    resolution, cameras = inverter.generator.config.resolution, cameras_of(inverter.generator)
+    count, options = len(data.pictures), inverter.photos
+    for name, _ in data.pictures:
+        inverter.dest(name)
+    given = data.given_labels(options)
     done, failed = 0, []
-    for index, (name, file) in enumerate(pictures):
-        where = f"[{index + 1}/{len(pictures)}]"
-        if inverter.is_done(name):
+    for index, (name, file) in enumerate(data.pictures):
+        where, source = f"[{index + 1}/{count}]", data.files.where(file)
+        if inverter.is_done(name, source, given[index]):
             done += 1
             click.echo(f"{where} {name}: there already")
             continue
         try:
-            subjects = (
-                data_set_subjects(dataset, index, name)
-                if dataset
-                else subjects_of(
-                    name,
-                    file,
-                    files.read(file),
-                    files.where(file),
-                    options,
-                    cameras,
-                    resolution,
-                )[:1]
-            )
+            if data.dataset:
+                subjects = data_set_subjects(data.dataset, index, name)
+            else:
+                photo = data.files.read(file)
+                subjects = subjects_of(name, file, photo, source, options, cameras, resolution)
         except UserError as error:
             failed.append(str(error))
             click.echo(f"{where} {name}: {error}", err=True)
             continue
-        inversion = inverter.run(subjects, name, lambda *_: None)
+        inversion = inverter.run(subjects[:1], name, lambda *_: None)
         done += 1
         click.echo(f"{where} {line_of(name, inversion)}")
     if not done:
-        raise UserError(
-            f"none of {len(pictures)} pictures could be inverted; the first: {failed[0]}"
-        )
+        raise UserError(f"none of {count} pictures could be inverted; the first: {failed[0]}")
     if failed:
-        click.echo(f"{len(failed)} of {len(pictures)} pictures were left out", err=True)
+        click.echo(f"{len(failed)} of {count} pictures were left out", err=True)
 
 
-def write_directions(generator: Generator, scores: Path, dest: Path) -> None:
+def read_scores(path: Path) -> tuple[list[int], dict[str, list[float]]]:
+    """Seeds, and their scores by trait.
+
+    Raises:
+        UserError: if this is no table seed,TRAIT,... of numbers, or for names that --edit cannot
+            take.
+    """
+    text = read_file(path).decode("utf-8-sig", "replace")  # Excel writes a mark in front
+    lines = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
+    if len(lines) < 2 or lines[0] == ["seed"]:
+        raise UserError(f"{path} holds no scores; its first line is seed,TRAIT,...")
+    header, *rows = lines
+    for name in header:
+        check_name(name, f"{path}: column")
+    try:
+        if len(set(header)) < len(header):
+            raise ValueError("a name stands twice")
+        columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+        seeds = [int(cell) for cell in columns.pop("seed")]
+        return seeds, {name: [finite(cell) for cell in cells] for name, cells in columns.items()}
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{path} is no table of scores; its first line is seed,TRAIT,... with different names,"
+            " and each other one has a seed and numbers"
+        ) from error
+
+
+def write_directions(
+    generator: Generator, seeds: list[int], scores: dict[str, list[float]], dest: Path
+) -> None:
     """Write the network with directions found from the scores of seeds.
 
     Raises:
-        UserError: if the table cannot be used.
+        UserError: if they are too few, or all the same.
     """
-    rows = list(csv.DictReader(io.StringIO(read_file(scores).decode("utf-8", "replace"))))
-    try:
-        seeds = [int(row["seed"]) for row in rows]
-        table = {
-            name: [float(row[name]) for row in rows] for name in (rows[0] if rows else {"seed": 0})
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{scores} is no table of scores; its first line is seed,TRAIT,... and each other one"
-            " has a seed and numbers"
-        ) from error
-    del table["seed"]
-    if not table or not rows:
-        raise UserError(f"{scores} holds no scores; its first line is seed,TRAIT,...")
     w = map_latents(generator, seed_latents(generator, seeds))[:, 0]
-    found = supervised_directions(generator, w, table)
+    found = supervised_directions(generator, w, scores)
     generator.directions = {**generator.directions, **found}
     export(generator, dest)
     click.echo(f"Wrote {dest} with the directions {', '.join(found)}")
@@ -276,13 +333,13 @@ def write_directions(generator: Generator, scores: Path, dest: Path) -> None:
 @click.option(
     "--seconds",
     type=FiniteRange(0.0),
-    help=f"Time for a person.  [default: {DEFAULT_SECONDS:.0f}, unless --steps]",
+    help=f"At most so long for a person.  [default: {DEFAULT_SECONDS:.0f}, unless --steps]",
 )
 @click.option(
     "--steps",
     type=(click.IntRange(1), click.IntRange(1)),
     metavar="N M",
-    help="N steps for latents and M for weights, however long they take.",
+    help="At most N steps for latents and M for weights; without --seconds all of them.",
 )
 @click.option("--label", help="Camera of photos that are cut out: 25 numbers, or a JSON file.")
 @click.option(
@@ -332,16 +389,11 @@ def main(photos: tuple[Path, ...], network: str, **options: Any) -> None:
     Portraits are found, cut out and posed as by `dataset_tool.py faces`; with a label or
     --optimise-pose photos are taken to be cut out already.
     """
+    check_usage(photos, options)
     if options["scores"] is not None:
-        if photos or options["data"] or options["dest"] is None:
-            raise click.UsageError("--scores goes with --dest and without photos")
-        generator = open_generator(network, options["device"])
-        write_directions(generator, options["scores"], options["dest"])
+        scores, dest = read_scores(options["scores"]), checked_dest(options["dest"], network)
+        write_directions(open_generator(network, options["device"]), *scores, dest)
         return
-    if bool(photos) == bool(options["data"]):
-        raise click.UsageError("name photos or --data, one of them")
-    if options["label"] and options["poses"]:
-        raise click.UsageError("--label and --poses both tell the camera; leave one out")
     use_full_fp32()
     photo_options = PhotoOptions(
         labels=camera_labels(options["label"], options["poses"]),
@@ -349,8 +401,13 @@ def main(photos: tuple[Path, ...], network: str, **options: Any) -> None:
         estimator=options["estimator"],
         face=options["face"],
     )
+    data = open_data(options["data"]) if options["data"] else None
+    if data and data.dataset and (photo_options.labels or options["face"]):
+        raise click.UsageError(
+            f"{data.files.path} has labels of its own; leave others and --face out"
+        )
     generator = open_generator(network, options["device"])
-    if not generator.cameras and not photo_options.labels and not options["data"]:
+    if not generator.cameras and not photo_options.labels and not data:
         raise UserError(
             f"{network} knows no cameras, so that none can be found; give --label or --poses"
         )
@@ -363,16 +420,50 @@ def main(photos: tuple[Path, ...], network: str, **options: Any) -> None:
         perceptual,
         make_dir(options["outdir"]),
         options["optimise_pose"],
+        photo_options,
     )
     with estimators_closed():
-        if options["data"]:
-            invert_data(inverter, options["data"], photo_options)
+        if data:
+            invert_data(inverter, data)
         else:
             found = opened(named_photos(photos), options["masks"], photo_options, generator)
             invert_photos(inverter, found, options["same_person"])
 
 
-def camera_labels(label: str | None, poses: Path | None) -> dict[str, torch.Tensor]:
+def check_usage(photos: tuple[Path, ...], options: dict[str, Any]) -> None:
+    """Refuse options that would be dropped, before anything is opened.
+
+    Raises:
+        click.UsageError: naming them. UserError: for a name that could not be opened.
+    """
+    source = click.get_current_context().get_parameter_source
+    given = {name for name in options if source(name) is ParameterSource.COMMANDLINE}
+    if "scores" in given:
+        if photos or "dest" not in given or given - {"scores", "dest", "device"}:
+            raise click.UsageError("--scores goes with --network, --dest and --device alone")
+        return
+    if bool(photos) == bool(options["data"]):
+        raise click.UsageError("name photos or --data, one of them")
+    is_cut_out = bool(given & {"label", "poses", "optimise_pose"})
+    is_fixed = bool(given & {"label", "poses"}) and not options["optimise_pose"]
+    for is_wrong, message in (
+        ("dest" in given, "--dest goes with --scores"),
+        ({"label", "poses"} <= given, "--label and --poses both tell the camera; leave one out"),
+        (options["data"] and "masks" in given, "--mask goes with named photos, not with --data"),
+        (
+            options["data"] and "same_person" in given,
+            "--same-person goes with named photos, not with --data",
+        ),
+        ("face" in given and is_cut_out, "--face goes with photos in which faces are looked for"),
+        (options["optimise_focal"] and is_fixed, "--optimise-focal goes with --optimise-pose"),
+    ):
+        if is_wrong:
+            raise click.UsageError(message)
+    if options["same_person"] is not None:
+        check_name(options["same_person"], "--same-person")
+
+
+def camera_labels(label: str | None, poses: Path | None) -> Mapping[str, Tensor | None]:
     """Labels by file name, "" being any."""
     if label is not None:
         return {"": parse_label(label)}
@@ -398,11 +489,21 @@ def opened(
     options: PhotoOptions,
     generator: Generator,
 ) -> Iterator[list[Subject]]:
-    """The subjects of each photo."""
+    """The subjects of each photo; several in one get names of their own."""
     cameras, resolution = cameras_of(generator), generator.config.resolution
+    taken = [name for name, _ in photos]
     for name, path, mask in each_photo(photos, masks):
-        data = read_file(path)
-        yield subjects_of(name, path.name, data, str(path), options, cameras, resolution, mask)
+        data, file = read_file(path), path.as_posix()
+        subjects = subjects_of(name, file, data, str(path), options, cameras, resolution, mask)
+        if len(subjects) > 1:
+            stem = name[: LONGEST_NAME - len(f"-{len(subjects)}")]
+            names = unique_names((f"{stem}-{i + 1}" for i in range(len(subjects))), taken)
+            taken += names
+            subjects = [
+                dataclasses.replace(subject, name=one)
+                for subject, one in zip(subjects, names, strict=True)
+            ]
+        yield subjects
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,11 +24,12 @@ from data_tools.sources.base import PICTURE_SUFFIXES
 from dnnlib.console import UserError
 from dnnlib.files import local_file
 from training.cameras import CameraSummary
-from training.checkpoints.identities import safe_identity_name
+from training.checkpoints.identities import unique_names
 from training.data.dataset import ImageDataset
 from training.data.files import LABEL_FILE, DataFiles, shown
 from training.data.labels import check_labels, label_entries, numbers_fault
 
+Origin = Literal["given", "estimated", "guessed", "unknown"]
 PHOTO_SUFFIXES = (*PICTURE_SUFFIXES, ".avif", ".heic", ".heif")
 
 
@@ -36,14 +39,15 @@ class Subject:
 
     Attributes:
         name: Of its files and latents. source: Where it comes from. picture: Square. label: Camera
-            (25,), None if it is not known. is_exact: Whether the label can stay as it is.
+            (25,), None if it is not known. origin: Where the label comes from; a guessed one is
+            but a place to start from.
     """
 
     name: str
     source: str
     picture: Image.Image
     label: Tensor | None
-    is_exact: bool
+    origin: Origin
 
 
 @dataclass(frozen=True)
@@ -51,26 +55,38 @@ class PhotoOptions:
     """How photos become subjects.
 
     Attributes:
-        labels: By file name, of photos that are cut out already; "" stands for all.
+        labels: By file name, of photos that are cut out already; "" stands for all. None where a
+            bare name is that of several files.
         is_cut_out: Whether photos without a label are cut out already, and their pose unknown.
         estimator: Of faces. face: Number of the face to take, from 1; None = all.
     """
 
-    labels: Mapping[str, Tensor]
+    labels: Mapping[str, Tensor | None]
     is_cut_out: bool
     estimator: str
     face: int | None
 
+    def label_of(self, file: str) -> Tensor | None:
+        """The label (25,) given for a file: by its whole name, else by the bare one.
+
+        Raises:
+            UserError: if several files have the bare name.
+        """
+        key = next((key for key in (file, Path(file).name, "") if key in self.labels), None)
+        if key is None:
+            return None
+        label = self.labels[key]
+        if label is None:
+            raise UserError(
+                f"--poses has labels of several files named {key}; name the photos there as they"
+                " are named here, or move them apart"
+            )
+        return label
+
 
 def named_photos(paths: Sequence[Path]) -> list[tuple[str, Path]]:
     """Different names, made of those of the files."""
-    names: dict[str, Path] = {}
-    for path in paths:
-        stem = safe_identity_name(path.stem)
-        copies = (f"{stem}-{number}" for number in range(2, len(paths) + 2))
-        name = stem if stem not in names else next(one for one in copies if one not in names)
-        names[name] = path
-    return list(names.items())
+    return list(zip(unique_names(path.stem for path in paths), paths, strict=True))
 
 
 def read_file(path: Path) -> bytes:
@@ -95,26 +111,49 @@ def subjects_of(
     resolution: int,
     mask: Path | None = None,
 ) -> list[Subject]:
-    """The subjects in a photo's bytes, which are those of `file`.
+    """The subjects in a photo's bytes, which are those of `file`, all by one name.
 
     Raises:
-        UserError: if it cannot be read, or shows no face that can be used.
+        UserError: if it cannot be read, shows no face that can be used, or a mask leaves nothing.
     """
     photo = open_photo(data, where)
     if mask is not None:
         photo = with_mask(photo, open_photo(read_file(mask), str(mask)), where)
-    label = options.labels.get(Path(file).name, options.labels.get(""))
+    label = options.label_of(file)
     if label is not None or options.is_cut_out:
-        face = square(photo, where)
-        return [Subject(name, where, face.picture, label, label is not None)]
-    if options.labels:
+        picture = square(photo, where).picture
+        subjects = [Subject(name, where, picture, label, "unknown" if label is None else "given")]
+    elif options.labels:
         raise UserError(f"{where} has no label in --poses; add its 25 numbers")
-    faces = photo_faces(photo, options.estimator, cameras, resolution, where, options.face)
-    names = [name] if len(faces) == 1 else [f"{name}-{number + 1}" for number in range(len(faces))]
-    return [
-        Subject(one, where, face.picture, face.label, face.is_exact)
-        for one, face in zip(names, faces, strict=True)
-    ]
+    else:
+        faces = photo_faces(photo, options.estimator, cameras, resolution, where, options.face)
+        subjects = [
+            Subject(name, where, one.picture, one.label, "estimated" if one.is_exact else "guessed")
+            for one in faces
+        ]
+    for one in subjects:
+        if "A" in one.picture.getbands() and not one.picture.getchannel("A").getbbox():
+            raise UserError(f"{where}: the mask leaves nothing of the picture")
+    return subjects
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set with labels, or a folder or archive of photos.
+
+    Attributes:
+        files: All of it. pictures: (name, file) of each. dataset: None where it has no labels.
+    """
+
+    files: DataFiles
+    pictures: list[tuple[str, str]]
+    dataset: ImageDataset | None
+
+    def given_labels(self, options: PhotoOptions) -> list[Tensor | None]:
+        """Label (25,) of each picture, as far as they are given."""
+        if self.dataset:
+            return list(self.dataset.labels)
+        return [options.label_of(file) for _, file in self.pictures]
 
 
 def data_set_subjects(dataset: ImageDataset, index: int, name: str) -> list[Subject]:
@@ -122,12 +161,11 @@ def data_set_subjects(dataset: ImageDataset, index: int, name: str) -> list[Subj
     image, label = dataset[index]
     picture = Image.fromarray(image.movedim(0, -1).numpy())
     source = dataset.files.where(dataset.file_names[index])
-    return [Subject(name, source, picture, label, True)]
+    return [Subject(name, source, picture, label, "given")]
 
 
-def open_data(path: str) -> tuple[DataFiles, list[tuple[str, str]], ImageDataset | None]:
-    """Files of a data set or of a folder of photos, (name, file) of its pictures, and the data set
-    if it has labels.
+def open_data(path: str) -> Data:
+    """A data set or a folder of photos.
 
     Raises:
         UserError: if it cannot be read or holds no pictures.
@@ -142,7 +180,7 @@ def open_data(path: str) -> tuple[DataFiles, list[tuple[str, str]], ImageDataset
     if not found:
         raise UserError(f"{files.path} holds no pictures; add PNG or JPEG files")
     names = [name for name, _ in named_photos([Path(one.replace("/", "_")) for one in found])]
-    return files, list(zip(names, found, strict=True)), dataset
+    return Data(files, list(zip(names, found, strict=True)), dataset)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -168,17 +206,23 @@ def parse_label(text: str) -> Tensor:
     return _checked([values], ["--label"], "--label")[""]
 
 
-def read_poses(path: Path) -> dict[str, Tensor]:
-    """Labels (25,) by file name of a list in the form of dataset.json.
+def read_poses(path: Path) -> dict[str, Tensor | None]:
+    """Labels (25,) of a list in the form of dataset.json, by whole and by bare file name; None for
+    a bare name of several files.
 
     Raises:
-        UserError: if it cannot be read, or holds no such labels.
+        UserError: if it cannot be read, holds no such labels, or the same file twice.
     """
     entries = label_entries(read_file(path).decode("utf-8", "replace"), str(path))
     if not all(isinstance(one, list) and len(one) == 2 for one in entries):
         raise UserError(f"{path}: labels are pairs of a file's name and 25 numbers")
-    names = [Path(str(name)).name for name, _ in entries]
-    return _checked([numbers for _, numbers in entries], names, str(path))
+    names = [str(PurePosixPath(str(name))) for name, _ in entries]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"{path} lists {shown(twice[0])} twice; leave one out")
+    labels = _checked([numbers for _, numbers in entries], names, str(path))
+    count = Counter(PurePosixPath(name).name for name in names)
+    bare = {PurePosixPath(name).name: label for name, label in labels.items()}
+    return {name: one if count[name] == 1 else None for name, one in bare.items()} | labels
 
 
 def _checked(labels: list[object], names: list[str], where: str) -> dict[str, Tensor]:

@@ -22,9 +22,8 @@ from cli.rendering import (
 )
 from cli.values import Commas, Edits, Seeds
 from dnnlib.console import UserError
-from open_eg3d import seed_latents
+from open_eg3d import map_latents, seed_latents
 from open_eg3d.opening import open_generator
-from training.cameras import cameras_of
 from training.inversion.directions import edit_latents
 from training.networks.generator import Generator
 
@@ -106,14 +105,13 @@ def identity_latents(
     truncation_cutoff: int | None,
 ) -> Tensor:
     """Latents (N, num_ws, w_dim); those of seeds are conditioned on the frontal pose."""
-    c = cameras_of(generator).frontal_label()[None]
     device = next(generator.parameters()).device
     parts = []
     for one in identities:
         if one.seed is None:
             ws = generator.latents[one.name]["ws"][None].to(device)
         else:
-            ws = generator.mapping(seed_latents(generator, one.seed), c.to(device))
+            ws = map_latents(generator, seed_latents(generator, one.seed))
         parts.append(generator.backbone.mapping.truncate(ws, truncation_psi, truncation_cutoff))
     return torch.cat(parts)
 

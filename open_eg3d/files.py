@@ -107,8 +107,10 @@ def export(
         return _export_onnx(generator, dest)
     elif dest.suffix == ".html":
         from media.avatar import write_avatars
+        from media.pictures.grids import map_seed
 
-        write_avatars(dest, generator, seeds, truncation_psi, title=dest.stem)
+        heads = {f"seed {seed}": map_seed(generator, seed, truncation_psi) for seed in seeds}
+        write_avatars(dest, generator, heads, dest.stem)
     else:
         raise UserError(
             f"{dest}: {dest.suffix} is no form of a generator; end the name in .pkl, .onnx or"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -19,6 +20,7 @@ import gen_videos
 import invert
 from data_tools.faces.photos import face_view
 from data_tools.faces.pose import FACE_FOCAL, FacePose, face_crop, face_label
+from metrics.perceptual import load_perceptual
 from open_eg3d import inverting, label_pose, load_generator, map_latents, seed_latents
 from tests.data_tools.faces.test_convert import BLUE, PLUGIN, RED, picture
 from tests.tiny import PATIENCE, call, encode, finish, orbit_labels, pictures, start, write_dataset
@@ -151,6 +153,98 @@ def test_a_face_is_framed_as_the_model_was_trained() -> None:
     assert float(label_pose(label).yaw_degrees) == pytest.approx(np.degrees(0.3), abs=1.5)
 
 
+def test_what_is_known_of_some_cameras_is_kept(network: Path) -> None:
+    """Two photos of one person, the first with a label: the other's camera alone is looked for."""
+    labels = orbit_labels(1)
+    Path("poses.json").write_text(json.dumps({"labels": [["p0.png", labels[0].tolist()]]}))
+    photos = ("--network", network, "p0.png", "p1.png", "--poses", "poses.json")
+    options = ("--optimise-pose", "--same-person", "eve", "--method", "w", "--seconds", "0")
+    call(invert.main, *photos, *options).assert_done()
+    found = report("eve")
+    assert ["starts" in pose for pose in found["poses"]] == [False, True]
+    assert found["origins"] == ["given", "unknown"]
+    np.testing.assert_allclose(found["labels"][0], labels[0], atol=0.1)  # a step away
+
+
+def test_poses_are_found_by_whole_names_first(network: Path) -> None:
+    labels = orbit_labels(3)
+    entries = [["a/x.png", labels[0].tolist()], ["b/x.png", labels[1].tolist()]]
+    Path("poses.json").write_text(json.dumps({"labels": entries}))
+    for folder in ("a", "b"):
+        Path("photos", folder).mkdir(parents=True)
+        shutil.copy("p0.png", f"photos/{folder}/x.png")
+    base = ("--network", network, "--poses", "poses.json", "--method", "w", *QUICK)
+    call(invert.main, *base, "--data", "photos").assert_done()
+    for index, name in enumerate(("a_x", "b_x")):
+        np.testing.assert_allclose(report(name)["labels"][0], labels[index], atol=1e-6)
+    shutil.copy("p0.png", "x.png")
+    assert "several files named x.png" in refused(*base, "x.png")
+    Path("poses.json").write_text(json.dumps({"labels": [entries[0], entries[0]]}))
+    call(invert.main, *base, "x.png").assert_refused(1, "a/x.png twice")
+
+
+def test_names_can_be_opened(network: Path) -> None:
+    """What is written under long and like names, every command opens."""
+    base = ("--network", network, "--label", LABEL, "--method", "w", *QUICK)
+    long = "n" * 90
+    photos = []
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        photos.append(Path(shutil.copy("p0.png", f"{folder}/{long}.png")))
+    photos.append(Path(shutil.copy("p0.png", "a/Ada Lovelace.png")))
+    call(invert.main, *base, *photos).assert_done()
+    names = {path.stem for path in Path("out").glob("*.json")}
+    assert names == {"n" * 64, "n" * 62 + "-2", "Ada_Lovelace"}
+    for name in names:
+        assert name in load_generator(f"out/{name}.pkl").latents
+    nested = [f"x/{long}/{name}.png" for name in ("one", "two")]
+    for path in nested:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy("p0.png", path)
+    call(invert.main, *base, "--data", "x", "--outdir", "nested").assert_done()
+    written = list(Path("nested").glob("*.pkl"))
+    assert len(written) == 2
+    for file in written:
+        assert file.stem in load_generator(file).latents
+
+
+def test_faces_have_names_of_their_own(network: Path) -> None:
+    picture((BLUE, 120, 150, 40), (RED, 280, 150, 50)).save("two.png")
+    shutil.copy("two.png", "m" * 64 + ".png")
+    picture((RED, 200, 150, 50)).save("two-1.png")
+    options = ("two.png", "two-1.png", "m" * 64 + ".png", "--estimator", "plugin:discs")
+    call(invert.main, "--network", network, *QUICK, "--method", "w", *options).assert_done()
+    names = {path.stem for path in Path("out").glob("*.json")}
+    assert names == {"two-1", "two-1-2", "two-2", "m" * 62 + "-1", "m" * 62 + "-2"}
+    for name in names:
+        assert name in load_generator(f"out/{name}.pkl").latents
+
+
+@pytest.mark.parametrize("name", ["Ada Lovelace", "../x", "", "a" * 65, ".x"])
+def test_other_names_are_refused_before_the_network_is_opened(name: str) -> None:
+    options = ("p0.png", "--label", LABEL, "--same-person", name)
+    ended = call(invert.main, "--network", "none.pkl", *options)
+    ended.assert_refused(1, "--same-person", "letters, digits")
+
+
+def test_the_network_itself_is_not_replaced(network: Path, folder: Path) -> None:
+    own = Path(shutil.copy(network, folder / "p0.pkl"))
+    before = own.read_bytes()
+    base = ("--network", own, "--outdir", folder, "--method", "w", *QUICK)
+    assert "the network itself" in refused(*base, "p0.png", "--label", LABEL)
+    Path("photos").mkdir()
+    for name in ("a.png", "p0.png"):
+        shutil.copy("p1.png", f"photos/{name}")
+    assert "the network itself" in refused(*base, "--data", "photos", "--label", LABEL)
+    assert not Path("a.json").exists()
+    Path("scores.csv").write_text("seed,hair\n" + "\n".join(f"{i},{i}" for i in range(20)))
+    link = folder / "link.pkl"
+    os.symlink(own, link)
+    to = ("--scores", "scores.csv", "--dest", link)
+    call(invert.main, "--network", own, *to).assert_refused(1, "the network itself")
+    assert own.read_bytes() == before
+
+
 def test_masks_and_alpha(network: Path) -> None:
     base = ("--network", network, *QUICK, "--method", "w", "--label", LABEL)
     mask = np.zeros((48, 48), np.uint8)
@@ -181,8 +275,11 @@ def test_masks_and_alpha(network: Path) -> None:
 # Data sets
 
 
-def test_a_data_set_goes_on_where_it_stopped(network: Path, folder: Path) -> None:
+def test_a_data_set_goes_on_where_it_stopped(
+    network: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Killed after the first picture; the second call inverts what is missing, and nothing else."""
+    monkeypatch.setattr(inverting, "load_perceptual", load_perceptual)  # as in the process
     data = write_dataset(folder / "data.zip", count=3)
     options = ("--network", network, "--data", data, "--method", "w", "--steps", "60", "1")
     process = start("invert.py", *options, cwd=folder)
@@ -208,6 +305,8 @@ def test_a_data_set_goes_on_where_it_stopped(network: Path, folder: Path) -> Non
         report("00000_img00000001")["labels"][0], orbit_labels(3)[1], atol=1e-6
     )
     assert "other settings" in refused(*options, "--method", "w+")
+    assert "other settings" in refused(*options, "--optimise-pose")
+    call(invert.main, *options, "--label", LABEL).assert_refused(2, "has labels of its own")
 
 
 def test_a_folder_of_photos(network: Path) -> None:
@@ -228,6 +327,53 @@ def test_a_folder_of_photos(network: Path) -> None:
     assert "none of 2 pictures" in ended.lines[-1]
 
 
+def test_what_was_made_otherwise_is_told(network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of found faces: settings that were really used, estimator, features, cameras."""
+    Path("photos").mkdir()
+    picture((RED, 200, 150, 50)).save("photos/red.png")
+    found = ("--network", network, "--data", "photos", "--method", "w", *QUICK)
+    options = (*found, "--estimator", "plugin:discs")
+    call(invert.main, *options).assert_done()
+    made = report("red")
+    assert made["origins"] == ["guessed"]  # the tiny network's cameras are not those of faces
+    assert made["settings"]["latents"]["pose_prior"] == invert.GUESSED_PRIOR
+    assert made["estimator"] == "plugin:discs"
+    assert "there already" in call(invert.main, *options).assert_done().out
+    for other in (
+        (*found, "--estimator", "plugin:others"),
+        (*found, "--label", LABEL),
+        (*found, "--optimise-pose"),
+        (*options, "--face", "1"),
+        (*options, "--optimise-focal"),
+    ):
+        assert "other settings" in refused(*other)
+    with monkeypatch.context() as patch:
+        patch.setattr(invert, "GUESSED_PRIOR", 2.0)
+        assert "other settings" in refused(*options)
+    with monkeypatch.context() as patch:
+        distance = (inverting.gradient_distance, "other features")
+        patch.setattr(inverting, "load_perceptual", lambda *_: distance)
+        assert "other settings" in refused(*options)
+    labelled = (*found, "--label", LABEL, "--outdir", "labelled")
+    call(invert.main, *labelled).assert_done()
+    assert report("red", "labelled")["settings"]["latents"]["pose_prior"] > invert.GUESSED_PRIOR
+    again = call(invert.main, *labelled, "--estimator", "plugin:others")  # is not asked
+    assert "there already" in again.assert_done().out
+    second = ",".join(str(value) for value in orbit_labels(2)[1].tolist())
+    assert "other settings" in refused(*labelled, "--label", second)
+
+
+def test_an_empty_mask_is_left_out(network: Path) -> None:
+    Path("photos").mkdir()
+    Image.new("RGBA", (48, 48), (200, 0, 0, 0)).save("photos/empty.png")
+    shutil.copy("p0.png", "photos/whole.png")
+    options = ("--network", network, "--data", "photos", "--label", LABEL, "--method", "w", *QUICK)
+    ended = call(invert.main, *options).assert_done()
+    assert "[1/2] empty: photos: empty.png: the mask leaves nothing of the picture" in ended.err
+    assert "1 of 2 pictures were left out" in ended.err
+    assert Path("out/whole.json").exists()
+
+
 # --------------------------------------------------------------------------------------------------
 # Directions, and wrong input
 
@@ -244,7 +390,17 @@ def test_directions_from_scores(network: Path) -> None:
     assert set(edited.latents) == {"ada", "b-2"}
     moved = edited.directions["hair"][0]
     assert moved[0] == pytest.approx(float(w[:, 0].std()), rel=0.2)
+    excel = "\ufeffseed, hair \r\n" + "\r\n".join(f"{i}, {i % 7}" for i in range(20))
+    Path("scores.csv").write_text(excel, encoding="utf-8", newline="")
+    call(invert.main, *base).assert_done()
+    assert set(load_generator("edited.pkl").directions) == {"hair"}
     for text, words in (
+        ("seed,hair length\n1,2", "'hair length'"),
+        ("seed,../x\n1,2", "'../x'"),
+        ("seed,hair,\n1,2,", "''"),
+        ("seed,hair,hair\n1,2,3", "no table of scores"),
+        ("seed,hair\n1,inf", "no table of scores"),
+        ("seed,hair\n1", "no table of scores"),
         ("seed,hair\n1,x", "no table of scores"),
         ("name,hair\n1,2", "no table of scores"),
         ("seed\n1", "no scores"),
@@ -253,7 +409,8 @@ def test_directions_from_scores(network: Path) -> None:
     ):
         Path("scores.csv").write_text(text)
         call(invert.main, *base).assert_refused(1, words)
-    call(invert.main, *base, "p0.png").assert_refused(2, "--scores")
+    for others in (("p0.png",), ("--seconds", "3"), ("--label", LABEL), ("--outdir", "x")):
+        call(invert.main, *base, *others).assert_refused(2, "--scores")
 
 
 def test_wrong_input_is_one_line(network: Path, tmp_path: Path) -> None:
@@ -280,6 +437,12 @@ def test_wrong_input_is_one_line(network: Path, tmp_path: Path) -> None:
         (2, "one of them", ("p0.png", "--data", "x.zip")),
         (2, "leave one out", ("p0.png", "--label", LABEL, "--poses", "p.json")),
         (1, "x.zip does not exist", ("--data", "x.zip")),
+        (2, "--mask", ("--data", ".", "--mask", "p0.png")),
+        (2, "--same-person", ("--data", ".", "--same-person", "eve")),
+        (2, "--scores", ("p0.png", "--dest", "x.pkl")),
+        (2, "--face", ("p0.png", "--label", LABEL, "--face", "2")),
+        (2, "--face", ("p0.png", "--optimise-pose", "--face", "2")),
+        (2, "--optimise-focal", ("p0.png", "--label", LABEL, "--optimise-focal")),
     ):
         ended = call(invert.main, "--network", network, *QUICK, *options)
         assert ended.status == status, (words, ended)

@@ -139,6 +139,30 @@ def test_sefa_is_the_eigenvectors_of_the_style_layers() -> None:
         assert abs(unit @ vector) == pytest.approx(1, abs=1e-5)
 
 
+def test_double_precision_is_the_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MPS has no float64: what becomes double has been moved to the CPU just before."""
+    to_cpu, double = torch.Tensor.cpu, torch.Tensor.double
+    moved: list[int] = []
+
+    def cpu(tensor: torch.Tensor) -> torch.Tensor:
+        found = to_cpu(tensor)
+        moved.append(id(found))
+        return found
+
+    def checked(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_floating_point() and tensor.dtype != torch.float64:
+            assert id(tensor) in moved[-1:], "float64 where a tensor may be on MPS"
+        return double(tensor)
+
+    generator = make_generator()
+    w = map_latents(generator, torch.randn(20, generator.z_dim))[:, 0]
+    monkeypatch.setattr(torch.Tensor, "cpu", cpu)
+    monkeypatch.setattr(torch.Tensor, "double", checked)
+    sefa_directions(generator, 2)
+    supervised_directions(generator, w, {"hair": list(range(20))})
+    assert moved
+
+
 def test_a_sefa_step_is_a_deviation_of_latents() -> None:
     generator = make_generator()
     w = map_latents(generator, torch.randn(4000, generator.z_dim))[:, 0]

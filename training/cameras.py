@@ -290,6 +290,17 @@ class CameraSummary:
             return [low + (high - low) * (index + 0.5) / count for index in range(count)]
         return [low + (high - low) * index / (count - 1) for index in range(count)]
 
+    def grid(self, yaws: int, pitches: int) -> Tensor:
+        """Labels (yaws * pitches, 25) all over the data's range, those of one yaw together."""
+        low, high = self.pitch_range
+        return torch.stack(
+            [
+                self.label(yaw, pitch)
+                for yaw in self.default_yaws(yaws)
+                for pitch in np.linspace(low, high, pitches).tolist()
+            ]
+        )
+
 
 class SceneBox(Protocol):
     """What `RenderingConfig` says about the box and the rays' limits."""

@@ -24,6 +24,8 @@ from media import Cameras, DensityModel, PictureModel, RenderOutput
 from media.pictures.normals import in_camera, surface_normals
 from metrics.sampling import to_pixels
 from metrics.views import OPAQUE
+from training.cameras import cameras_of
+from training.networks.generator import Generator
 
 Pictures = NDArray[np.uint8]
 
@@ -155,6 +157,25 @@ def render_views(
 def seed_latent(seed: int, z_dim: int) -> Tensor:
     """The z (1, z_dim) of a seed."""
     return torch.from_numpy(np.random.RandomState(seed).randn(1, z_dim)).float()
+
+
+@torch.no_grad()
+def map_seed(
+    generator: Generator,
+    seed: int,
+    truncation_psi: float = 1.0,
+    truncation_cutoff: int | None = None,
+    conditioning: Tensor | None = None,
+) -> Tensor:
+    """Latents ws (1, num_ws, w_dim) of a seed, conditioned on a camera label (25,), None = the
+    frontal pose, as everywhere where seeds are shown.
+    """
+    parameter = next(generator.parameters())
+    c = cameras_of(generator).frontal_label() if conditioning is None else conditioning
+    z = seed_latent(seed, generator.z_dim)
+    return generator.mapping(
+        z.to(parameter), c[None].to(parameter), truncation_psi, truncation_cutoff
+    )
 
 
 def orbit_labels(cameras: Cameras, yaws: Sequence[float], pitch: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from media.pictures.grids import (
     PANELS,
     Pictures,
-    seed_latent,
+    map_seed,
     shade_depth,
     shade_normals,
     to_pictures,
@@ -120,14 +120,9 @@ class ViewRenderer:
         return ws
 
     def _map(self, seed: int, latents: Latents) -> Tensor:
-        pose = (
-            self.cameras.frontal_label()
-            if latents.conditioning is None
-            else self.cameras.label(*latents.conditioning)
-        )
-        z = seed_latent(seed, self.generator.z_dim).to(self.device)
-        return self.generator.mapping(
-            z, pose[None].to(self.device), latents.truncation_psi, latents.truncation_cutoff
+        pose = None if latents.conditioning is None else self.cameras.label(*latents.conditioning)
+        return map_seed(
+            self.generator, seed, latents.truncation_psi, latents.truncation_cutoff, pose
         )
 
     @torch.no_grad()

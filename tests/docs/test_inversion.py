@@ -64,7 +64,7 @@ def test_commands_run(folder: Path) -> None:
     for line in lines:
         words = shlex.split(line, comments=True)[1:]
         command, smaller = COMMANDS[words[0]]
-        call(command, *words[1:], *smaller).assert_done()
+        call(command, *words[1:], *([] if "--scores" in words else smaller)).assert_done()
     written = {path.name for path in (folder / "out").iterdir()}
     assert {"photo.pkl", "photo.png", "photo.json", "photo.mp4", "photo.html"} <= written
     assert {"ada.json", "one.json", "seed0003.png"} <= written

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, local_file
 from training.checkpoints.file_checks import check_model, is_plain
-from training.checkpoints.identities import check_identities
+from training.checkpoints.identities import check_identities, check_names
 from training.checkpoints.released.interop import Weights, read_released_snapshot
 from training.checkpoints.torch_archive import read_torch_archive
 from training.checkpoints.weights_folder import is_weights_folder, read_weights_folder
@@ -83,9 +83,11 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     that name stays.
 
     Raises:
-        UserError: if the disk is full or the place cannot be written.
+        UserError: if the disk is full or the place cannot be written, or for names of latents and
+            directions that no command could open.
         TypeError: if `checkpoint` holds anything but tensors and plain values.
     """
+    check_names(checkpoint.latents, checkpoint.directions)
     content: dict[str, Any] = {
         "format": {"name": FORMAT_NAME, "version": FORMAT_VERSION},
         "config": to_dict(checkpoint.config),

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,28 +18,47 @@ from dnnlib.console import UserError, brief
 from training.cameras import LABEL_SIZE
 from training.networks.generator import Generator
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LONGEST_NAME = 64
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
 FIELDS = {"ws", "camera", "source"}
 
 
-def safe_identity_name(text: str) -> str:
-    """A name made of a text such as a file's name: names become names of files and options."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip("._-")[:64]
-    return plain or "picture"
+def unique_names(texts: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
+    """Names made of texts such as names of files: they become names of files and options. Numbered
+    where they would be the same, or one of those `taken`, also on a disk that knows no capitals.
+    """
+    used, names = {name.lower() for name in taken}, []
+    for text in texts:
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip("._-") or "picture"
+        ends = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        numbered = (stem[: LONGEST_NAME - len(end)] + end for end in ends)
+        names.append(next(name for name in numbered if name.lower() not in used))
+        used.add(names[-1].lower())
+    return names
+
+
+def check_name(name: str, where: str) -> None:
+    """Raise a UserError that names `where` unless a name is one that files may hold."""
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"{where} {brief(name)!r}: names are made of up to {LONGEST_NAME} letters, digits, '.',"
+            " '_' and '-', and begin with a letter or a digit"
+        )
+
+
+def check_names(latents: Mapping[str, Any], directions: Mapping[str, Any]) -> None:
+    """Raise a UserError unless all names are ones that files may hold."""
+    for kind, values in (("latents", latents), ("directions", directions)):
+        for name in values:
+            check_name(name, f"{kind} with the name")
 
 
 def check_identities(generator: Generator, latents: Any, directions: Any) -> None:
     """Raise a UserError unless latents and directions are of this generator and have plain
     names.
     """
+    check_names(latents, directions)
     shape = (generator.num_ws, generator.w_dim)
-    for kind, values in (("latents", latents), ("directions", directions)):
-        for name in values:
-            if not NAME.fullmatch(name):
-                raise UserError(
-                    f"the file's {kind} have the name {brief(name)!r}; names are made of letters,"
-                    " digits, '.', '_' and '-'"
-                )
     for name, entry in latents.items():
         is_right = isinstance(entry, dict) and set(entry) == FIELDS
         if not is_right or not (

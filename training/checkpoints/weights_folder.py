@@ -22,7 +22,7 @@ from torch import Tensor
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, make_dir
 from training.checkpoints.file_checks import check_model, is_plain_tensor
-from training.checkpoints.identities import identities_of, identity_tensors
+from training.checkpoints.identities import check_names, identities_of, identity_tensors
 from training.checkpoints.released.interop import Weights
 from training.config.settings import ModelConfig, from_dict, to_dict
 
@@ -46,8 +46,10 @@ def write_weights_folder(folder: str | os.PathLike[str], weights: Weights) -> No
     config.json is removed first and written last: a folder that has one is whole.
 
     Raises:
-        UserError: if there is no generator, or the folder cannot be written.
+        UserError: if there is no generator, the folder cannot be written, or for names of latents
+            and directions that no command could open.
     """
+    check_names(weights.latents, weights.directions)
     folder = make_dir(folder)
     state = weights.G if weights.G_ema is None else weights.G_ema
     if state is None:

@@ -27,12 +27,12 @@ def sefa_directions(generator: Generator, count: int = SEFA_COUNT) -> dict[str, 
         for module in generator.backbone.synthesis.modules()
         if isinstance(module, (SynthesisLayer, ToRGB))
     ]
-    weights = torch.cat(layers).detach().double()
+    weights = torch.cat(layers).detach().cpu().double()  # MPS has no float64
     vectors = torch.linalg.eigh(weights.T @ weights).eigenvectors.flip(1)[:, :count].T
     # an eigenvector has no sign of its own: its largest part is positive
     largest = vectors.gather(1, vectors.abs().argmax(1, keepdim=True))
     vectors = vectors * largest.sign()
-    covariance = torch.linalg.inv(LatentStatistics.of(generator).precision.double())
+    covariance = torch.linalg.inv(LatentStatistics.of(generator).precision.cpu().double())
     lengths = ((vectors @ covariance) * vectors).sum(1).sqrt()
     steps = (vectors * lengths[:, None]).float()
     return {f"sefa{index + 1}": _on_all_layers(generator, one) for index, one in enumerate(steps)}
@@ -58,7 +58,8 @@ def supervised_directions(
     for name, one in zip(scores, spread.tolist(), strict=True):
         if not one > 0:
             raise UserError(f"all scores of {name} are the same; leave that column out")
-    centred = w.double().cpu() - w.double().cpu().mean(0)
+    w = w.cpu().double()
+    centred = w - w.mean(0)
     covariance = centred.T @ centred / len(w)
     ridge = RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=torch.float64)
     standard = (values - values.mean(0)) / spread

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -84,7 +85,7 @@ class Inversion:
 def invert_pictures(
     generator: Generator,
     objective: Objective,
-    labels: Tensor | None,
+    labels: Tensor | Sequence[Tensor | None] | None,
     settings: InversionSettings,
     *,
     optimise_pose: bool = False,
@@ -93,8 +94,9 @@ def invert_pictures(
     """Find the identity that K pictures show.
 
     Args:
-        labels: Their cameras (K, 25); None = not known, several starts look for them.
-        optimise_pose: Optimise known cameras too, from where they are.
+        labels: Their cameras (K, 25); None, for all or for some of them = not known, several starts
+            look for them.
+        optimise_pose: Optimise cameras even where all are known, from where they are.
 
     Raises:
         UserError: for an unknown method, or if no camera can be found.
@@ -103,23 +105,22 @@ def invert_pictures(
         raise UserError(f"unknown method {settings.method!r}; known are {', '.join(METHODS)}")
     started = time.monotonic()
     statistics = LatentStatistics.of(generator, settings.seed)
-    moves_cameras = optimise_pose or labels is None
-    budget, found = settings.seconds, None
-    if labels is None:
-        share = None if budget is None else budget * CAMERA_SHARE / len(objective)
-        cameras = [
-            find_camera(
-                generator,
-                objective[index],
-                statistics,
-                settings.latents,
-                seconds=share,
-                on_step=on_step,
-                seed=settings.seed,
-            )
-            for index in range(len(objective))
-        ]
-        labels, found = torch.cat([c for c, _ in cameras]), [outcome for _, outcome in cameras]
+    known = [None] * len(objective) if labels is None else list(labels)
+    budget, unknown = settings.seconds, [index for index, c in enumerate(known) if c is None]
+    found: dict[int, dict[str, Any]] = {}
+    for index in unknown:
+        share = None if budget is None else budget * CAMERA_SHARE / len(unknown)
+        c, found[index] = find_camera(
+            generator,
+            objective[index],
+            statistics,
+            settings.latents,
+            seconds=share,
+            on_step=on_step,
+            seed=settings.seed,
+        )
+        known[index] = c[0]
+    cameras = torch.stack([c.to(statistics.mean) for c in known if c is not None])
     rest = None if budget is None else budget - (time.monotonic() - started)
     is_tuned = settings.method == "pti"
     layers = 1 if settings.method == "w" else generator.num_ws
@@ -128,9 +129,9 @@ def invert_pictures(
         objective,
         statistics,
         statistics.mean.expand(1, layers, -1),
-        labels.to(statistics.mean),
+        cameras,
         settings.latents,
-        moves_cameras=moves_cameras,
+        moves_cameras=optimise_pose or bool(unknown),
         seconds=None if rest is None else rest * (LATENT_SHARE if is_tuned else 1),
         on_step=on_step,
         seed=settings.seed,
@@ -175,11 +176,10 @@ def _losses(
 
 
 def _poses(
-    generator: Generator, labels: Tensor, found: list[dict[str, Any]] | None
+    generator: Generator, labels: Tensor, found: dict[int, dict[str, Any]]
 ) -> list[dict[str, Any]]:
     cameras = cameras_of(generator)
-    poses = [describe_pose(c, cameras) for c in labels]
-    return [{**pose, **extra} for pose, extra in zip(poses, found, strict=True)] if found else poses
+    return [{**describe_pose(c, cameras), **found.get(index, {})} for index, c in enumerate(labels)]
 
 
 def plain_settings(settings: InversionSettings) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Latents and cameras of pictures, found by gradient descent from the mean latent.
 
-Steps, rates and noise follow the projection of StyleGAN2 (Karras et al. 2020, appendix D), with the
-learning rate that is usual for EG3D.
+The ramps of the learning rate and the noise that fades are those of StyleGAN2's projection (Karras
+et al. 2020, appendix D), but that the ramp down takes half of the steps instead of a quarter. The
+number of steps, the rate itself and the pull towards the mean are this program's own.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class LatentSettings:
     """How latents and cameras are optimised.
 
     Attributes:
-        steps: Of latents and cameras together. lr: Of Adam for latents, in their deviations.
+        steps: Of latents and cameras together. lr: Of Adam for latents, in their own units.
         noise: Added to latents at first, in their deviations. prior: Weight of staying as near to
             the mean as mapped latents are.
         starts: Cameras to start from where none is known. start_steps: For each of them.
@@ -70,12 +71,12 @@ class LatentStatistics:
         parameter = next(generator.parameters())
         z = torch.randn(MAPPED, generator.z_dim, generator=torch.Generator().manual_seed(seed))
         c = cameras_of(generator).frontal_label().to(parameter).expand(MAPPED, -1)
-        w = generator.mapping(z.to(parameter), c)[:, 0].double()
+        w = generator.mapping(z.to(parameter), c)[:, 0].cpu().double()  # MPS has no float64
         covariance = torch.cov(w.T)
         variance = covariance.diagonal().mean()
-        round_part = SHRINKAGE * variance * torch.eye(len(covariance)).to(covariance)
+        round_part = SHRINKAGE * variance * torch.eye(len(covariance), dtype=w.dtype)
         precision = torch.linalg.inv(covariance * (1 - SHRINKAGE) + round_part)
-        return cls(w.mean(0).float(), precision.float(), float(variance.sqrt()))
+        return cls(w.mean(0).to(parameter), precision.to(parameter), float(variance.sqrt()))
 
     def beyond(self, ws: Tensor) -> Tensor:
         """How much farther than mapped latents ws (1, L, w_dim) are from the mean: squared
@@ -111,7 +112,9 @@ def rate(done: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """Latents ws (1, num_ws, w_dim) and cameras labels (K, 25), and the mean loss there."""
+    """Latents ws (1, num_ws, w_dim) and cameras labels (K, 25), and the objective's mean in the
+    last step: with its noise, before it moved them.
+    """
 
     ws: Tensor
     labels: Tensor

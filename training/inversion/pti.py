@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.cameras import CameraSummary, cameras_of
+from training.cameras import cameras_of
 from training.inversion.latents import LatentStatistics, OnStep, paced, rate
 from training.inversion.objective import Objective
 from training.networks.generator import Generator, GeneratorOutput
 
-BANK_YAWS, BANK_PITCHES = 7, 3
+BANK = (7, 3)  # yaws and pitches of the cameras that hold the geometry
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class _Hold:
     ) -> None:
         self.untuned, self.statistics, self.ws, self.settings = untuned, statistics, ws, settings
         self.random = np.random.default_rng(seed)
-        self.cameras = bank_labels(cameras_of(untuned)).to(ws)
+        self.cameras = cameras_of(untuned).grid(*BANK).to(ws)
         with torch.no_grad():
             self.planes = untuned.planes(ws)
         self.bank: dict[int, GeneratorOutput] = {}
@@ -132,14 +132,3 @@ def picture_distance(out: GeneratorOutput, was: GeneratorOutput) -> Tensor:
     """Mean absolute difference of pictures, and of renderings."""
     raw = (out.image_raw - was.image_raw).abs().mean()
     return (out.image - was.image).abs().mean() + raw
-
-
-def bank_labels(cameras: CameraSummary) -> Tensor:
-    """Labels (21, 25) all over the range of yaw and pitch."""
-    return torch.stack(
-        [
-            cameras.label(yaw, pitch)
-            for yaw in cameras.default_yaws(BANK_YAWS)
-            for pitch in np.linspace(*cameras.pitch_range, BANK_PITCHES)
-        ]
-    )

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,10 +88,7 @@ def start_labels(
     ws = statistics.mean.expand(1, generator.num_ws, -1)
     planes = generator.planes(ws)
     chosen = []
-    for yaw in cameras.default_yaws(settings.starts):
-        c = torch.stack(
-            [cameras.label(yaw, pitch) for pitch in np.linspace(*cameras.pitch_range, PITCHES)]
-        ).to(ws)
+    for c in cameras.grid(settings.starts, PITCHES).to(ws).split(PITCHES):
         losses = torch.cat([objective(generator.render(planes, ws, one)) for one in c.split(1)])
         chosen.append(c[losses.argmin()])
     return torch.stack(chosen)

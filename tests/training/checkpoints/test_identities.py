@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import export
+import open_eg3d
 from dnnlib.console import UserError
 from open_eg3d import load_generator
 from open_eg3d.hub import PretrainedGenerator
 from tests.tiny import call, differing, orbit_labels, tiny_config
 from training.cameras import CameraSummary
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from training.checkpoints.identities import NAME, safe_identity_name
+from training.checkpoints.identities import NAME, unique_names
 from training.networks.generator import Generator
 
 
@@ -91,14 +92,29 @@ def test_others_are_refused(kind: str, change: Any, tmp_path: Path) -> None:
         load_generator(write(tmp_path / "a.pkl", **sections))
 
 
-def test_names_lead_nowhere(tmp_path: Path) -> None:
-    sections = identities(Generator(tiny_config().model))
-    sections["latents"]["../x"] = sections["latents"].pop("ada")
-    with pytest.raises(UserError, match=r"have the name '?\.\./x"):
-        load_generator(write(tmp_path / "a.pkl", **sections))
-    for text in ("../../x", "Ada Lovelace (1)", "ünï", "", ".hidden", "a" * 200, "-x"):
-        assert NAME.fullmatch(safe_identity_name(text))
-    assert safe_identity_name("photo-1.b") == "photo-1.b"
+@pytest.mark.parametrize("kind", ["latents", "directions"])
+def test_names_lead_nowhere(kind: str, tmp_path: Path) -> None:
+    """Neither written nor read."""
+    source = load_generator(write(tmp_path / "a.pkl"))
+    content = torch.load(tmp_path / "a.pkl", weights_only=True)
+    for holder in (content[kind], getattr(source, kind)):
+        holder["../x"] = next(iter(holder.values()))
+    torch.save(content, tmp_path / "b.pkl")
+    with pytest.raises(UserError, match=rf"{kind}.*'\.\./x'.*letters, digits"):
+        load_generator(tmp_path / "b.pkl")
+    for name in ("c.pkl", "d"):
+        with pytest.raises(UserError, match=rf"{kind}.*'\.\./x'.*letters, digits"):
+            open_eg3d.export(source, tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
+def test_names_are_made_plain_and_differ() -> None:
+    texts = ["../../x", "Ada Lovelace (1)", "ünï", "", ".hidden", "a" * 200, "-x", "X"]
+    names = unique_names([*texts, *texts])
+    assert all(NAME.fullmatch(name) for name in names)
+    assert len({name.lower() for name in names}) == len(names)  # some disks know no capitals
+    assert unique_names(["photo-1.b", "a", "a", "a-2"]) == ["photo-1.b", "a", "a-2", "a-2-2"]
+    assert unique_names(["two-1"], ["two-1"]) == ["two-1-2"]
 
 
 def test_a_folder_that_lacks_a_part_is_told(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from training.inversion.latents import (
 )
 from training.inversion.objective import Objective, gradient_distance
 from training.inversion.pose import CameraOffsets, angle_between, describe_pose
-from training.inversion.pti import TuningSettings, bank_labels, tune_generator
+from training.inversion.pti import BANK, TuningSettings, tune_generator
 from training.networks.generator import Generator, GeneratorOutput
 
 
@@ -266,7 +266,7 @@ def test_tuning_comes_nearer_and_leaves_the_generator_alone(statistics: LatentSt
 def test_geometry_and_locality_hold_the_generator_in_place(statistics: LatentStatistics) -> None:
     """Depth from other cameras, and pictures of other latents, change less with their terms."""
     generator = make_generator()
-    cameras = bank_labels(cameras_of(generator))
+    cameras = cameras_of(generator).grid(*BANK)
     mean = statistics.mean.expand(1, generator.num_ws, -1)
     near = mean + 0.3 * torch.randn(1, 1, mean.shape[2], generator=torch.Generator().manual_seed(3))
 
