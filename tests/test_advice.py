@@ -20,6 +20,7 @@ import demo
 import export
 import gen_samples
 import gen_videos
+import invert
 import train
 import viewer
 from media.viewer.gateway import Gateway
@@ -42,6 +43,8 @@ ELSEWHERE = ("data_tools", "training/data", "tests", "benchmarks", "docs", "out"
 NO_MESSAGES = ("training/config/document.py", "media/report/page.py")  # pages that they write
 
 # A part of the message -> the test that does what it says.
+INVERT = "tests/test_invert.py"
+INVERT_WRONG = f"{INVERT}::test_wrong_input_is_one_line"
 DONE_IN = {
     "choose --cameras checkpoint": f"{HERE}::test_options_of_calc_metrics",
     "have an effect with --cameras range only": f"{HERE}::test_options_of_calc_metrics",
@@ -80,7 +83,6 @@ DONE_IN = {
     "--no-images without --shapes leaves nothing": f"{HERE}::test_options_of_gen_samples",
     "--texture needs --shapes": f"{HERE}::test_options_of_gen_samples",
     "choose a --shape-level between them": f"{HERE}::test_options_of_gen_samples",
-    "change --seeds or the grid": f"{HERE}::test_options_of_gen_videos",
     "--frames does not go with poses from a file": f"{HERE}::test_options_of_gen_videos",
     "choose another --port or --host": f"{HERE}::test_another_port",
     "set OPEN_EG3D_TIMEOUT to more minutes": (
@@ -145,9 +147,33 @@ DONE_IN = {
     "--init-from: {}": TOLD,
     "(--precision)": TOLD,
     "sizes (--sizes)": TOLD,
+    "give --mask once for each": INVERT_WRONG,
+    "--poses has labels of several files": f"{INVERT}::test_poses_are_found_by_whole_names_first",
+    "has no label in --poses; add its": f"{INVERT}::test_ways_to_a_camera",
+    "is neither 25 numbers nor a JSON file": INVERT_WRONG,
+    "unless --latents]": "tests/test_latents.py::test_samples_of_named_latents",
+    "invert.py writes such files": f"{INVERT}::test_the_result_goes_into_the_other_commands",
+    "--latents: the network's file holds": (
+        "tests/test_latents.py::test_what_is_not_there_is_one_line"
+    ),
+    "leave others and --face out": f"{INVERT}::test_a_data_set_goes_on_where_it_stopped",
+    "none can be found; give --label or --poses": INVERT_WRONG,
+    "name photos or --data, one of them": INVERT_WRONG,
+    "--dest goes with --scores": f"{INVERT}::test_directions_from_scores",
+    "both tell the camera; leave one out": INVERT_WRONG,
+    "goes with named photos, not with --data": INVERT_WRONG,
+    "--face goes with photos in which faces": INVERT_WRONG,
+    "--optimise-focal goes with --optimise-pose": INVERT_WRONG,
+    "or network; choose another --outdir": f"{INVERT}::test_what_was_made_otherwise_is_told",
+    "--scores goes with --network, --dest": INVERT_WRONG,
+    "`dataset_tool.py traits` adds them to older ones": (
+        "tests/data_tools/heads/test_traits.py::test_an_older_data_set_is_given_its_traits"
+    ),
+    "or NVIDIA's wheels of it (docs/kernels.md)": f"{HERE}::test_packages_and_pages_are_there",
 }
 COMMANDS: tuple[click.Command, ...] = (
-    calc_metrics.main, export.main, gen_samples.main, gen_videos.main, train.main, viewer.main,
+    calc_metrics.main, export.main, gen_samples.main, gen_videos.main, invert.main, train.main,
+    viewer.main,
     *dataset_tool.main.commands.values(),
 )  # fmt: skip
 OF_OTHERS = {"--nproc-per-node", "--logdir"}

@@ -64,6 +64,14 @@ DONE_IN = {
     "--min-size leaves such faces out": (
         "tests/data_tools/faces/test_convert.py::test_small_faces_are_named_and_can_be_left_out"
     ),
+    "give --label, --poses or --optimise-pose for": "tests/test_invert.py::test_faces_are_found",
+    "--face {}, but {} are found": "tests/test_invert.py::test_wrong_input_is_one_line",
+    "give the --seed and --views-per-identity that": (
+        "tests/data_tools/heads/test_traits.py::test_an_older_data_set_is_given_its_traits"
+    ),
+    "write them again with `dataset_tool.py traits`": (
+        "tests/data_tools/heads/test_traits.py::test_an_older_data_set_is_given_its_traits"
+    ),
     "try --workers 0": (
         "tests/training/data/test_dataset.py::test_memory_files_and_workers_give_the_same_batches"
     ),
