@@ -1,1 +1,1 @@
-"""What helps learning, measured: python -m benchmarks.recipe (docs/recipe.md)."""
+"""What helps learning, measured: python -m benchmarks.recipe."""

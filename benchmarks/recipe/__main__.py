@@ -1,8 +1,8 @@
 """Recipes side by side on equal minutes, or pictures: python -m benchmarks.recipe --outdir DIR.
 
 Every run is train.py in one thread, from several seeds, on pictures of 32 pixels: the built-in
-heads, and toy vehicles. What is done is not done again, so a comparison can be
-stopped and continued, and variants can be added to it.
+heads, and toy vehicles. What is done is not done again, so a comparison can be stopped and
+continued, and variants can be added to it.
 """
 
 from __future__ import annotations
