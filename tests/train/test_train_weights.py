@@ -10,10 +10,16 @@ import pytest
 import torch
 
 from tests.released_layout import Layout, write_snapshot
-from tests.tiny import kimg, only_run, state_in, write_dataset
+from tests.tiny import kimg, only_run, state_in, tiny_config, write_dataset
 from tests.train.runs import snapshot_in, train_here
-from training.checkpoints.checkpoint import load_checkpoint, load_weights
+from training.checkpoints.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from training.config.settings import Config, from_dict
+from training.networks.generator import Generator
 
 
 def check_fine_tuning(config: dict[str, Any]) -> None:
@@ -152,19 +158,17 @@ def test_two_stages(half: Path, data: Path, tmp_path: Path) -> None:
     assert load_weights(snapshot_in(run_dir)).config.rendering.resolution == 16
 
 
-def test_weights_for_other_pictures_are_refused(half: Path, tmp_path: Path) -> None:
-    data = write_dataset(tmp_path / "small.zip", count=4, resolution=16)
-    options = (
-        "--data",
-        data,
-        "--outdir",
-        tmp_path / "runs",
-        "--gpus",
-        "0",
-        "--init-from",
-        snapshot_in(half),
+def test_weights_for_larger_pictures_are_refused(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "small.zip", count=4)
+    config = tiny_config()
+    config.model.resolution = 64
+    save_checkpoint(
+        tmp_path / "large.pkl", Checkpoint(config, G_ema=Generator(config.model).state_dict())
     )
-    train_here(*options).assert_refused(1, "--init-from", "32 pixels", "16")
+    options = ("--data", data, "--outdir", tmp_path / "runs", "--gpus", "0")
+    train_here(*options, "--init-from", tmp_path / "large.pkl").assert_refused(
+        1, "--init-from", "64 pixels", "32", "resize the data"
+    )
     assert not (tmp_path / "runs").exists()
 
 
