@@ -26,22 +26,16 @@ from dnnlib.console import UserError, run_cli
 from dnnlib.files import atomic_write, cache_dir, make_dir
 from media.avatar.write import write_avatars
 from media.meshes.shapes import extract_mesh, save_mesh
-from media.pictures.grids import (
-    camera_grid,
-    identity_grid,
-    save_png,
-    seed_latent,
-)
+from media.pictures.grids import camera_grid, identity_grid, save_png
 from media.report.charts import Chart
 from media.report.page import Block, Figure, Report, Section, Shown, report_page
 from metrics.results import read_results
-from open_eg3d import load_generator
+from open_eg3d import load_generator, map_latents, seed_latents
 from torch_utils.memory import keep_freed_memory
 from training.cameras import CameraSummary
 from training.config.presets import make_config
 from training.config.settings import Config, Precision, set_option
 from training.gan.trainer import Trainer
-from training.networks.generator import Generator
 from training.run.folder import STATS_FILE
 from training.run.launch import newest_snapshot
 from training.run.settings import default_precision
@@ -304,19 +298,13 @@ def show(snapshot: Path, outdir: Path, name: str) -> Files:
     generator = load_generator(snapshot, reuse_memory=True)
     cameras = CameraSummary.from_dict(generator.cameras or {})
     files = Files(*(outdir / f"{name}.{ending}" for ending in ("png", "glb", "html")))
-    ws = latents(generator, cameras)
+    ws = map_latents(generator, seed_latents(generator, range(IDENTITIES)), truncation_psi=0.8)
     yaws = cameras.default_yaws(VIEWS)
     save_png(files.grid, identity_grid(generator, ws, cameras, yaws, cameras.pitch))
     planes = generator.planes(ws[:1])
     save_mesh(files.mesh, extract_mesh(generator, planes, camera_grid(cameras), MESH_RESOLUTION))
     write_avatars(files.avatar, generator, range(IDENTITIES), title=f"Heads of {snapshot.name}")
     return files
-
-
-def latents(generator: Generator, cameras: CameraSummary) -> torch.Tensor:
-    """The first identities (IDENTITIES, num_ws, w_dim)."""
-    z = torch.cat([seed_latent(seed, generator.z_dim) for seed in range(IDENTITIES)])
-    return generator.mapping(z, cameras.frontal_label().expand(IDENTITIES, -1), truncation_psi=0.8)
 
 
 def film_strip(runs: Sequence[Path]) -> list[Shown]:

@@ -188,7 +188,6 @@ def watch_held_out(dataset: ImageDataset, config: Config, device: torch.device) 
     """A watch on the last pictures, which are held out, and on as many of the first."""
     held_out, last = config.data.held_out, len(dataset.file_names)
     count = min(held_out, last - held_out, MOST_WATCHED)
-
     parts = (dataset.read(np.arange(first, first + count)) for first in (0, last - count))
     known, others = (JudgedReals(to_float(images), labels) for images, labels in parts)
     return RealsWatch(known, others, config.model.discriminator.mbstd_group_size, device)
