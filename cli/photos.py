@@ -26,11 +26,11 @@ from dnnlib.files import local_file
 from training.cameras import CameraSummary
 from training.checkpoints.identities import unique_names
 from training.data.dataset import ImageDataset
-from training.data.files import LABEL_FILE, DataFiles, shown
-from training.data.labels import check_labels, label_entries, numbers_fault
+from training.data.files import LABEL_FILE, DataFiles, decode_text, shown
+from training.data.labels import Fault, check_labels, each_label, numbers_fault
 
 Origin = Literal["given", "estimated", "guessed", "unknown"]
-PHOTO_SUFFIXES = (*PICTURE_SUFFIXES, ".avif", ".heic", ".heif")
+PHOTO_SUFFIXES = (*PICTURE_SUFFIXES, ".heic", ".heif")
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +194,7 @@ def parse_label(text: str) -> Tensor:
         UserError: if these are not 25 numbers that describe a camera.
     """
     is_file = os.path.isfile(text)
-    content = read_file(Path(text)).decode("utf-8", "replace") if is_file else text
+    content = decode_text(read_file(Path(text)), f"--label {shown(text)}") if is_file else text
     try:
         parsed = json.loads(content) if content.lstrip().startswith("[") else None
         numbers = parsed or [float(part) for part in content.replace(",", " ").split()]
@@ -213,10 +213,12 @@ def read_poses(path: Path) -> dict[str, Tensor | None]:
     Raises:
         UserError: if it cannot be read, holds no such labels, or the same file twice.
     """
-    entries = label_entries(read_file(path).decode("utf-8", "replace"), str(path))
-    if not all(isinstance(one, list) and len(one) == 2 for one in entries):
-        raise UserError(f"{path}: labels are pairs of a file's name and 25 numbers")
-    names = [str(PurePosixPath(str(name))) for name, _ in entries]
+    entries = []
+    for label in each_label(decode_text(read_file(path), str(path)), str(path), str(path)):
+        if isinstance(label, Fault):
+            raise UserError(str(label))
+        entries.append(label[1:])
+    names = [str(PurePosixPath(name.replace("\\", "/"))) for name, _ in entries]
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{path} lists {shown(twice[0])} twice; leave one out")
     labels = _checked([numbers for _, numbers in entries], names, str(path))

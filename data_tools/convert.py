@@ -15,15 +15,14 @@ from data_tools.pictures import (
     PictureJob,
     PictureOptions,
     convert_picture,
-    open_picture,
 )
 from data_tools.sinks import Sink, check_dest, image_name, open_sink, write_labels
-from data_tools.sources.base import Array, ReadOptions, Source
+from data_tools.sources.base import Array, ReadOptions, Source, Unit
 from data_tools.sources.detect import Format, read_source
 from data_tools.world import place
 from dnnlib.console import UserError, progress
 from training.data.labels import label_problems
-from training.data.pictures import RESOLUTIONS
+from training.data.pictures import RESOLUTIONS, open_picture
 
 DEFAULT_RADIUS = 2.7  # of the published face models; boxes then have a side of about 1
 
@@ -201,25 +200,24 @@ class _Written:
         if isinstance(result, UserError):
             raise result
         label = np.concatenate([self.poses[index].ravel(), result.intrinsics.ravel()])
-        self._check(label, self.source.frames[index].name)
+        frame = self.source.frames[index]
+        self._check(label, frame.name, frame.lens.unit)
         name = image_name(len(self.names), result.suffix)
         sink.write(name, result.data)
         self.names.append(name)
-        self.sources.append(self.source.frames[index].name)
+        self.sources.append(frame.name)
         self.labels.append(label)
         self.enlarged += result.enlarged
 
-    def _check(self, label: Array, name: str) -> None:
+    def _check(self, label: Array, name: str, unit: Unit) -> None:
         problem = next((text for bad, text in label_problems(label[None]) if bad.any()), None)
         if problem:
             fx, _, cx, _, fy, cy = label[16:22]
-            hint = (
-                " (--intrinsics pixels does so)"
-                if "pixels" in problem and self.source.kind == "labels"
-                else ""
-            )
+            if "pixels" in problem and self.source.kind == "labels":
+                problem += " (--intrinsics pixels does so)"
+            elif unit == "pixels":  # of the source: advice is for normalised numbers
+                fault = problem.partition(";")[0].replace("look like pixels", "do not fit it")
+                problem = f"{fault}; correct its camera in the source"
             raise UserError(
-                f"{self.source.files.where(name)} "
-                + problem.format(fx=fx, fy=fy, cx=cx, cy=cy)
-                + hint
+                f"{self.source.files.where(name)} " + problem.format(fx=fx, fy=fy, cx=cx, cy=cy)
             )

@@ -7,7 +7,6 @@ The camera follows: intrinsics are given for the result, whatever was cut off or
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,13 +16,12 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
 
 from data_tools.sources.base import Array, Lens
 from dnnlib.console import UserError
-from training.data.files import BrokenFile, DataFiles, errors_named
+from training.data.files import DataFiles, errors_named
+from training.data.pictures import open_picture
 
 Background = tuple[int, int, int] | Literal["none", "random"]
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 KEPT_AS_THEY_ARE = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
-OPENING_ERRORS = (Image.UnidentifiedImageError, Image.DecompressionBombError)
 GREY_MODES = ("1", "L", "LA", "La")
 ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 KNOWN_MODES = (*ALPHA_MODES, "1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV")
@@ -31,9 +29,6 @@ PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 PNG_LEVEL = 1  # level 6 takes three times as long for a tenth less
 ASPECT_TOLERANCE = 0.01
-# pixels; the largest cameras of phones have 108 million by default, and each copy takes four bytes
-# a pixel
-LARGEST_PICTURE = 128_000_000
 
 
 @dataclass(frozen=True)
@@ -118,43 +113,6 @@ def _convert_opened(
             (side, side), Image.Resampling.LANCZOS, box=(left, top, left + width, top + height)
         )
     return Converted(encode_png(image), ".png", intrinsics, enlarged)
-
-
-def open_picture(
-    data: bytes, where: str, formats: tuple[str, ...] = FORMATS
-) -> ImageFile.ImageFile:
-    """A picture whose header has been read.
-
-    Raises:
-        UserError: naming `where`, if it is none, is absurdly large, or holds several pictures.
-    """
-    if not data:
-        raise UserError(f"{where} is an empty file; copy or make this file again")
-    try:
-        with errors_named(where, *OPENING_ERRORS), warnings.catch_warnings():
-            # Pillow warns above 89 million pixels and refuses above twice that; phones are in
-            # between.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=formats)
-    except Image.DecompressionBombError as error:
-        raise UserError(
-            f"{where} claims to be larger than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; leave"
-            " it out or make it smaller"
-        ) from error
-    except Image.UnidentifiedImageError as error:
-        raise BrokenFile(
-            f"{where} cannot be read: it is no {', '.join(formats)} file; copy or make it again"
-        ) from error
-    if image.width * image.height > LARGEST_PICTURE:
-        raise UserError(
-            f"{where} is larger than {LARGEST_PICTURE:,} pixels; leave it out or make it smaller"
-        )
-    # Phones write several JPEGs into one MPO file, the first of which is the picture.
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        raise UserError(
-            f"{where} is animated or has several pages; save the one that you want as PNG"
-        )
-    return image
 
 
 def turn_upright(image: ImageFile.ImageFile, lens: Lens, upright: bool | None) -> Image.Image:

@@ -18,7 +18,7 @@ from PIL import ExifTags
 from data_tools.check.guess import guess_mistakes
 from data_tools.check.report import Report, statistics
 from data_tools.parallel import ordered_map
-from data_tools.pictures import open_picture
+from data_tools.pictures import to_rgb
 from data_tools.sources.base import Array
 from dnnlib.console import UserError, progress
 from dnnlib.files import local_file
@@ -35,23 +35,35 @@ from training.data.labels import (
     pictures_below,
     read_labels,
 )
-from training.data.pictures import decode_picture
+from training.data.pictures import decode_picture, open_picture
 from training.data.scene import fit_dataset_scene
+from training.data.traits import read_traits
 
 JOBS_PER_WORKER = 500  # each has to load torch first, which takes seconds
+PROFILE_TOLERANCE = 8  # of 255 levels, up to which a profile may as well be that of sRGB
+UNHEEDED = {
+    "exif": (
+        "pictures carry an EXIF orientation, which training does not heed: it sees them turned",
+        "convert turns them where their cameras need it",
+    ),
+    "profile": (
+        "pictures carry a colour profile, which training does not heed: it sees other colours",
+        "convert makes them sRGB",
+    ),
+}
 MENDS = {"pixels": ("convert --intrinsics pixels", "--intrinsics pixels")}
 
 
 @dataclass(frozen=True)
 class PictureFacts:
     """What reading a picture showed: what is wrong with it ("" = nothing), its side, its pixels'
-    hash, whether EXIF turns it.
+    hash, what training does not heed about it.
     """
 
     problem: str
     side: int = 0
     digest: str = ""
-    turned: bool = False
+    unheeded: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -115,12 +127,17 @@ def check_data(
 
 
 def _read_labels(files: DataFiles, report: Report) -> LabelList:
-    """Pictures, and all labels that are of the right form."""
+    """Pictures, and all labels that are of the right form. Traits are for metrics alone."""
     try:
-        return read_labels(files)
+        listed = read_labels(files)
     except UserError as error:
         report.add("error", "no-labels", str(error))
         return LabelList([], [], np.zeros((0, LABEL_SIZE)), pictures_below(files, ""), [])
+    try:
+        read_traits(files)
+    except UserError as error:
+        report.add("warning", "traits", str(error))
+    return listed
 
 
 def _report_faults(faults: list[Fault], report: Report) -> None:
@@ -242,11 +259,16 @@ def inspect_picture(files: DataFiles, name: str) -> PictureFacts:
         pixels = decode_picture(io.BytesIO(data), files.where(name))
     except UserError as error:
         return PictureFacts(str(error).removeprefix(files.where(name)).strip())
+    unheeded = []
     # Where there is no EXIF, asking a PNG for it would decode it once more.
-    turned = "exif" in header.info and header.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return PictureFacts(
-        "", len(pixels), hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest(), turned
-    )
+    if "exif" in header.info and header.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        unheeded.append("exif")
+    if "icc_profile" in header.info:
+        meant = np.asarray(to_rgb(header, None, name)).astype(int)
+        if np.abs(meant - pixels).max() > PROFILE_TOLERANCE:
+            unheeded.append("profile")
+    digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
+    return PictureFacts("", len(pixels), digest, tuple(unheeded))
 
 
 def _check_pictures(files: DataFiles, checked: CheckedData, workers: int, report: Report) -> None:
@@ -258,7 +280,7 @@ def _check_pictures(files: DataFiles, checked: CheckedData, workers: int, report
     unfit: dict[str, list[str]] = defaultdict(list)  # by what is to be done about it
     for name, fact in zip(names, facts, strict=True):
         if fact.problem:
-            is_unreadable = "cannot be read" in fact.problem or "empty file" in fact.problem
+            is_unreadable = "cannot be read" in fact.problem
             found = unreadable if is_unreadable else unfit[_advice(fact.problem)]
             found.append(f"{shown(name)} {fact.problem.partition('; ')[0]}")
     if unreadable:
@@ -272,17 +294,10 @@ def _check_pictures(files: DataFiles, checked: CheckedData, workers: int, report
         report.add("error", "picture", f"pictures cannot be used; {advice}", tuple(items))
     report.summary["unreadable"] = unreadable
     _check_sizes(names, facts, report)
-    if turned := [name for name, fact in zip(names, facts, strict=True) if fact.turned]:
-        message = (
-            "pictures carry an EXIF orientation, which training does not heed: it sees them turned"
-        )
-        report.add(
-            "warning",
-            "exif",
-            message,
-            _shown(turned),
-            "convert turns them where their cameras need it",
-        )
+    for code, (message, mend) in UNHEEDED.items():
+        found = [name for name, fact in zip(names, facts, strict=True) if code in fact.unheeded]
+        if found:
+            report.add("warning", code, message, _shown(found), mend)
     _check_duplicates(checked, facts, report)
 
 

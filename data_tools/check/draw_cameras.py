@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from data_tools.check.check import CheckedData
-from data_tools.pictures import open_picture
 from data_tools.sources.base import Array
 from data_tools.world import look_at_point
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, make_dir
 from training.cameras import BOX_PER_VIEW, orbit_pose
 from training.data.files import DataFiles, shown
+from training.data.pictures import open_picture
 
 Project = Callable[[Array], Array]
 Colour = tuple[int, int, int]

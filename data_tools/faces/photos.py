@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from data_tools.faces.convert import MOST_OUTSIDE, cut_out, share_outside
@@ -23,12 +23,12 @@ from data_tools.faces.pose import (
     face_crop,
     face_label,
 )
-from data_tools.pictures import ALPHA_MODES, FORMATS, open_picture, to_rgb
+from data_tools.pictures import ALPHA_MODES, to_rgb
 from dnnlib.console import UserError
 from training.cameras import CameraSummary, orbit_angles
 from training.data.files import errors_named
+from training.data.pictures import open_picture
 
-HEIF_BRANDS = (b"heic", b"heix", b"mif1", b"msf1", b"hevc")
 SAME_CAMERAS = 0.02  # relative differences up to which a model's cameras are those of `faces`
 SMALLEST_SIDE = 32  # pixels of a portrait, below which nothing of a face is left
 HOW_TO_GO_ON = "give --label, --poses or --optimise-pose for a picture that is cut out already"
@@ -54,11 +54,8 @@ def open_photo(data: bytes, where: str) -> Image.Image:
     Raises:
         UserError: naming `where`, if it cannot be read.
     """
-    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
-        raise UserError(f"{where} is HEIC, which is not read here; save it as JPEG or PNG")
-    formats = (*FORMATS, "AVIF") if features.check("avif") else FORMATS
     with errors_named(where):
-        image = ImageOps.exif_transpose(open_picture(data, where, formats))
+        image = ImageOps.exif_transpose(open_picture(data, where))
         has_alpha = image.mode in ALPHA_MODES or "transparency" in image.info
         alpha = image.convert("RGBA").getchannel("A") if has_alpha else None
         picture = to_rgb(image, (0, 0, 0), where)

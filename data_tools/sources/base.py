@@ -23,7 +23,7 @@ PoseKind = Literal["cam2world", "world2cam"]
 Unit = Literal["normalised", "pixels"]
 AngleUnit = Literal["degrees", "radians"]
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 LARGEST_NUMBER = 1e30  # as in training/data/labels.py, which needs torch
 # a rotation this far from orthonormal was written with few digits; farther, it is none
 ROUNDING = 0.02

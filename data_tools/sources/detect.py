@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+
 from data_tools.sources import colmap, labels, srn, table, transforms
-from data_tools.sources.base import PICTURE_SUFFIXES, ReadOptions, Source
+from data_tools.sources.base import PICTURE_SUFFIXES, Frame, ReadOptions, Source, skipping
 from dnnlib.console import UserError
 from dnnlib.files import local_file
-from training.data.files import LABEL_FILE, DataFiles
+from training.data.files import LABEL_FILE, DataFiles, shown
+from training.data.labels import rename_advice
 
 Format = Literal["auto", "labels", "transforms", "colmap", "srn", "csv"]
 FORMATS: tuple[str, ...] = get_args(Format)
-UNREADABLE = (".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".mp4", ".mov")
+UNREADABLE = (".heic", ".heif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".mp4", ".mov")
 LOOKED_FOR = (
     "dataset.json, transforms.json, a COLMAP model (cameras and images, .bin or .txt), rgb/ with"
     " pose/, or a CSV"
@@ -44,7 +48,7 @@ def read_source(path: str | Path, kind: str = "auto", options: ReadOptions | Non
         )
     kind = found[0] if kind == "auto" else kind
     _check_options(kind, options)
-    return _not_empty(_READERS[kind](files, options))
+    return _usable(_READERS[kind](files, options), options)
 
 
 def _read_list(path: Path, kind: str, options: ReadOptions) -> Source:
@@ -61,18 +65,45 @@ def _read_list(path: Path, kind: str, options: ReadOptions) -> Source:
     _check_options(own, options)
     files = DataFiles(path.absolute().parent)
     if own == "labels":
-        return _not_empty(labels.read(files, options))
-    return _not_empty(
+        return _usable(labels.read(files, options), options)
+    return _usable(
         table.read(files, options, path.name)
         if own == "csv"
-        else transforms.read(files, options, [path.name])
+        else transforms.read(files, options, [path.name]),
+        options,
     )
 
 
-def _not_empty(source: Source) -> Source:
+def _usable(source: Source, options: ReadOptions) -> Source:
+    """The source with each picture once, and a note on those that it has no camera for.
+
+    Raises:
+        UserError: if a picture has two cameras, or there are no pictures.
+    """
+    files = source.files
+    first: dict[str, Frame] = {}
+    for frame in source.frames:
+        known = first.setdefault(frame.name, frame)
+        with skipping(source, options):
+            if known.lens != frame.lens or not np.allclose(known.cam2world, frame.cam2world):
+                raise UserError(
+                    f"{files.where(frame.name)} is listed twice, with different cameras; keep one"
+                    " of the two"
+                )
+    source.frames = list(first.values())
     if not source.frames:
         reason = f"; the first left out: {source.left_out[0]}" if source.left_out else ""
-        raise UserError(f"{source.files.path} holds no pictures that can be used{reason}")
+        raise UserError(f"{files.path} holds no pictures that can be used{reason}")
+    if source.kind != "labels":  # whose faults say it
+        pictures = [name for name in files.names if name.lower().endswith(PICTURE_SUFFIXES)]
+        others = len(pictures) - len(first) - len(source.left_out)
+        if others > 0:
+            said = " ".join(source.left_out)
+            example = (name for name in pictures if name not in first and name not in said)
+            source.notes += [
+                f"pictures without a camera were not used ({others}), such as {shown(name)}"
+                for name in itertools.islice(example, 1)
+            ]
     return source
 
 
@@ -87,6 +118,8 @@ def _check_options(kind: str, options: ReadOptions) -> None:
 
 
 def _hint(files: DataFiles) -> str:
+    if misnamed := rename_advice(files):
+        return misnamed
     suffixes = [Path(name).suffix.lower() for name in files.names]
     if unreadable := [suffix for suffix in suffixes if suffix in UNREADABLE]:
         return (

@@ -7,7 +7,13 @@ from __future__ import annotations
 from data_tools.sources.base import Frame, Lens, ReadOptions, Source, pose, skipping
 from dnnlib.console import UserError
 from training.data.files import LABEL_FILE, DataFiles
-from training.data.labels import LARGEST_NUMBER, first_fault, read_labels
+from training.data.labels import (
+    LARGEST_NUMBER,
+    NOT_INTRINSICS,
+    first_fault,
+    not_intrinsics,
+    read_labels,
+)
 from training.data.traits import read_traits
 
 
@@ -37,6 +43,8 @@ def read(files: DataFiles, options: ReadOptions) -> Source:
                     f"{where} has NaN or infinite numbers; estimate its camera again or leave the"
                     " picture out"
                 )
+            if not_intrinsics(numbers[None]).any():
+                raise UserError(f"{where} {NOT_INTRINSICS}")
             cam2world = pose(numbers[:16].reshape(4, 4), options, where, axes="opencv")
             fx, skew, cx, _, fy, cy = numbers[16:22].tolist()
             unit = options.intrinsics or "normalised"

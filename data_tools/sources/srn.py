@@ -68,11 +68,11 @@ def _frame(
     lenses: dict[str, Lens],
     options: ReadOptions,
 ) -> Frame:
-    pose_file = f"{folder}pose/{stem}.txt"
-    if pose_file not in files:
+    pose_file = files.find(f"{folder}pose/{stem}.txt")
+    if pose_file is None:
         raise UserError(
-            f"{files.where(name)} has no pose: {shown(pose_file)} is missing; add it or remove the"
-            " picture"
+            f"{files.where(name)} has no pose: {shown(folder)}pose/{shown(stem)}.txt is missing;"
+            " add it or remove the picture"
         )
     numbers = [
         value
@@ -88,11 +88,11 @@ def _frame(
 
 
 def _lens(files: DataFiles, folder: str, stem: str, lenses: dict[str, Lens]) -> Lens:
-    own, shared = f"{folder}intrinsics/{stem}.txt", f"{folder}intrinsics.txt"
-    name = own if own in files else shared
-    if name not in files:
+    shared = f"{folder}intrinsics.txt"
+    name = files.find(f"{folder}intrinsics/{stem}.txt") or files.find(shared)
+    if name is None:
         raise UserError(
-            f"{files.where(name)} is missing; it holds focal length and principal point"
+            f"{files.where(shared)} is missing; it holds focal length and principal point"
         )
     if name not in lenses:
         lenses[name] = _parse_lens(

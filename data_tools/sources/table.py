@@ -37,34 +37,38 @@ def read(files: DataFiles, options: ReadOptions, table: str | None = None) -> So
     tables = [table] if table else find(files)
     if len(tables) != 1:
         raise UserError(f"{files.path} holds {len(tables)} CSV files; name one of them as --source")
-    rows = _rows(files, tables[0], options)
+    columns, rows = _rows(files, tables[0], options)
     if not rows:
         raise UserError(f"{files.where(tables[0])} lists no pictures")
     source = Source("csv", files, [])
-    for line, row in rows:
+    for line, cells in rows:
         with skipping(source, options):
             where = f"{files.where(tables[0])}: line {line}"
+            if len(cells) < len(columns) or any(cells[len(columns) :]):
+                raise UserError(f"{where} has {len(cells)} values instead of {len(columns)}")
+            row = dict(zip(columns, cells, strict=False))
             source.frames.append(_frame(row, where, files, tables[0], options))
     return source
 
 
 def _rows(
     files: DataFiles, table: str, options: ReadOptions
-) -> list[tuple[int, dict[str, str] | None]]:
-    """Line number and values by column, of every line that is not empty; None = values are
-    missing.
-    """
+) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Names of the columns; line number and cells of every other line that is not empty."""
     text = files.text(table)
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter, strict=True)
     try:
-        lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+        stripped = ((reader.line_num, [cell.strip() for cell in row]) for row in reader)
+        lines = [(line, row) for line, row in stripped if any(row)]
     except csv.Error as error:
         raise UserError(
             f"{files.where(table)} is no CSV: line {reader.line_num}: {error}"
         ) from error
-    columns = [cell.strip().lower() for cell in lines[0][1]] if lines else []
+    columns = [cell.lower() for cell in lines[0][1]] if lines else []
+    if twice := {name for name in columns if name and columns.count(name) > 1}:
+        raise UserError(f"{files.where(table)} has two columns {min(twice)}; leave one out")
     wanted = [*NEEDED, *(name for name in ("radius", "focal") if getattr(options, name) is None)]
     if missing := [name for name in wanted if name not in columns]:
         hint = f"; or give --{missing[0]}" if missing[0] in OPTIONAL else ""
@@ -72,22 +76,12 @@ def _rows(
             f"{files.where(table)} has no column {missing[0]}; its first line must name"
             f" {', '.join(wanted)}{hint}"
         )
-    return [
-        (
-            line,
-            None
-            if len(row) < len(columns)
-            else dict(zip(columns, (cell.strip() for cell in row), strict=False)),
-        )
-        for line, row in lines[1:]
-    ]
+    return columns, lines[1:]
 
 
 def _frame(
-    row: dict[str, str] | None, where: str, files: DataFiles, table: str, options: ReadOptions
+    row: dict[str, str], where: str, files: DataFiles, table: str, options: ReadOptions
 ) -> Frame:
-    if row is None:
-        raise UserError(f"{where} has fewer values than there are columns")
     name = files.resolve(posixpath.dirname(table), row["file"], by=table)
     if not row["file"] or name not in files:
         raise UserError(

@@ -134,15 +134,15 @@ def _read_pose(entry: Any, cameras: CameraSummary, where: str) -> Tensor:
         is_label = isinstance(entry, list) and len(entry) == LABEL_SIZE
         if is_label and (fault := numbers_fault(entry, where, 0)):
             raise UserError(str(fault))
-        numbers = np.array(entry, dtype=np.float64).flatten()
+        numbers = np.array(entry, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"{where} is no pose ({' '.join(str(error).split())[:80]}); write {POSE_HINT}"
         ) from error
-    if len(numbers) == 16:
-        numbers = np.concatenate([numbers, cameras.intrinsics])
-    if len(numbers) != LABEL_SIZE:
-        raise UserError(f"{where} has {len(numbers)} numbers; write {POSE_HINT}")
+    if numbers.shape in ((16,), (4, 4)):
+        numbers = np.concatenate([numbers.flatten(), cameras.intrinsics])
+    if numbers.shape != (LABEL_SIZE,):
+        raise UserError(f"{where} has {numbers.size} numbers; write {POSE_HINT}")
     return torch.from_numpy(numbers).float()
 
 

@@ -49,6 +49,7 @@ DONE_IN = {
     "is no --format {}": f"{CONVERT}::test_settings_that_contradict_each_other",
     "does not look like --format {}": f"{CONVERT}::test_settings_that_contradict_each_other",
     "has no effect on a source of --format {}": f"{HERE}::test_option_without_effect",
+    "convert makes them sRGB": f"{CHECK}::test_colours_that_training_does_not_heed",
     "convert turns them where their cameras need it": f"{HERE}::test_orientation",
     "convert --resolution {}": f"{HERE}::test_pictures_of_several_sizes",
     "python dataset_tool.py convert --source {} --dest {}": (

@@ -314,7 +314,7 @@ def test_bad_pictures_stop_or_are_left_out(tmp_path: Path):
     source = scenes.write_labels(Scene(orbit(4)), tmp_path / "in")
     (source / "pics" / "p1.png").write_bytes(b"")
     (source / "pics" / "p2.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match=r"p1\.png is an empty file"):
+    with pytest.raises(UserError, match=r"p1\.png cannot be read: it is an empty file"):
         run(source, tmp_path / "out.zip")
     summary = convert(
         source, tmp_path / "out.zip", ConvertConfig(resolution=32, workers=1, skip_bad=True)

@@ -18,6 +18,7 @@ import torch
 
 import dataset_tool
 import train
+from cli.photos import read_poses as read_named_poses
 from dnnlib.console import UserError
 from media.videos.paths import read_poses
 from tests.tiny import call, encode, orbit_labels, pictures
@@ -102,6 +103,12 @@ ODDITIES = {
     "byte order mark": encoded("utf-8-sig"),
     "UTF-16": encoded("utf-16"),
     "UTF-16 without a mark": encoded("utf-16-le"),
+    "UTF-16 from the big end": Oddity(
+        b"\xfe\xff" + text_of(entries()).encode("utf-16-be"), camera=True
+    ),
+    "a list in other capitals": Oddity(
+        list_name="DATASET.json", words=("rename DATASET.json to dataset.json",)
+    ),
     "UTF-32": encoded("utf-32"),
     "Latin-1": encoded("latin-1", "dataset.json is not UTF-8 text", "save it again as UTF-8"),
     "an object": Oddity(text_of(dict(entries())).encode(), camera=True),
@@ -168,6 +175,10 @@ ODDITIES = {
     ),
     "NaN": numbered(put(3, float("nan")), "has NaN or infinite numbers", "estimate its camera"),
     "a huge number": numbered(put(3, 10**400), "has NaN or infinite numbers"),
+    "five rows of five": numbered(
+        [LABELS[1][place : place + 5] for place in range(0, 25, 5)], "numbers"
+    ),
+    "other intrinsics": numbered(put(24, 2.0), "has intrinsics that are not of the form fx s cx"),
     "text": numbered(put(3, "0.5"), "holds '0.5', which is not a number; estimate"),
     "true": numbered(put(3, True), "holds 'True', which is not a number; estimate"),
     "null": numbered(put(3, None), "holds 'None', which is not a number; estimate"),
@@ -214,13 +225,31 @@ def test_all_readers_agree(kind: str, container: str, tmp_path: Path):
         camera_file = tmp_path / "dataset.json"
         camera_file.write_bytes(oddity.listing)
         cameras = CameraSummary(radius=2.0, pivot=(0.0, 0.0, 0.0))
-        if oddity.words:
-            with pytest.raises(UserError) as caught:
-                read_poses(camera_file, cameras)
-            for words in oddity.words:
-                assert all(part in str(caught.value) for part in words.split("; "))
-        else:
-            assert torch.equal(read_poses(camera_file, cameras), torch.tensor(LABELS))
+        for read in (lambda: read_poses(camera_file, cameras), lambda: named_poses(camera_file)):
+            if oddity.words:
+                with pytest.raises(UserError) as caught:
+                    read()
+                for words in oddity.words:
+                    assert all(part in str(caught.value) for part in words.split("; "))
+            else:
+                assert torch.equal(read(), torch.tensor(LABELS))
+
+
+def named_poses(path: Path) -> torch.Tensor:
+    """What invert.py reads as --poses."""
+    found = read_named_poses(path)
+    return torch.stack([label for name in NAMES if (label := found[name]) is not None])
+
+
+@pytest.mark.parametrize("traits", [[1], {"names": ["a"]}, {"names": 3, "pictures": {}}, None])
+def test_traits_of_another_form_are_told_by_check_too(traits: Any, tmp_path: Path):
+    listing = json.dumps({"labels": entries(), "traits": traits}).encode()
+    data = write(Oddity(listing), tmp_path, "folder")
+    check = call(dataset_tool.main, "check", "--source", data, "--workers", "1").assert_done()
+    mirror = call(dataset_tool.main, "mirror", "--source", data, "--dest", tmp_path / "m.zip")
+    mirror.assert_refused(1, '"traits" are not of the form')
+    assert '"traits" are not of the form' in check.out
+    assert_own_words(mirror.err)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ ones end in one line.
 from __future__ import annotations
 
 import io
+import json
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -16,6 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
+import dataset_tool
+import train
+from data_tools.faces.photos import open_photo
 from data_tools.pictures import (
     Converted,
     PictureJob,
@@ -23,13 +28,13 @@ from data_tools.pictures import (
     convert_picture,
     crop_intrinsics,
     mirror_picture,
-    open_picture,
     to_rgb,
 )
 from data_tools.sources.base import Lens
 from dnnlib.console import UserError
+from tests.tiny import call, orbit_labels
 from training.data.files import DataFiles
-from training.data.pictures import decode_picture
+from training.data.pictures import decode_picture, open_picture
 
 WIDE = Lens(1.0, 1.0, 0.5, 0.5, unit="normalised")
 
@@ -285,6 +290,41 @@ def test_data_sets_are_read_as_training_reads_them(tmp_path: Path):
     )
 
 
+OTHER_KINDS: dict[str, tuple[str | bytes, str, int]] = {
+    "a BMP called PNG": ("BMP", "is a BMP file, whatever its name; save it as PNG", 0),
+    "a TIFF called PNG": ("TIFF", "is a TIFF file, whatever its name; save it as PNG", 0),
+    "HEIC": (b"\0\0\0\x18ftypheic" + bytes(99), "is HEIC, which is not read here; save it", 1),
+    "a web page": (b"<!DOCTYPE html>", "it is no PNG, JPEG", 1),
+    "nothing": (b"", "it is an empty file; copy or make", 1),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_every_command_names_what_a_file_is(kind: str, tmp_path: Path):
+    """In the same words; what convert reads, it mends as training's advice says."""
+    content, words, status = OTHER_KINDS[kind]
+    picture = Image.fromarray(noise(32, 32))
+    data = content if isinstance(content, bytes) else encoded(picture, content)
+    source = tmp_path / "data"
+    source.mkdir()
+    (source / "a.png").write_bytes(data)
+    label = orbit_labels(1)[0].tolist()
+    (source / "dataset.json").write_text(json.dumps({"labels": [["a.png", label]]}))
+    training = ("--data", source, "--outdir", tmp_path, "--device", "cpu", "--dry-run")
+    refused = call(train.main, *training)
+    refused.assert_refused(1, words)
+    assert "<_io" not in refused.err
+    assert ("convert --source" in refused.err) == (status == 0)
+    tool = dataset_tool.main
+    ended = call(tool, "convert", "--source", source, "--dest", tmp_path / "o.zip")
+    assert ended.status == status
+    if status:
+        assert words in ended.err
+        with pytest.raises(UserError, match=re.escape(words)):
+            open_photo(data, "a.png")
+    assert call(tool, "check", "--source", source, "--workers", "1").status == 1
+
+
 # --------------------------------------------------------------------------------------------------
 # Bad files
 
@@ -311,7 +351,7 @@ def png_claiming(width: int, height: int) -> bytes:
 
 GOOD = encoded(Image.fromarray(noise(64, 64)))
 BAD: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "is an empty file"),
+    "empty": (b"", "it is an empty file"),
     "text": (b"hello", "is no PNG, JPEG"),
     "cut": (GOOD[: len(GOOD) // 2], "cannot be read"),
     "header only": (GOOD[:20], "cannot be read"),
@@ -319,7 +359,7 @@ BAD: dict[str, tuple[bytes, str]] = {
         GOOD[:200] + bytes(b ^ 255 for b in GOOD[200:260]) + GOOD[260:],
         "cannot be read",
     ),
-    "bomb": (png_claiming(30_000, 30_000), "claims to be larger than"),
+    "bomb": (png_claiming(30_000, 30_000), "is larger than"),
     "short pixels": (png_claiming(2000, 2000), "cannot be read"),
     "animated": (
         encoded(

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 import dataset_tool
 import train
 from data_tools.convert import ConvertConfig, convert
-from data_tools.sources.base import Lens
+from data_tools.sources.base import Lens, ReadOptions
 from data_tools.sources.detect import read_source
 from dnnlib.console import UserError
 from tests.data_tools import scenes
@@ -162,6 +164,151 @@ def test_all_pictures_bad(tmp_path: Path):
         path.unlink()
     with pytest.raises(UserError, match=r"no pictures that can be used; the first left out: .*r_0"):
         convert(source, tmp_path / "o.zip", ConvertConfig(workers=1, skip_bad=True))
+
+
+def twice(kind: str, folder: Path) -> None:
+    """Picture 0 is listed again in the place of picture 1, with the camera of that one."""
+    if kind.startswith("transforms"):
+        edit_json(
+            folder,
+            lambda content: content["frames"][1].update(
+                file_path=content["frames"][0]["file_path"]
+            ),
+        )
+    elif kind == "csv":
+        edit_text(folder / "t.csv", "p1.png", "p0.png")
+    elif kind == "labels":
+        edit_json(folder, lambda content: content["labels"][1].__setitem__(0, "pics/p0.png"))
+    else:
+        edit_text(folder / "sparse" / "0" / "images.txt", "im1.png", "im0.png")
+
+
+@pytest.mark.parametrize("kind", ["labels", "transforms", "csv", "colmap-text"])
+def test_a_picture_with_two_cameras_is_named(kind: str, tmp_path: Path):
+    if kind.startswith("colmap"):
+        pytest.importorskip("pycolmap")
+    source = FORMATS[kind](Scene(orbit(COUNT, yaw=40)), tmp_path / "in")
+    twice(kind, source)
+    options = ("convert", "--source", source, "--dest", tmp_path / "o.zip", "--workers", "1")
+    call(dataset_tool.main, *options).assert_refused(
+        1, "p1.png has no label" if kind == "labels" else "twice"
+    )
+    run = call(dataset_tool.main, *options, "--skip-bad").assert_done()
+    assert "twice" in run.err
+    assert len(ImageDataset(tmp_path / "o.zip")) == COUNT - 1
+
+
+def test_a_frame_that_is_listed_again_is_taken_once(tmp_path: Path):
+    """As where transforms_val.json repeats frames of transforms_test.json."""
+    source = scenes.write_transforms(Scene(orbit(COUNT)), tmp_path / "in")
+    edit_json(source, lambda content: content["frames"].append(content["frames"][2]))
+    assert len(read_source(source).frames) == COUNT
+
+
+@pytest.mark.parametrize("kind", ["transforms", "csv", "colmap-binary", "srn"])
+def test_pictures_that_no_camera_is_for_are_told(kind: str, tmp_path: Path):
+    if kind.startswith("colmap"):
+        pytest.importorskip("pycolmap")
+    source = FORMATS[kind](Scene(orbit(COUNT, yaw=40)), tmp_path / "in")
+    assert not any("without a camera" in note for note in read_source(source).notes)
+    scenes.write_pictures(Scene(orbit(2)), source / "more", ["a.PNG", "b.png"])
+    (note,) = [note for note in read_source(source).notes if "without a camera" in note]
+    assert "(2), such as more/a.PNG" in note
+
+
+CSV_FAULTS = {
+    "two columns": (
+        "file,yaw,pitch,radius,focal",
+        "file,yaw,pitch,radius,focal,yaw",
+        "two columns yaw",
+    ),
+    "more values": ("p1.png,5,0,2.7,1.5", "p1,a.png,5,0,2.7,1.5", "6 values instead of 5"),
+    "an open quote": ("p1.png", '"p1.png', "is no CSV"),
+    "returns alone": ("\n", "\r", ""),
+    "empty values after the last column": ("0,2.7,1.5", "0,2.7,1.5,,", ""),
+}
+
+
+@pytest.mark.parametrize("fault", CSV_FAULTS)
+def test_tables_of_other_forms(fault: str, tmp_path: Path):
+    source = write_csv(Scene(orbit(COUNT)), tmp_path / "in")
+    before, after, words = CSV_FAULTS[fault]
+    table = source / "t.csv"
+    table.write_bytes(table.read_bytes().replace(before.encode(), after.encode()))
+    if words:
+        with pytest.raises(UserError, match=words):
+            read_source(source)
+    else:
+        assert len(read_source(source).frames) == COUNT
+
+
+def test_numbers_in_pixels_are_not_advised_to_be_divided(tmp_path: Path):
+    source = scenes.write_transforms(Scene(orbit(2)), tmp_path / "in", per_frame=True)
+    edit_json(source, lambda content: content["frames"][1].update(cx=9999))
+    with pytest.raises(UserError, match=r"do not fit it .*; correct its camera in the source"):
+        convert(source, tmp_path / "o.zip", ConvertConfig(workers=1))
+
+
+# --------------------------------------------------------------------------------------------------
+# COLMAP models
+
+IMAGE_FAULTS: dict[str, tuple[Callable[[list[str]], list[str]], str]] = {
+    "a camera that is not there": (lambda words: [*words[:8], "99", *words[9:]], "of camera 99"),
+    "a line cut off": (lambda words: words[:5], "it needs 9 numbers and a name"),
+    "no rotation": (lambda words: [words[0], *"0000", *words[5:]], "NaN or infinite"),
+    "a word for a number": (lambda words: ["x", *words[1:]], "no usable number"),
+}
+
+
+@pytest.mark.parametrize("fault", IMAGE_FAULTS)
+def test_one_bad_image_of_a_model_can_be_left_out(fault: str, tmp_path: Path):
+    pytest.importorskip("pycolmap")
+    source = scenes.write_colmap(Scene(orbit(COUNT)), tmp_path / "in", binary=False)
+    change, words = IMAGE_FAULTS[fault]
+    path = source / "sparse" / "0" / "images.txt"
+    lines = path.read_text().splitlines()
+    place = next(place for place, line in enumerate(lines) if "im1.png" in line)
+    lines[place] = " ".join(change(lines[place].split()))
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=words):
+        read_source(source)
+    skipped = read_source(source, options=ReadOptions(skip_bad=True))
+    assert len(skipped.frames) == COUNT - 1
+    assert re.search(words, skipped.left_out[0])
+
+
+def test_the_same_for_binary_models(tmp_path: Path):
+    pytest.importorskip("pycolmap")
+    source = scenes.write_colmap(Scene(orbit(COUNT)), tmp_path / "in", binary=True)
+    path = source / "sparse" / "0" / "images.bin"
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<i", data, 8 + 60, 99)
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="of camera 99, which the model does not have"):
+        read_source(source)
+    assert len(read_source(source, options=ReadOptions(skip_bad=True)).frames) == COUNT - 1
+
+
+def test_points_and_empty_lines_may_be_missing_or_there(tmp_path: Path):
+    """Without a line of points after each image every second one was lost."""
+    pytest.importorskip("pycolmap")
+    source = scenes.write_colmap(Scene(orbit(COUNT)), tmp_path / "in", binary=False)
+    path = source / "sparse" / "0" / "images.txt"
+    wanted = [frame.cam2world for frame in read_source(source).frames]
+    text = path.read_text()
+    for changed in (
+        text.replace("\n\n", "\n"),
+        text.replace("\n\n", "\n1.5 2.5 -1 3 4 7\n"),
+        "\ufeff" + text.replace("\n", "\r\n"),
+    ):
+        path.write_bytes(changed.encode())
+        frames = read_source(source).frames
+        np.testing.assert_allclose([frame.cam2world for frame in frames], wanted)
+    edit_text(source / "sparse" / "0" / "cameras.txt", "# a comment", "\ufeff# a comment")
+    assert len(read_source(source).frames) == COUNT
+    edit_text(source / "sparse" / "0" / "cameras.txt", "PINHOLE 96 80", "PINHOLE 0 0")
+    with pytest.raises(UserError, match="a width or height of 0"):
+        read_source(source)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -256,13 +256,14 @@ def test_lens_distortion_is_said(tmp_path: Path):
 
 def test_parts_of_a_scene_are_joined_and_a_whole_list_wins(tmp_path: Path):
     source = scenes.write_transforms(Scene(orbit(3)), tmp_path / "in")
-    text = (source / "transforms.json").read_text()
-    for part in ("train", "test"):
-        (source / f"transforms_{part}.json").write_text(text)
+    content = json.loads((source / "transforms.json").read_text())
+    for part, frames in (("train", content["frames"][:2]), ("test", content["frames"][1:])):
+        listing = json.dumps({**content, "frames": frames})
+        (source / f"transforms_{part}.json").write_text(listing)
     assert len(read_source(source).frames) == 3
     (source / "transforms.json").unlink()
-    assert len(read_source(source).frames) == 6
-    assert len(read_source(source / "transforms_test.json").frames) == 3
+    assert len(read_source(source).frames) == 3  # the one in both parts once
+    assert len(read_source(source / "transforms_test.json").frames) == 2
 
 
 def test_a_result_kept_inside_its_source_is_not_taken_for_it(tmp_path: Path):
@@ -313,7 +314,7 @@ def test_srn_lens_of_each_picture(tmp_path: Path):
         ("file,yaw,pitch,radius,focal\n", "lists no pictures"),
         ("file,yaw,pitch,radius,focal\nnone.png,0,0,1,1\n", "line 2: there is no picture"),
         ("file,yaw,pitch,radius,focal\n../a.png,0,0,1,1\n", "outside of"),
-        ("file,yaw,pitch,radius,focal\na.png,0,0,1\n", "line 2 has fewer"),
+        ("file,yaw,pitch,radius,focal\na.png,0,0,1\n", "line 2 has 4 values instead of 5"),
         ("file,yaw,pitch,radius,focal\na.png,x,0,1,1\n", "line 2: yaw is 'x'"),
         ("file,yaw,pitch,radius,focal\na.png,,0,1,1\n", "line 2: yaw"),
         ("file,yaw,pitch,radius,focal\na.png,0,0,-1,1\n", "above 0"),

@@ -86,24 +86,20 @@ def read_labels(
     listing = listing or files.find(LABEL_FILE)
     if listing is None:
         raise UserError(f"{files.path}: {_no_list(files)}")
-    entries = label_entries(files.text(listing), files.where(listing))
     folder = posixpath.dirname(listing)
     faults: list[Fault] = []
     found = []
-    for place, entry in enumerate(entries):
+    for label in each_label(files.text(listing), files.where(listing), shown(listing)):
         if len(faults) > MOST_FAULTS:
             raise first_fault(faults, str(files.path))
-        subject = f"{shown(listing)}: label {place}"
-        if fault := _entry_fault(entry, subject, place):
-            faults.append(fault)
+        if isinstance(label, Fault):
+            faults.append(label)
             continue
-        subject += f" ({shown(entry[0])})"
-        if fault := numbers_fault(entry[1], subject, place):
-            faults.append(fault)
-            continue
+        place, name, numbers = label
         try:
-            found.append((place, files.resolve(folder, entry[0], by=listing), entry[1]))
+            found.append((place, files.resolve(folder, name, by=listing), numbers))
         except UserError:
+            subject = f"{shown(listing)}: label {place} ({shown(name)})"
             problem = f"lies outside of {files.path}"
             advice = "use names relative to the list"
             faults.append(Fault("outside", subject, problem, advice, place))
@@ -111,17 +107,23 @@ def read_labels(
     pictures = pictures_below(files, folder, names)
     places = [place for place, _, _ in found]
     faults += _match(files, listing, names, places, pictures, convert)
-    numbers = np.array([numbers for _, _, numbers in found], dtype=np.float64)
-    return LabelList(names, places, numbers.reshape(-1, LABEL_SIZE), pictures, faults)
+    rows = np.array([numbers for _, _, numbers in found], dtype=np.float64)
+    return LabelList(names, places, rows.reshape(-1, LABEL_SIZE), pictures, faults)
 
 
 def _no_list(files: DataFiles) -> str:
+    missing = f"no {LABEL_FILE} with the camera labels at the top"
+    if misnamed := rename_advice(files):
+        return missing + misnamed
     deeper = files.lists(LABEL_FILE)
     hint = f" (there is {shown(deeper[0])}: the data must start at its folder)" if deeper else ""
-    return (
-        f"no {LABEL_FILE} with the camera labels at the top{hint}; docs/training.md shows how to"
-        f" write it, {_label_command(files)}"
-    )
+    return f"{missing}{hint}; docs/training.md shows how to write it, {_label_command(files)}"
+
+
+def rename_advice(files: DataFiles) -> str:
+    """What to do about a dataset.json in other capitals, if there is one."""
+    found = (name for name in files.names if name.lower() == LABEL_FILE)
+    return next((f"; rename {shown(name)} to {LABEL_FILE}" for name in found), "")
 
 
 def _label_command(files: DataFiles) -> str:
@@ -136,12 +138,24 @@ def _label_command(files: DataFiles) -> str:
     )
 
 
-def label_entries(text: str, where: str) -> list[Any]:
-    """The entries of dataset.json, not yet checked one by one.
+def each_label(text: str, where: str, listing: str) -> Iterator[tuple[int, str, Any] | Fault]:
+    """Place, name and 25 numbers of each entry of a list in the form of dataset.json, or what is
+    wrong with it; faults call the list `listing`.
 
     Raises:
         UserError: that names `where`, if the text is no JSON of that form.
     """
+    for place, entry in enumerate(_label_entries(text, where)):
+        subject = f"{listing}: label {place}"
+        if (fault := _entry_fault(entry, subject, place)) or (
+            fault := numbers_fault(entry[1], f"{subject} ({shown(entry[0])})", place)
+        ):
+            yield fault
+        else:
+            yield place, entry[0], entry[1]
+
+
+def _label_entries(text: str, where: str) -> list[Any]:
     form = ' of the form {"labels": [[NAME, [25 numbers]], ...]}'
     content = parse_json(text, where, form)
     if not isinstance(content, dict):
@@ -298,8 +312,15 @@ def label_problems(labels: np.ndarray) -> Iterator[tuple[np.ndarray, str]]:
         np.any(centre < 0, axis=1),
         f"has a principal point outside the picture {values}; cx and cy lie in 0..1",
     )
-    fixed = np.abs(labels[:, (19, 22, 23, 24)] - (0, 0, 0, 1)).max(1) > TOLERANCE
-    yield (
-        fixed,
-        "has intrinsics that are not of the form fx s cx, 0 fy cy, 0 0 1; write them row by row",
-    )
+    yield not_intrinsics(labels), NOT_INTRINSICS
+
+
+NOT_INTRINSICS = (
+    "has intrinsics that are not of the form fx s cx, 0 fy cy, 0 0 1; write them row by row"
+)
+
+
+def not_intrinsics(labels: np.ndarray) -> np.ndarray:
+    """Which of the labels (M, 25) have other numbers where those of intrinsics are fixed (M,)."""
+    is_other: np.ndarray = np.abs(labels[:, (19, 22, 23, 24)] - (0, 0, 0, 1)).max(1) > TOLERANCE
+    return is_other

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dnnlib.console import UserError
-from training.data.files import LABEL_FILE, DataFiles, parse_json, shown
+from training.data.files import LABEL_FILE, DataFiles, parse_json
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,10 @@ def read_traits(files: DataFiles, listing: str | None = None) -> Traits | None:
         if len({str(name) for name in names}) < len(names):
             raise ValueError("a name stands twice")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f" ({error})" if isinstance(error, ValueError) else ""
         raise UserError(
             f'{where}: its "traits" are not of the form {{"names": [...], "pictures": {{NAME:'
-            f" [numbers]}}}} ({shown(str(error))}); write them again with `dataset_tool.py traits`"
+            f" [numbers]}}}}{reason}; write them again with `dataset_tool.py traits`"
         ) from error
     return Traits(tuple(str(name) for name in names), rows)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from data_tools.check.check import check_data
 from data_tools.check.draw_cameras import draw_checked, draw_contact, draw_world
@@ -24,6 +24,7 @@ from data_tools.sources.base import ReadOptions
 from dnnlib.console import UserError
 from tests.data_tools import scenes
 from tests.data_tools.scenes import OPENGL, Scene, orbit, project
+from tests.data_tools.test_pictures import exchanged_profile
 from training.data.dataset import ImageDataset
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -345,6 +346,17 @@ def test_orientation_that_training_does_not_heed(folder: Path):
     exif[0x0112] = 6
     replace_picture(lambda image: png(image, exif=exif))(folder)
     assert found(check(folder)) == [("warning", "exif")]
+
+
+def test_colours_that_training_does_not_heed(folder: Path, tmp_path: Path):
+    """A profile of another space is told, and the advice mends it; that of sRGB is no matter."""
+    plain = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    replace_picture(lambda image: png(image, icc_profile=plain))(folder)
+    assert found(check(folder)) == []
+    replace_picture(lambda image: png(image, icc_profile=exchanged_profile()))(folder)
+    assert found(check(folder)) == [("warning", "profile")]
+    convert(folder, tmp_path / "mended.zip", ConvertConfig(workers=1))
+    assert found(check(tmp_path / "mended.zip")) == []
 
 
 # --------------------------------------------------------------------------------------------------

@@ -527,11 +527,11 @@ DAMAGES = {
     ),
     "bomb": (
         other_file(lambda: png(60_000, 60_000, 8, 2, b"")),
-        (FILE, "cannot be read", "make this file again"),
+        (FILE, "is larger than", "make it smaller"),
     ),
     "large bomb": (
-        other_file(lambda: png(10_000, 10_000, 8, 2, b"")),
-        (FILE, "cannot be read", "make this file again"),
+        other_file(lambda: png(12_000, 12_000, 8, 2, b"")),
+        (FILE, "is larger than", "make it smaller"),
     ),
     "not a picture": (
         other_file(lambda: b"hello"),
@@ -540,7 +540,7 @@ DAMAGES = {
     "empty picture": (other_file(lambda: b""), (FILE, "cannot be read")),
     "another format": (
         other_file(lambda: encode(pixels_of(3), kind="GIF")),
-        (FILE, "cannot be read"),
+        (FILE, "is a GIF file, whatever its name", "convert --source"),
     ),
 }
 
