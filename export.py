@@ -10,12 +10,10 @@ from dnnlib.startup import prepare_program
 
 prepare_program(__name__)  # the imports below take seconds
 
-import copy
-import dataclasses
 import os
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -28,108 +26,21 @@ from cli.sampling import (
     latents_option,
 )
 from cli.values import Finite, Seeds
-from dnnlib.console import UserError, progress, run_cli
+from dnnlib.console import UserError, run_cli
 from dnnlib.files import local_file
-from media.avatar import write_avatars
-from open_eg3d import load_generator
+from open_eg3d.exporting import FORMATS, SUFFIXES, Heads, checkpoint_of, write_as
 from training.checkpoints.checkpoint import (
-    Checkpoint,
     build_generator,
     load_checkpoint,
     load_weights,
     save_checkpoint,
 )
-from training.checkpoints.onnx_graphs import write_image_graph, write_planes_graph
 from training.checkpoints.released.interop import Weights
 from training.checkpoints.show import in_units
-from training.checkpoints.weights_folder import FILES, write_weights_folder
-from training.config.settings import Config
+from training.checkpoints.weights_folder import FILES
 from training.inversion.directions import edit_latents
+from training.networks.generator import Generator
 
-
-@dataclass(frozen=True)
-class Job:
-    """Options of an export. A page shows the heads of some seeds."""
-
-    source: Path
-    weights: Weights
-    dest: Path
-    seeds: list[int]
-    latents: list[str]
-    truncation_psi: float
-    edits: dict[str, float]
-
-
-# --------------------------------------------------------------------------------------------------
-# Writers: each takes a job and returns the files it has written
-
-
-def write_checkpoint(job: Job) -> list[Path]:
-    """Our checkpoint without what only training needs."""
-    save_checkpoint(job.dest, inference_checkpoint(job))
-    return [job.dest]
-
-
-def write_safetensors(job: Job) -> list[Path]:
-    """A folder of safetensors and config.json."""
-    write_weights_folder(job.dest, job.weights)
-    return [path for path in targets_safetensors(job.dest) if path.exists()]
-
-
-def write_onnx(job: Job) -> list[Path]:
-    """Two graphs: latent to planes, planes to pictures."""
-    generator = build_generator(job.weights)
-    targets = targets_onnx(job.dest)
-    writers = (write_planes_graph, write_image_graph)
-    with progress(zip(targets, writers, strict=True), "ONNX graphs", total=2, unit="graph") as bar:
-        for path, write in bar:
-            bar.set_postfix_str(path.name)
-            write(path, generator)
-    return targets
-
-
-def write_page(job: Job) -> list[Path]:
-    """A page of heads that a browser renders."""
-    generator = load_generator(job.source, reuse_memory=True)
-    heads = [Identity(f"seed {seed}", seed) for seed in job.seeds]
-    if job.latents:
-        heads += [Identity(name, None) for name in chosen_latents(generator, job.latents)]
-    ws = edit_latents(
-        generator, identity_latents(generator, heads, job.truncation_psi, None), job.edits
-    )
-    named = {head.name: one for head, one in zip(heads, ws.split(1), strict=True)}
-    title = f"Generated heads: {job.dest.stem}"
-    write_avatars(job.dest, generator, named, title)
-    return [job.dest]
-
-
-def targets_safetensors(dest: Path) -> list[Path]:
-    """Files that `write_safetensors` may write."""
-    return [dest / name for name in FILES]
-
-
-def targets_onnx(dest: Path) -> list[Path]:
-    """NAME.onnx stands for two files beside each other, another name for a folder."""
-    stem = f"{dest.stem}." if dest.suffix == ".onnx" else ""
-    folder = dest.parent if stem else dest
-    return [folder / f"{stem}planes.onnx", folder / f"{stem}image.onnx"]
-
-
-@dataclass(frozen=True)
-class Format:
-    """A kind of file: its writer, and the files that a --dest stands for."""
-
-    write: Callable[[Job], list[Path]]
-    targets: Callable[[Path], list[Path]]
-
-
-FORMATS = {
-    "checkpoint": Format(write_checkpoint, lambda dest: [dest]),
-    "safetensors": Format(write_safetensors, targets_safetensors),
-    "onnx": Format(write_onnx, targets_onnx),
-    "html": Format(write_page, lambda dest: [dest]),
-}
-SUFFIXES = {"": "safetensors", ".onnx": "onnx", ".html": "html"}  # any other is a checkpoint
 SHAPES = "gen_samples.py --network {network} --no-images --shapes {kind}"
 COMMANDS = {  # that write what --dest asks for
     **dict.fromkeys(("glb", "ply", "obj", "mrc"), SHAPES),
@@ -139,29 +50,28 @@ COMMANDS = {  # that write what --dest asks for
 }
 
 
-# --------------------------------------------------------------------------------------------------
-# What they write
-
-
-def inference_checkpoint(job: Job) -> Checkpoint:
-    """What making pictures needs: averaged weights, settings, cameras, progress. The name of the
-    data stays, its folder does not.
+def run_checkpoint(source: Path, generator: Generator, dest: Path) -> list[Path]:
+    """Write a checkpoint of ours again, without what only training needs. Settings and progress of
+    the run stay, and the name of the data, not its folder.
     """
-    weights = job.weights
-    if weights.source == "ours" and job.source.is_file():
-        run = load_checkpoint(job.source)
-        config, progress = copy.deepcopy(run.config), run.progress
-        config.data.path = Path(config.data.path).name
-    else:
-        config, progress = Config(model=weights.config), {}
-    return Checkpoint(
-        config,
-        progress=progress,
-        G_ema=weights.G_ema,
-        cameras=weights.cameras,
-        latents=weights.latents,
-        directions=weights.directions,
+    run = load_checkpoint(source)
+    data = replace(run.config.data, path=Path(run.config.data.path).name)
+    content = replace(
+        checkpoint_of(generator), config=replace(run.config, data=data), progress=run.progress
     )
+    save_checkpoint(dest, content)
+    return [dest]
+
+
+def heads_of_page(
+    generator: Generator, seeds: list[int], latents: list[str], psi: float, edits: dict[str, float]
+) -> Heads:
+    """Latents by name."""
+    heads = [Identity(f"seed {seed}", seed) for seed in seeds]
+    if latents:
+        heads += [Identity(name, None) for name in chosen_latents(generator, latents)]
+    ws = edit_latents(generator, identity_latents(generator, heads, psi, None), edits)
+    return {head.name: one for head, one in zip(heads, ws.split(1), strict=True)}
 
 
 def load_averaged(source: Path) -> Weights:
@@ -176,7 +86,7 @@ def load_averaged(source: Path) -> Weights:
             f"{source} has no averaged generator weights (G_ema); export a file that training has"
             " written"
         )
-    return dataclasses.replace(weights, G=None, D=None)
+    return replace(weights, G=None, D=None)
 
 
 def choose_format(dest: Path, named: str | None) -> str:
@@ -195,11 +105,13 @@ def check_name(network: str, dest: Path) -> None:
         raise UserError(f"{dest}: {what} is written by: python {command}")
 
 
-def check_dest(source: Path, dest: Path, kind: Format, overwrite: bool) -> None:
+def check_dest(
+    source: Path, dest: Path, files: Callable[[Path], list[Path]], overwrite: bool
+) -> None:
     """Raise a UserError unless all files to write are new, or may be replaced and are not the
     source's.
     """
-    targets = kind.targets(dest)
+    targets = files(dest)
     if targets == [dest] and dest.is_dir():
         raise UserError(f"{dest} is a folder; name a file, or choose another --format")
     if targets != [dest] and dest.is_file():
@@ -271,12 +183,19 @@ def main(
         )
     check_name(network, dest)
     source = local_file(network)
-    kind = FORMATS[chosen]
-    check_dest(source, dest, kind, overwrite)
-    shown = seeds or ([] if latents else list(range(8)))
-    psi = 1.0 if trunc is None else trunc
-    job = Job(source, load_averaged(source), dest, shown, latents or [], psi, edits)
-    for path in kind.write(job):
+    check_dest(source, dest, FORMATS[chosen].files, overwrite)
+    weights = load_averaged(source)
+    generator = build_generator(weights)
+    heads: Heads = {}
+    if chosen == "html":
+        shown = seeds or ([] if latents else list(range(8)))
+        psi = 1.0 if trunc is None else trunc
+        heads = heads_of_page(generator, shown, latents or [], psi, edits)
+    if chosen == "checkpoint" and weights.source == "ours" and source.is_file():
+        files = run_checkpoint(source, generator, dest)
+    else:
+        files = write_as(chosen, generator, dest, heads)
+    for path in files:
         click.echo(f"Wrote {path}, {in_units(path.stat().st_size, 'B')}")
 
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
         to_pytorch3d,
         view_label,
     )
-    from open_eg3d.files import SHIPPED_MODEL, export, load_discriminator, load_generator
+    from open_eg3d.exporting import export
+    from open_eg3d.files import SHIPPED_MODEL, load_discriminator, load_generator
     from open_eg3d.inverting import invert
     from open_eg3d.measuring import SamplingOptions, measure
     from open_eg3d.runs import new_config, train
@@ -68,7 +69,8 @@ _HOMES = {
         "CameraPose ColmapCamera PyTorch3DCamera from_colmap from_opengl from_pytorch3d label_pose"
         " orbit_label to_colmap to_opengl to_pytorch3d view_label"
     ),
-    "open_eg3d.files": "SHIPPED_MODEL export load_discriminator load_generator",
+    "open_eg3d.exporting": "export",
+    "open_eg3d.files": "SHIPPED_MODEL load_discriminator load_generator",
     "open_eg3d.inverting": "invert",
     "open_eg3d.measuring": "SamplingOptions measure",
     "open_eg3d.runs": "new_config train",

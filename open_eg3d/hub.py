@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from dnnlib.console import UserError
-from open_eg3d.files import weights_of
+from open_eg3d.exporting import weights_of
 from training.checkpoints.checkpoint import build_generator_as, load_weights
 from training.checkpoints.weights_folder import FILES, read_weights_folder, write_weights_folder
 from training.config.settings import ModelConfig

@@ -15,6 +15,7 @@ import gen_samples
 import gen_videos
 import train
 from open_eg3d import load_discriminator, load_generator
+from open_eg3d.exporting import FORMATS
 from tests.released_layout import Layout, write_snapshot
 from tests.tiny import (
     TINY_OPTIONS,
@@ -138,11 +139,11 @@ def test_formats_follow_the_name_or_the_option(tmp_path: Path) -> None:
     for name, chosen in names.items():
         assert export.choose_format(tmp_path / name, None) == chosen
     assert export.choose_format(tmp_path / "a.pkl", "onnx") == "onnx"
-    assert [path.name for path in export.targets_onnx(Path("x/heads.onnx"))] == [
+    assert [path.name for path in FORMATS["onnx"].files(Path("x/heads.onnx"))] == [
         "heads.planes.onnx",
         "heads.image.onnx",
     ]
-    assert export.targets_onnx(Path("x/heads")) == [
+    assert FORMATS["onnx"].files(Path("x/heads")) == [
         Path("x/heads/planes.onnx"),
         Path("x/heads/image.onnx"),
     ]
