@@ -312,13 +312,13 @@ def film_strip(runs: Sequence[Path]) -> list[Shown]:
     frames = []
     for run in runs:
         stage = newest_snapshot(run).parent
-        for path in sorted(stage.glob("fakes-*.png")):
-            kimg = int(path.stem.rpartition("-")[2])
+        for path in sorted(stage.glob("fakes-*.png"), key=lambda path: path.stem):
+            kimg = float(path.stem.rpartition("-")[2])
             picture = Image.open(path).convert("RGB")
             size = json.loads((stage / "training_options.json").read_text())["model"]["resolution"]
             row = picture.crop((0, 0, min(picture.width, STRIP_HEADS * size), size))
             shown = row.resize((row.width * 128 // size, 128), Image.Resampling.BICUBIC)
-            words = f"{size} pixels, after {kimg} thousand pictures"
+            words = f"{size} pixels, after {kimg:g} thousand pictures"
             frames.append(Shown(np.asarray(shown), f"Heads of {words}", words))
     return frames
 

@@ -290,7 +290,7 @@ def resume_run(
     if tell_plan(options, config, launch, f"Going on from {snapshot}", *notes):
         return None
     metrics = snapshot_metrics(config)
-    snapshot = set_aside_later(snapshot)
+    set_aside_later(snapshot)
     drop_later_results(snapshot.parent, kimg)
     return job_of(options, config, snapshot.parent, metrics, resume=snapshot)
 

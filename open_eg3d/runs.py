@@ -23,8 +23,8 @@ from training.run.launch import (
     choose_devices,
     launch_training,
     new_run_dir,
-    snapshots_in,
 )
+from training.run.saving import snapshots_in
 
 
 def new_config(
@@ -93,7 +93,7 @@ def train(
         metrics=measured,
     )
     launch_training(job, launch)
-    return snapshots_in(job.run_dir)[0]
+    return snapshots_in(job.run_dir)[-1]
 
 
 def _launch(device: DeviceName, processes: int | None) -> Launch:

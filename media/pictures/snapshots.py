@@ -18,6 +18,7 @@ from media.pictures.grids import (
     tile,
     to_pictures,
 )
+from training.run.saving import kimg_name
 
 if TYPE_CHECKING:
     from training.run.loop import SnapshotState
@@ -33,7 +34,7 @@ def save_pictures(state: SnapshotState) -> None:
     """
     if state.checkpoint is None:
         show(state, "reals", real_grid(state), "")
-    name = f"-{state.trainer.progress.images // 1000:06d}"
+    name = f"-{kimg_name(state.trainer.progress.images)}"
     for kind, picture in fake_grids(state).items():
         show(state, kind, picture, name)
     show(state, "yaw", yaw_grid(state), name)

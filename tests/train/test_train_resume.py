@@ -30,6 +30,7 @@ from tests.train.runs import RUN_OPTIONS, files_below, snapshot_in, train_here
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.run.data_content import contents_of_files
 from training.run.launch import set_aside_later
+from training.run.saving import snapshot_name
 
 
 def test_three_steps_and_three_more_are_six(whole: tuple[Path, Ended], half_copy: Path) -> None:
@@ -227,7 +228,7 @@ def test_a_damaged_newest_snapshot_costs_only_what_it_held(half_copy: Path) -> N
     assert len(ended.lines) == 1
     assert ended.lines[0].startswith("warning: ")
     assert str(newest) in ended.lines[0]
-    assert load_checkpoint(half_copy / "network-snapshot-000000.pkl").progress["images"] == 16
+    assert load_checkpoint(half_copy / snapshot_name(16)).progress["images"] == 16
 
 
 def test_resuming_an_older_snapshot_sets_later_ones_aside(tmp_path: Path):

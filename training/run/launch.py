@@ -18,7 +18,7 @@ from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_we
 from training.checkpoints.released.interop import Weights
 from training.config.settings import Config
 from training.run.loop import Callback, RunOptions, run_training
-from training.run.saving import OLDER_SUFFIX, SNAPSHOT_PATTERN, older_of
+from training.run.saving import SNAPSHOT_PATTERN, snapshots_in
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -166,36 +166,16 @@ def find_checkpoint(resume: str, outdir: Path) -> tuple[Path, Checkpoint] | None
             f"--resume {path}: the folder holds no {SNAPSHOT_PATTERN}; name a run folder or a"
             " snapshot"
         )
-    return _newest_readable(snapshots)
+    return _newest_readable(snapshots[::-1])
 
 
-def snapshots_in(folder: Path) -> list[Path]:
-    """Snapshots of a run, newest first; each is followed by the one that it replaced, if that is
-    still there.
-    """
-    return [
-        path
-        for name in sorted(folder.glob(SNAPSHOT_PATTERN), reverse=True)
-        for path in (name, older_of(name))
-        if path.exists()
-    ]
-
-
-def set_aside_later(snapshot: Path) -> Path:
+def set_aside_later(snapshot: Path) -> None:
     """Rename the snapshots that a run took after `snapshot`, now that it goes on from there:
     `latest` must not mean them.
-
-    Returns:
-        Where `snapshot` is now: the place of the damaged one that replaced it, if that was so.
     """
     for later in snapshot.parent.glob(SNAPSHOT_PATTERN):
         if later.stem > snapshot.stem:
             later.rename(later.with_suffix(".superseded"))
-    if snapshot.suffix != OLDER_SUFFIX:
-        return snapshot
-    place = snapshot.with_suffix(".pkl")
-    place.rename(place.with_suffix(".damaged"))
-    return snapshot.rename(place)
 
 
 def newest_snapshot(outdir: Path) -> Path:
@@ -204,16 +184,14 @@ def newest_snapshot(outdir: Path) -> Path:
     Raises:
         UserError: if there is none.
     """
-    snapshots = [
-        path for folder in run_folders(outdir) for path in sorted(folder.glob(SNAPSHOT_PATTERN))
-    ]
+    snapshots = [path for folder in run_folders(outdir) for path in snapshots_in(folder)]
     if not snapshots:
         raise UserError(f"no run in {outdir} has a snapshot yet; train first")
     return snapshots[-1]
 
 
 def _newest_readable(snapshots: list[Path]) -> tuple[Path, Checkpoint]:
-    """The first of `snapshots` that can be read."""
+    """The first of `snapshots`, newest first, that can be read."""
     for snapshot, older in itertools.pairwise(snapshots):
         try:
             return snapshot, load_checkpoint(snapshot)

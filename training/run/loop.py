@@ -42,8 +42,6 @@ from training.run.messages import expected_images, memory_gib, speed_line, start
 from training.run.saving import SnapshotWriter, is_finite, snapshot_name
 
 STEPS_TO_JUDGE = 10  # after which the speed is told
-
-
 COLLAPSE_TOLD_FROM = 2.0  # kimg; before that all seeds look alike, as nothing is learnt yet
 
 
@@ -406,7 +404,8 @@ class _Run:
         warning = collapse_warning(values) if self.collapse is not None else None
         if warning and progress.kimg >= COLLAPSE_TOLD_FROM:
             self.folder.log(warning)
-        self.tick_images, self.tick_time = progress.images, now
+        # what looks at the networks takes its time, which is not the training's
+        self.tick_images, self.tick_time = progress.images, time.monotonic()
 
     def _save(self) -> None:
         """Begin to write a checkpoint, unless this state has one, and call what looks at it."""

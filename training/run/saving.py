@@ -4,13 +4,12 @@ again where the disk is full.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +21,28 @@ from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from training.config.settings import SnapshotConfig
 
 SNAPSHOT_PATTERN = "network-snapshot-*.pkl"
-# what a snapshot of the same name replaced, should that turn out to be damaged
-OLDER_SUFFIX = ".older"
+
+
+def kimg_name(images: int) -> str:
+    """Thousands of images in the names of files: 000200, or 000200.032 if they are not whole."""
+    kimg, rest = divmod(images, 1000)
+    return f"{kimg:06d}.{rest:03d}" if rest else f"{kimg:06d}"
 
 
 def snapshot_name(images: int) -> str:
     """File name of the checkpoint after `images` images."""
-    return f"network-snapshot-{images // 1000:06d}.pkl"
+    return f"network-snapshot-{kimg_name(images)}.pkl"
 
 
-def snapshot_kimg(name: str | os.PathLike[str]) -> int | None:
+def snapshot_kimg(name: str | os.PathLike[str]) -> float | None:
     """Thousands of images that the name of a snapshot (path or address) tells; None for others."""
-    match = re.fullmatch(r"network-snapshot-(\d+)", Path(name).stem)
-    return int(match[1]) if match else None
+    match = re.fullmatch(r"network-snapshot-(\d+(?:\.\d+)?)", Path(name).stem)
+    return float(match[1]) if match else None
 
 
-def older_of(path: Path) -> Path:
-    """Where the snapshot is kept that the one at `path` replaced, if it did."""
-    return path.with_suffix(OLDER_SUFFIX)
+def snapshots_in(folder: Path) -> list[Path]:
+    """Snapshots of a run, oldest first."""
+    return sorted(folder.glob(SNAPSHOT_PATTERN), key=lambda path: path.stem)
 
 
 class SnapshotWriter:
@@ -100,8 +103,7 @@ class SnapshotWriter:
 
     def _write(self, path: Path, content: Checkpoint) -> None:
         try:
-            with keeping_older(path):
-                save_checkpoint(path, content)
+            save_checkpoint(path, content)
             thin_out(path.parent, self.keep)
         except UserError as error:
             self._problem = error
@@ -131,28 +133,11 @@ def _copied(value: Any) -> Any:
     return copy.deepcopy(value)
 
 
-@contextlib.contextmanager
-def keeping_older(path: Path) -> Iterator[None]:
-    """Keep what is at `path` under another name while it is replaced, and after: names tell
-    thousands of images, short runs less.
-    """
-    older = older_of(path)
-    if path.exists():
-        # a file system without links; then the file is replaced and that is all
-        with contextlib.suppress(OSError):
-            older.unlink(missing_ok=True)
-            os.link(path, older)
-    yield
-
-
 def thin_out(folder: Path, keep: SnapshotConfig) -> None:
     """Remove old snapshots: the last `keep_last` stay (0 = all), and the first one of every
     `keep_kimg` thousand images.
     """
-    snapshots = sorted(folder.glob(SNAPSHOT_PATTERN))
-    for older in folder.glob(f"*{OLDER_SUFFIX}"):
-        if snapshots and older.stem != snapshots[-1].stem:
-            older.unlink(missing_ok=True)
+    snapshots = snapshots_in(folder)
     if keep.keep_last == 0:
         return
     milestones = _milestones(snapshots, keep.keep_kimg)

@@ -50,7 +50,7 @@ def test_pictures_at_the_start_and_at_a_snapshot(state: SnapshotState) -> None:
         "yaw-000000.png",
     }
     state.trainer.progress.images, state.checkpoint = (
-        12_345,
+        12_000,
         state.run_dir / "network-snapshot-000012.pkl",
     )
     save_pictures(state)

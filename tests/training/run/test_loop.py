@@ -10,6 +10,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,11 +24,13 @@ from torch_utils.distributed.processes import StopSignals
 from training.cameras import CameraSummary
 from training.checkpoints.checkpoint import load_checkpoint, load_weights
 from training.config.settings import Config, from_dict, to_dict
+from training.gan.health import CollapseWatch
 from training.gan.trainer import Trainer
+from training.networks.generator import Generator
 from training.run import loop
 from training.run.folder import RunFolder, keep_lines_until
 from training.run.loop import RunOptions, SnapshotState, initialise, run_training
-from training.run.saving import snapshot_name
+from training.run.saving import snapshot_kimg, snapshot_name
 
 CPU = torch.device("cpu")
 
@@ -121,8 +124,32 @@ def test_what_looks_at_checkpoints_does_not_look_at_one_that_was_refused(
 
 
 def test_snapshots_are_named_by_kimg() -> None:
-    assert snapshot_name(0) == "network-snapshot-000000.pkl"
-    assert snapshot_name(25_000_032) == "network-snapshot-025000.pkl"
+    names = {0: "000000", 25_000_000: "025000", 25_000_032: "025000.032"}
+    for images, name in names.items():
+        assert snapshot_name(images) == f"network-snapshot-{name}.pkl"
+        assert snapshot_kimg(f"x/{snapshot_name(images)}") == images / 1000
+
+
+def test_images_per_second_do_not_count_the_time_of_what_looks_at_the_networks(
+    data: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, look = [0.0], CollapseWatch.look
+
+    def look_for_an_hour(watch: CollapseWatch, G: Generator) -> dict[str, float]:
+        clock[0] += 3600
+        return look(watch, G)
+
+    def step(trainer: Trainer, images: torch.Tensor, c: torch.Tensor) -> None:
+        clock[0] += 1
+        take_step(trainer, images, c)
+
+    take_step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(CollapseWatch, "look", look_for_an_hour)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    run_training(configure(data, 3), RunOptions(run_dir, CPU))
+    speeds = [line["Progress/images_per_second"] for line in lines_of(run_dir / "stats.jsonl")]
+    assert speeds == [4, 4, 4]
 
 
 def test_a_checkpoint_holds_what_the_contract_lists(data: Path, run_dir: Path) -> None:
