@@ -91,9 +91,13 @@ class Batch:
     # phase, of the reals at Phase.D_REG; empty = not used
     c_std: dict[Phase, Tensor]
 
-    def c_std_of(self, *phases: Phase) -> Tensor | None:
-        """Deviations (len(phases), 1, 25); None where they are not used."""
-        return torch.stack([self.c_std[phase] for phase in phases]) if self.c_std else None
+
+class Shown(NamedTuple):
+    """Pictures as D sees them, and their cameras."""
+
+    pictures: Pictures
+    c: Tensor  # (N, 25)
+    c_std: Tensor | None  # (1, 1, 25), of the cameras of all processes; None = not used
 
 
 class Trainer:
@@ -177,8 +181,9 @@ class Trainer:
             with self._update(Phase.G) as update:
                 for part in self._micro_batches(Phase.G):
                     made = self._generate(batch, Phase.G, part, moves_w_avg=options.shared_fakes)
-                    fake = self._judge_fakes(made, batch, Phase.G, part)
-                    real = self._judge_reals(batch, part) if self.gan_loss.is_paired else None
+                    fake = self._judge(self._show_fakes(made, batch, Phase.G, part))
+                    is_paired = self.gan_loss.is_paired
+                    real = self._judge(self._show_reals(batch, part)) if is_paired else None
                     losses = self.gan_loss.generator(fake, real)
                     update.backward(losses.mean(), part)
                     update.report("Loss/G", losses)
@@ -200,7 +205,8 @@ class Trainer:
                     if not options.shared_fakes:
                         with torch.no_grad():
                             fakes.append(self._generate(batch, Phase.D, part, moves_w_avg=True))
-                    fake, real = self._judge_both(fakes[index], batch, source, part)
+                    fakes_shown = self._show_fakes(fakes[index], batch, source, part)
+                    fake, real = self._judge_both(fakes_shown, self._show_reals(batch, part))
                     losses = self.gan_loss.discriminator(fake, real)
                     update.backward(losses.mean(), part)
                     update.report("Loss/D", losses)
@@ -214,10 +220,14 @@ class Trainer:
                 scale = self.schedule.penalty * options.d_reg_interval
                 for index, part in enumerate(self._micro_batches(Phase.D_REG)):
                     penalty = torch.zeros((), device=self.device)
-                    judged = fakes[index] if options.gamma_fakes > 0 else None
-                    for name, gamma, slope in self._slopes(batch, judged, source, part):
-                        penalty = penalty + slope * (gamma / 2 * scale)
-                        update.report(f"Loss/{name}", slope)
+                    if options.gamma > 0:
+                        slope = self._slope(self._show_reals(batch, part))
+                        penalty = penalty + slope * (options.gamma / 2 * scale)
+                        update.report("Loss/R1", slope)
+                    if options.gamma_fakes > 0:
+                        slope = self._slope(self._show_fakes(fakes[index], batch, source, part))
+                        penalty = penalty + slope * (options.gamma_fakes / 2 * scale)
+                        update.report("Loss/R2", slope)
                     update.backward(penalty.mean(), part)
 
         self._end_step()
@@ -275,39 +285,37 @@ class Trainer:
             w_avg.copy_(self._w_avg_before)
         return fakes
 
-    def _show_fakes(self, fakes: GeneratorOutput) -> Pictures:
-        """Fakes as D sees them."""
-        return loss.augment_pictures(self.augment, loss.fake_pictures(fakes, self.schedule))
-
-    def _show_reals(self, batch: Batch, part: Tensor) -> Pictures:
-        """Real pictures as D sees them."""
-        shown = loss.real_pictures(batch.real[part], self.schedule)
-        return loss.augment_pictures(self.augment, shown)
-
-    def _judge_fakes(
+    def _show_fakes(
         self, fakes: GeneratorOutput, batch: Batch, phase: Phase, part: Tensor
-    ) -> Judged:
-        shown = self._show_fakes(fakes)
-        c_std = batch.c_std_of(phase)
-        return Judged(shown, self._discriminate(*shown, batch.fakes[phase].c[part], c_std=c_std))
+    ) -> Shown:
+        """The fakes of a micro-batch of `phase` as D sees them."""
+        return self._show(
+            loss.fake_pictures(fakes, self.schedule), batch.fakes[phase].c[part], batch, phase
+        )
 
-    @torch.no_grad()
-    def _judge_reals(self, batch: Batch, part: Tensor) -> Judged:
-        shown = self._show_reals(batch, part)
-        c_std = batch.c_std_of(Phase.D_REG)
-        return Judged(shown, self._discriminate(*shown, batch.real_c[part], c_std=c_std))
+    def _show_reals(self, batch: Batch, part: Tensor) -> Shown:
+        """The real pictures of a micro-batch as D sees them."""
+        pictures = loss.real_pictures(batch.real[part], self.schedule)
+        return self._show(pictures, batch.real_c[part], batch, Phase.D_REG)
 
-    def _judge_both(
-        self, fakes: GeneratorOutput, batch: Batch, phase: Phase, part: Tensor
-    ) -> tuple[Judged, Judged]:
+    def _show(self, pictures: Pictures, c: Tensor, batch: Batch, phase: Phase) -> Shown:
+        c_std = batch.c_std[phase][None] if batch.c_std else None
+        return Shown(loss.augment_pictures(self.augment, pictures), c, c_std)
+
+    def _judge(self, shown: Shown) -> Judged:
+        pictures, c, c_std = shown
+        return Judged(pictures, self._discriminate(*pictures, c, c_std=c_std))
+
+    def _judge_both(self, fakes: Shown, reals: Shown) -> tuple[Judged, Judged]:
         """Fakes and reals in one pass, as two batches that know nothing of each other."""
-        fakes_shown, reals_shown = self._show_fakes(fakes), self._show_reals(batch, part)
-        shown = (torch.cat(pair) for pair in zip(fakes_shown, reals_shown, strict=True))
-        c = torch.cat([batch.fakes[phase].c[part], batch.real_c[part]])
-        c_std = batch.c_std_of(phase, Phase.D_REG)
-        logits = self._discriminate(*shown, c, batches=2, c_std=c_std)
+        both = (torch.cat(pair) for pair in zip(fakes.pictures, reals.pictures, strict=True))
+        c = torch.cat([fakes.c, reals.c])
+        c_std = None
+        if fakes.c_std is not None and reals.c_std is not None:
+            c_std = torch.cat([fakes.c_std, reals.c_std])
+        logits = self._discriminate(*both, c, batches=2, c_std=c_std)
         fake_logits, real_logits = logits.chunk(2)
-        return Judged(fakes_shown, fake_logits), Judged(reals_shown, real_logits)
+        return Judged(fakes.pictures, fake_logits), Judged(reals.pictures, real_logits)
 
     def _density_penalty(self, batch: Batch, part: Tensor) -> Tensor:
         z, c, swapped_c = (value[part] for value in batch.fakes[Phase.G_REG])
@@ -315,29 +323,13 @@ class Trainer:
             self.G, z, c, self.schedule, self.config.training, swapped_c
         )
 
-    def _slopes(
-        self, batch: Batch, fakes: GeneratorOutput | None, phase: Phase, part: Tensor
-    ) -> Iterator[tuple[str, float, Tensor]]:
-        """Name, gamma and values (M,) of the penalties on D's slope: at reals where R1 is on, at
-        fakes of `phase` where there are any.
-        """
-        options = self.config.training
-        if options.gamma > 0:
-            with torch.no_grad():
-                shown = self._show_reals(batch, part)
-            c_std = batch.c_std_of(Phase.D_REG)
-            yield "R1", options.gamma, self._slope(shown, batch.real_c[part], c_std)
-        if fakes is not None:
-            with torch.no_grad():
-                shown = self._show_fakes(fakes)
-            c_std = batch.c_std_of(phase)
-            c = batch.fakes[phase].c[part]
-            yield "R2", options.gamma_fakes, self._slope(shown, c, c_std)
-
-    def _slope(self, shown: Pictures, c: Tensor, c_std: Tensor | None) -> Tensor:
+    def _slope(self, shown: Shown) -> Tensor:
+        """Penalty (M,) on D's slope at pictures."""
         # The discriminator itself, never compiled: AOTAutograd has no second derivatives.
         return loss.slope_penalty(
-            lambda pictures: self.D(*pictures, c, c_std=c_std), shown, self.config.training
+            lambda pictures: self.D(*pictures, shown.c, c_std=shown.c_std),
+            shown.pictures,
+            self.config.training,
         )
 
     def _set_learning_rates(self) -> None:
