@@ -33,7 +33,6 @@ from dnnlib.console import UserError, run_cli
 from dnnlib.files import atomic_write, check_utf8, is_url, make_dir
 from media.report.page import Figure, Report, Section, report_page
 from media.report.sections import (
-    VIEWS,
     curves_section,
     realism_sections,
     samples_section,
@@ -177,16 +176,12 @@ def write_report(
     ]
     folders = [job.outdir] if is_url(job.network) else [Path(job.network).parent, job.outdir]
     assert isinstance(sampler.model, Generator)
-    summary = cameras_of(sampler.model)
-    yaws = summary.default_yaws(VIEWS)
     sections = [
         curves_section(
             folders, {result.name: result.protocol for result in results}, snapshot_kimg
         ),
         samples_section(sampler, job.options.batch),
-        views_section(
-            sampler, summary, yaws, summary.pitch, summary.frontal_label(), job.options.batch
-        ),
+        views_section(sampler, cameras_of(sampler.model), job.options.batch),
     ]
     if realism is not None and reals is not None:
         sections += realism_sections(sampler, reals, realism)

@@ -26,7 +26,7 @@ from dnnlib.console import UserError, run_cli
 from dnnlib.files import atomic_write, cache_dir, make_dir
 from media.avatar.write import write_avatars
 from media.meshes.shapes import extract_mesh, save_mesh
-from media.pictures.grids import camera_grid, identity_grid, save_png
+from media.pictures.grids import identity_grid, save_png
 from media.report.charts import Chart
 from media.report.page import Block, Figure, Report, Section, Shown, report_page
 from metrics.results import read_results
@@ -299,10 +299,10 @@ def show(snapshot: Path, outdir: Path, name: str) -> Files:
     cameras = CameraSummary.from_dict(generator.cameras or {})
     files = Files(*(outdir / f"{name}.{ending}" for ending in ("png", "glb", "html")))
     ws = map_latents(generator, seed_latents(generator, range(IDENTITIES)), truncation_psi=0.8)
-    yaws = cameras.default_yaws(VIEWS)
-    save_png(files.grid, identity_grid(generator, ws, cameras, yaws, cameras.pitch))
+    labels = cameras.label(cameras.default_yaws(VIEWS), cameras.pitch)
+    save_png(files.grid, identity_grid(generator, ws, labels))
     planes = generator.planes(ws[:1])
-    save_mesh(files.mesh, extract_mesh(generator, planes, camera_grid(cameras), MESH_RESOLUTION))
+    save_mesh(files.mesh, extract_mesh(generator, planes, cameras.grid(), MESH_RESOLUTION))
     write_avatars(files.avatar, generator, range(IDENTITIES), title=f"Heads of {snapshot.name}")
     return files
 

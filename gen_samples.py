@@ -25,11 +25,9 @@ from media.meshes.files import TEXTURE_FORMATS
 from media.meshes.shapes import FORMATS, TEXTURED_FACES, save_shape
 from media.pictures.grids import (
     PANELS,
-    camera_grid,
-    orbit_labels,
+    render_views,
     save_png,
     stack_rows,
-    yaw_views,
 )
 from media.pictures.view_range import beyond_training
 from torch_utils.precision import use_full_fp32
@@ -58,8 +56,8 @@ def make_samples(request: Request) -> None:
     """Write the files of all identities, and print their names."""
     generator = request.generator()
     cameras = cameras_of(generator)
-    yaws, pitch = view_angles(request, cameras)
-    note = beyond_training(generator, orbit_labels(cameras, yaws, pitch))
+    labels = views_of(request, cameras)
+    note = beyond_training(generator, labels)
     if request.images and note:
         click.echo(note, err=True)
     with progress(request.identities(generator), "Heads", unit="head") as bar:
@@ -69,21 +67,18 @@ def make_samples(request: Request) -> None:
             ws = request.ws_of(generator, [identity])
             name = request.outdir / identity.name
             if request.images:
-                views = yaw_views(
-                    generator, ws, cameras, yaws, pitch, request.nrr, kinds=request.rows
-                )
+                views = render_views(generator, ws, labels, request.nrr, kinds=request.rows)
                 save_png(f"{name}.png", stack_rows(views, request.rows))
                 bar.write(f"{name}.png", file=sys.stdout)
             if request.shapes != "none":
                 bar.write(str(write_shape(request, name, generator, cameras, ws)), file=sys.stdout)
 
 
-def view_angles(request: Request, cameras: CameraSummary) -> tuple[list[float], float]:
-    """Yaws of the views, and their pitch, radians."""
+def views_of(request: Request, cameras: CameraSummary) -> Tensor:
+    """Cameras (K, 25) of the views."""
     pitch = cameras.pitch if request.pitch is None else math.radians(request.pitch)
-    if request.views:
-        return [math.radians(view) for view in request.views], pitch
-    return cameras.default_yaws(DEFAULT_VIEWS), pitch
+    yaws = [math.radians(view) for view in request.views or []]
+    return cameras.label(yaws or cameras.default_yaws(DEFAULT_VIEWS), pitch)
 
 
 def write_shape(
@@ -93,12 +88,11 @@ def write_shape(
     path = name.with_name(f"{name.name}.{request.shapes}")
     with torch.no_grad():
         planes = generator.planes(ws)
-    grid = camera_grid(cameras)
     save_shape(
         path,
         generator,
         planes,
-        grid,
+        cameras.grid(),
         request.shape_res,
         request.shape_level,
         request.texture,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from benchmarks.timing import median_seconds, show
 from torch_utils.ops import library
-from torch_utils.ops.filtered_lrelu import filtered_lrelu, filtered_lrelu_reference
+from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from training.networks.alias_free import AliasFreeLayer, plan_bands
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -80,25 +80,20 @@ def cases(
     convolve = lambda x, w: F.conv2d(x, w, padding=1)  # noqa: E731
     x = convolve(features, weight)
 
-    def apply(
-        operator: Callable[..., torch.Tensor],
-    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        options: dict[str, Any] = {
-            "up": layer.up,
-            "down": layer.down,
-            "padding": layer.padding,
-            "clamp": layer.conv_clamp,
-        }
-        return lambda x, bias: operator(x, layer.up_filter, layer.down_filter, bias, **options)
+    def activate(x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        filters, padding = (layer.up_filter, layer.down_filter), layer.padding
+        return filtered_lrelu(
+            x, *filters, bias, layer.up, layer.down, padding, clamp=layer.conv_clamp
+        )
 
     with library.path("cpp"):
         runs = {
-            "ours": both_passes(apply(filtered_lrelu), x, layer.bias),
+            "ours": both_passes(activate, x, layer.bias),
             "conv": both_passes(convolve, features, weight),
         }
     if with_reference:
         with library.path("reference"):
-            runs["reference"] = both_passes(apply(filtered_lrelu_reference), x, layer.bias)
+            runs["reference"] = both_passes(activate, x, layer.bias)
     return {
         direction: {name: run[direction] for name, run in runs.items()}
         for direction in ("forward", "backward")

@@ -23,16 +23,14 @@ from media.meshes.shapes import extract_mesh  # noqa: E402
 from media.pictures.grids import (  # noqa: E402
     PANELS,
     Pictures,
-    camera_grid,
     identity_grid,
     save_png,
-    seed_latent,
     tile,
 )
 from media.pictures.panels import resize  # noqa: E402
 from media.videos.paths import camera_path  # noqa: E402
 from media.videos.videos import VideoWriter  # noqa: E402
-from open_eg3d import load_generator  # noqa: E402
+from open_eg3d import load_generator, map_latents, seed_latents  # noqa: E402
 from training.cameras import (  # noqa: E402
     CameraSummary,
     cameras_of,
@@ -61,10 +59,8 @@ class Model:
     @torch.no_grad()
     def latents(self, *seeds: int) -> Tensor:
         """Latents (K, num_ws, w_dim) of seeds."""
-        z = torch.cat([seed_latent(seed, self.generator.z_dim) for seed in seeds])
-        return self.generator.mapping(
-            z, self.cameras.frontal_label().expand(len(z), -1), TRUNCATION
-        ).contiguous()
+        z = seed_latents(self.generator, seeds)
+        return map_latents(self.generator, z, truncation_psi=TRUNCATION).contiguous()
 
     def film(
         self,
@@ -96,9 +92,7 @@ def make_grid(model: Model, path: Path) -> None:
         identity_grid(
             model.generator,
             model.latents(*PEOPLE),
-            model.cameras,
-            model.cameras.default_yaws(5),
-            model.cameras.pitch,
+            model.cameras.label(model.cameras.default_yaws(5), model.cameras.pitch),
         ),
     )
 
@@ -120,7 +114,7 @@ def make_mesh(model: Model, path: Path) -> None:
     for seed in PEOPLE[1:3]:
         with torch.no_grad():
             planes = model.generator.planes(model.latents(seed))
-        mesh = extract_mesh(model.generator, planes, camera_grid(model.cameras), 192)
+        mesh = extract_mesh(model.generator, planes, model.cameras.grid(), 192)
         views = [model.cameras.label(yaw, 0.1)[None] for yaw in (-0.6, 0.0, 0.6)]
         pictures = [picture for c in views for picture in picture_of(mesh, c)]
         rows += [resize(picture, 160) for picture in pictures]

@@ -12,7 +12,7 @@ from torch import Tensor
 from metrics.sampling import RenderOutput, ViewModel
 from training.config.settings import RenderingConfig
 
-__all__ = ["Cameras", "DensityModel", "PictureModel", "RenderOutput", "ViewModel"]
+__all__ = ["DensityModel", "PictureModel", "RenderOutput", "ViewModel"]
 
 
 class DensityModel(Protocol):
@@ -32,16 +32,3 @@ class DensityModel(Protocol):
 
 class PictureModel(ViewModel, DensityModel, Protocol):
     """A scene that renders itself and tells its density."""
-
-
-class Cameras(Protocol):
-    """The cameras of the training data. Angles are radians."""
-
-    @property
-    def yaw_range(self) -> tuple[float, float]: ...
-    @property
-    def pitch_range(self) -> tuple[float, float]: ...
-
-    def label(self, yaw: float, pitch: float) -> Tensor:
-        """Camera label (25,) of one orbit pose."""
-        ...

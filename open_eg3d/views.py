@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dnnlib.console import UserError, progress
 from media.meshes.shapes import extract_mesh
-from media.pictures.grids import PANELS, camera_grid, seed_latent, shade_depth, to_pictures
+from media.pictures.grids import PANELS, seed_latent, shade_depth, to_pictures
 from media.pictures.normals import in_camera, surface_normals
 from media.videos import paths
 from media.videos.files import VIDEO_FORMATS
@@ -214,7 +214,7 @@ def mesh(
     return extract_mesh(
         generator,
         generator.planes(ws),
-        camera_grid(cameras_of(generator)),
+        cameras_of(generator).grid(),
         resolution,
         level,
         texture=texture,

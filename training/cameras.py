@@ -10,6 +10,7 @@ dimensions. Angles are radians unless named degrees.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -262,10 +263,10 @@ class CameraSummary:
             ) from error
         return summary
 
-    def label(self, yaw_radians: Tensor | float, pitch_radians: Tensor | float) -> Tensor:
-        """Label (..., 25) of the orbit's camera at two angles (numbers, or tensors of one shape
-        (...)).
-        """
+    def label(
+        self, yaw_radians: Tensor | Sequence[float] | float, pitch_radians: Tensor | float
+    ) -> Tensor:
+        """Label (..., 25) of the orbit's camera at two angles, whose shapes broadcast to (...)."""
         angles = (yaw_radians, pitch_radians)
         a, b = (torch.as_tensor(angle, dtype=torch.float64) for angle in angles)
         intrinsics = torch.tensor(self.intrinsics, dtype=torch.float64).reshape(3, 3)
@@ -290,16 +291,11 @@ class CameraSummary:
             return [low + (high - low) * (index + 0.5) / count for index in range(count)]
         return [low + (high - low) * index / (count - 1) for index in range(count)]
 
-    def grid(self, yaws: int, pitches: int) -> Tensor:
+    def grid(self, yaws: int = 9, pitches: int = 3) -> Tensor:
         """Labels (yaws * pitches, 25) all over the data's range, those of one yaw together."""
-        low, high = self.pitch_range
-        return torch.stack(
-            [
-                self.label(yaw, pitch)
-                for yaw in self.default_yaws(yaws)
-                for pitch in np.linspace(low, high, pitches).tolist()
-            ]
-        )
+        pitch = torch.linspace(*self.pitch_range, pitches, dtype=torch.float64).repeat(yaws)
+        yaw = torch.tensor(self.default_yaws(yaws), dtype=torch.float64)
+        return self.label(yaw.repeat_interleave(pitches), pitch)
 
 
 class SceneBox(Protocol):

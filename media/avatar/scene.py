@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dnnlib.console import UserError
 from media.avatar.planes import CHANNELS_A_TEXEL, QuantizedPlanes, pack, quantize
-from media.pictures.grids import Pictures, camera_grid, depth_limits, to_pictures
+from media.pictures.grids import Pictures, depth_limits, to_pictures
 from training.cameras import CameraSummary, unpack_label
 from training.networks.generator import Generator
 
@@ -144,7 +144,7 @@ def _depth_range(
     to the pivot; world units.
     """
     depths, alphas = [], []
-    for c in camera_grid(cameras, *DEPTH_VIEWS).to(planes.device).split(1):
+    for c in cameras.grid(*DEPTH_VIEWS).to(planes.device).split(1):
         out = generator.render(planes, ws, c)
         distance = (unpack_label(c)[0][0, :3, 3].cpu() - torch.tensor(cameras.pivot)).norm()
         depths.append(out.image_depth.float().cpu() - distance)

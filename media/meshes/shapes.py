@@ -41,7 +41,7 @@ def extract_mesh(
 
     Args:
         planes: (1, 3, C, H, W).
-        cameras: (K, 25) labels that cover the poses of the training data (`camera_grid`).
+        cameras: (K, 25) labels that cover the poses of the training data (`CameraSummary.grid`).
         resolution: Grid cells per side of the box.
         level: Raw density of the surface; none = `surface_level`.
         largest_only: Keep the object alone (`media.meshes.surface`); off keeps floaters and what is

@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from dnnlib.files import atomic_write
-from media import Cameras, DensityModel, PictureModel, RenderOutput
+from media import DensityModel, PictureModel, RenderOutput
 from media.pictures.normals import in_camera, surface_normals
 from metrics.sampling import to_pixels
 from metrics.views import OPAQUE
@@ -178,56 +178,23 @@ def map_seed(
     )
 
 
-def orbit_labels(cameras: Cameras, yaws: Sequence[float], pitch: float) -> Tensor:
-    """Camera labels (K, 25) on the data's orbit at K yaws and one pitch, radians."""
-    return torch.stack([cameras.label(yaw, pitch) for yaw in yaws])
-
-
-def camera_grid(cameras: Cameras, yaws: int = 9, pitches: int = 3) -> Tensor:
-    """Labels (yaws * pitches, 25) that cover the data's range of yaw and pitch."""
-    yaw_values = np.linspace(*cameras.yaw_range, yaws).tolist()
-    return torch.cat(
-        [
-            orbit_labels(cameras, yaw_values, pitch)
-            for pitch in np.linspace(*cameras.pitch_range, pitches)
-        ]
-    )
-
-
-def yaw_views(
-    generator: PictureModel,
-    ws: Tensor,
-    cameras: Cameras,
-    yaws: Sequence[float],
-    pitch: float,
-    neural_rendering_resolution: int | None = None,
-    batch: int = 4,
-    kinds: Sequence[str] = ROWS,
-) -> dict[str, Pictures]:
-    """One identity ws (1, num_ws, w_dim) from K yaws (radians) at one pitch: see `render_views`."""
-    labels = orbit_labels(cameras, yaws, pitch)
-    return render_views(generator, ws, labels, neural_rendering_resolution, batch, kinds)
-
-
 def stack_rows(views: dict[str, Pictures], rows: Sequence[str] = ("image",)) -> Pictures:
-    """One picture of `yaw_views`: views side by side, the named kinds of pictures in rows."""
+    """One picture of `render_views`: views side by side, the named kinds of pictures in rows."""
     return tile(np.concatenate([views[kind] for kind in rows]), len(rows), len(views[rows[0]]))
 
 
 def identity_grid(
     generator: PictureModel,
     ws: Tensor,
-    cameras: Cameras,
-    yaws: Sequence[float],
-    pitch: float,
+    labels: Tensor,
     neural_rendering_resolution: int | None = None,
     batch: int = 4,
 ) -> Pictures:
     """One picture of N identities ws (N, num_ws, w_dim): a row each; blocks of colour, raw and
-    depth side by side, one column per yaw.
+    depth side by side, one column per camera of labels (K, 25).
     """
     cells: list[Pictures] = []
     for one in ws.split(1):
-        views = yaw_views(generator, one, cameras, yaws, pitch, neural_rendering_resolution, batch)
+        views = render_views(generator, one, labels, neural_rendering_resolution, batch)
         cells += views.values()
-    return tile(np.concatenate(cells), len(ws), len(ROWS) * len(yaws))
+    return tile(np.concatenate(cells), len(ws), len(ROWS) * len(labels))

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from media import Cameras, PictureModel
-from media.pictures.grids import Pictures, orbit_labels, render_views, tile, to_pictures
+from media import PictureModel
+from media.pictures.grids import Pictures, render_views, tile, to_pictures
+from training.cameras import CameraSummary
 
 VIEWS = 5
 
@@ -19,7 +20,7 @@ def inversion_sheet(
     ws: Tensor,
     label: Tensor,
     picture: Tensor,
-    cameras: Cameras,
+    cameras: CameraSummary,
     yaws: list[float],
     pitch: float,
 ) -> Pictures:
@@ -29,7 +30,7 @@ def inversion_sheet(
         ws: (1, num_ws, w_dim). label: Camera (25,) of the picture (3, R, R) in [-1, 1].
         yaws, pitch: Of the views, radians.
     """
-    views = orbit_labels(cameras, yaws, pitch).to(label)
+    views = cameras.label(yaws, pitch).to(label)
     kinds = ("image", "depth", "normals")
     shown = render_views(generator, ws, torch.cat([label[None], views]), kinds=kinds)
     given = to_pictures(picture[None])

@@ -106,13 +106,6 @@ def yaw_grid(state: SnapshotState) -> Pictures:
     generator = state.trainer.G_ema
     z = fixed_latents(state, STRIP_IDENTITIES)
     ws = generator.mapping(z, state.cameras.frontal_label().to(z.device).expand(len(z), -1))
-    yaws = state.cameras.default_yaws(STRIP_VIEWS)
-    return identity_grid(
-        generator,
-        ws,
-        state.cameras,
-        yaws,
-        state.cameras.pitch,
-        state.resolution,
-        render_batch(state),
-    )
+    cameras = state.cameras
+    labels = cameras.label(cameras.default_yaws(STRIP_VIEWS), cameras.pitch)
+    return identity_grid(generator, ws, labels, state.resolution, render_batch(state))

@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from media import Cameras
 from media.pictures.grids import (
     ROWS,
     Pictures,
     enlarge,
+    render_views,
     seed_latent,
     shade_depth,
     stack_rows,
     tile,
     to_pictures,
-    yaw_views,
 )
 from media.report.charts import Chart, Points
 from media.report.page import Block, Section, Shown
@@ -32,6 +31,7 @@ from metrics.realism import Realism
 from metrics.reals import RealImages
 from metrics.results import read_results
 from metrics.sampling import GeneratorSampler
+from training.cameras import CameraSummary
 
 GRID_ROWS, GRID_COLUMNS = 4, 8
 STRIPS, VIEWS = 3, 7
@@ -197,26 +197,17 @@ def grid(pictures: Pictures) -> Pictures:
 
 
 @torch.no_grad()
-def views_section(
-    sampler: GeneratorSampler,
-    cameras: Cameras,
-    yaws: Sequence[float],
-    pitch: float,
-    frontal: torch.Tensor,
-    batch: int,
-) -> Section:
-    """Some fakes as they turn (angles in radians): picture, rendering before super-resolution, and
-    depth.
-    """
+def views_section(sampler: GeneratorSampler, cameras: CameraSummary, batch: int) -> Section:
+    """Some fakes as they turn: picture, rendering before super-resolution, and depth."""
     model: Any = sampler.model
+    yaws, frontal = cameras.default_yaws(VIEWS), cameras.frontal_label()
+    labels = cameras.label(yaws, cameras.pitch)
     shown = []
     for seed in range(sampler.seed, sampler.seed + STRIPS):
         z = seed_latent(seed, model.z_dim).to(sampler.device)
         ws = sampler.ws(z, frontal[None].to(sampler.device))
         torch.manual_seed(seed)  # for models whose super-resolution asks for random noise
-        strip = yaw_views(
-            model, ws, cameras, yaws, pitch, sampler.neural_rendering_resolution, batch
-        )
+        strip = render_views(model, ws, labels, sampler.neural_rendering_resolution, batch)
         shown.append(
             Shown(
                 stack_rows(strip, ROWS),

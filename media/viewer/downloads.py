@@ -15,7 +15,7 @@ from scipy.interpolate import CubicHermiteSpline
 
 from dnnlib.console import UserError
 from media.meshes.shapes import extract_mesh, save_mesh
-from media.pictures.grids import Pictures, camera_grid
+from media.pictures.grids import Pictures
 from media.pictures.panels import resize
 from media.videos.files import open_video
 from media.videos.paths import is_all_around
@@ -115,7 +115,7 @@ def mesh(
     _, planes = renderer.planes(latents)
     texture = TEXTURE if is_textured else None
     shape = extract_mesh(
-        renderer.generator, planes, camera_grid(renderer.cameras), resolution, texture=texture
+        renderer.generator, planes, renderer.cameras.grid(), resolution, texture=texture
     )
     return _bytes_of(kind, lambda path: save_mesh(path, shape))
 

@@ -55,35 +55,28 @@ def filtered_lrelu(
     Raises:
         ValueError: if a filter does not fit into the padded image or `padding` has another length.
     """
+    options = (up, down, four_paddings(padding), gain, slope, clamp, flip_filter)
     filters = [filter for filter in (up_filter, down_filter) if filter is not None]
     if (
         library.use_kernels(x)
         and not any(filter.requires_grad for filter in filters)
         and not (x.is_cuda and not fits_gpu(x.dtype, up_filter, down_filter, up, down))
     ):
-        options = (up, down, four_paddings(padding), gain, slope, clamp, flip_filter)
         return _filtered_lrelu_kernel(x, up_filter, down_filter, bias, options)
-    return filtered_lrelu_reference(
-        x, up_filter, down_filter, bias, up, down, padding, gain, slope, clamp, flip_filter
-    )
+    return _filtered_lrelu_chain(x, up_filter, down_filter, bias, options)
 
 
-def filtered_lrelu_reference(
+def _filtered_lrelu_chain(
     x: Tensor,
     up_filter: Tensor | None,
     down_filter: Tensor | None,
-    bias: Tensor | None = None,
-    up: int = 1,
-    down: int = 1,
-    padding: int | Sequence[int] = 0,
-    gain: float = math.sqrt(2),
-    slope: float = 0.2,
-    clamp: float | None = None,
-    flip_filter: bool = False,
+    bias: Tensor | None,
+    options: tuple[Any, ...],
 ) -> Tensor:
     """`filtered_lrelu` as a chain of operators: its definition, for every device, and for filters
     that are to be learned.
     """
+    up, down, padding, gain, slope, clamp, flip_filter = options
     x = bias_act(x, bias)
     x = upfirdn2d(x, up_filter, up=up, padding=padding, gain=up**2, flip_filter=flip_filter)
     x = bias_act(x, act="lrelu", alpha=slope, gain=gain, clamp=clamp)

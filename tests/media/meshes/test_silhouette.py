@@ -12,7 +12,7 @@ from torch import Tensor
 
 import demo
 from media.meshes.shapes import extract_mesh
-from media.pictures.grids import camera_grid, seed_latent, to_pictures
+from media.pictures.grids import seed_latent, to_pictures
 from open_eg3d import load_generator
 from training.cameras import CameraSummary, cameras_of, unpack_label
 from training.networks.generator import Generator
@@ -63,7 +63,7 @@ def test_mesh_has_the_models_silhouettes_and_colours(
     generator: Generator, cameras: CameraSummary, seed: int
 ) -> None:
     planes, ws = identity(generator, cameras, seed)
-    mesh = extract_mesh(generator, planes, camera_grid(cameras), 128)
+    mesh = extract_mesh(generator, planes, cameras.grid(), 128)
     assert mesh.is_watertight
     assert mesh.volume > 0
     assert mesh.body_count == 1
@@ -83,7 +83,7 @@ def test_mesh_has_the_models_silhouettes_and_colours(
 def test_normals_point_outward(generator: Generator, cameras: CameraSummary, seed: int) -> None:
     """A ray from a camera meets a front first: its triangle faces the camera."""
     planes, _ = identity(generator, cameras, seed)
-    mesh = extract_mesh(generator, planes, camera_grid(cameras), 64)
+    mesh = extract_mesh(generator, planes, cameras.grid(), 64)
     origins, directions = (
         rays[0].double().numpy()
         for rays in sample_rays(*unpack_label(cameras.frontal_label()[None]), SIDE)

@@ -21,7 +21,8 @@ from media.pictures.panels import render_panels
 from media.videos import files as video_files
 from media.videos.files import gif_delays, open_video
 from media.videos.videos import VideoWriter
-from tests.media.pictures.test_grids import Orbit, Output, identity
+from tests.media.pictures import test_grids
+from tests.media.pictures.test_grids import Output, identity
 from training.cameras import unpack_label
 from training.config.settings import RenderingConfig
 from training.rendering.rays import sample_rays
@@ -73,7 +74,7 @@ class Ball:
 
 
 def labels(yaws: list[float]) -> Tensor:
-    return torch.stack([Orbit().label(yaw, 0.0) for yaw in yaws])
+    return test_grids.ORBIT.label(yaws, 0.0)
 
 
 ORBIT = labels([0.0, 0.3, -0.3, 0.0])

@@ -16,8 +16,7 @@ from scipy import signal
 
 from tests import references
 from tests.operators import compiled_only
-from torch_utils.ops import filtered_lrelu, setup_filter
-from torch_utils.ops.filtered_lrelu import filtered_lrelu_reference
+from torch_utils.ops import filtered_lrelu, library, setup_filter
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 LOWPASS = torch.from_numpy(signal.firwin(12, 0.5, width=0.3))
@@ -188,6 +187,11 @@ def test_bad_padding_is_refused() -> None:
 
 # --------------------------------------------------------------------------------------------------
 # The compiled operator beside the chain of operators that defines it
+
+
+def filtered_lrelu_reference(*args: Any, **options: Any) -> torch.Tensor:
+    with library.path("reference"):
+        return filtered_lrelu(*args, **options)
 
 
 def both_paths(x: torch.Tensor, *args, **options) -> list[list[torch.Tensor]]:
