@@ -29,7 +29,7 @@ from cli.rendering import (
     trunc_option,
 )
 from data_tools.faces.angles import open_pose_estimator
-from dnnlib.console import UserError, run_cli
+from dnnlib.console import HELP, UserError, run_cli
 from dnnlib.files import atomic_write, check_utf8, is_url, make_dir
 from media.report.page import Figure, Report, Section, report_page
 from media.report.sections import (
@@ -296,7 +296,7 @@ def job_of(options: dict[str, Any]) -> Job:
     )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @network_option
 @click.option(
     "--data", metavar="ZIP|DIR|URL", help="Real pictures with cameras, at the model's resolution."
@@ -331,7 +331,6 @@ def job_of(options: dict[str, Any]) -> Job:
     "--conditioning",
     type=click.Choice(["own", "frontal"]),
     default="own",
-    show_default=True,
     help=(
         "Camera that latents are conditioned on: each one's own, as in the paper, or the data's"
         " mean pose."
@@ -344,21 +343,17 @@ def job_of(options: dict[str, Any]) -> Job:
     "--seed",
     type=click.IntRange(0, LARGEST_SEED),
     default=0,
-    show_default=True,
     help="Seed of fake 0; i more for fake i.",
 )
 @precision_option
 @click.option(
     "--mirror/--no-mirror", default=False, help="Add the mirror images of the real pictures."
 )
-@click.option(
-    "--batch", type=click.IntRange(1, 4096), default=16, show_default=True, help="Pictures at once."
-)
+@click.option("--batch", type=click.IntRange(1, 4096), default=16, help="Pictures at once.")
 @click.option(
     "--procs",
     type=click.IntRange(1, 256),
     default=1,
-    show_default=True,
     help="Processes that share the work (GPUs).",
 )
 @device_option
@@ -378,7 +373,6 @@ def job_of(options: dict[str, Any]) -> Job:
     "--report-fakes",
     type=click.IntRange(1, 1_000_000),
     default=500,
-    show_default=True,
     help="Fakes that the page's most and least realistic ones are chosen from.",
 )
 def main(**options: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from cli.values import FiniteRange
-from dnnlib.console import UserError, run_cli
+from dnnlib.console import HELP, UserError, run_cli
 from dnnlib.numbers import LARGEST, finite
 
 SOURCE_FORMATS = ("auto", "labels", "transforms", "colmap", "srn", "csv")
@@ -110,19 +110,17 @@ workers_option = click.option(
     "--workers",
     type=click.IntRange(min=0),
     default=0,
-    show_default=True,
     help="Processes; 0 takes one for each core.",
 )
 background_option = click.option(
     "--background",
     type=Background(),
     default="none",
-    show_default=True,
     help="What shows through transparent parts.",
 )
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings=HELP)
 def main() -> None:
     """Make and check data sets of images with camera labels."""
 
@@ -139,7 +137,6 @@ def main() -> None:
     "kind",
     type=click.Choice(SOURCE_FORMATS),
     default="auto",
-    show_default=True,
     help="What the source is.",
 )
 @click.option(
@@ -151,7 +148,6 @@ def main() -> None:
 @click.option(
     "--crop/--no-crop",
     default=True,
-    show_default=True,
     help="Cut out the middle square, or squeeze the whole picture into one.",
 )
 @background_option
@@ -159,14 +155,12 @@ def main() -> None:
     "--seed",
     type=click.IntRange(min=0),
     default=0,
-    show_default=True,
     help="Of random backgrounds.",
 )
 @click.option(
     "--up",
     type=click.Choice(UP_AXES),
     default="auto",
-    show_default=True,
     help="The source world's upward axis.",
 )
 @click.option(
@@ -261,14 +255,12 @@ def mirror(source: str, dest: Path, workers: int, overwrite: bool) -> None:
     "--bins",
     type=click.IntRange(min=1),
     default=9,
-    show_default=True,
     help="Equal parts of the range of yaws.",
 )
 @click.option(
     "--factor",
     type=FiniteRange(min=1),
     default=4.0,
-    show_default=True,
     help="Most copies of a picture.",
 )
 @overwrite_option
@@ -293,7 +285,6 @@ def rebalance(source: str, dest: Path, bins: int, factor: float, overwrite: bool
     "--cfg",
     type=click.Choice(["auto", "ffhq", "afhq", "shapenet", "heads"]),
     default="auto",
-    show_default=True,
     help="Preset whose scene the cameras must suit.",
 )
 @workers_option
@@ -358,7 +349,6 @@ def estimator_name(ctx: click.Context, param: click.Parameter, value: str) -> st
     "--resolution",
     type=int,
     default=512,
-    show_default=True,
     callback=trainable_size,
     help="Side of the portraits.",
 )
@@ -366,7 +356,6 @@ def estimator_name(ctx: click.Context, param: click.Parameter, value: str) -> st
     "--pick",
     type=click.Choice(["largest", "central"]),
     default="largest",
-    show_default=True,
     help="Which of several faces.",
 )
 @click.option(
@@ -378,14 +367,12 @@ def estimator_name(ctx: click.Context, param: click.Parameter, value: str) -> st
     "--min-size",
     type=click.IntRange(min=0),
     default=0,
-    show_default=True,
     help="Leave out portraits of fewer pixels a side.",
 )
 @background_option
 @click.option(
     "--estimator",
     default="mediapipe",
-    show_default=True,
     callback=estimator_name,
     help="What finds faces: mediapipe or module:function.",
 )
@@ -432,36 +419,30 @@ def faces(
 
 @main.command()
 @dest_option
-@click.option(
-    "--count", type=click.IntRange(min=1), default=6000, show_default=True, help="Number of images."
-)
+@click.option("--count", type=click.IntRange(min=1), default=6000, help="Number of images.")
 @click.option(
     "--resolution",
     type=int,
     callback=power_of_two,
     default=64,
-    show_default=True,
     help="Pixels a side, a power of two up to 1024.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
-    show_default=True,
     help="The same seed gives the same pictures.",
 )
 @click.option(
     "--views-per-identity",
     type=click.IntRange(min=1),
     default=2,
-    show_default=True,
     help="Images of each head.",
 )
 @click.option(
     "--background",
     type=Colour(),
     default="77,153,158",
-    show_default=True,
     help="Plain colour behind the heads.",
 )
 @click.option("--depth", is_flag=True, help="Also write depth maps (depth/) and masks (mask/).")
@@ -478,12 +459,11 @@ def heads(dest: Path, overwrite: bool, **settings: Any) -> None:
 @main.command()
 @source_option
 @dest_option
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of heads.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of heads.")
 @click.option(
     "--views-per-identity",
     type=click.IntRange(min=1),
     default=2,
-    show_default=True,
     help="Images of each head.",
 )
 @overwrite_option

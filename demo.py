@@ -22,7 +22,7 @@ from PIL import Image
 
 from cli.values import FiniteRange
 from data_tools.heads.dataset import BUILT_IN, HeadsConfig, generate_heads, random_labels
-from dnnlib.console import UserError, run_cli
+from dnnlib.console import HELP, UserError, run_cli
 from dnnlib.files import atomic_write, cache_dir, make_dir
 from media.avatar.write import write_avatars
 from media.meshes.shapes import extract_mesh, save_mesh
@@ -100,26 +100,23 @@ LADDER = (
 )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option(
     "--outdir",
     type=click.Path(path_type=Path),
     default="demo",
-    show_default=True,
     help="Folder for all files.",
 )
 @click.option(
     "--minutes",
     type=FiniteRange(0, min_open=True),
     default=18.0,
-    show_default=True,
     help="Training time.",
 )
 @click.option(
     "--heads",
     type=click.IntRange(16),
     default=HEADS,
-    show_default=True,
     help="Pictures to train on.",
 )
 def main(outdir: Path, minutes: float, heads: int) -> None:

@@ -26,7 +26,7 @@ from cli.sampling import (
     latents_option,
 )
 from cli.values import Finite, Seeds
-from dnnlib.console import UserError, run_cli
+from dnnlib.console import HELP, UserError, run_cli
 from dnnlib.files import local_file
 from open_eg3d.exporting import FORMATS, SUFFIXES, Heads, checkpoint_of, write_as
 from training.checkpoints.checkpoint import (
@@ -128,7 +128,7 @@ def check_dest(
             )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option(
     "--network",
     required=True,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cli.sampling import SamplingRequest, sampling_options
 from cli.values import Commas, Finite, some_of
-from dnnlib.console import progress, run_cli
+from dnnlib.console import HELP, progress, run_cli
 from dnnlib.files import make_dir
 from dnnlib.numbers import finite
 from media.meshes.files import TEXTURE_FORMATS
@@ -101,7 +101,7 @@ def write_shape(
     return path
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @sampling_options(seeds="0-7")
 @click.option(
     "--views",
@@ -115,21 +115,18 @@ def write_shape(
     "--rows",
     type=some_of("rows", *PANELS),
     default="image",
-    show_default=True,
     help=f"Rows of the picture: {','.join(PANELS)}.",
 )
 @click.option(
     "--shapes",
     type=click.Choice(["none", *FORMATS]),
     default="none",
-    show_default=True,
     help="Also a shape per seed: mesh, or density (mrc).",
 )
 @click.option(
     "--shape-res",
     type=click.IntRange(8, 4096),
     default=256,
-    show_default=True,
     help="Cells per side of the shape's grid.",
 )
 @click.option(
@@ -147,7 +144,7 @@ def write_shape(
     type=click.IntRange(16, 8192),
     help="Bake colours into a texture of N pixels per side (glb, obj).",
 )
-@click.option("--images/--no-images", default=True, show_default=True, help="Write the pictures.")
+@click.option("--images/--no-images", default=True, help="Write the pictures.")
 def main(**options: Any) -> None:
     """Write a picture (views side by side) and, if asked, a shape of each seed. The same seed gives
     the same files.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from cli.sampling import Identity, SamplingRequest, sampling_options
 from cli.values import Finite, FiniteRange, some_of
-from dnnlib.console import progress, run_cli
+from dnnlib.console import HELP, progress, run_cli
 from dnnlib.files import local_file, make_dir
 from media.pictures.grids import PANELS
 from media.pictures.view_range import beyond_training
@@ -197,7 +197,7 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 # Command line
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @sampling_options(seeds="0-3")
 @click.option(
     "--interpolate",
@@ -214,7 +214,6 @@ def interrupted(files: str, written: int, wanted: int) -> int:
     "--show",
     type=some_of("panels", *PANELS),
     default="image",
-    show_default=True,
     help=f"Side by side: {','.join(PANELS)}.",
 )
 @click.option(
@@ -243,14 +242,11 @@ def interrupted(files: str, written: int, wanted: int) -> int:
     type=click.IntRange(1, 1_000_000),
     help=f"Frames of a video.  [default: {ORBIT_FRAMES}; interpolation {SEED_FRAMES} per seed]",
 )
-@click.option(
-    "--fps", type=FiniteRange(0.1, 240), default=30.0, show_default=True, help="Frames per second."
-)
+@click.option("--fps", type=FiniteRange(0.1, 240), default=30.0, help="Frames per second.")
 @click.option(
     "--formats",
     type=some_of("formats", *VIDEO_FORMATS),
     default="mp4",
-    show_default=True,
     help="mp4, gif or mp4,gif.",
 )
 @click.option(
@@ -260,7 +256,6 @@ def interrupted(files: str, written: int, wanted: int) -> int:
     "--ray-samples",
     type=FiniteRange(0.1, 100),
     default=1.0,
-    show_default=True,
     help="Samples per ray as a factor of training's: 2 is finer.",
 )
 def main(**options: Any) -> None:

@@ -38,7 +38,7 @@ from cli.photos import (
 from cli.rendering import network_option, outdir_option
 from cli.values import FiniteRange
 from data_tools.faces.estimators import MEDIAPIPE, estimators_closed
-from dnnlib.console import UserError, progress, run_cli
+from dnnlib.console import HELP, UserError, progress, run_cli
 from dnnlib.files import atomic_write, make_dir
 from dnnlib.numbers import finite
 from media.pictures.grids import save_png
@@ -319,7 +319,7 @@ def write_directions(
     click.echo(f"Wrote {dest} with the directions {', '.join(found)}")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.argument("photos", nargs=-1, type=click.Path(path_type=Path))
 @network_option
 @click.option("--data", metavar="ZIP|DIR", help="A data set, or a folder of photos; resumable.")
@@ -327,7 +327,6 @@ def write_directions(
     "--method",
     type=click.Choice(METHODS),
     default="pti",
-    show_default=True,
     help="w: one latent; w+: one per layer; pti: w+, then the network's weights are tuned.",
 )
 @click.option(
@@ -356,7 +355,6 @@ def write_directions(
 @click.option(
     "--estimator",
     default=MEDIAPIPE,
-    show_default=True,
     help="Finds faces: mediapipe, or MODULE:FUNCTION.",
 )
 @click.option("--face", type=click.IntRange(1), help="Which face, 1 the largest.  [default: all]")

@@ -25,7 +25,7 @@ from cli.settings import (
 )
 from cli.values import FiniteRange
 from data_tools.faces.angles import open_pose_estimator
-from dnnlib.console import UserError, run_cli
+from dnnlib.console import HELP, UserError, run_cli
 from dnnlib.files import is_url, local_file
 from media.pictures.snapshots import save_pictures
 from metrics.names import parse_metrics
@@ -328,7 +328,7 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
 # The command line
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option(
     "--data", metavar="ZIP|DIR|URL", help="Pictures and dataset.json [default: the built-in heads]."
 )
@@ -336,7 +336,6 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
     "--outdir",
     type=click.Path(path_type=Path),
     default="training-runs",
-    show_default=True,
     help="Where run folders go.",
 )
 @click.option(
@@ -362,7 +361,6 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
     default="auto",
-    show_default=True,
     help="Kind of device.",
 )
 @setting_options(
@@ -402,7 +400,6 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
     "snapshot.metrics",
     type=Metrics(may_be_none=True),
     default="none",
-    show_default=True,
     multiple=False,
 )
 @metric_network_options

@@ -15,14 +15,14 @@ import torch
 
 from cli.devices import device_option
 from cli.sampling import chosen_latents
-from dnnlib.console import UserError, run_cli
+from dnnlib.console import HELP, UserError, run_cli
 from dnnlib.files import is_url, local_file
 from media.viewer.checkpoints import CheckpointFolder
 from open_eg3d.opening import open_generator
 from torch_utils.precision import use_full_fp32
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option("--network", required=True, metavar="FILE|URL", help="Checkpoint, ours or released.")
 @click.option(
     "--folder",
@@ -32,14 +32,12 @@ from torch_utils.precision import use_full_fp32
 @click.option(
     "--host",
     default="127.0.0.1",
-    show_default=True,
     help="Address to listen on; 0.0.0.0 lets other machines in.",
 )
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=8080,
-    show_default=True,
     help="Port to listen on; 0 any free one.",
 )
 @click.option("--latents", metavar="NAME", help="Identity of the file that is shown first.")

@@ -12,8 +12,8 @@ import click
 import torch
 from torch import Tensor
 
-from benchmarks.timing import median_seconds, show
-from dnnlib.console import UserError, run_cli
+from benchmarks.timing import json_option, median_seconds, repeats_option, show
+from dnnlib.console import HELP, UserError, run_cli
 from torch_utils.ops import bias_act, library
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
@@ -50,27 +50,15 @@ def passes(path: str, x: Tensor, grad: Tensor) -> tuple[Callable[[], object], Ca
     return torch.no_grad()(forward), backward
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option(
     "--size",
     type=click.IntRange(1),
     default=256,
-    show_default=True,
     help="Height and width of the images, 8 of 128 channels.",
 )
-@click.option(
-    "--repeats",
-    type=click.IntRange(1),
-    default=7,
-    show_default=True,
-    help="Turns; the median counts.",
-)
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Also write the table to this file.",
-)
+@repeats_option(7)
+@json_option
 def main(size: int, repeats: int, json_path: Path | None) -> None:
     """Milliseconds, and multiples of the time of x.clone()."""
     if not library.load():

@@ -17,8 +17,9 @@ from typing import Literal
 import click
 import torch
 
-from benchmarks.timing import show
+from benchmarks.timing import batch_option, json_option, resolution_option, show
 from benchmarks.training_step import random_labels
+from dnnlib.console import HELP
 from torch_utils.memory import keep_freed_memory
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
 from training.config.presets import make_config
@@ -54,39 +55,15 @@ def time_step(trainer: Trainer) -> float:
     return time.perf_counter() - start
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option(
-    "--sizes",
-    type=click.Choice(["laptop", "published"]),
-    default="laptop",
-    show_default=True,
-    help="Of the networks.",
+    "--sizes", type=click.Choice(["laptop", "published"]), default="laptop", help="Of the networks."
 )
-@click.option(
-    "--resolution",
-    type=click.Choice(["64", "128", "256", "512"]),
-    default="64",
-    show_default=True,
-    help="Of the pictures.",
-)
-@click.option(
-    "--batch", type=click.IntRange(1), default=4, show_default=True, help="Samples a step."
-)
-@click.option(
-    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Checkpoints written."
-)
-@click.option(
-    "--steps/--no-steps",
-    default=True,
-    show_default=True,
-    help="Also take training steps while writing.",
-)
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    help="Also write the figures to this file.",
-)
+@resolution_option(64, 64, 128, 256, 512)
+@batch_option(4)
+@click.option("--rounds", type=click.IntRange(1), default=5, help="Checkpoints written.")
+@click.option("--steps/--no-steps", default=True, help="Also take training steps while writing.")
+@json_option
 def main(
     sizes: Literal["laptop", "published"],
     resolution: str,

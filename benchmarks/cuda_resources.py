@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-from dnnlib.console import UserError, progress, run_cli
+from dnnlib.console import HELP, UserError, progress, run_cli
 from dnnlib.files import atomic_write
 from torch_utils.ops import builder, cuda_builder
 
@@ -212,7 +212,7 @@ def span(values: list[int]) -> str:
     return str(min(values)) if min(values) == max(values) else f"{min(values)}-{max(values)}"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.argument("names", nargs=-1)
 def main(names: tuple[str, ...]) -> None:
     """Compile the CUDA kernels, or those of the sources NAMES, for all architectures and bring the

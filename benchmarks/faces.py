@@ -18,13 +18,13 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from benchmarks.timing import show
+from benchmarks.timing import json_option, resolution_option, show
 from data_tools.faces.estimators import Estimator
 from data_tools.faces.mediapipe_process import MeshProcess, mediapipe_estimator
 from data_tools.faces.pose import DEPTH_GAIN, face_label
 from data_tools.heads.dataset import HeadsConfig, generate_heads
 from data_tools.sources.base import Array
-from dnnlib.console import UserError, progress, run_cli
+from dnnlib.console import HELP, UserError, progress, run_cli
 from training.cameras import look_at_pose, orbit_angles, unpack_label
 from training.data.dataset import ImageDataset
 
@@ -107,21 +107,11 @@ def fit_canonical(pictures: list[np.ndarray], labels: torch.Tensor) -> Array:
     return np.asarray(mean - mean[LEFT_IRIS] * (0, 1, 1) + np.array([0, EYE_HEIGHT, EYE_DEPTH]))
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--count", type=click.IntRange(2), default=160, show_default=True, help="Heads.")
+@click.command(context_settings=HELP)
+@click.option("--count", type=click.IntRange(2), default=160, help="Heads.")
+@resolution_option(256, 128, 256, 512)
 @click.option(
-    "--resolution",
-    type=click.Choice(["128", "256", "512"]),
-    default="256",
-    show_default=True,
-    help="Pixels of the pictures.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0),
-    default=7,
-    show_default=True,
-    help="Of the heads; 1000 were those fitted to.",
+    "--seed", type=click.IntRange(0), default=7, help="Of the heads; 1000 were those fitted to."
 )
 @click.option(
     "--fit",
@@ -129,12 +119,7 @@ def fit_canonical(pictures: list[np.ndarray], labels: torch.Tensor) -> Array:
     type=click.Path(path_type=Path),
     help="Write the average face there instead of measuring.",
 )
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    help="Also write the figures to this file.",
-)
+@json_option
 def main(
     count: int, resolution: str, seed: int, fit_path: Path | None, json_path: Path | None
 ) -> None:

@@ -13,7 +13,8 @@ import click
 import torch
 import torch.nn.functional as F
 
-from benchmarks.timing import median_seconds, show
+from benchmarks.timing import json_option, median_seconds, repeats_option, show
+from dnnlib.console import HELP
 from torch_utils.ops import library
 from torch_utils.ops.filtered_lrelu import filtered_lrelu
 from training.networks.alias_free import AliasFreeLayer, plan_bands
@@ -141,16 +142,9 @@ def in_plain_pytorch(run: Callable[[], object]) -> Callable[[], object]:
     return wrapped
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    help="Also write the figures to this file.",
-)
-@click.option(
-    "--repeats", type=click.IntRange(1), default=5, show_default=True, help="Runs a case."
-)
+@click.command(context_settings=HELP)
+@json_option
+@repeats_option(5)
 @click.option(
     "--network",
     "names",

@@ -28,7 +28,7 @@ import torch.multiprocessing
 from torch import Tensor, nn
 
 from benchmarks import timing
-from dnnlib.console import UserError, run_cli
+from dnnlib.console import HELP, UserError, run_cli
 from dnnlib.files import atomic_write
 from torch_utils.distributed.processes import BACKENDS
 from torch_utils.distributed.reduction import GradientAverage
@@ -398,7 +398,7 @@ def run_part(name: str, machine: Machine) -> Part:
     return Part("passed", time.monotonic() - start, figures=figures)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option("--dry", is_flag=True, help="As far as it goes without a GPU, on tiny sizes.")
 @click.option(
     "--only",
@@ -410,7 +410,6 @@ def run_part(name: str, machine: Machine) -> Part:
     "--dest",
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("gpu_check.json"),
-    show_default=True,
     help="The report.",
 )
 def main(dry: bool, only: tuple[str, ...], dest: Path) -> None:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from dnnlib.console import UserError, run_cli
+from dnnlib.console import HELP, UserError, run_cli
 from torch_utils.ops import library
 from training.config.presets import make_config
 from training.networks.discriminator import Discriminator
@@ -304,7 +304,7 @@ def table(rows: Iterable[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 def main() -> None:
     """Print expected times of kernels, networks and clusters as in the documentation."""
     if not library.load():

@@ -20,8 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from benchmarks.timing import show
+from benchmarks.timing import json_option, resolution_option, show
 from benchmarks.training_step import random_labels
+from dnnlib.console import HELP
 from torch_utils.distributed.collectives import rank
 from torch_utils.distributed.processes import run_processes
 from torch_utils.distributed.reduction import BUCKET_BYTES, GradientAverage
@@ -90,45 +91,26 @@ def compare(parameters: dict[str, list[nn.Parameter]]) -> None:
         torch.testing.assert_close(first.grad, second.grad)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option(
     "--sizes",
     type=click.Choice(["laptop", "published"]),
     default="laptop",
-    show_default=True,
     help="Of the discriminator.",
 )
+@resolution_option(64, 64, 128, 256, 512)
 @click.option(
-    "--resolution",
-    type=click.Choice(["64", "128", "256", "512"]),
-    default="64",
-    show_default=True,
-    help="Of the pictures.",
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="cpu: gloo; cuda: NCCL."
 )
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    default="cpu",
-    show_default=True,
-    help="cpu: gloo; cuda: NCCL.",
-)
-@click.option("--procs", type=click.IntRange(2), default=2, show_default=True, help="Processes.")
+@click.option("--procs", type=click.IntRange(2), default=2, help="Processes.")
 @click.option(
     "--bucket-mb",
     type=click.FloatRange(0, min_open=True),
     default=BUCKET_BYTES / 2**20,
-    show_default=True,
     help="Of a bucket.",
 )
-@click.option(
-    "--rounds", type=click.IntRange(1), default=20, show_default=True, help="Phases timed."
-)
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    help="Also write the figures to this file.",
-)
+@click.option("--rounds", type=click.IntRange(1), default=20, help="Phases timed.")
+@json_option
 def main(
     sizes: str,
     resolution: str,

@@ -21,7 +21,7 @@ from data_tools.heads.basis import load_basis
 from data_tools.heads.dataset import HEADS_RADIUS, HeadsConfig, render_head
 from data_tools.heads.person import build_head, random_person
 from data_tools.heads.render import Raycaster
-from dnnlib.console import run_cli
+from dnnlib.console import HELP, run_cli
 from open_eg3d import SHIPPED_MODEL, load_generator
 from open_eg3d.inverting import choose_perceptual
 from training.cameras import cameras_of, orbit_pose, pack_label, unpack_label
@@ -141,13 +141,13 @@ def table(values: dict[str, list[list[float]]], poses: Sequence[float]) -> Itera
         )
 
 
-@click.command()
+@click.command(context_settings=HELP)
 @click.option("--network", default=str(SHIPPED_MODEL), help="Checkpoint.")
-@click.option("--count", type=click.IntRange(1), default=100, show_default=True, help="Heads.")
-@click.option("--seed", default=20_000, show_default=True, help="Of the heads.")
-@click.option("--steps", type=(int, int), default=(400, 350), show_default=True)
-@click.option("--rows", default=",".join(ROWS), show_default=True, help="Some of these.")
-@click.option("--poses/--no-poses", default=True, show_default=True, help="Also pose errors.")
+@click.option("--count", type=click.IntRange(1), default=100, help="Heads.")
+@click.option("--seed", default=20_000, help="Of the heads.")
+@click.option("--steps", type=(int, int), default=(400, 350))
+@click.option("--rows", default=",".join(ROWS), help="Some of these.")
+@click.option("--poses/--no-poses", default=True, help="Also pose errors.")
 def main(
     network: str, count: int, seed: int, steps: tuple[int, int], rows: str, poses: bool
 ) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.timing import median_seconds, show
 from data_tools.sinks import image_name, open_sink, write_labels
+from dnnlib.console import HELP
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.data.dataset import ImageDataset
 from training.data.order import batch_indices, read_batches
@@ -230,25 +231,21 @@ def measure_loader(resolution: int, seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option(
     "--resolution",
     "resolutions",
     multiple=True,
     type=click.Choice(["64", "256", "512"]),
     default=["64", "256", "512"],
-    show_default=True,
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(0, min_open=True),
     default=3.0,
-    show_default=True,
     help="For each rate of the loader.",
 )
-@click.option(
-    "--repeats", type=click.IntRange(1), default=7, show_default=True, help="Runs of each decoder."
-)
+@click.option("--repeats", type=click.IntRange(1), default=7, help="Runs of each decoder.")
 @click.option(
     "--json",
     "json_path",

@@ -12,7 +12,15 @@ import click
 import torch
 
 from benchmarks.floor import products_alone
-from benchmarks.timing import median_seconds, show
+from benchmarks.timing import (
+    batch_option,
+    json_option,
+    median_seconds,
+    repeats_option,
+    resolution_option,
+    show,
+)
+from dnnlib.console import HELP
 from torch_utils.memory import keep_freed_memory
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.config.presets import make_config
@@ -68,20 +76,10 @@ def measure(precision: str, resolution: int, batch: int, repeats: int) -> list[d
     return rows
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--resolution",
-    type=click.Choice(["128", "256", "512"]),
-    default="512",
-    show_default=True,
-    help="Pixels of the picture.",
-)
-@click.option(
-    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Samples a pass."
-)
-@click.option(
-    "--repeats", type=click.IntRange(1), default=7, show_default=True, help="Runs a case."
-)
+@click.command(context_settings=HELP)
+@resolution_option(512, 128, 256, 512)
+@batch_option(1)
+@repeats_option(7)
 @click.option(
     "--precision",
     "precisions",
@@ -90,12 +88,7 @@ def measure(precision: str, resolution: int, batch: int, repeats: int) -> list[d
     default=list(DTYPES),
     help="May be repeated.",
 )
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    help="Also write the figures to this file.",
-)
+@json_option
 def main(
     resolution: str, batch: int, repeats: int, precisions: tuple[str, ...], json_path: Path | None
 ) -> None:

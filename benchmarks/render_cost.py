@@ -13,8 +13,8 @@ from typing import Any
 import click
 
 from benchmarks.render_rays import METHODS, PATHS, Scene, Size
-from benchmarks.timing import median_seconds, show
-from dnnlib.console import UserError, run_cli
+from benchmarks.timing import json_option, median_seconds, repeats_option, show
+from dnnlib.console import HELP, UserError, run_cli
 
 BASE = Size()
 SWEEPS: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -99,26 +99,14 @@ def draw(rows: list[dict[str, Any]], target: Path) -> None:
     figure.savefig(target, dpi=100)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--repeats",
-    type=click.IntRange(1),
-    default=3,
-    show_default=True,
-    help="Measurements of each; the median counts.",
-)
+@click.command(context_settings=HELP)
+@repeats_option(3)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("docs/media/render_cost.png"),
-    show_default=True,
 )
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the figures there, too.",
-)
+@json_option
 def main(repeats: int, out: Path, json_path: Path | None) -> None:
     """Measure, print and draw; one sample, resolution 64 and 48 + 48 samples where not varied,
     planes 256 x 256 x 32.

@@ -14,8 +14,8 @@ import click
 import torch
 from torch import Tensor
 
-from benchmarks.timing import median_seconds, show
-from dnnlib.console import run_cli
+from benchmarks.timing import json_option, median_seconds, repeats_option, show
+from dnnlib.console import HELP, run_cli
 from torch_utils.ops import library
 from training.cameras import orbit_pose, pinhole_intrinsics
 from training.config.settings import RenderingConfig
@@ -146,20 +146,9 @@ def memory_rows() -> list[dict[str, Any]]:
     return rows
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--repeats",
-    type=click.IntRange(1),
-    default=7,
-    show_default=True,
-    help="Measurements of each; the median counts.",
-)
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the figures there, too.",
-)
+@click.command(context_settings=HELP)
+@repeats_option(7)
+@json_option
 def main(repeats: int, json_path: Path | None) -> None:
     """Print time and working memory of both renderers."""
     with library.path("cpp"):

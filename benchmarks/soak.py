@@ -20,7 +20,8 @@ import click
 import numpy as np
 import psutil
 
-from benchmarks.timing import show
+from benchmarks.timing import json_option, show
+from dnnlib.console import HELP
 from tests.tiny import SETTINGS, write_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -201,33 +202,14 @@ def plot(path: Path, looks: list[dict[str, Any]], batch: int) -> None:
     figure.savefig(path, dpi=100)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
+@click.option("--iterations", type=click.IntRange(200), default=2000, help="Length of the run.")
+@click.option("--batch", type=click.IntRange(4), default=8, help="Samples an iteration.")
+@click.option("--procs", type=click.IntRange(1), default=2, help="Training processes.")
 @click.option(
-    "--iterations",
-    type=click.IntRange(200),
-    default=2000,
-    show_default=True,
-    help="Length of the run.",
+    "--every", type=click.FloatRange(0, min_open=True), default=1.0, help="Seconds between looks."
 )
-@click.option(
-    "--batch", type=click.IntRange(4), default=8, show_default=True, help="Samples an iteration."
-)
-@click.option(
-    "--procs", type=click.IntRange(1), default=2, show_default=True, help="Training processes."
-)
-@click.option(
-    "--every",
-    type=click.FloatRange(0, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Seconds between looks.",
-)
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    help="Also write the figures to this file.",
-)
+@json_option
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Draw them.")
 def main(
     iterations: int,

@@ -15,8 +15,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import demo
-from benchmarks.timing import show
+from benchmarks.timing import json_option, show
 from data_tools.heads.dataset import random_labels
+from dnnlib.console import HELP
 from training.config.presets import make_config
 from training.config.settings import Config, set_option
 from training.gan.trainer import Trainer
@@ -82,10 +83,8 @@ def count(config: Config) -> dict[str, Any]:
     }
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Write the rows here, too."
-)
+@click.command(context_settings=HELP)
+@json_option
 def main(json_path: Path | None) -> None:
     """Print the table."""
     rows = [{"sizes": name, **count(config)} for name, config in ladder().items()]

@@ -12,6 +12,32 @@ from typing import Any
 import click
 import torch
 
+json_option = click.option(
+    "--json",
+    "json_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write the figures to this file.",
+)
+
+
+def repeats_option(default: int) -> Callable[[Any], Any]:
+    """--repeats: measurements of each case."""
+    kind = click.IntRange(1)
+    text = "Measurements of each case; the median counts."
+    return click.option("--repeats", type=kind, default=default, help=text)
+
+
+def batch_option(default: int) -> Callable[[Any], Any]:
+    """--batch: samples of a step or pass."""
+    return click.option("--batch", type=click.IntRange(1), default=default, help="Samples at once.")
+
+
+def resolution_option(default: int, *choices: int) -> Callable[[Any], Any]:
+    """--resolution: pixels of the pictures, as text."""
+    kind = click.Choice([str(choice) for choice in choices])
+    text = "Pixels of the pictures."
+    return click.option("--resolution", type=kind, default=str(default), help=text)
+
 
 def median_seconds(
     cases: Mapping[str, Callable[[], object]],

@@ -19,7 +19,9 @@ import click
 import torch
 
 from benchmarks.floor import Floor, measure_floor
+from benchmarks.timing import batch_option, json_option, resolution_option
 from benchmarks.training_step import random_labels
+from dnnlib.console import HELP
 from torch_utils.memory import keep_freed_memory
 from training.config.presets import make_config
 from training.config.settings import Config
@@ -90,63 +92,27 @@ def peak_memory_gb() -> float:
     )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option(
     "--cfg",
     "preset",
     type=click.Choice(["ffhq", "heads"]),
     default="ffhq",
-    show_default=True,
     help="heads: laptop sizes, of which --resolution, --batch and --precision alone may change.",
 )
+@resolution_option(128, 64, 128, 256, 512)
+@click.option("--channel-base", type=click.IntRange(256), default=8192, help="Of both networks.")
+@click.option("--channel-max", type=click.IntRange(16), default=256, help="Of both networks.")
+@batch_option(4)
+@click.option("--nrr", type=click.IntRange(8), default=64, help="Pixels of the rendering.")
 @click.option(
-    "--resolution",
-    type=click.Choice(["64", "128", "256", "512"]),
-    default="128",
-    show_default=True,
-    help="Pixels of the pictures.",
+    "--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", help="Of the convolutions."
 )
 @click.option(
-    "--channel-base",
-    type=click.IntRange(256),
-    default=8192,
-    show_default=True,
-    help="Of both networks.",
-)
-@click.option(
-    "--channel-max",
-    type=click.IntRange(16),
-    default=256,
-    show_default=True,
-    help="Of both networks.",
-)
-@click.option(
-    "--batch", type=click.IntRange(1), default=4, show_default=True, help="Samples an iteration."
-)
-@click.option(
-    "--nrr", type=click.IntRange(8), default=64, show_default=True, help="Pixels of the rendering."
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="Of the convolutions.",
-)
-@click.option(
-    "--steps",
-    type=click.IntRange(1),
-    default=3,
-    show_default=True,
-    help="Iterations, after one that is not counted.",
+    "--steps", type=click.IntRange(1), default=3, help="Iterations, after one that is not counted."
 )
 @click.option("--floor", "with_floor", is_flag=True, help="Also compare with the products alone.")
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    help="Also write the figures to this file.",
-)
+@json_option
 def main(
     preset: str,
     resolution: str,

@@ -11,6 +11,8 @@ import time
 import click
 import torch
 
+from benchmarks.timing import resolution_option
+from dnnlib.console import HELP
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.config.presets import HEADS_FOCAL, HEADS_RADIUS, make_config
 from training.gan.trainer import Trainer
@@ -36,21 +38,14 @@ def random_labels(count: int) -> torch.Tensor:
     return pack_label(orbit_pose(yaw, pitch, HEADS_RADIUS), pinhole_intrinsics(HEADS_FOCAL))
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option(
     "--steps",
     type=click.IntRange(1),
     default=16,
-    show_default=True,
     help="Steps a setting; 16 see every regulariser once.",
 )
-@click.option(
-    "--resolution",
-    type=click.Choice(["64", "128"]),
-    default="64",
-    show_default=True,
-    help="Pixels of the pictures.",
-)
+@resolution_option(64, 64, 128)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 def main(steps: int, resolution: str, as_json: bool) -> None:
     """Print the mean and median time of a step, and images a second."""

@@ -11,7 +11,8 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.timing import median_seconds, show
+from benchmarks.timing import json_option, median_seconds, repeats_option, show
+from dnnlib.console import HELP
 from torch_utils.ops import library
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d, upfirdn2d_reference
 
@@ -70,23 +71,16 @@ def measure(name: str, layout: str, dtype: str, repeats: int) -> list[dict[str, 
     ]
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    help="Also write the figures to this file.",
-)
-@click.option(
-    "--repeats", type=click.IntRange(1), default=7, show_default=True, help="Runs a case."
-)
+@click.command(context_settings=HELP)
+@json_option
+@repeats_option(7)
 @click.option(
     "--case",
     "names",
     multiple=True,
     type=click.Choice(list(CASES)),
     default=list(CASES),
-    help="May be repeated. [default: all]",
+    help="May be repeated.",
 )
 def main(json_path: Path | None, repeats: int, names: tuple[str, ...]) -> None:
     """Time forward and backward passes with the filter [1, 3, 3, 1] in both memory formats."""

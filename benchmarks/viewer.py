@@ -21,8 +21,8 @@ from websockets.sync.client import connect
 from websockets.sync.connection import Connection as Socket
 from websockets.typing import Subprotocol
 
-from benchmarks.timing import median_seconds, show
-from dnnlib.console import run_cli
+from benchmarks.timing import median_seconds, repeats_option, show
+from dnnlib.console import HELP, run_cli
 from media.viewer.checkpoints import CheckpointFolder
 from media.viewer.server import run_viewer
 from media.viewer.view_renderer import KINDS, Latents, View, ViewRenderer
@@ -104,24 +104,12 @@ def frames_a_second(network: Path, seconds: float, sessions: int) -> list[float]
     return found
 
 
-@click.command()
+@click.command(context_settings=HELP)
+@click.option("--network", type=click.Path(exists=True, path_type=Path), default=SHIPPED)
 @click.option(
-    "--network", type=click.Path(exists=True, path_type=Path), default=SHIPPED, show_default=True
+    "--seconds", type=click.FloatRange(1), default=10.0, help="How long a head is turned."
 )
-@click.option(
-    "--seconds",
-    type=click.FloatRange(1),
-    default=10.0,
-    show_default=True,
-    help="How long a head is turned.",
-)
-@click.option(
-    "--repeats",
-    type=click.IntRange(1),
-    default=20,
-    show_default=True,
-    help="Of each kind of picture.",
-)
+@repeats_option(20)
 def main(network: Path, seconds: float, repeats: int) -> None:
     """Time pictures alone, then whole visits."""
     renderer = ViewRenderer(load_generator(network))

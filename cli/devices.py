@@ -19,7 +19,6 @@ device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
     default="auto",
-    show_default=True,
     callback=_chosen,
     help="Where to compute.",
 )

@@ -18,14 +18,12 @@ outdir_option = click.option(
     "--outdir",
     type=click.Path(path_type=Path),
     default="out",
-    show_default=True,
     help="Folder for the files.",
 )
 trunc_option = click.option(
     "--trunc",
     type=Finite(),
     default=1.0,
-    show_default=True,
     help="Truncation psi: 1 none, 0 the average.",
 )
 trunc_cutoff_option = click.option(
@@ -42,6 +40,5 @@ precision_option = click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16"]),
     default="fp32",
-    show_default=True,
     help="Of the model's convolutions; bf16 where the processor has it.",
 )

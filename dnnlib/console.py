@@ -14,6 +14,7 @@ from dnnlib.startup import raise_on_interrupt
 
 T = TypeVar("T")
 
+HELP = {"help_option_names": ["-h", "--help"], "show_default": True}  # of every command
 LONGEST_LINE = 2000  # characters of an error message
 
 

@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from training.cameras import (
+    CameraSummary,
     look_at_pose,
     mirror_label,
     nearest_point_to_rays,
@@ -276,3 +277,12 @@ def test_parallel_lines_give_the_best_point_nearest_to_the_origin():
     assert torch.allclose(
         nearest_point_to_rays(origins, directions), torch.tensor([0.0, 2.0, 0.0]), atol=1e-6
     )
+
+
+def test_the_grid_of_a_summary_covers_the_ranges():
+    cameras = CameraSummary(
+        2.7, (0.0, 0.0, 0.0), yaw_range=(-0.6, 0.6), pitch_range=(-0.2, 0.2), yaw=0.1
+    )
+    yaw, pitch, _ = orbit_angles(unpack_label(cameras.grid(5, 3))[0])
+    expected = [(a, b) for a in (-0.6, -0.3, 0.0, 0.3, 0.6) for b in (-0.2, 0.0, 0.2)]
+    np.testing.assert_allclose(torch.stack([yaw, pitch], dim=1), expected, atol=1e-6)

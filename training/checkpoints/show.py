@@ -11,7 +11,7 @@ from typing import Any
 import click
 from torch import Tensor
 
-from dnnlib.console import run_cli
+from dnnlib.console import HELP, run_cli
 from dnnlib.files import local_file
 from training.checkpoints.checkpoint import is_released, load_checkpoint, load_weights
 from training.config.settings import Config, config_sections, to_dict
@@ -269,7 +269,7 @@ def _short(value: Any) -> str:
     return str(value)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings=HELP)
 @click.option("--network", required=True, metavar="FILE|URL", help="Checkpoint, ours or released.")
 @click.option(
     "--nrr",
