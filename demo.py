@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from cli.values import FiniteRange
+from data_tools.convert import ConvertConfig, convert
 from data_tools.heads.dataset import BUILT_IN, HeadsConfig, generate_heads, random_labels
 from dnnlib.console import HELP, UserError, run_cli
 from dnnlib.files import atomic_write, cache_dir, make_dir
@@ -30,7 +31,7 @@ from media.pictures.grids import identity_grid, save_png
 from media.report.charts import Chart
 from media.report.page import Block, Figure, Report, Section, Shown, report_page
 from metrics.results import read_results
-from open_eg3d import load_generator, map_latents, seed_latents
+from open_eg3d import SHIPPED_MODEL, load_generator, map_latents, seed_latents
 from torch_utils.memory import keep_freed_memory
 from training.cameras import CameraSummary
 from training.config.presets import make_config
@@ -40,10 +41,9 @@ from training.run.folder import STATS_FILE
 from training.run.launch import newest_snapshot
 from training.run.settings import default_precision
 
-SHIPPED = Path(__file__).parent / "models" / "heads64.pkl"
 IDENTITIES, VIEWS = 6, 5
 MESH_RESOLUTION = 160
-HEADS = 3000  # pictures to train on: rendered in two minutes, and more than are shown in twenty
+HEADS = 3000  # pictures to train on: more than are shown in twenty minutes
 BATCH = 16
 MOST_PROCESSES = BATCH // 4  # each takes a group of the minibatch statistics
 PROBE_STEPS = 4
@@ -125,7 +125,7 @@ def main(outdir: Path, minutes: float, heads: int) -> None:
     """
     outdir = outdir.resolve()
     make_dir(outdir)
-    shipped = show(SHIPPED, outdir, "shipped")
+    shipped = show(SHIPPED_MODEL, outdir, "shipped")
     click.echo(f"Heads that come with the program: {shipped.grid}")
     runs = [outdir / "small", outdir / "large"]
     data = rendered_heads(heads)
@@ -203,12 +203,16 @@ def _probe(config: Config, device: torch.device) -> float:
 
 
 def rendered_heads(count: int) -> dict[int, Path]:
-    """Data sets of `count` heads by resolution, rendered the first time."""
-    found = {}
-    for resolution in (BUILT_IN.resolution // 2, BUILT_IN.resolution):
-        found[resolution] = cache_dir() / f"heads{resolution}-{count}.zip"
-        if not found[resolution].exists():
-            generate_heads(found[resolution], HeadsConfig(count, resolution, views_per_identity=1))
+    """Data sets of `count` heads by resolution, rendered the first time; the small pictures are the
+    large ones made smaller.
+    """
+    large = BUILT_IN.resolution
+    half = large // 2
+    found = {size: cache_dir() / f"heads{size}-{count}.zip" for size in (half, large)}
+    if not found[large].exists():
+        generate_heads(found[large], HeadsConfig(count, large, views_per_identity=1))
+    if not found[half].exists():
+        convert(str(found[large]), found[half], ConvertConfig(resolution=half))
     return found
 
 

@@ -16,7 +16,6 @@ import torch
 
 import calc_metrics
 import dataset_tool
-import demo
 import export
 import gen_samples
 import gen_videos
@@ -24,6 +23,7 @@ import invert
 import train
 import viewer
 from media.viewer.gateway import Gateway
+from open_eg3d import SHIPPED_MODEL
 from tests.advice import check_table, messages
 from tests.tiny import ROOT, TINY_OPTIONS, call, only_run, tiny_config, write_dataset
 from tests.train.runs import snapshot_in, train_here
@@ -222,7 +222,7 @@ def test_commands_of_the_demo_are_understood() -> None:
     for text in texts:
         program, *arguments = shlex.split(text.format("models/heads64.pkl"))[1:]
         context = programs[program].main.make_context(program, arguments)
-        assert Path(context.params["network"]) == demo.SHIPPED.relative_to(ROOT)
+        assert Path(context.params["network"]) == SHIPPED_MODEL.relative_to(ROOT)
 
 
 def test_packages_and_pages_are_there() -> None:

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 import demo
 from dnnlib.console import UserError
 from tests.browser import open_browser
+from tests.tiny import write_dataset
 from training.config.presets import make_config
 from training.config.settings import set_option
+from training.data.dataset import ImageDataset
 from training.run.settings import check_run, enlarged, settle
 
 
@@ -67,6 +70,18 @@ def test_slow_machines_get_narrow_networks(
 
 def test_speed_is_measured_by_training() -> None:
     assert 0.5 < demo.images_a_second(demo.LADDER[-1], "fp32", "cpu") < 1e5
+
+
+def test_small_pictures_are_the_large_ones_made_smaller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path))
+    shutil.copy(write_dataset(tmp_path / "large.zip", 3, 64), tmp_path / "heads64-3.zip")
+    small, large = (ImageDataset(path) for path in demo.rendered_heads(3).values())
+    assert torch.equal(small.labels, large.labels)
+    reduced = large.read(range(3))[0].float().unflatten(-1, (32, 2)).mean(-1)
+    reduced = reduced.unflatten(-2, (32, 2)).mean(-2)
+    assert (small.read(range(3))[0] - reduced).abs().mean() < 3
 
 
 def make_run(folder: Path, resolution: int, steps: list[int]) -> Path:

@@ -148,7 +148,8 @@ SIGNATURES = {
     "CameraSummary.from_dict": "(values: dict[str, Any]) -> CameraSummary",
     "CameraSummary.to_dict": "(self) -> dict[str, Any]",
     "CameraSummary.label": (
-        "(self, yaw_radians: Tensor | float, pitch_radians: Tensor | float) -> Tensor"
+        "(self, yaw_radians: Tensor | Sequence[float] | float, pitch_radians: Tensor | float)"
+        " -> Tensor"
     ),
     "CameraSummary.frontal_label": "(self) -> Tensor",
     "CameraSummary.default_yaws": "(self, count: int) -> list[float]",

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import demo
 from media.pictures.grids import seed_latent
 from metrics.consistency import view_consistency
 from metrics.processes import WorkerGroup
 from metrics.sampling import GeneratorSampler
-from open_eg3d import load_generator
+from open_eg3d import SHIPPED_MODEL, load_generator
 from training.cameras import cameras_of
 from training.networks.generator import Generator, GeneratorOutput
 
@@ -25,7 +24,7 @@ YAWS = (-40.0, 0.0, 40.0)  # degrees
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    return load_generator(demo.SHIPPED)
+    return load_generator(SHIPPED_MODEL)
 
 
 @torch.no_grad()
@@ -51,8 +50,8 @@ def low_precision(generator: Generator) -> Iterator[None]:
 
 
 def test_it_is_small_and_of_the_heads() -> None:
-    assert demo.SHIPPED.stat().st_size < 10e6
-    assert Path(demo.SHIPPED).parent.joinpath("README.md").exists()
+    assert SHIPPED_MODEL.stat().st_size < 10e6
+    assert Path(SHIPPED_MODEL).parent.joinpath("README.md").exists()
 
 
 @pytest.mark.parametrize("yaw", YAWS)

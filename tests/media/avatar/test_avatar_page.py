@@ -17,12 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-import demo
 import export
 from media.avatar import write_avatars
 from media.avatar.scene import UNIFORM_BYTES
 from media.pictures.grids import Pictures, seed_latent, shade_depth, to_pictures
-from open_eg3d import load_generator
+from open_eg3d import SHIPPED_MODEL, load_generator
 from tests.browser import SOFTWARE_WEBGL, Browser, Page, open_browser
 from tests.tiny import call, finish, start, tiny_config
 from training.cameras import CameraSummary, cameras_of, unpack_label
@@ -40,14 +39,14 @@ QUIET = "#view=image"  # an address asks for no greeting
 
 @pytest.fixture(scope="module")
 def shipped() -> Generator:
-    return load_generator(demo.SHIPPED)
+    return load_generator(SHIPPED_MODEL)
 
 
 @pytest.fixture(scope="module")
 def shipped_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("avatars") / "heads & more.html"
     finish(
-        start("export.py", "--network", demo.SHIPPED, "--seeds", "0-2", "--dest", path)
+        start("export.py", "--network", SHIPPED_MODEL, "--seeds", "0-2", "--dest", path)
     ).assert_done()
     return path
 
@@ -139,7 +138,7 @@ def test_a_title_cannot_break_out_of_the_page(tmp_path: Path, show: Callable[...
 
 
 def test_what_is_asked_wrongly_is_one_line(tmp_path: Path) -> None:
-    network = str(demo.SHIPPED)
+    network = str(SHIPPED_MODEL)
     call(
         export.main, "--network", network, "--dest", str(tmp_path / "a.pkl"), "--seeds", "1"
     ).assert_refused(2, "--seeds", ".html")
@@ -324,9 +323,9 @@ def test_what_is_seen_is_the_picture(
         .crop(tuple(round(x) for x in box))
     )
     wanted = rendered(
-        load_generator(demo.SHIPPED),
+        load_generator(SHIPPED_MODEL),
         0,
-        cameras_of(load_generator(demo.SHIPPED)).frontal_label(),
+        cameras_of(load_generator(SHIPPED_MODEL)).frontal_label(),
         64,
     )
     small = np.asarray(shot.resize((64, 64), Image.Resampling.BOX))

@@ -10,10 +10,9 @@ import torch
 import trimesh
 from torch import Tensor
 
-import demo
 from media.meshes.shapes import extract_mesh
 from media.pictures.grids import seed_latent, to_pictures
-from open_eg3d import load_generator
+from open_eg3d import SHIPPED_MODEL, load_generator
 from training.cameras import CameraSummary, cameras_of, unpack_label
 from training.networks.generator import Generator
 from training.rendering.rays import sample_rays
@@ -28,7 +27,7 @@ LEAST_PSNR = 20.0
 
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    return load_generator(demo.SHIPPED)
+    return load_generator(SHIPPED_MODEL)
 
 
 @pytest.fixture(scope="module")

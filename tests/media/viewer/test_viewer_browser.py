@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import demo
 from media.viewer.checkpoints import CheckpointFolder
 from media.viewer.server import Viewer, run_viewer
-from open_eg3d import load_generator
+from open_eg3d import SHIPPED_MODEL, load_generator
 from tests.browser import SOFTWARE_WEBGL, Page, open_browser
 
 pytestmark = pytest.mark.waits
@@ -28,8 +27,8 @@ CHANGED = 4.0
 @pytest.fixture(scope="module")
 def viewer() -> Iterator[Viewer]:
     with run_viewer(
-        load_generator(demo.SHIPPED),
-        demo.SHIPPED.name,
+        load_generator(SHIPPED_MODEL),
+        SHIPPED_MODEL.name,
         CheckpointFolder(None, load_generator),
         port=0,
     ) as viewer:

@@ -28,7 +28,6 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-import demo
 import viewer as command
 from media.viewer import downloads
 from media.viewer import server as server_module
@@ -36,7 +35,7 @@ from media.viewer.checkpoints import CheckpointFolder
 from media.viewer.gateway import allowed_message
 from media.viewer.server import Viewer, run_viewer
 from media.viewer.view_renderer import Latents, View, ViewRenderer
-from open_eg3d import load_generator
+from open_eg3d import SHIPPED_MODEL, load_generator
 from tests.media.viewer.test_view_renderer import tiny_generator, write_generator
 from tests.tiny import PATIENCE, call, finish, start
 from tests.viewer_page import RawPage
@@ -44,7 +43,7 @@ from training.checkpoints.checkpoint import load_weights
 
 pytestmark = pytest.mark.waits
 
-SAMPLES = load_weights(demo.SHIPPED).config.rendering.depth_resolution
+SAMPLES = load_weights(SHIPPED_MODEL).config.rendering.depth_resolution
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +53,7 @@ def viewer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Viewer]:
     write_generator(folder / "inside" / "other.pkl", 5)
     (folder / "inside" / "broken.pkl").write_text("hello")
     with run_viewer(
-        load_generator(demo.SHIPPED),
+        load_generator(SHIPPED_MODEL),
         "heads64.pkl",
         CheckpointFolder(folder / "inside", load_generator),
         port=0,
@@ -219,7 +218,7 @@ def test_turntables_of_small_pictures_are_even_and_large_enough(kind: str) -> No
 
 def test_a_mesh_can_have_a_texture() -> None:
     data = downloads.mesh(
-        ViewRenderer(load_generator(demo.SHIPPED)), Latents(), "glb", 48, is_textured=True
+        ViewRenderer(load_generator(SHIPPED_MODEL)), Latents(), "glb", 48, is_textured=True
     )
     mesh: Any = trimesh.load(io.BytesIO(data), file_type="glb", force="mesh")
     assert max(mesh.visual.material.baseColorTexture.size) == downloads.TEXTURE
@@ -535,7 +534,7 @@ def assert_alive(page: RawPage) -> None:
 
 
 def test_named_latents_are_shown_and_edited() -> None:
-    generator = load_generator(demo.SHIPPED)
+    generator = load_generator(SHIPPED_MODEL)
     shape = (generator.num_ws, generator.w_dim)
     torch.manual_seed(1)
     entry = {"ws": torch.randn(shape), "camera": torch.zeros(25), "source": ""}
