@@ -28,9 +28,11 @@ from cli.rendering import (
     trunc_cutoff_option,
     trunc_option,
 )
+from cli.values import Parsed
 from data_tools.faces.angles import open_pose_estimator
 from dnnlib.console import HELP, UserError, run_cli
 from dnnlib.files import atomic_write, check_utf8, is_url, make_dir
+from dnnlib.numbers import finite
 from media.report.page import Figure, Report, Section, report_page
 from media.report.sections import (
     curves_section,
@@ -214,23 +216,19 @@ def finite_values(result: MetricResult) -> dict[str, float | None]:
 # The command line
 
 
-class Range(click.ParamType):
+class Range(Parsed):
     """Two finite numbers A,B with A <= B."""
 
     name = "range"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, float]:
+    def parse(self, text: str) -> tuple[float, float]:
         """The two numbers."""
-        if isinstance(value, tuple):
-            return value
         try:
-            low, high = (float(part) for part in str(value).split(","))
+            low, high = (finite(part) for part in text.split(","))
         except ValueError:
-            low = high = math.nan
-        if not (math.isfinite(low) and math.isfinite(high) and low <= high):
-            self.fail(f"{value!r} is not a range of degrees; write it as -30,30", param, ctx)
+            low, high = 1, 0
+        if low > high:
+            raise ValueError(f"{text!r} is not a range of degrees; write it as -30,30")
         return low, high
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from cli.values import FiniteRange
+from cli.values import FiniteRange, Parsed
 from dnnlib.console import HELP, UserError, run_cli
 from dnnlib.numbers import LARGEST, finite
 
@@ -22,22 +22,18 @@ UP_AXES = ("auto", "x", "y", "z", "-x", "-y", "-z", "nearest", "cameras")
 PLAIN = {"white": (255, 255, 255), "black": (0, 0, 0)}
 
 
-class Colour(click.ParamType):
+class Colour(Parsed):
     """R,G,B with numbers from 0 to 255."""
 
     name = "R,G,B"
 
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """Parse the option's text."""
-        if isinstance(value, tuple):
-            return value
-        parts = str(value).split(",")
+    def parse(self, text: str) -> tuple[int, ...]:
+        """The three numbers."""
+        parts = text.split(",")
         if len(parts) != 3 or not all(
             re.fullmatch(r"\s*\d{1,3}\s*", part) and int(part) <= 255 for part in parts
         ):
-            self.fail(f"{value!r} is not three numbers from 0 to 255, like 77,153,158", param, ctx)
+            raise ValueError(f"{text!r} is not three numbers from 0 to 255, like 77,153,158")
         return tuple(int(part) for part in parts)
 
 
@@ -46,30 +42,22 @@ class Background(Colour):
 
     name = "none|white|black|random|R,G,B"
 
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Any:
-        """Parse the option's text."""
-        if value in ("none", "random"):
-            return value
-        return PLAIN.get(str(value)) or super().convert(value, param, ctx)
+    def parse(self, text: str) -> Any:
+        """`none`, `random` or three numbers."""
+        return text if text in ("none", "random") else PLAIN.get(text) or super().parse(text)
 
 
-class Point(click.ParamType):
+class Point(Parsed):
     """X,Y,Z with finite numbers."""
 
     name = "X,Y,Z"
 
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
-        """Parse the option's text."""
-        if isinstance(value, tuple):
-            return value
+    def parse(self, text: str) -> tuple[float, ...]:
+        """The three numbers."""
         try:
-            x, y, z = (finite(part) for part in str(value).split(","))
+            x, y, z = (finite(part) for part in text.split(","))
         except ValueError:
-            self.fail(f"{value!r} is not three numbers, like 0,0,0.2", param, ctx)
+            raise ValueError(f"{text!r} is not three numbers, like 0,0,0.2") from None
         return x, y, z
 
 
@@ -117,6 +105,17 @@ background_option = click.option(
     type=Background(),
     default="none",
     help="What shows through transparent parts.",
+)
+
+
+heads_seed_option = click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Of the heads: the same seed gives the same pictures.",
+)
+views_option = click.option(
+    "--views-per-identity", type=click.IntRange(min=1), default=2, help="Images of each head."
 )
 
 
@@ -427,18 +426,8 @@ def faces(
     default=64,
     help="Pixels a side, a power of two up to 1024.",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    help="The same seed gives the same pictures.",
-)
-@click.option(
-    "--views-per-identity",
-    type=click.IntRange(min=1),
-    default=2,
-    help="Images of each head.",
-)
+@heads_seed_option
+@views_option
 @click.option(
     "--background",
     type=Colour(),
@@ -459,13 +448,8 @@ def heads(dest: Path, overwrite: bool, **settings: Any) -> None:
 @main.command()
 @source_option
 @dest_option
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of heads.")
-@click.option(
-    "--views-per-identity",
-    type=click.IntRange(min=1),
-    default=2,
-    help="Images of each head.",
-)
+@heads_seed_option
+@views_option
 @overwrite_option
 def traits(source: str, dest: Path, overwrite: bool, seed: int, views_per_identity: int) -> None:
     """Copy a data set that `heads` made before it wrote traits, with its heads' true traits."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cli.sampling import Identity, SamplingRequest, sampling_options
-from cli.values import Finite, FiniteRange, some_of
+from cli.values import Finite, FiniteRange, Parsed, some_of
 from dnnlib.console import HELP, progress, run_cli
 from dnnlib.files import local_file, make_dir
 from media.pictures.grids import PANELS
@@ -50,18 +50,16 @@ class Request(SamplingRequest):
     ray_samples: float
 
 
-class Grid(click.ParamType):
+class Grid(Parsed):
     """COLUMNSxROWS."""
 
     name = "grid"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
+    def parse(self, text: str) -> tuple[int, int]:
         """(columns, rows)."""
-        match = re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,2})", str(value), re.ASCII)
+        match = re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,2})", text, re.ASCII)
         if not match:
-            self.fail(f"{value!r} is not of the form COLUMNSxROWS, such as 4x2", param, ctx)
+            raise ValueError(f"{text!r} is not of the form COLUMNSxROWS, such as 4x2")
         return int(match[1]), int(match[2])
 
 

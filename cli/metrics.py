@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import click
-
 from cli.settings import setting_options
+from cli.values import Parsed
 from metrics.names import parse_metrics
 from training.config.settings import METRIC_FILES
 
 
-class Metrics(click.ParamType):
+class Metrics(Parsed):
     """Names of metrics, separated by commas; with `may_be_none` also the word none."""
 
     name = "names"
@@ -19,19 +16,12 @@ class Metrics(click.ParamType):
     def __init__(self, may_be_none: bool = False) -> None:
         self.may_be_none = may_be_none
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
+    def parse(self, text: str) -> tuple[str, ...]:
         """Checked names."""
-        if isinstance(value, tuple):
-            return value
-        names = tuple(name.strip() for name in str(value).split(",") if name.strip())
+        names = tuple(name.strip() for name in text.split(",") if name.strip())
         if self.may_be_none and names == ("none",):
             return ()
-        try:
-            parse_metrics(names)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
+        parse_metrics(names)
         return names
 
 

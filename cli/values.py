@@ -14,37 +14,39 @@ from dnnlib.numbers import LARGEST, MAX_SEED, finite
 MAX_SEEDS = 1_000_000
 
 
-class Seeds(click.ParamType):
+class Parsed(click.ParamType):
+    """What `parse` makes of an option's text; its ValueErrors say what is wrong with the text."""
+
+    def parse(self, text: str) -> Any:
+        """The value."""
+        raise NotImplementedError
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value of a text; a default that is none stays as it is."""
+        try:
+            return self.parse(value) if isinstance(value, str) else value
+        except ValueError as error:
+            return self.fail(str(error), param, ctx)
+
+
+class Seeds(Parsed):
     """Seeds and ranges of seeds, ends included, in the order given: 0-10 or 1,5,7-9."""
 
     name = "seeds"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[int]:
+    def parse(self, text: str) -> list[int]:
         """List of different seeds."""
-        if isinstance(value, list):
-            return value
         seeds: dict[int, None] = {}
-        for item in str(value).split(","):
-            match = re.fullmatch(r"\s*(\d{1,10})\s*(?:-\s*(\d{1,10})\s*)?", item, re.ASCII)
+        for item in map(str.strip, text.split(",")):
+            match = re.fullmatch(r"(\d{1,10})\s*(?:-\s*(\d{1,10}))?", item, re.ASCII)
             if not match:
-                self.fail(
-                    f"{item.strip()!r} is neither a seed nor a range; write 0-10 or 1,5,7-9",
-                    param,
-                    ctx,
-                )
+                raise ValueError(f"{item!r} is neither a seed nor a range; write 0-10 or 1,5,7-9")
             first, last = int(match[1]), int(match[2] or match[1])
             if first > last:
-                self.fail(
-                    f"the range {item.strip()!r} runs backwards; write {last}-{first}", param, ctx
-                )
+                raise ValueError(f"the range {item!r} runs backwards; write {last}-{first}")
             if last > MAX_SEED or last - first >= MAX_SEEDS:
-                self.fail(
-                    f"{item.strip()!r}: seeds go up to {MAX_SEED}, at most {MAX_SEEDS} at once",
-                    param,
-                    ctx,
-                )
+                limits = f"seeds go up to {MAX_SEED}, at most {MAX_SEEDS} at once"
+                raise ValueError(f"{item!r}: {limits}")
             seeds.update(dict.fromkeys(range(first, last + 1)))
         return list(seeds)
 
@@ -57,64 +59,45 @@ class FiniteRange(click.FloatRange):
     ) -> float:
         """The number."""
         number = super().convert(value, param, ctx)
-        return (
-            number
-            if math.isfinite(number)
-            else self.fail(f"{value!r} is not a finite number", param, ctx)
-        )
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
 
 
-class Commas(click.ParamType):
-    """Values separated by commas."""
+class Commas(Parsed):
+    """At least one value, separated by commas."""
 
-    def __init__(self, name: str, convert_one: Callable[[str], Any], expected: str) -> None:
-        self.name, self.convert_one, self.expected = name, convert_one, expected
+    def __init__(self, name: str, parse_one: Callable[[str], Any], expected: str) -> None:
+        self.name, self.parse_one, self.expected = name, parse_one, expected
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[Any]:
-        """List of at least one value."""
+    def parse(self, text: str) -> list[Any]:
+        """List of values."""
         try:
-            return (
-                value
-                if isinstance(value, list)
-                else [self.convert_one(item.strip()) for item in str(value).split(",")]
-            )
+            return [self.parse_one(item.strip()) for item in text.split(",")]
         except ValueError:
-            return self.fail(f"{value!r} is not a list of {self.expected}", param, ctx)
+            raise ValueError(f"{text!r} is not a list of {self.expected}") from None
 
 
 def some_of(name: str, *choices: str) -> Commas:
     """Some of `choices`, separated by commas."""
-
-    def convert_one(text: str) -> str:
-        if text not in choices:
-            raise ValueError(text)
-        return text
-
-    return Commas(name, convert_one, ", ".join(choices))
+    return Commas(name, lambda text: choices[choices.index(text)], ", ".join(choices))
 
 
-class Edits(click.ParamType):
+class Edits(Parsed):
     """A direction and how many steps to go along it: hair=+2."""
 
     name = "edit"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, float]:
+    def parse(self, text: str) -> tuple[str, float]:
         """(name, steps)."""
-        if isinstance(value, tuple):
-            return value
-        name, _, steps = str(value).partition("=")
+        name, _, steps = text.partition("=")
         try:
-            if not name.strip():
-                raise ValueError(value)
-            return name.strip(), finite(steps)
+            amount = finite(steps)
         except ValueError:
-            return self.fail(
-                f"{value!r} is not of the form NAME=STEPS, such as hair=+2", param, ctx
-            )
+            name = ""
+        if not name.strip():
+            raise ValueError(f"{text!r} is not of the form NAME=STEPS, such as hair=+2")
+        return name.strip(), amount
 
     @staticmethod
     def joined(edits: Sequence[tuple[str, float]]) -> dict[str, float]:
@@ -125,16 +108,14 @@ class Edits(click.ParamType):
         return steps
 
 
-class Finite(click.ParamType):
+class Finite(Parsed):
     """A finite number."""
 
     name = "number"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
+    def parse(self, text: str) -> float:
         """The number."""
         try:
-            return finite(str(value))
+            return finite(text)
         except ValueError:
-            return self.fail(f"{value!r} is not a number below {LARGEST:g}", param, ctx)
+            raise ValueError(f"{text!r} is not a number below {LARGEST:g}") from None
