@@ -283,15 +283,7 @@ class AliasFreeSuperResolution(nn.Module):
         self.torgb = ToRGB(in_channels, 3, w_dim, options.conv_clamp)
 
     def forward(self, features: Tensor, ws: Tensor, _noise_mode: str = "none") -> Tensor:
-        """Enlarge; the layers have no noise, whatever the mode.
-
-        Args:
-            features: (N, C, r, r) rendered features in [-1, 1], the first three are the colour.
-            ws: (N, num_ws, w_dim).
-
-        Returns:
-            (N, 3, resolution, resolution), fp32.
-        """
+        """Enlarge as `SuperResolution` does; the layers have no noise, whatever the mode."""
         x = resize_image(features, self.input_resolution, self.antialias)
         x = F.pad(x, [MARGIN] * 4, mode="replicate")
         color = self.color(x[:, :3])
