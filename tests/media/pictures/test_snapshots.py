@@ -60,10 +60,10 @@ def test_pictures_at_the_start_and_at_a_snapshot(state: SnapshotState) -> None:
     for kind in ("fakes", "raw", "depth", "yaw"):
         # The weights are the same, and so are latents and cameras: what changes in these pictures
         # is the network.
-        assert np.array_equal(writer.images[kind, 0], writer.images[kind, 12_345])
+        assert np.array_equal(writer.images[kind, 0], writer.images[kind, 12_000])
         assert np.array_equal(
             np.asarray(Image.open(state.run_dir / f"{kind}-000012.png")),
-            writer.images[kind, 12_345],
+            writer.images[kind, 12_000],
         )
     assert [step for kind, step in writer.images if kind == "reals"] == [0]
 
