@@ -27,8 +27,7 @@ from dnnlib import files
 from tests.cuda_on_cpu import SHIM, build_program, run_program
 from torch_utils.ops.decode_points import SHARED_MEMORY, DecoderWeights, fits_gpu
 from training.config.settings import RenderingConfig
-from training.rendering.dispatch import fused_weights
-from training.rendering.renderer import Rays, _decode_composable, _render_composable
+from training.rendering.renderer import Rays, _decode_composable, _render_composable, fused_weights
 from training.rendering.sampling import Offsets
 
 # in the order of cuda/types.h

@@ -24,8 +24,7 @@ from training.config.settings import RenderingConfig
 from training.networks.generator import TriPlaneDecoder
 from training.networks.layers import FullyConnected
 from training.rendering import renderer
-from training.rendering.dispatch import fused_weights
-from training.rendering.renderer import query, query_density, render
+from training.rendering.renderer import fused_weights, query, query_density, render
 from training.rendering.sampling import Offsets, draw_offsets
 
 
