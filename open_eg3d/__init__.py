@@ -167,5 +167,5 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-for _room in ("dnnlib", "torch_utils", "training", "metrics", "media", "data_tools"):
+for _room in ("dnnlib", "torch_utils", "training", "metrics", "media", "data_tools", "cli"):
     check_own(_room, f"{_room}/__init__.py")
