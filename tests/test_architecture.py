@@ -45,7 +45,7 @@ ALLOWED = {
     " training/rendering training/run",
     "media/meshes": "dnnlib media media/pictures training/cameras.py training/rendering",
     "media/videos": "dnnlib media media/pictures training/cameras.py training/data",
-    "media/report": "dnnlib media media/pictures metrics",
+    "media/report": "dnnlib media media/pictures metrics training/cameras.py",
     "media/avatar": "dnnlib media media/pictures training/cameras.py training/data"
     " training/networks",
     "media/viewer": "dnnlib media media/pictures media/meshes media/videos training/cameras.py"
