@@ -9,6 +9,7 @@ prepare_program(__name__)  # the imports below take seconds
 import copy
 import csv
 import dataclasses
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from cli.photos import (
     Origin,
     PhotoOptions,
     Subject,
+    content_of,
     data_set_subjects,
     each_photo,
     named_photos,
@@ -66,12 +68,21 @@ GUESSED_PRIOR = 1.0  # of a portrait's place and distance, where its crop is a g
 SHARES = {"camera": 0, "latents": 1, "tuning": 2}  # order of the phases in a progress bar
 
 
+def weights_content(generator: Generator) -> str:
+    """What tells a network's weights from others, wherever and in whatever form they lie."""
+    digest = hashlib.sha256()
+    for name, tensor in generator.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
 class Inverter:
     """What all pictures of a call share."""
 
     generator: Generator
     network: str
+    network_content: str
     settings: InversionSettings
     perceptual: tuple[Perceptual, str]
     outdir: Path
@@ -112,13 +123,15 @@ class Inverter:
         return dataclasses.replace(self.settings, latents=latents)
 
     def _made_by(
-        self, origins: Sequence[Origin], sources: Sequence[str], given: Sequence[Tensor | None]
+        self, origins: Sequence[Origin], contents: Sequence[str], given: Sequence[Tensor | None]
     ) -> dict[str, Any]:
-        """What decides how a result comes out, as plain values; `given` are labels (25,)."""
+        """What decides how a result comes out, as plain values, and not where its files lie;
+        `contents` are the photos', `given` labels (25,).
+        """
         is_asked = bool({"estimated", "guessed"} & set(origins))
         return {
-            "sources": list(sources),
-            "network": self.network,
+            "contents": list(contents),
+            "network_content": self.network_content,
             "compared": self.perceptual[1],
             "settings": plain_settings(self._settings(origins)),
             "optimise_pose": self.optimise_pose,
@@ -153,7 +166,9 @@ class Inverter:
         report = {
             "name": name,
             "origins": origins,
-            **self._made_by(origins, sources, given),
+            "sources": sources,
+            "network": self.network,
+            **self._made_by(origins, [one.content for one in subjects], given),
             "seconds": round(inversion.seconds, 3),
             "losses": {key: round(value, 5) for key, value in inversion.losses.items()},
             "poses": inversion.poses,
@@ -162,21 +177,22 @@ class Inverter:
         with atomic_write(self.outdir / f"{name}.json") as file:
             file.write(json.dumps(report, indent=2).encode())
 
-    def is_done(self, name: str, source: str, given: Tensor | None) -> bool:
+    def is_done(self, name: str, data: Data, file: str, given: Tensor | None) -> bool:
         """Whether an earlier call has written a picture's files in the same way.
 
         Args:
-            given: The picture's label (25,), None if it has none.
+            data, file: Where the picture is now. given: Its label (25,), None if it has none.
 
         Raises:
-            UserError: if it had other settings.
+            UserError: if it had other settings, or the picture cannot be read.
         """
         path = self.outdir / f"{name}.json"
         if not path.exists():
             return False
         try:
             known = json.loads(path.read_bytes())
-            made_by = json.loads(json.dumps(self._made_by(known["origins"], [source], [given])))
+            contents = [content_of(data.files.read(file))]
+            made_by = json.loads(json.dumps(self._made_by(known["origins"], contents, [given])))
             same = all(known[key] == value for key, value in made_by.items())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no report of an inversion; remove it") from error
@@ -254,7 +270,7 @@ def invert_data(inverter: Inverter, data: Data) -> None:
     done, failed = 0, []
     for index, (name, file) in enumerate(data.pictures):
         where, source = f"[{index + 1}/{count}]", data.files.where(file)
-        if inverter.is_done(name, source, given[index]):
+        if inverter.is_done(name, data, file, given[index]):
             done += 1
             click.echo(f"{where} {name}: there already")
             continue
@@ -414,6 +430,7 @@ def main(photos: tuple[Path, ...], network: str, **options: Any) -> None:
     inverter = Inverter(
         generator,
         network,
+        weights_content(generator),
         settings_of(options),
         perceptual,
         make_dir(options["outdir"]),

@@ -6,6 +6,7 @@ label was given; its pose is optimised from nothing; or its faces are found, cut
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -40,11 +41,12 @@ class Subject:
     Attributes:
         name: Of its files and latents. source: Where it comes from. picture: Square. label: Camera
             (25,), None if it is not known. origin: Where the label comes from; a guessed one is
-            but a place to start from.
+            but a place to start from. content: Of the file, which is the same elsewhere.
     """
 
     name: str
     source: str
+    content: str
     picture: Image.Image
     label: Tensor | None
     origin: Origin
@@ -101,6 +103,11 @@ def read_file(path: Path) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror or error}; check the name") from error
 
 
+def content_of(data: bytes) -> str:
+    """What tells a file's bytes from others, wherever they lie."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def subjects_of(
     name: str,
     file: str,
@@ -119,16 +126,24 @@ def subjects_of(
     photo = open_photo(data, where)
     if mask is not None:
         photo = with_mask(photo, open_photo(read_file(mask), str(mask)), where)
-    label = options.label_of(file)
+    label, content = options.label_of(file), content_of(data)
     if label is not None or options.is_cut_out:
         picture = square(photo, where).picture
-        subjects = [Subject(name, where, picture, label, "unknown" if label is None else "given")]
+        origin: Origin = "unknown" if label is None else "given"
+        subjects = [Subject(name, where, content, picture, label, origin)]
     elif options.labels:
         raise UserError(f"{where} has no label in --poses; add its 25 numbers")
     else:
         faces = photo_faces(photo, options.estimator, cameras, resolution, where, options.face)
         subjects = [
-            Subject(name, where, one.picture, one.label, "estimated" if one.is_exact else "guessed")
+            Subject(
+                name,
+                where,
+                content,
+                one.picture,
+                one.label,
+                "estimated" if one.is_exact else "guessed",
+            )
             for one in faces
         ]
     for one in subjects:
@@ -160,8 +175,9 @@ def data_set_subjects(dataset: ImageDataset, index: int, name: str) -> list[Subj
     """The picture of a data set with labels."""
     image, label = dataset[index]
     picture = Image.fromarray(image.movedim(0, -1).numpy())
-    source = dataset.files.where(dataset.file_names[index])
-    return [Subject(name, source, picture, label, "given")]
+    file = dataset.file_names[index]
+    content = content_of(dataset.files.read(file))
+    return [Subject(name, dataset.files.where(file), content, picture, label, "given")]
 
 
 def open_data(path: str) -> Data:

@@ -16,7 +16,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from dnnlib.console import UserError
+from dnnlib.console import UserError, brief
 from training.cameras import (
     FFHQ_FOCAL,
     LABEL_SIZE,
@@ -136,7 +136,9 @@ def _radians(name: str, degrees: Any) -> Tensor:
     try:
         angles = torch.as_tensor(degrees, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{name} must be degrees, numbers of one shape: {error}") from error
+        raise UserError(
+            f"{name} must be degrees, numbers of one shape, not {brief(degrees)!r}"
+        ) from error
     if not angles.isfinite().all():
         raise UserError(f"{name} must be finite numbers of degrees")
     return angles.deg2rad()

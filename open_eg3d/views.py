@@ -109,6 +109,8 @@ def map_latents(
     Raises:
         UserError: for arguments of another shape.
     """
+    if not isinstance(truncation_psi, (int, float)) or not math.isfinite(truncation_psi):
+        raise UserError(f"truncation_psi must be a finite number, not {truncation_psi!r}")
     parameter = next(generator.parameters())
     z = torch.as_tensor(z).to(parameter)
     c = cameras_of(generator).frontal_label() if conditioning is None else conditioning
@@ -161,6 +163,8 @@ def _cameras_of_samples(ws: Tensor, labels: Tensor) -> Tensor:
     if isinstance(labels, Tensor) and labels.dim() == 2:
         labels = labels.expand(len(ws), -1, -1)
     check_tensor("labels", labels, len(ws), "K", 25, hint=LABEL)
+    if not labels.isfinite().all():
+        raise UserError("labels hold NaN or infinite numbers")
     return labels.to(ws)
 
 

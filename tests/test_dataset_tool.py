@@ -211,7 +211,7 @@ def test_pictures_left_out_are_listed(tmp_path: Path):
     source = good_set(tmp_path / "in")
     (source / "pics" / "p3.png").write_bytes(b"")
     tool("convert", "--source", source, "--dest", tmp_path / "o.zip").assert_refused(
-        1, "p3.png is an empty file"
+        1, "p3.png cannot be read: it is an empty file"
     )
     done = tool(
         "convert", "--source", source, "--dest", tmp_path / "o.zip", "--skip-bad"
@@ -234,7 +234,7 @@ def test_check_says_good_and_bad_by_its_status(tmp_path: Path):
     (odd / "pics" / "p3.png").write_bytes(b"")
     refused = tool("check", "--source", odd)
     assert refused.status == 1
-    assert "pics/p3.png is an empty file" in refused.out
+    assert "pics/p3.png cannot be read: it is an empty file" in refused.out
     assert "1 errors, 1 warnings" in refused.out
 
 

@@ -21,7 +21,7 @@ import invert
 from data_tools.faces.photos import face_view
 from data_tools.faces.pose import FACE_FOCAL, FacePose, face_crop, face_label
 from metrics.perceptual import load_perceptual
-from open_eg3d import inverting, label_pose, load_generator, map_latents, seed_latents
+from open_eg3d import export, inverting, label_pose, load_generator, map_latents, seed_latents
 from tests.data_tools.faces.test_convert import BLUE, PLUGIN, RED, picture
 from tests.tiny import PATIENCE, call, encode, finish, orbit_labels, pictures, start, write_dataset
 from tests.training.checkpoints.test_identities import write
@@ -361,6 +361,32 @@ def test_what_was_made_otherwise_is_told(network: Path, monkeypatch: pytest.Monk
     assert "there already" in again.assert_done().out
     second = ",".join(str(value) for value in orbit_labels(2)[1].tolist())
     assert "other settings" in refused(*labelled, "--label", second)
+
+
+def test_moved_photos_and_networks_are_known_again(network: Path) -> None:
+    """By what they hold: other photos or weights under the same names are others."""
+    Path("photos").mkdir()
+    shutil.copy("p0.png", "photos/x.png")
+    shutil.copy(network, "net.pkl")
+    options = ("--label", LABEL, "--method", "w", *QUICK)
+    call(invert.main, "--network", "net.pkl", "--data", "photos", *options).assert_done()
+    Path("photos").rename("moved")
+    Path("net.pkl").rename("renamed.pkl")
+    again = call(invert.main, "--network", "renamed.pkl", "--data", "moved", *options)
+    assert "there already" in again.assert_done().out
+    call(invert.main, "--network", network, "--data", "moved", *options).assert_done()
+    shutil.copy("p1.png", "moved/x.png")
+    assert "of another picture or network" in refused(
+        "--network", "renamed.pkl", "--data", "moved", *options
+    )
+    shutil.copy("p0.png", "moved/x.png")
+    generator = load_generator(network)
+    with torch.no_grad():
+        next(generator.parameters()).mul_(1.5)
+    export(generator, "renamed.pkl")
+    assert "of another picture or network" in refused(
+        "--network", "renamed.pkl", "--data", "moved", *options
+    )
 
 
 def test_an_empty_mask_is_left_out(network: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -163,6 +163,26 @@ WRONG: dict[str, tuple[Callable[[Generator, Tensor], Any], str]] = {
     "ws": (
         lambda G, ws: open_eg3d.render(G, ws[0], open_eg3d.view_label(G)),
         r"ws must have shape .*; a single one is ws\[None\]",
+    ),
+    "labels of NaN": (
+        lambda G, ws: open_eg3d.render(G, ws, torch.full((25,), torch.nan)),
+        "labels hold NaN or infinite numbers",
+    ),
+    "truncation as text": (
+        lambda G, _: open_eg3d.map_latents(
+            G, open_eg3d.seed_latents(G, [1]), truncation_psi=cast(float, "0.7")
+        ),
+        "truncation_psi must be a finite number, not '0.7'",
+    ),
+    "truncation of NaN": (
+        lambda G, _: open_eg3d.map_latents(
+            G, open_eg3d.seed_latents(G, [1]), truncation_psi=torch.nan
+        ),
+        "truncation_psi must be a finite number, not nan",
+    ),
+    "yaw as text": (
+        lambda G, _: open_eg3d.view_label(G, yaw_degrees="left"),
+        "yaw_degrees must be degrees, numbers of one shape, not 'left'",
     ),
     "several meshes": (lambda G, ws: open_eg3d.mesh(G, ws), r"ws must have shape \(1, "),
     "path": (

@@ -5,7 +5,7 @@ sections 2 and 4).
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from training.networks.layers import (
 )
 
 NoiseMode = Literal["random", "const", "none"]
+NOISE_MODES: tuple[str, ...] = get_args(NoiseMode)
 W_AVG_DECAY = 0.998
 
 
@@ -148,13 +149,14 @@ class SynthesisLayer(nn.Module):
         )
 
     def _noise(self, x: Tensor, noise_mode: NoiseMode) -> Tensor | None:
+        if noise_mode not in NOISE_MODES:
+            known = ", ".join(NOISE_MODES)
+            raise ValueError(f"unknown noise_mode {noise_mode!r}; known are {known}")
         if not self.use_noise or noise_mode == "none":
             return None
         if noise_mode == "const":
             return (self.noise_const * self.noise_strength)[None, None]
-        if noise_mode == "random":
-            return randn(x.shape[0], 1, *x.shape[2:], device=x.device) * self.noise_strength
-        raise ValueError(f"unknown noise_mode {noise_mode!r}; known are random, const, none")
+        return randn(x.shape[0], 1, *x.shape[2:], device=x.device) * self.noise_strength
 
 
 class ToRGB(nn.Module):

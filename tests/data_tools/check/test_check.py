@@ -230,7 +230,7 @@ def test_all_problems_are_listed_not_only_the_first(folder: Path):
     ]
     listed = {finding.code: finding.items for finding in report.findings}
     assert listed["no-label"] == ("extra.png", "pics/p1.png", "small.jpg")
-    assert listed["unreadable"][0].startswith("pics/p2.png is an empty file")
+    assert listed["unreadable"][0].startswith("pics/p2.png cannot be read: it is an empty file")
     text = report.to_text()
     assert all(
         word in text

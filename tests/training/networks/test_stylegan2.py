@@ -187,6 +187,13 @@ def test_synthesis_layer(up: int) -> None:
     )
 
 
+@pytest.mark.parametrize("use_noise", [True, False])
+def test_unknown_noise_is_named(use_noise: bool) -> None:
+    layer = SynthesisLayer(3, 4, 6, 4, 1, use_noise, None)
+    with pytest.raises(ValueError, match="unknown noise_mode 'all'; known are random, const, none"):
+        layer(torch.zeros(1, 3, 4, 4), torch.zeros(1, 6), "all")
+
+
 def test_random_noise_is_one_normal_value_a_pixel_and_sample() -> None:
     layer = SynthesisLayer(3, 4, 6, 64, 1, True, None)
     x, w = torch.zeros(2, 3, 64, 64), torch.randn(2, 6)
