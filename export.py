@@ -2,6 +2,7 @@
 
 python export.py --network run/network-snapshot-000200.pkl --dest heads.pkl
 python export.py --network heads.pkl --seeds 0-7 --dest avatars.html
+python export.py --network heads.pkl --seeds 0-3 --dest out --format splat-ply
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from cli.sampling import (
 )
 from cli.values import Finite, Seeds
 from dnnlib.console import HELP, UserError, run_cli
-from dnnlib.files import local_file
+from dnnlib.files import local_file, make_dir
+from media.splats.files import SPLAT_FORMATS, save_splats
+from open_eg3d import splats
 from open_eg3d.exporting import FORMATS, SUFFIXES, Heads, checkpoint_of, write_as
 from training.checkpoints.checkpoint import (
     build_generator,
@@ -63,11 +66,41 @@ def run_checkpoint(source: Path, generator: Generator, dest: Path) -> list[Path]
     return [dest]
 
 
-def heads_of_page(
-    generator: Generator, seeds: list[int], latents: list[str], psi: float, edits: dict[str, float]
+def write_splats(
+    kind: str, generator: Generator, source: Path, dest: Path, heads: Heads, overwrite: bool
+) -> list[Path]:
+    """Write a file of Gaussians for each head: --dest itself where that has the format's ending,
+    else into the folder --dest.
+
+    Raises:
+        UserError: if several heads should be one file, or as `check_new`.
+    """
+    ending = SPLAT_FORMATS[kind]
+    is_file = dest.suffix.lower() == ending
+    if is_file and len(heads) > 1:
+        raise UserError(
+            f"{dest}: a file holds one head, and these are {len(heads)}; name a folder, or one of"
+            " --seeds"
+        )
+    paths = [dest if is_file else dest / f"{name}{ending}" for name in heads]
+    check_new(source, paths, overwrite)
+    if not is_file:
+        make_dir(dest)
+    for path, ws in zip(paths, heads.values(), strict=True):
+        save_splats(path, splats(generator, ws), kind)
+    return paths
+
+
+def chosen_heads(
+    generator: Generator,
+    seeds: list[int],
+    latents: list[str],
+    psi: float,
+    edits: dict[str, float],
+    seed_name: str,
 ) -> Heads:
-    """Latents by name."""
-    heads = [Identity(f"seed {seed}", seed) for seed in seeds]
+    """Latents by name, that of a seed as `seed_name` has it."""
+    heads = [Identity(seed_name.format(seed), seed) for seed in seeds]
     if latents:
         heads += [Identity(name, None) for name in chosen_latents(generator, latents)]
     ws = edit_latents(generator, identity_latents(generator, heads, psi, None), edits)
@@ -108,14 +141,21 @@ def check_name(network: str, dest: Path) -> None:
 def check_dest(
     source: Path, dest: Path, files: Callable[[Path], list[Path]], overwrite: bool
 ) -> None:
-    """Raise a UserError unless all files to write are new, or may be replaced and are not the
-    source's.
+    """Raise a UserError unless --dest is a file or folder as the format has it, or as
+    `check_new`.
     """
     targets = files(dest)
     if targets == [dest] and dest.is_dir():
         raise UserError(f"{dest} is a folder; name a file, or choose another --format")
     if targets != [dest] and dest.is_file():
         raise UserError(f"{dest} exists already and is a file; choose another --dest")
+    check_new(source, targets, overwrite)
+
+
+def check_new(source: Path, targets: list[Path], overwrite: bool) -> None:
+    """Raise a UserError unless all files to write are new, or may be replaced and are not the
+    source's.
+    """
     sources = [source / name for name in FILES] if source.is_dir() else [source]
     for target in targets:
         is_source = any(
@@ -145,17 +185,17 @@ def check_dest(
 @click.option(
     "--format",
     "named",
-    type=click.Choice(list(FORMATS)),
+    type=click.Choice([*FORMATS, *SPLAT_FORMATS]),
     help=(
         "What to write.  [default: .onnx two ONNX graphs, .html a page of heads, no ending a folder"
         " of safetensors, else a checkpoint]"
     ),
 )
+@click.option("--seeds", type=Seeds(), help="Of a page or splats: 0-10 or 1,5,7-9.  [default: 0-7]")
 @click.option(
-    "--seeds", type=Seeds(), help="Of a page: which heads, 0-10 or 1,5,7-9.  [default: 0-7]"
-)
-@click.option(
-    "--trunc", type=Finite(), help="Of a page: truncation psi, 1 none, 0 the average.  [default: 1]"
+    "--trunc",
+    type=Finite(),
+    help="Of a page or splats: truncation psi, 1 none, 0 the average.  [default: 1]",
 )
 @latents_option
 @edit_option
@@ -173,25 +213,32 @@ def main(
     """Write the generator alone: as a checkpoint a tenth of the size, as safetensors, or as ONNX
     graphs for other programs.
 
-    Or write a page of heads that a browser renders by itself, without a server.
+    Or write a page of heads that a browser renders by itself, without a server. Or, with --format
+    splat-ply, splat or splat-glb, heads as 3D Gaussians for splat viewers, a file each.
     """
     chosen = choose_format(dest, named)
-    if chosen != "html" and (seeds is not None or trunc is not None or latents or edits):
+    is_splats = chosen in SPLAT_FORMATS
+    of_heads = is_splats or chosen == "html"
+    if not of_heads and (seeds is not None or trunc is not None or latents or edits):
         raise click.UsageError(
-            "--seeds, --latents, --edit and --trunc choose the heads of a page; end --dest in"
-            " .html, or leave them out"
+            "--seeds, --latents, --edit and --trunc choose the heads of a page or of splats; end"
+            " --dest in .html, or leave them out"
         )
-    check_name(network, dest)
     source = local_file(network)
-    check_dest(source, dest, FORMATS[chosen].files, overwrite)
+    if not is_splats:
+        check_name(network, dest)
+        check_dest(source, dest, FORMATS[chosen].files, overwrite)
     weights = load_averaged(source)
     generator = build_generator(weights)
     heads: Heads = {}
-    if chosen == "html":
+    if of_heads:
         shown = seeds or ([] if latents else list(range(8)))
         psi = 1.0 if trunc is None else trunc
-        heads = heads_of_page(generator, shown, latents or [], psi, edits)
-    if chosen == "checkpoint" and weights.source == "ours" and source.is_file():
+        name = "seed{:04}" if is_splats else "seed {}"
+        heads = chosen_heads(generator, shown, latents or [], psi, edits, name)
+    if is_splats:
+        files = write_splats(chosen, generator, source, dest, heads, overwrite)
+    elif chosen == "checkpoint" and weights.source == "ours" and source.is_file():
         files = run_checkpoint(source, generator, dest)
     else:
         files = write_as(chosen, generator, dest, heads)

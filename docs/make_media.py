@@ -26,11 +26,12 @@ from media.pictures.grids import (  # noqa: E402
     identity_grid,
     save_png,
     tile,
+    to_pictures,
 )
 from media.pictures.panels import resize  # noqa: E402
 from media.videos.paths import camera_path  # noqa: E402
 from media.videos.videos import VideoWriter  # noqa: E402
-from open_eg3d import load_generator, map_latents, seed_latents  # noqa: E402
+from open_eg3d import load_generator, map_latents, render, seed_latents, splats  # noqa: E402
 from training.cameras import (  # noqa: E402
     CameraSummary,
     cameras_of,
@@ -121,6 +122,20 @@ def make_mesh(model: Model, path: Path) -> None:
     save_png(path, tile(np.stack(rows), 2, 6))
 
 
+def make_splats(model: Model, path: Path) -> None:
+    """One head as the model renders it and as Gaussians, from the front, a side and behind."""
+    ws = model.latents(PEOPLE[1])
+    labels = torch.stack([model.cameras.label(yaw, 0.1) for yaw in (0.0, 0.6, 1.6, 3.1)])
+    cloud = splats(model.generator, ws)
+    views = render(model.generator, ws, labels, neural_rendering_resolution=256)
+    background = torch.tensor(model.generator.rendering.background)[:, None, None]
+    rows = list(views.pictures("raw")[0])
+    for label in labels:
+        image, alpha = cloud.render(label, 256)
+        rows.append(to_pictures((image + (1 - alpha) * background) * 2 - 1))
+    save_png(path, tile(np.stack(rows), 2, len(labels)))
+
+
 def picture_of(mesh: trimesh.Trimesh, c: Tensor, side: int = 320) -> tuple[Pictures, Pictures]:
     """A mesh with vertex colours from a camera (1, 25), by casting a ray a pixel: its colours, and
     white under a lamp.
@@ -156,6 +171,7 @@ def main(folder: Path) -> None:
         "turn.gif": make_turn,
         "walk.gif": make_walk,
         "mesh.png": make_mesh,
+        "splats.png": make_splats,
     }
     for name, make in makers.items():
         make(model, folder / name)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dnnlib.console import UserError
     from media.meshes.files import save_mesh
+    from media.splats.files import save_splats
+    from media.splats.splats import Splats
     from metrics.fid import frechet_distance
     from metrics.inception_score import inception_score
     from metrics.kid import kernel_distance
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         mesh,
         render,
         seed_latents,
+        splats,
         video,
     )
     from training.cameras import CameraSummary, cameras_of
@@ -60,6 +63,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "dnnlib.console": "UserError",
     "media.meshes.files": "save_mesh",
+    "media.splats.files": "save_splats",
+    "media.splats.splats": "Splats",
     "metrics.options": "MetricOptions MetricResult",
     "metrics.fid": "frechet_distance",
     "metrics.inception_score": "inception_score",
@@ -74,7 +79,7 @@ _HOMES = {
     "open_eg3d.inverting": "invert",
     "open_eg3d.measuring": "SamplingOptions measure",
     "open_eg3d.runs": "new_config train",
-    "open_eg3d.views": "Views camera_path map_latents mesh render seed_latents video",
+    "open_eg3d.views": "Views camera_path map_latents mesh render seed_latents splats video",
     "training.checkpoints.checkpoint": "Checkpoint load_checkpoint save_checkpoint",
     "training.config.settings": "Config",
     "training.cameras": "CameraSummary cameras_of",
@@ -100,6 +105,7 @@ __all__ = [
     "MetricResult",
     "PyTorch3DCamera",
     "SamplingOptions",
+    "Splats",
     "UserError",
     "Views",
     "__version__",
@@ -126,7 +132,9 @@ __all__ = [
     "render",
     "save_checkpoint",
     "save_mesh",
+    "save_splats",
     "seed_latents",
+    "splats",
     "to_colmap",
     "to_opengl",
     "to_pytorch3d",

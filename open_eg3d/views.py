@@ -19,13 +19,15 @@ from dnnlib.console import UserError, progress
 from media.meshes.shapes import extract_mesh
 from media.pictures.grids import PANELS, seed_latent, shade_depth, to_pictures
 from media.pictures.normals import in_camera, surface_normals
+from media.splats.fit import fit_labels, fit_splats
+from media.splats.splats import Splats
 from media.videos import paths
 from media.videos.files import VIDEO_FORMATS
 from media.videos.videos import VideoWriter
 from metrics.sampling import LARGEST_SEED
 from metrics.views import OPAQUE
 from training.cameras import cameras_of
-from training.networks.arguments import LABEL, check_tensor
+from training.networks.arguments import LABEL, check_labels, check_tensor
 from training.networks.generator import Generator
 
 
@@ -224,6 +226,25 @@ def mesh(
         texture=texture,
         max_faces=max_faces,
     )
+
+
+def splats(generator: Generator, ws: Tensor, cameras: Tensor | None = None) -> Splats:
+    """One sample as some 20,000 3D Gaussians that look like its volume rendering; `save_splats`
+    writes them. Takes some 20 seconds of one processor core.
+
+    Args:
+        ws: (1, num_ws, w_dim).
+        cameras: Labels (K, 25) from which it is to look so; None = 48 of the training data's range
+            and, where the object stands alone, all around it.
+
+    Raises:
+        UserError: for more than one sample, or if no camera sees anything.
+    """
+    check_tensor("ws", ws, 1, generator.num_ws, generator.w_dim)
+    if cameras is None:
+        cameras = fit_labels(generator, cameras_of(generator))
+    check_labels(cameras, cameras.dtype)
+    return fit_splats(generator, ws, cameras)
 
 
 def camera_path(

@@ -44,6 +44,8 @@ ALLOWED = {
     "media/pictures": "dnnlib media metrics training/cameras.py training/networks"
     " training/rendering training/run",
     "media/meshes": "dnnlib media media/pictures training/cameras.py training/rendering",
+    "media/splats": "dnnlib media media/pictures metrics torch_utils/ops training/cameras.py"
+    " training/rendering",
     "media/videos": "dnnlib media media/pictures training/cameras.py training/data",
     "media/report": "dnnlib media media/pictures metrics training/cameras.py",
     "media/avatar": "dnnlib media media/pictures training/cameras.py training/data"
@@ -59,8 +61,8 @@ ALLOWED = {
     "data_tools/heads": "dnnlib data_tools training/cameras.py training/config training/data"
     " training/rendering",
     "open_eg3d": "dnnlib torch_utils torch_utils/distributed metrics media media/pictures"
-    " media/meshes media/videos media/avatar data_tools/faces data_tools/heads training/cameras.py"
-    " training/config training/data training/networks training/checkpoints"
+    " media/meshes media/splats media/videos media/avatar data_tools/faces data_tools/heads"
+    " training/cameras.py training/config training/data training/networks training/checkpoints"
     " training/checkpoints/released training/run training/inversion",
     "cli": "dnnlib torch_utils metrics open_eg3d data_tools/faces data_tools/sources"
     " training/cameras.py training/config training/data training/networks training/inversion"

@@ -219,3 +219,12 @@ def test_small_files_are_told_in_kilobytes(network: Path, tmp_path: Path) -> Non
     size = (tmp_path / "folder" / "config.json").stat().st_size
     assert size < 1e5
     assert f"config.json, {size / 1e3:.3g} kB" in ended.out
+
+
+def test_splats_of_several_heads_want_a_folder(network: Path, tmp_path: Path) -> None:
+    """And one file of one head is never written over."""
+    base = ("--network", network, "--format", "splat-glb", "--dest", tmp_path / "a.glb")
+    call(export.main, *base, "--seeds", "1,2").assert_refused(1, "name a folder, or one of --seeds")
+    (tmp_path / "a.glb").write_bytes(b"mine")
+    call(export.main, *base, "--seeds", "1").assert_refused(1, "exists already")
+    assert (tmp_path / "a.glb").read_bytes() == b"mine"

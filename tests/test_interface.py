@@ -97,7 +97,11 @@ SIGNATURES = {
     ),
     "save_checkpoint": ("(path: str | os.PathLike[str], checkpoint: Checkpoint) -> None"),
     "save_mesh": ("(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> None"),
+    "save_splats": (
+        "(path: str | os.PathLike[str], splats: Splats, kind: str | None = None) -> None"
+    ),
     "seed_latents": ("(generator: Generator, seeds: int | Sequence[int]) -> Tensor"),
+    "splats": ("(generator: Generator, ws: Tensor, cameras: Tensor | None = None) -> Splats"),
     "to_colmap": "(c: Tensor, resolution: int) -> ColmapCamera",
     "to_opengl": "(c: Tensor) -> Tensor",
     "to_pytorch3d": "(c: Tensor) -> PyTorch3DCamera",
@@ -169,6 +173,7 @@ FIELDS = {
     "MetricResult": "name values protocol seconds",
     "PyTorch3DCamera": "R T focal_length principal_point",
     "SamplingOptions": ("cameras yaw pitch conditioning trunc trunc_cutoff nrr seed precision"),
+    "Splats": "positions scales rotations opacities colors",
     "Views": "labels image image_raw depth alpha normals",
 }
 OTHERS = {"Config", "Discriminator", "Generator", "SHIPPED_MODEL", "UserError", "__version__"}

@@ -5,9 +5,7 @@ at all.
 from __future__ import annotations
 
 import io
-import json
 import os
-import struct
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,16 +16,20 @@ from trimesh.visual import ColorVisuals, TextureVisuals
 
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write
+from media.glb import (
+    ELEMENT_ARRAY_BUFFER,
+    FLOAT,
+    UNSIGNED_INT,
+    Binary,
+    glb_container,
+    linear_colors,
+)
 
 MESH_FORMATS = ("ply", "obj", "glb")
 TEXTURE_FORMATS = ("obj", "glb")
 
-# glTF 2.0, section 4.4
-GLB_MAGIC, GLB_VERSION, JSON_CHUNK, BINARY_CHUNK = 0x46546C67, 2, 0x4E4F534A, 0x004E4942
-FLOAT, UNSIGNED_INT = 5126, 5125
-ARRAY_BUFFER, ELEMENT_ARRAY_BUFFER = 34962, 34963
+# glTF 2.0, section 5.26
 LINEAR, LINEAR_MIPMAP_LINEAR, CLAMP_TO_EDGE = 9729, 9987, 33071
-KINDS = {1: "SCALAR", 2: "VEC2", 3: "VEC3", 4: "VEC4"}
 
 
 def save_mesh(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> None:
@@ -84,45 +86,12 @@ def _texture_png(visual: TextureVisuals) -> bytes:
 # GLB
 
 
-class _Binary:
-    """The binary chunk of a GLB and what describes it."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self.views: list[dict[str, Any]] = []
-        self.accessors: list[dict[str, Any]] = []
-
-    def view(self, content: bytes, **more: Any) -> int:
-        """Append bytes, aligned to 4; returns the index of their bufferView."""
-        self.views.append(
-            {"buffer": 0, "byteOffset": len(self.data), "byteLength": len(content), **more}
-        )
-        self.data += content + b"\0" * (-len(content) % 4)
-        return len(self.views) - 1
-
-    def accessor(
-        self, values: NDArray[Any], component: int, target: int = ARRAY_BUFFER, **more: Any
-    ) -> int:
-        """Append an array (K,) or (K, C); returns the index of its accessor."""
-        width = 1 if values.ndim == 1 else values.shape[1]
-        view = self.view(np.ascontiguousarray(values).tobytes(), target=target)
-        entry = {
-            "bufferView": view,
-            "componentType": component,
-            "count": len(values),
-            "type": KINDS[width],
-            **more,
-        }
-        self.accessors.append(entry)
-        return len(self.accessors) - 1
-
-
 def glb_bytes(mesh: trimesh.Trimesh) -> bytes:
     """A mesh as binary glTF 2.0: matt, with smooth normals, and vertex colours or a texture.
 
     The world's axes are glTF's: y up, the front towards +z; a world unit is a metre.
     """
-    binary = _Binary()
+    binary = Binary()
     points = np.asarray(mesh.vertices, dtype=np.float32)
     attributes = {
         "POSITION": binary.accessor(
@@ -151,42 +120,15 @@ def glb_bytes(mesh: trimesh.Trimesh) -> bytes:
             ],
         }
     else:
-        attributes["COLOR_0"] = binary.accessor(
-            _linear_colors(cast(ColorVisuals, mesh.visual)), FLOAT
-        )
+        colors = np.asarray(cast(ColorVisuals, mesh.visual).vertex_colors)[:, :3]
+        attributes["COLOR_0"] = binary.accessor(linear_colors(colors / 255), FLOAT)
     indices = binary.accessor(
         mesh.faces.astype(np.uint32).flatten(), UNSIGNED_INT, ELEMENT_ARRAY_BUFFER
     )
-    return _glb_container(
-        {
-            "asset": {"version": "2.0", "generator": "open-eg3d"},
-            "scene": 0,
-            "scenes": [{"nodes": [0]}],
-            "nodes": [{"mesh": 0}],
-            "meshes": [
-                {"primitives": [{"attributes": attributes, "indices": indices, "material": 0}]}
-            ],
-            "materials": [material],
-            **more,
-            "accessors": binary.accessors,
-            "bufferViews": binary.views,
-            "buffers": [{"byteLength": len(binary.data)}],
-        },
-        bytes(binary.data),
+    primitive = {"attributes": attributes, "indices": indices, "material": 0}
+    return glb_container(
+        {"meshes": [{"primitives": [primitive]}], "materials": [material], **more}, binary
     )
-
-
-def _glb_container(description: dict[str, Any], data: bytes) -> bytes:
-    """JSON and binary chunk with their headers (glTF 2.0, section 4.4)."""
-    text = json.dumps(description, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
-    chunks = (
-        struct.pack("<II", len(text), JSON_CHUNK)
-        + text
-        + struct.pack("<II", len(data), BINARY_CHUNK)
-        + data
-    )
-    return struct.pack("<III", GLB_MAGIC, GLB_VERSION, 12 + len(chunks)) + chunks
 
 
 def _unit_normals(mesh: trimesh.Trimesh) -> NDArray[np.float32]:
@@ -196,12 +138,3 @@ def _unit_normals(mesh: trimesh.Trimesh) -> NDArray[np.float32]:
     return np.where(length > 0.5, normals / np.maximum(length, 1e-12), (0.0, 1.0, 0.0)).astype(
         np.float32
     )
-
-
-def _linear_colors(visual: ColorVisuals) -> NDArray[np.float32]:
-    """Linear colours (V, 3) of a mesh with sRGB ones, IEC 61966-2-1. As numbers: 8 linear bits
-    would show steps in the dark.
-    """
-    colors = np.asarray(visual.vertex_colors)
-    rgb = colors[:, :3] / 255
-    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4).astype(np.float32)

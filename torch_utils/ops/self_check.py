@@ -17,7 +17,15 @@ import torch
 from torch_utils.ops import cuda_builder, library
 from torch_utils.ops.builder import Built
 
-MODULES = ("bias_act", "upfirdn2d", "filtered_lrelu", "modulation", "render_rays", "decode_points")
+MODULES = (
+    "bias_act",
+    "upfirdn2d",
+    "filtered_lrelu",
+    "modulation",
+    "render_rays",
+    "decode_points",
+    "rasterize_gaussians",
+)
 
 
 def checks(device: torch.device = library.CPU) -> Iterator[tuple[str, library.SelfCheck]]:

@@ -63,4 +63,12 @@ TORCH_LIBRARY_FRAGMENT(open_eg3d, m) {
       "w0, Tensor b0, Tensor w1, Tensor b1, Tensor points, float box_warp, bool released_axes, "
       "float density_gain, bool needs_planes, bool needs_weights, bool needs_points) -> (Tensor, "
       "Tensor, Tensor, Tensor, Tensor, Tensor)");
+
+  m.def(
+      "rasterize_gaussians(Tensor means, Tensor conics, Tensor opacities, Tensor colors, int "
+      "height, int width) -> (Tensor, Tensor)");
+  m.def(
+      "rasterize_gaussians_backward(Tensor grad_image, Tensor grad_alpha, Tensor image, Tensor "
+      "alpha, Tensor means, Tensor conics, Tensor opacities, Tensor colors) -> (Tensor, Tensor, "
+      "Tensor, Tensor)");
 }
