@@ -19,6 +19,7 @@ import click
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from cli.values import FiniteRange
 from data_tools.convert import ConvertConfig, convert
@@ -33,10 +34,12 @@ from media.report.page import Block, Figure, Report, Section, Shown, report_page
 from metrics.results import read_results
 from open_eg3d import SHIPPED_MODEL, load_generator, map_latents, seed_latents
 from torch_utils.memory import keep_freed_memory
-from training.cameras import CameraSummary
+from torch_utils.ops import library
+from training.cameras import cameras_of
 from training.config.presets import make_config
 from training.config.settings import Config, Precision, set_option
 from training.gan.trainer import Trainer
+from training.networks.generator import Generator
 from training.run.folder import STATS_FILE
 from training.run.launch import newest_snapshot
 from training.run.settings import default_precision
@@ -125,8 +128,10 @@ def main(outdir: Path, minutes: float, heads: int) -> None:
     """
     outdir = outdir.resolve()
     make_dir(outdir)
+    with library.path("reference"):  # compiling takes minutes: there is something to see before
+        show_grid(load_generator(SHIPPED_MODEL), outdir / "shipped.png")
+    click.echo(f"Heads that come with the program: {outdir / 'shipped.png'}")
     shipped = show(SHIPPED_MODEL, outdir, "shipped")
-    click.echo(f"Heads that come with the program: {shipped.grid}")
     runs = [outdir / "small", outdir / "large"]
     data = rendered_heads(heads)
     train(runs, data, minutes)
@@ -297,15 +302,25 @@ def show(snapshot: Path, outdir: Path, name: str) -> Files:
     and a page on which the heads turn, NAME.html.
     """
     generator = load_generator(snapshot, reuse_memory=True)
-    cameras = CameraSummary.from_dict(generator.cameras or {})
     files = Files(*(outdir / f"{name}.{ending}" for ending in ("png", "glb", "html")))
-    ws = map_latents(generator, seed_latents(generator, range(IDENTITIES)), truncation_psi=0.8)
-    labels = cameras.label(cameras.default_yaws(VIEWS), cameras.pitch)
-    save_png(files.grid, identity_grid(generator, ws, labels))
-    planes = generator.planes(ws[:1])
-    save_mesh(files.mesh, extract_mesh(generator, planes, cameras.grid(), MESH_RESOLUTION))
+    show_grid(generator, files.grid)
+    planes = generator.planes(latents(generator)[:1])
+    level_cameras = cameras_of(generator).grid()
+    save_mesh(files.mesh, extract_mesh(generator, planes, level_cameras, MESH_RESOLUTION))
     write_avatars(files.avatar, generator, range(IDENTITIES), title=f"Heads of {snapshot.name}")
     return files
+
+
+def show_grid(generator: Generator, path: Path) -> None:
+    """Write the picture of identities x yaws."""
+    cameras = cameras_of(generator)
+    labels = cameras.label(cameras.default_yaws(VIEWS), cameras.pitch)
+    save_png(path, identity_grid(generator, latents(generator), labels))
+
+
+def latents(generator: Generator) -> Tensor:
+    """Of the identities shown, (IDENTITIES, num_ws, w_dim)."""
+    return map_latents(generator, seed_latents(generator, range(IDENTITIES)), truncation_psi=0.8)
 
 
 def film_strip(runs: Sequence[Path]) -> list[Shown]:

@@ -15,8 +15,10 @@ from PIL import Image
 
 import demo
 from dnnlib.console import UserError
+from media.pictures.grids import save_png
 from tests.browser import open_browser
 from tests.tiny import write_dataset
+from torch_utils.ops import library
 from training.config.presets import make_config
 from training.config.settings import set_option
 from training.data.dataset import ImageDataset
@@ -167,3 +169,23 @@ def test_bad_options_are_refused_before_anything_is_done(tmp_path: Path) -> None
         result = CliRunner().invoke(demo.main, ["--outdir", str(tmp_path / "d"), *options])
         assert result.exit_code == 2
     assert not (tmp_path / "d").exists()
+
+
+def test_shipped_heads_are_seen_before_anything_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = []
+
+    def save(path: Path, picture: np.ndarray) -> None:
+        kernels.append((path.name, library.use_kernels(torch.zeros(1))))
+        save_png(path, picture)
+
+    def compiling_fails(*_: object) -> None:
+        raise UserError("no compiler")
+
+    monkeypatch.setattr(demo, "save_png", save)
+    monkeypatch.setattr(demo, "show", compiling_fails)
+    told = CliRunner().invoke(demo.main, ["--outdir", str(tmp_path)])
+    assert kernels == [("shipped.png", False)]
+    assert Image.open(tmp_path / "shipped.png").size == (demo.VIEWS * 3 * 64, demo.IDENTITIES * 64)
+    assert f"{tmp_path / 'shipped.png'}" in told.output
