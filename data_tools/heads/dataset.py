@@ -4,11 +4,10 @@ training reads.
 
 from __future__ import annotations
 
+import contextlib
 import io
-import multiprocessing
 import os
-import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,9 +18,10 @@ from PIL import Image
 
 from data_tools.heads.basis import HeadBasis, load_basis
 from data_tools.heads.paint import light, paint
-from data_tools.heads.person import Head, Person, build_head, head_mesh, random_person
+from data_tools.heads.person import Head, Person, build_head, random_person
 from data_tools.heads.render import Array, Picture, Raycaster
 from data_tools.heads.traits import person_traits
+from data_tools.parallel import ordered_map
 from data_tools.sinks import Sink, check_dest, image_name, open_sink, write_labels
 from dnnlib.console import UserError, progress
 from dnnlib.files import cache_dir
@@ -35,30 +35,13 @@ from training.data.depth_maps import DEPTH_UNIT
 from training.data.pictures import RESOLUTIONS
 from training.data.traits import Traits
 
-__all__ = [
-    "DEPTH_UNIT",
-    "HEADS_BACKGROUND",
-    "HEADS_BOX",
-    "HEADS_FOCAL",
-    "HEADS_PIVOT",
-    "HEADS_RADIUS",
-]
-__all__ += [
-    "Head",
-    "HeadsConfig",
-    "generate_heads",
-    "head_mesh",
-    "image_name",
-    "random_labels",
-    "render_head",
-]
-
 HEADS_PIVOT = (0.0, 0.0, 0.0)
 HEADS_BOX = 1.0
 HEADS_YAW, HEADS_PITCH = 45.0, 20.0
 # Streams of random numbers of one identity: its head, its cameras. Views added later leave the
 # heads as they are.
 HEAD_STREAM, CAMERA_STREAM = 0, 1
+HEADS_PER_WORKER = 2  # fewer do not pay for starting a process
 
 
 @dataclass(frozen=True)
@@ -136,9 +119,8 @@ View = tuple[str, list[float], dict[str, bytes], dict[str, float]]
 """Name, label, files (relative name -> content) and traits of one picture."""
 
 
-def _render_identity(job: tuple[HeadsConfig, int]) -> list[View]:
+def _render_identity(config: HeadsConfig, identity: int) -> list[View]:
     """Images of one identity."""
-    config, identity = job
     first = identity * config.views_per_identity
     views = min(config.views_per_identity, config.count - first)
     person = _person(config.seed, identity)
@@ -168,34 +150,22 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _start_worker() -> None:
-    # Ctrl-C reaches the whole process group; the parent alone reacts and ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-
-
-def _core_count() -> int:
-    """Cores this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _identities(config: HeadsConfig) -> Iterator[list[View]]:
-    jobs = [(config, identity) for identity in range(-(-config.count // config.views_per_identity))]
-    workers = min(config.workers or _core_count(), len(jobs))
-    if workers == 1:
-        yield from map(_render_identity, jobs)
-        return
-    # spawn: forking a process that runs torch's threads can hang.
-    with multiprocessing.get_context("spawn").Pool(workers, _start_worker) as pool:
-        yield from pool.imap(_render_identity, jobs, chunksize=4)
+def _identities(config: HeadsConfig) -> Generator[list[View]]:
+    count = -(-config.count // config.views_per_identity)
+    return ordered_map(
+        _render_identity, config, range(count), count, config.workers, HEADS_PER_WORKER
+    )
 
 
 def _fill(sink: Sink, config: HeadsConfig) -> None:
     labels: dict[str, list[float]] = {}
     traits: dict[str, dict[str, float]] = {}
     nothing: list[None] = []
-    with progress(nothing, "Rendering heads", total=config.count, unit="img") as bar:
-        for views in _identities(config):
+    with (
+        progress(nothing, "Rendering heads", total=config.count, unit="img") as bar,
+        contextlib.closing(_identities(config)) as identities,
+    ):
+        for views in identities:
             for name, label, files, own_traits in views:
                 labels[name], traits[name] = label, own_traits
                 for file_name, data in files.items():

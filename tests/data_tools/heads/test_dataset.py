@@ -197,10 +197,10 @@ def test_existing_destination_is_kept_unless_told(tmp_path: Path):
 def test_interruption_leaves_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     real = heads._render_identity
 
-    def interrupted(job: tuple[HeadsConfig, int]):
-        if job[1] == 2:
+    def interrupted(config: HeadsConfig, identity: int):
+        if identity == 2:
             raise KeyboardInterrupt
-        return real(job)
+        return real(config, identity)
 
     monkeypatch.setattr(heads, "_render_identity", interrupted)
     target = tmp_path / "out"
