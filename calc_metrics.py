@@ -58,6 +58,7 @@ from torch_utils.distributed.processes import run_processes
 from torch_utils.precision import use_full_fp32
 from training.cameras import cameras_of
 from training.data.dataset import ImageDataset
+from training.data.shards import open_images
 from training.networks.generator import Generator
 from training.run.saving import snapshot_kimg
 
@@ -91,7 +92,7 @@ def open_data(path: str, mirror: bool, check: bool) -> ImageDataset:
     Raises:
         UserError: for bad data.
     """
-    dataset = ImageDataset(path, mirror=mirror, check=check, needs_labels=False)
+    dataset = open_images(path, mirror, check, needs_labels=False)
     if dataset.fits_memory:
         dataset.preload()
     return dataset

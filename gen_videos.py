@@ -24,6 +24,7 @@ from media.pictures.view_range import beyond_training
 from media.videos.files import MAX_GIF_FPS, VIDEO_FORMATS
 from media.videos.paths import CAMERA_PATHS, camera_path, default_path, read_poses
 from media.videos.videos import VideoWriter, stop_on_interrupt
+from open_eg3d.opening import compile_rendering
 from torch_utils.precision import use_full_fp32
 from training.cameras import CameraSummary, cameras_of
 from training.networks.generator import Generator
@@ -48,6 +49,7 @@ class Request(SamplingRequest):
     formats: list[str]
     size: int | None
     ray_samples: float
+    compile: bool
 
 
 class Grid(Parsed):
@@ -148,6 +150,8 @@ def prepare(request: Request) -> Generator:
     rendering.depth_resolution_importance = round(
         rendering.depth_resolution_importance * request.ray_samples
     )
+    if request.compile:
+        compile_rendering(generator)
     return generator
 
 
@@ -255,6 +259,11 @@ def interrupted(files: str, written: int, wanted: int) -> int:
     type=FiniteRange(0.1, 100),
     default=1.0,
     help="Samples per ray as a factor of training's: 2 is finer.",
+)
+@click.option(
+    "--compile",
+    is_flag=True,
+    help="Compile the rendering of frames, on CUDA into one graph: minutes before the first frame.",
 )
 def main(**options: Any) -> None:
     """Write a video per seed in which the camera moves around it, all seeds in a grid, or a walk

@@ -26,7 +26,7 @@ from cli.settings import (
 from cli.values import FiniteRange
 from data_tools.faces.angles import open_pose_estimator
 from dnnlib.console import HELP, UserError, run_cli
-from dnnlib.files import is_url, local_file
+from dnnlib.files import is_url
 from media.pictures.snapshots import save_pictures
 from metrics.names import parse_metrics
 from metrics.results import drop_later_results
@@ -40,7 +40,7 @@ from torch_utils.distributed.processes import (
 from training.config.checks import group_note, rendering_note
 from training.config.presets import PRESETS
 from training.config.settings import Config, from_dict, set_option, to_dict
-from training.data.dataset import ImageDataset
+from training.data.shards import SEPARATOR, absolute_data, open_images
 from training.run.data_content import contents_of_files, note_on_data, notes_on_files
 from training.run.launch import (
     Job,
@@ -102,7 +102,7 @@ def resumed_config(own: Config, options: dict[str, Any]) -> tuple[Config, list[s
     for assignment in given_settings(options):
         set_option(wanted, assignment)
     if options["data"] is not None:
-        wanted.data.path = str(local_file(options["data"]).resolve())
+        wanted.data.path = absolute_data(options["data"])
     refused = [option_name(name, options) for name in changes_refused_on_resume(own, wanted)]
     refused += [
         f"--{name}"
@@ -160,6 +160,14 @@ def check_options(config: Config, launch: Launch) -> None:
         raise click.UsageError(str(error)) from error
 
 
+def settle_data(options: dict[str, Any]) -> None:
+    """All data in one name; the shell makes of --data *.zip the first file and further words."""
+    names, more = options["data"], options.pop("more_data")
+    if more and not names:
+        raise click.UsageError(f"unexpected extra argument ({more[0]}); name data with --data")
+    options["data"] = SEPARATOR.join((*names, *more)) if names else None
+
+
 def settle_metric_options(options: dict[str, Any]) -> None:
     """Options about metrics as settings: what was not typed counts as not given, and files keep
     their place wherever a run goes on.
@@ -209,13 +217,13 @@ def chosen_data(options: dict[str, Any]) -> RunData:
     name = options["data"] or (base.data.path if base else "")
     if name:
         max_broken = options["max_broken"] or (base.data.max_broken if base else 0)
-        return RunData.of(ImageDataset(name, max_broken=max_broken))
+        return RunData.of(open_images(name, max_broken=max_broken))
     path = built_in_heads()
     if not path.exists():
         if options["dry_run"]:
             return RunData(path, BUILT_IN.resolution)
         click.echo(f"No --data: rendering {BUILT_IN.count} heads into {path} (once)")
-    return RunData.of(ImageDataset(render_built_in_heads()))
+    return RunData.of(open_images(render_built_in_heads()))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -330,8 +338,13 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
 
 @click.command(context_settings=HELP)
 @click.option(
-    "--data", metavar="ZIP|DIR|URL", help="Pictures and dataset.json [default: the built-in heads]."
+    "--data",
+    multiple=True,
+    metavar="ZIP|DIR|URL",
+    help="Pictures and dataset.json; several ZIPs, a pattern or a folder of ZIPs make one data set"
+    " [default: the built-in heads].",
 )
+@click.argument("more_data", nargs=-1, metavar="[ZIP]...")
 @click.option(
     "--outdir",
     type=click.Path(path_type=Path),
@@ -416,6 +429,7 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
 @click.option("--json", is_flag=True, help="With --dry-run: print nothing else.")
 def main(**options: Any) -> None:
     """Train on DATA; everything else has a default."""
+    settle_data(options)
     settle_metric_options(options)
     check_combination(options)
     try:

@@ -63,7 +63,7 @@ def main(
     use_full_fp32()
     path = local_file(network)
 
-    open_file = functools.partial(open_generator, device=device)
+    open_file = functools.partial(open_generator, device=device, precision="auto")
     checkpoints = CheckpointFolder(folder or (None if is_url(network) else path.parent), open_file)
     generator = open_file(path)
     name = checkpoints.name_of(path) or path.name

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import tempfile
 import time
@@ -28,7 +29,7 @@ from data_tools.sinks import image_name, open_sink, write_labels
 from dnnlib.console import HELP
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.data.dataset import ImageDataset
-from training.data.order import batch_indices, read_batches
+from training.data.order import ItemOrder, read_batches
 from training.data.pictures import decode_picture
 
 ENCODINGS: dict[str, dict[str, Any]] = {
@@ -187,10 +188,9 @@ def loader_rate(data: Path, workers: int, seconds: float) -> float:
     dataset = ImageDataset(data)
 
     def order() -> Iterator[np.ndarray]:
-        first = 0
-        while True:
-            yield batch_indices(len(dataset), 0, first, BATCH)
-            first += BATCH
+        stream = ItemOrder(len(dataset), 0)
+        for first in itertools.count(step=BATCH):
+            yield stream.items(first, BATCH)
 
     batches = read_batches(dataset, order(), workers)
     try:

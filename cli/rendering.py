@@ -42,3 +42,10 @@ precision_option = click.option(
     default="fp32",
     help="Of the model's convolutions; bf16 where the processor has it.",
 )
+sampling_precision_option = click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="Of the model's convolutions; auto: fp32 on CPUs, half precision on CUDA.",
+)

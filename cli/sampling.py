@@ -16,7 +16,7 @@ from cli.rendering import (
     network_option,
     nrr_option,
     outdir_option,
-    precision_option,
+    sampling_precision_option,
     trunc_cutoff_option,
     trunc_option,
 )
@@ -156,7 +156,7 @@ def sampling_options(seeds: str) -> Callable[[F], F]:
         trunc_option,
         trunc_cutoff_option,
         nrr_option,
-        precision_option,
+        sampling_precision_option,
         device_option,
     )
 

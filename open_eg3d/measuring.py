@@ -39,6 +39,7 @@ from training.checkpoints.weights_folder import FILES as WEIGHTS_FILES
 from training.config.settings import Config
 from training.data.dataset import ImageDataset
 from training.data.depth_maps import has_depth_map, read_depth_maps
+from training.data.shards import open_images
 from training.data.traits import read_traits
 from training.networks.generator import Generator
 
@@ -270,9 +271,7 @@ def measure(
         parse_metrics(metrics, options.detector)
     except ValueError as error:
         raise UserError(str(error)) from error
-    dataset = (
-        None if data is None else ImageDataset(os.fspath(data), mirror=mirror, needs_labels=False)
-    )
+    dataset = None if data is None else open_images(data, mirror=mirror, needs_labels=False)
     reals = None if dataset is None else real_images(dataset)
     sampler = sampler_for(generator, dataset, sampling or SamplingOptions(), "the generator")
     return evaluate(metrics, sampler, reals, options)
@@ -374,7 +373,7 @@ def metrics_of_run(config: Config, open_pose: Callable[[str], PoseEstimator]) ->
         open_pose=open_pose,
     )
     metrics = parse_metrics(asked.metrics, asked.detector)
-    dataset = ImageDataset(config.data.path, mirror=config.data.mirror, check=False)
+    dataset = open_images(config.data.path, mirror=config.data.mirror, check=False)
     check_inputs(metrics, real_images(dataset), options)
     check_networks(metrics, options)
     return SnapshotMetrics(asked.metrics, options)

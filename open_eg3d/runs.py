@@ -14,7 +14,7 @@ from media.pictures.snapshots import save_pictures
 from open_eg3d.measuring import metrics_of_run
 from training.config.presets import PRESETS, PresetName, Sizes
 from training.config.settings import Config
-from training.data.dataset import ImageDataset
+from training.data.shards import data_name, open_images
 from training.run import settings as run_settings
 from training.run.launch import (
     DeviceName,
@@ -54,7 +54,7 @@ def new_config(
     assignments = [f"{name}={json.dumps(value)}" for name, value in (settings or {}).items()]
     request = run_settings.RunRequest(preset, sizes, init_from, assignments)
     kind = _launch(device, None).device
-    dataset = ImageDataset(os.fspath(data))
+    dataset = open_images(data)
     config, notes = run_settings.new_config(request, run_settings.RunData.of(dataset), kind)
     print(*notes, sep="\n")
     return config
@@ -84,7 +84,7 @@ def train(
     launch = _launch(device, processes)
     run_settings.check_run(config, launch.processes)
     measured = (metrics_of_run(config, open_pose_estimator),) if config.snapshot.metrics else ()
-    name = f"{Path(config.data.path).stem}-{config.preset}-batch{config.training.batch}"
+    name = f"{data_name(config.data.path)}-{config.preset}-batch{config.training.batch}"
     job = Job(
         config,
         new_run_dir(Path(outdir), name),

@@ -146,6 +146,10 @@ DONE_IN = {
     "(--batch, --batch-gpu): results are not those": TOLD,
     "--init-from: {}": TOLD,
     "(--precision)": TOLD,
+    "--precision bf16 is recommended": (
+        "tests/training/run/test_messages.py::test_bf16_is_recommended_on_gpus_that_have_it"
+    ),
+    "name data with --data": "tests/training/data/test_shards.py::test_stray_words_are_refused",
     "sizes (--sizes)": TOLD,
     "give --mask once for each": INVERT_WRONG,
     "--poses has labels of several files": f"{INVERT}::test_poses_are_found_by_whole_names_first",

@@ -30,8 +30,8 @@ GEN_SAMPLES = """
 --shape-faces --shape-level --shape-res --shapes --texture --trunc --trunc-cutoff --views
 """
 GEN_VIDEOS = """
---camera --device --edit --formats --fps --frames --grid --help --interpolate --latents --network
---nrr --outdir
+--camera --compile --device --edit --formats --fps --frames --grid --help --interpolate --latents
+--network --nrr --outdir
 --pitch --pitch-swing --precision --ray-samples --seeds --show --size --trunc --trunc-cutoff
 --yaw-swing
 """
@@ -70,7 +70,7 @@ CHOICES = {
     "aug": ["noaug", "ada", "fixed"],
     "cfg": ["auto", "ffhq", "afhq", "shapenet", "heads"],
     "device": ["auto", "cpu", "cuda", "mps"],
-    "precision": ["fp32", "bf16", "fp16"],
+    "precision": ["fp32", "tf32", "bf16", "fp16"],
 }
 
 

@@ -65,8 +65,12 @@ class Uploader:
         return sent
 
 
-def has_fast_bf16() -> bool:
-    """Whether this CPU computes bf16 convolutions in hardware, as far as Linux tells."""
+def has_fast_bf16(device: str = "cpu") -> bool:
+    """Whether a kind of device computes bf16 convolutions in hardware: NVIDIA's GPUs from Ampere
+    on, and CPUs as far as Linux tells.
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -46,6 +46,9 @@ DONE_IN = {
     "name one of them as --source": f"{HERE}::test_one_of_several_tables",
     "docs/own-data.md shows how to get cameras": f"{HERE}::test_documents_are_there",
     "docs/training.md shows how to write it": f"{HERE}::test_documents_are_there",
+    "(`dataset_tool.py check` finds them)": (
+        "tests/training/data/test_shards.py::test_pictures_of_another_size_are_found_by_check"
+    ),
     "is no --format {}": f"{CONVERT}::test_settings_that_contradict_each_other",
     "does not look like --format {}": f"{CONVERT}::test_settings_that_contradict_each_other",
     "has no effect on a source of --format {}": f"{HERE}::test_option_without_effect",

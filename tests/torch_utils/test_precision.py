@@ -12,5 +12,8 @@ def test_tf32_is_switched_off_for_convolutions_and_products():
         use_full_fp32()
         assert not torch.backends.cudnn.allow_tf32
         assert not torch.backends.cuda.matmul.allow_tf32
+        use_full_fp32(tf32=True)
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before

@@ -129,6 +129,7 @@ def test_a_dry_run_prints_settings_and_leaves_nothing(data: Path, tmp_path: Path
         (("--seed", "9"), "training", "seed", 9),
         (("--freeze-d", "3"), "training", "freeze_d", 3),
         (("--precision", "bf16"), "training", "precision", "bf16"),
+        (("--precision", "tf32"), "training", "precision", "tf32"),
         (("--nrr-initial", "16"), "model.rendering", "resolution", 16),
         (("--nrr-initial", "16", "--nrr-final", "24"), "training", "resolution_initial", 16),
         (("--nrr-initial", "16", "--nrr-final", "24"), "model.rendering", "resolution", 24),

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 from dnnlib.console import UserError, brief
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 LONGEST_VALUE = 100  # characters of a value in an error message
 
 
@@ -264,7 +264,11 @@ class ModelConfig:
 class DataConfig:
     """Where the pictures come from."""
 
-    path: str = setting("", "ZIP or folder of the pictures.")
+    path: str = setting(
+        "",
+        "ZIP or folder of the pictures; of several ZIPs: their folder, a pattern with *, or their"
+        " names with | between.",
+    )
     content: str = setting(
         "",
         "What the pictures were when the run began: their number, hashes of names, sizes and"
@@ -324,7 +328,8 @@ class TrainingConfig:
     )
     precision: Precision = setting(
         "fp32",
-        "Of convolutions.  [default: fp16 on CUDA; heads on CPUs with bf16: bf16; else fp32]",
+        "Of convolutions; tf32 is fp32 with faster products on CUDA."
+        "  [default: fp16 on CUDA; heads on CPUs with bf16: bf16; else fp32]",
         option="--precision",
     )
     lr_generator: float = setting(

@@ -47,9 +47,13 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             by file number, with the reasons.
         has_labels: false for a set without dataset.json, where that is allowed; its labels are all
             zero.
+        shard_of: (len,) for sets of several ZIPs the number of each item's; None otherwise.
         key: text that changes with names, contents (ZIP: checksums; folder: sizes and times),
             labels and `mirror`; for caches.
     """
+
+    other_size_advice = "do not change data in use"
+    shard_of: np.ndarray | None = None
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         name = self.path.stem if self.path.is_file() else self.path.resolve().name
         self.name = re.sub("[\ud800-\udfff]", "_", name)  # bytes that are no UTF-8
         self.has_labels = needs_labels or bool(self.files.lists(LABEL_FILE))
+        self.file_names: Sequence[str]
         self.file_names, labels = self._read_labels()
         self.max_broken, self.broken = max_broken, dict[int, str]()
         self.resolution = check_pictures(
@@ -83,17 +88,21 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             self.file_names if check else self.file_names[: 1 + max_broken],
             self.note_broken,
         )
-        self.labels = torch.from_numpy(labels).float()
-        self.is_mirrored = mirror
-        if mirror:
-            self.labels = torch.cat([self.labels, mirror_label(self.labels)])
+        self.set_labels(labels, mirror)
         stamps = [self.files.stamp(name) for name in self.file_names]  # each begins with the size
-        self.file_sizes = [int(stamp.split()[0]) for stamp in stamps]
+        self.file_sizes: Sequence[int] | np.ndarray = [int(stamp.split()[0]) for stamp in stamps]
         self.key = _content_key(
             [f"{name} {stamp}" for name, stamp in zip(self.file_names, stamps, strict=True)],
             self.labels,
         )
+
+    def set_labels(self, labels: np.ndarray, mirror: bool) -> None:
+        """Take the labels (M, 25) of the pictures; with `mirror`, each is there twice."""
         self._pixels: Tensor | None = None
+        self.labels = torch.from_numpy(labels).float()
+        self.is_mirrored = mirror
+        if mirror:
+            self.labels = torch.cat([self.labels, mirror_label(self.labels)])
 
     def _read_labels(self) -> tuple[list[str], np.ndarray]:
         """Sorted names of the pictures (M) and their labels (M, 25)."""
@@ -207,15 +216,19 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
     def _decode(self, index: int) -> Tensor:
         """Picture (3, H, W) of file number `index`."""
-        name = self.file_names[index]
-        content = io.BytesIO(self.files.read(name, LARGEST_PICTURE))
-        pixels = decode_picture(content, self.files.where(name))
+        content, where = self._content(index)
+        pixels = decode_picture(io.BytesIO(content), where)
         if len(pixels) != self.resolution:
             raise UserError(
-                f"{self.path}: {name} is {len(pixels)} pixels wide instead of {self.resolution}; do"
-                " not change data in use"
+                f"{where} is {len(pixels)} pixels wide instead of {self.resolution};"
+                f" {self.other_size_advice}"
             )
         return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def _content(self, index: int) -> tuple[bytes, str]:
+        """Bytes of file number `index`, and its place for messages."""
+        name = self.file_names[index]
+        return self.files.read(name, LARGEST_PICTURE), self.files.where(name)
 
 
 def _content_key(files: list[str], labels: Tensor) -> str:

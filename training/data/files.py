@@ -223,10 +223,14 @@ class DataFiles:
             self.read(name, TEXT_SPARE + TEXT_PER_FILE * len(self.names)), self.where(name)
         )
 
+    def member(self, name: str) -> zipfile.ZipInfo:
+        """What the ZIP's list of members says of a file."""
+        return self._zip().getinfo(self._own(name))
+
     def stamp(self, name: str) -> str:
         """A text that changes when the file does: size and checksum, in a folder size and time."""
         if not self._is_folder:
-            info = self._zip().getinfo(self._own(name))
+            info = self.member(name)
             return f"{info.file_size} {info.CRC}"
         try:
             status = (self.path / self._own(name)).stat()

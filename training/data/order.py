@@ -18,6 +18,8 @@ from dnnlib.console import UserError
 from training.data.balance import epoch_items
 from training.data.dataset import ImageDataset
 
+WINDOW = 16  # shards whose pictures are mixed, of sets of several ZIPs
+
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(dataset_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -32,22 +34,43 @@ def epoch_order(dataset_size: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def batch_indices(
-    dataset_size: int, seed: int, first_image: int, count: int, weights: np.ndarray | None = None
-) -> np.ndarray:
-    """Items number first_image .. first_image + count - 1 (count,) of the endless stream that shows
-    every item once an epoch.
+class ItemOrder:
+    """The endless stream of items that shows every item once an epoch: a function of the arguments
+    alone.
 
     With `weights` (dataset_size,), at least 1 each, an epoch is longer and shows items about as
-    often as they say.
+    often as they say. With `shard_of` (dataset_size,), the number of each item's ZIP, an epoch goes
+    through the ZIPs in random order and mixes the items of `WINDOW` of them at a time.
     """
-    length = dataset_size if weights is None else round(float(weights.sum()))
-    epochs, places = np.divmod(np.arange(first_image, first_image + count), length)
-    parts = []
-    for epoch in map(int, np.unique(epochs)):
-        chosen = epoch_order(length, seed, epoch)[places[epochs == epoch]]
-        parts.append(chosen if weights is None else epoch_items(weights, seed, epoch)[chosen])
-    return np.concatenate(parts)
+
+    def __init__(
+        self,
+        dataset_size: int,
+        seed: int,
+        weights: np.ndarray | None = None,
+        shard_of: np.ndarray | None = None,
+    ) -> None:
+        self.length = dataset_size if weights is None else round(float(weights.sum()))
+        self.seed, self.weights, self.shard_of = seed, weights, shard_of
+        self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
+
+    def items(self, first_image: int, count: int) -> np.ndarray:
+        """Those number first_image .. first_image + count - 1 (count,)."""
+        epochs, places = np.divmod(np.arange(first_image, first_image + count), self.length)
+        return np.concatenate(
+            [self._epoch(epoch)[places[epochs == epoch]] for epoch in map(int, np.unique(epochs))]
+        )
+
+    def _make_epoch(self, epoch: int) -> np.ndarray:
+        """All items (length,) of one epoch."""
+        items = epoch_order(self.length, self.seed, epoch)
+        if self.weights is not None:
+            items = epoch_items(self.weights, self.seed, epoch)[items]
+        if self.shard_of is not None:
+            places = np.argsort(epoch_order(int(self.shard_of.max()) + 1, self.seed, epoch))
+            windows = places[self.shard_of[items]] // WINDOW
+            items = items[np.argsort(windows, kind="stable")]
+        return items
 
 
 def training_batches(
@@ -68,7 +91,7 @@ def training_batches(
     order depends on `seed` and `start_image` only: starting at image n goes on exactly as a stream
     that has shown n images. Data sets of up to 512 MB are decoded once and kept; otherwise
     `workers` processes decode ahead (two batches each). Close the iterator to end them. `weights`
-    (len(dataset),) are those of `batch_indices`.
+    (len(dataset),) are those of `ItemOrder`.
 
     Raises:
         UserError: if a picture cannot be decoded, with its file's name; also from a worker.
@@ -80,10 +103,8 @@ def training_batches(
         dataset.preload()
         workers = 0
     starts = itertools.count(start_image, batch)
-    indices = (
-        batch_indices(len(dataset), seed, start, batch, weights)[rank::world_size]
-        for start in starts
-    )
+    order = ItemOrder(len(dataset), seed, weights, dataset.shard_of)
+    indices = (order.items(start, batch)[rank::world_size] for start in starts)
     return read_batches(dataset, indices, workers)
 
 

@@ -12,6 +12,7 @@ from dnnlib.console import UserError
 from dnnlib.files import is_url
 from training.config.settings import METRIC_FILES, DataConfig, SnapshotConfig, about_of
 from training.data.dataset import ImageDataset
+from training.data.shards import open_images, shard_paths
 
 
 def content_of(dataset: ImageDataset) -> str:
@@ -44,12 +45,12 @@ def note_on_data(own: DataConfig, wanted: DataConfig) -> str | None:
         UserError: if they are not there, or are not those that the run began with.
     """
     path, has_moved = Path(wanted.path), wanted.path != own.path
-    if not has_moved and not path.exists():
+    if not has_moved and not all(shard.exists() for shard in shard_paths(path) or [path]):
         raise UserError(f"the run's data {path} are not there any more; say where with --data")
     if not own.content:  # by an earlier version
         unknown = "the run did not keep what its data were, so they are not compared"
         return f"Data from {path} now; {unknown}" if has_moved else None
-    found = content_of(ImageDataset(path, check=False, max_broken=wanted.max_broken))
+    found = content_of(open_images(path, check=False, max_broken=wanted.max_broken))
     differences = content_differences(own.content, found)
     if differences:
         named = f"{'--data' if has_moved else 'data'} {path}"

@@ -27,6 +27,7 @@ from training.config.sizes import rendering_resolution
 from training.data.balance import balance_copies, balance_weights
 from training.data.dataset import ImageDataset, to_float
 from training.data.order import training_batches
+from training.data.shards import open_images
 from training.gan.health import (
     MOST_WATCHED,
     CollapseWatch,
@@ -84,7 +85,7 @@ def run_training(config: Config, options: RunOptions) -> None:
         UserError: for bad data or settings, a full disk, or a run that diverged.
     """
     started = time.monotonic()
-    use_full_fp32()
+    use_full_fp32(tf32=config.training.precision == "tf32")
     torch.backends.cudnn.benchmark = True  # shapes stay the same for thousands of steps
     if config.training.deterministic and options.device.type == "cuda":
         use_deterministic_algorithms()
@@ -127,7 +128,7 @@ def open_dataset(config: Config) -> ImageDataset:
     Raises:
         UserError: for bad data, or pictures of another size than the model's.
     """
-    dataset = ImageDataset(
+    dataset = open_images(
         config.data.path,
         mirror=config.data.mirror,
         check=rank() == 0,

@@ -15,7 +15,7 @@ from torch import Tensor
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
 from training.config.settings import DataConfig
 from training.data.balance import balance_copies, balance_weights, epoch_items, yaw_angles, yaw_bins
-from training.data.order import batch_indices
+from training.data.order import ItemOrder
 from training.run.loop import camera_labels, sampling_weights
 
 if TYPE_CHECKING:
@@ -124,10 +124,10 @@ def test_any_split_of_the_weighted_stream_gives_the_same_sequence(
     weights: list[float], seed: int, first: int, counts: list[int]
 ):
     wanted = np.array(weights)
-    whole = batch_indices(len(wanted), seed, first, sum(counts), wanted)
+    whole = ItemOrder(len(wanted), seed, wanted).items(first, sum(counts))
     starts = np.cumsum([first, *counts[:-1]])
     parts = [
-        batch_indices(len(wanted), seed, int(start), count, wanted)
+        ItemOrder(len(wanted), seed, wanted).items(int(start), count)
         for start, count in zip(starts, counts, strict=True)
     ]
     assert np.array_equal(np.concatenate(parts), whole)
@@ -136,13 +136,13 @@ def test_any_split_of_the_weighted_stream_gives_the_same_sequence(
 def test_an_epoch_of_the_weighted_stream_is_its_items_shuffled():
     weights = np.array([1.0, 3.0, 1.5, 1.5])
     for epoch in range(4):
-        stream = batch_indices(4, 9, epoch * 7, 7, weights)
+        stream = ItemOrder(4, 9, weights).items(epoch * 7, 7)
         assert np.sort(stream).tolist() == epoch_items(weights, 9, epoch).tolist()
 
 
 def test_weighted_order_never_changes():
     """Runs that were started earlier must go on with their order: these numbers may not change."""
-    assert batch_indices(4, 0, 0, 14, np.array([1.0, 3.0, 1.5, 1.5])).tolist() == [
+    assert ItemOrder(4, 0, np.array([1.0, 3.0, 1.5, 1.5])).items(0, 14).tolist() == [
         3,
         3,
         1,
@@ -183,7 +183,7 @@ def test_pictures_that_are_held_out_are_never_shown_nor_their_mirror_images() ->
     assert weights_of(DataConfig(held_out=1), mirrored) == [1, 1, 0, 1, 1, 0]
     both = DataConfig(held_out=2, rebalance=9.0, rebalance_bins=2)
     assert weights_of(both, plain) == [1, 1, 1, 1, 0, 0]
-    shown = batch_indices(6, 0, 0, 400, np.array(weights_of(DataConfig(held_out=2), plain)))
+    shown = ItemOrder(6, 0, np.array(weights_of(DataConfig(held_out=2), plain))).items(0, 400)
     assert np.bincount(shown, minlength=6).tolist() == [100, 100, 100, 100, 0, 0]
 
 

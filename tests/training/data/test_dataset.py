@@ -21,7 +21,7 @@ import training.data.dataset
 from dnnlib.console import UserError
 from training.cameras import mirror_label, orbit_pose, pack_label, pinhole_intrinsics
 from training.data.dataset import ImageDataset, to_float
-from training.data.order import batch_indices, epoch_order, read_batches, training_batches
+from training.data.order import ItemOrder, epoch_order, read_batches, training_batches
 
 COUNT = 6
 
@@ -631,10 +631,10 @@ SEEDS = st.integers(-3, 2**40)
 
 @given(SIZES, SEEDS, st.integers(0, 200), st.lists(st.integers(1, 50), min_size=1, max_size=6))
 def test_any_split_of_the_stream_gives_the_same_sequence(size, seed, first, counts):
-    whole = batch_indices(size, seed, first, sum(counts))
+    whole = ItemOrder(size, seed).items(first, sum(counts))
     starts = np.cumsum([first, *counts[:-1]])
     parts = [
-        batch_indices(size, seed, int(start), count)
+        ItemOrder(size, seed).items(int(start), count)
         for start, count in zip(starts, counts, strict=True)
     ]
     assert np.array_equal(np.concatenate(parts), whole)
@@ -642,7 +642,7 @@ def test_any_split_of_the_stream_gives_the_same_sequence(size, seed, first, coun
 
 @given(SIZES, SEEDS, st.integers(0, 5), st.integers(1, 4))
 def test_every_item_comes_once_an_epoch(size, seed, epoch, epochs):
-    stream = batch_indices(size, seed, epoch * size, epochs * size).reshape(epochs, size)
+    stream = ItemOrder(size, seed).items(epoch * size, epochs * size).reshape(epochs, size)
     assert np.array_equal(np.sort(stream, axis=1), np.tile(np.arange(size), (epochs, 1)))
 
 
@@ -662,7 +662,7 @@ def test_order_is_uniform():
 
 def test_order_never_changes():
     """Runs that were started earlier must go on with their order: these numbers may not change."""
-    assert batch_indices(8, 0, 0, 16).tolist() == [6, 3, 5, 0, 7, 2, 1, 4, 3, 1, 0, 4, 5, 6, 7, 2]
+    assert ItemOrder(8, 0).items(0, 16).tolist() == [6, 3, 5, 0, 7, 2, 1, 4, 3, 1, 0, 4, 5, 6, 7, 2]
 
 
 @pytest.fixture(scope="module")
@@ -682,7 +682,7 @@ def test_ranks_share_the_global_batches(shared_dataset, world_size, share, seed,
         training_batches(shared_dataset, batch, rank=rank, **options) for rank in range(world_size)
     ]
     for step in range(4):
-        indices = batch_indices(len(shared_dataset), seed, start + step * batch, batch)
+        indices = ItemOrder(len(shared_dataset), seed).items(start + step * batch, batch)
         for rank, stream in enumerate(streams):
             images, labels = next(stream)
             expected = shared_dataset.read(indices[rank::world_size])
@@ -891,7 +891,7 @@ def test_workers_leave_out_the_same_pictures(tmp_path, from_files, workers, caps
     path = damaged_set(tmp_path / "data.zip", "cut", "cut")
     dataset = ImageDataset(path, max_broken=2)
     images, labels = take(training_batches(dataset, 4, seed=1, workers=workers), 6)
-    order = batch_indices(COUNT, 1, 0, 24)
+    order = ItemOrder(COUNT, 1).items(0, 24)
     order = np.where((order == 3) | (order == 4), 5, order)
     expected_images, expected_labels = ImageDataset(path).read(order)
     assert torch.equal(images, expected_images)

@@ -5,6 +5,7 @@ decides about its random draws.
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import math
 import random
@@ -1008,6 +1009,16 @@ def test_a_share_of_one_sample_is_swapped_with_another_camera():
 
 # --------------------------------------------------------------------------------------------------
 # torch.compile
+
+
+def test_a_compiled_step_has_no_graph_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of G and D, in all phases."""
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    take_steps(make_trainer("training.compile=true", "augment.mode=ada", "augment.p=0.4"), 1)
+    assert counters["stats"]["unique_graphs"] >= 2
+    assert not counters["graph_break"]
 
 
 def losses_of(trainer: Trainer, steps: int) -> dict[str, float]:

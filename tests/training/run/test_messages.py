@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from tests.tiny import tiny_config, write_dataset
+from training.config.settings import Precision
 from training.data.dataset import ImageDataset
 from training.data.scene import CameraSummary
 from training.gan.trainer import Trainer
+from training.run import settings
 from training.run.messages import COLUMNS, expected_images, speed_line, start_lines, tick_line
 
 
@@ -52,3 +54,23 @@ def test_a_time_limit_ends_a_run_before_its_images_do() -> None:
     assert expected_images(images=140, done=40, seconds=4.0, left=60, total=25_000) == 740
     assert expected_images(images=140, done=40, seconds=4.0, left=60, total=500) == 500
     assert expected_images(images=140, done=40, seconds=4.0, left=-1, total=500) == 140
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "has_bf16", "words"),
+    [
+        ("fp16", "cuda", True, "--precision bf16 is recommended, tf32"),
+        ("fp16", "cuda", False, "fp16 (--precision)"),
+        ("bf16", "cuda", True, "bf16 (--precision)"),
+        ("fp32", "cpu", True, "fp32 (--precision)"),
+    ],
+)
+def test_bf16_is_recommended_on_gpus_that_have_it(
+    precision: Precision,
+    device: str,
+    has_bf16: bool,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(settings, "has_fast_bf16", lambda _: has_bf16)
+    assert words in settings.precision_note(precision, device)
