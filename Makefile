@@ -91,7 +91,7 @@ docs: install
 docs-media: install
 	$(BIN)/python docs/make_media.py
 
-## gpu-check   check and time everything on a machine with a GPU; writes gpu_check.json
+## gpu-check   check and time everything on a machine with a GPU; writes gpu_check.json and .html
 gpu-check: install
 	$(BIN)/python -m benchmarks.gpu_check
 

@@ -162,10 +162,10 @@ def check_options(config: Config, launch: Launch) -> None:
 
 def settle_data(options: dict[str, Any]) -> None:
     """All data in one name; the shell makes of --data *.zip the first file and further words."""
-    names, more = options["data"], options.pop("more_data")
-    if more and not names:
+    more = options.pop("more_data")
+    if more and not options["data"]:
         raise click.UsageError(f"unexpected extra argument ({more[0]}); name data with --data")
-    options["data"] = SEPARATOR.join((*names, *more)) if names else None
+    options["data"] = SEPARATOR.join((options["data"], *more)) if more else options["data"]
 
 
 def settle_metric_options(options: dict[str, Any]) -> None:
@@ -340,6 +340,7 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
 @click.option(
     "--data",
     multiple=True,
+    callback=lambda _, __, names: SEPARATOR.join(names) if names else None,
     metavar="ZIP|DIR|URL",
     help="Pictures and dataset.json; several ZIPs, a pattern or a folder of ZIPs make one data set"
     " [default: the built-in heads].",

@@ -1,10 +1,12 @@
 """Everything that only a GPU can tell, in one command: make gpu-check, or python -m
 benchmarks.gpu_check [--dry].
 
-Builds the CUDA operators, runs the GPU tests, times operators and networks beside plain PyTorch,
-compares the gradients of two GPUs with those of one, trains 100 iterations, and writes all of it
-into one JSON file. A part that this machine cannot run is skipped with a reason. With --dry every
-part runs as far as it can without a GPU, on tiny sizes.
+Builds the CUDA operators, runs the GPU tests, compares every operator with its reference at
+production sizes in each number type, times operators and a frame beside plain PyTorch and a
+training step in each precision, compares the gradients of two GPUs with those of one, trains 100
+iterations, and writes all of it into one JSON file and one page. A part that this machine cannot
+run is skipped with a reason. With --dry every part runs as far as it can without a GPU, on tiny
+sizes.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,11 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
 
-from benchmarks import timing
+from benchmarks import gpu_estimates, timing
+from benchmarks.gpu_step import step_figures
 from dnnlib.console import HELP, UserError, run_cli
 from dnnlib.files import atomic_write
+from media.report.page import Figure, Report, report_page
 from torch_utils.distributed.processes import BACKENDS
 from torch_utils.distributed.reduction import GradientAverage
 from torch_utils.ops import (
@@ -38,6 +42,7 @@ from torch_utils.ops import (
     cuda_builder,
     filtered_lrelu,
     library,
+    self_check,
     setup_filter,
     upfirdn2d,
 )
@@ -46,7 +51,12 @@ from training.config.presets import make_config
 from training.networks.layers import Conv2d
 
 ITERATIONS, BATCH = 100, 4
-ADVICE = """What to do with {path}:
+# Largest differences from the reference in fp32, of the root of the mean square: next to zero
+# rounding changes the side of leaky ReLU's kink.
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+RENDERING_TOLERANCE = 1e-2  # a sample that falls beyond a texel's edge changes its gradient
+COPIED = 256 << 20  # bytes
+ADVICE = """What to do with {path}, also as a page, {page}:
   all passed         attach it to an issue "GPU figures", for docs/kernels.md
   something failed   open an issue with the file; until it is mended, OPEN_EG3D_OPS=reference
                      trains and renders without these kernels"""
@@ -75,6 +85,11 @@ class Machine:
     @property
     def device(self) -> str:
         return "cuda" if torch.cuda.is_available() and not self.is_dry else "cpu"
+
+    @property
+    def compiled(self) -> str:
+        """The path of the compiled operators."""
+        return "cuda" if self.device == "cuda" else "cpp"
 
     def require_gpu(self) -> None:
         """Raises Skipped without one."""
@@ -149,11 +164,11 @@ def tests(machine: Machine) -> dict[str, Any]:
     return counts
 
 
-def operator_cases(machine: Machine) -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
-    """Operators at FFHQ-512 sizes, batch 4, in fp16; tiny and in fp32 without a GPU."""
-    scale, batch, dtype = (
-        (1, BATCH, torch.float16) if machine.device == "cuda" else (16, 1, torch.float32)
-    )
+def operator_cases(
+    machine: Machine, dtype: torch.dtype
+) -> dict[str, tuple[Callable[..., Tensor], list[Tensor]]]:
+    """Operators at FFHQ-512 sizes, batch 4; tiny without a GPU."""
+    scale, batch = (1, BATCH) if machine.device == "cuda" else (16, 1)
 
     def images(channels: int, size: int) -> Tensor:
         x = torch.randn(batch, channels, size // scale, size // scale, device=machine.device)
@@ -182,13 +197,73 @@ def operator_cases(machine: Machine) -> dict[str, tuple[Callable[..., Tensor], l
     }
 
 
+def correctness(machine: Machine) -> dict[str, Any]:
+    """Differences of compiled operators and their gradients from the references in fp32, at
+    production sizes and in each number type, and of the rendering of a frame; and the checks that
+    kernels have to pass before they serve.
+    """
+    figures = {
+        check.name: (check.error, check.tolerance)
+        for _, check in self_check.checks(torch.device(machine.device))
+    }
+    for dtype, tolerance in TOLERANCES.items():
+        for name, (function, inputs) in operator_cases(machine, dtype).items():
+            error = difference(machine, function, inputs)
+            figures[f"{name}, {str(dtype).removeprefix('torch.')}"] = error, tolerance
+    G, planes, ws, c = frame(machine)
+
+    def rendered(planes: Tensor) -> Tensor:
+        return G.render(planes, ws, c).image_raw
+
+    figures["rendering"] = difference(machine, rendered, [planes]), RENDERING_TOLERANCE
+    wrong = [
+        f"{name} ({error:.2g})" for name, (error, most) in figures.items() if not error <= most
+    ]
+    if wrong:
+        raise UserError(f"not as their references: {', '.join(wrong)}")
+    return {name: error for name, (error, _) in figures.items()}
+
+
+def difference(machine: Machine, function: Callable[..., Tensor], inputs: list[Tensor]) -> float:
+    """Of the output and of the inputs' gradients, the largest."""
+
+    def results(path: str, given: list[Tensor]) -> list[Tensor]:
+        leaves = [tensor.detach().requires_grad_() for tensor in given]
+        with library.path(path):
+            output = function(*leaves)
+            slope = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+            gradients = torch.autograd.grad(output, leaves, slope.to(output))
+        return [value.detach().float() for value in (output, *gradients)]
+
+    found = results(machine.compiled, inputs)
+    expected = results("reference", [tensor.float() for tensor in inputs])
+    return max(
+        float((a - b).norm() / b.norm().clamp_min(1e-30))
+        for a, b in zip(found, expected, strict=True)
+    )
+
+
+def copy_rate(machine: Machine) -> float:
+    """Bytes a second that the device's memory reads and writes in a copy."""
+    source = torch.zeros(COPIED if machine.device == "cuda" else COPIED >> 5, dtype=torch.uint8)
+    source = source.to(machine.device)
+    dest = torch.empty_like(source)
+
+    def run() -> None:
+        dest.copy_(source)
+        machine.finish()
+
+    return 2 * source.nbytes / timing.median_seconds({"copy": run}, 10)["copy"]
+
+
 def operator_times(machine: Machine) -> dict[str, Any]:
-    """Milliseconds forward, and forward and backward, on compiled operators and on plain
-    PyTorch.
+    """Milliseconds forward, and forward and backward, on compiled operators and on plain PyTorch;
+    and what share of the memory's rate in a copy the compiled one moves its tensors at, forward.
     """
     figures: dict[str, Any] = {}
-    compiled = "cuda" if machine.device == "cuda" else "cpp"
-    for name, (function, inputs) in operator_cases(machine).items():
+    compiled, rate = machine.compiled, copy_rate(machine)
+    dtype = torch.float16 if machine.device == "cuda" else torch.float32
+    for name, (function, inputs) in operator_cases(machine, dtype).items():
         runs = {}
         for path in (compiled, "reference"):
             runs[f"{path} forward"] = on_path(path, machine, function, inputs, with_gradients=False)
@@ -199,6 +274,10 @@ def operator_times(machine: Machine) -> dict[str, Any]:
                 runs, 20 if machine.device == "cuda" else 2
             ).items()
         }
+        forward = runs[f"{compiled} forward"]
+        moved = sum(work.bytes for work in gpu_estimates.count(forward))
+        seconds = figures[name][f"{compiled} forward"] / 1e3
+        figures[name]["share of the memory's rate"] = moved / rate / seconds
     return figures
 
 
@@ -223,9 +302,9 @@ def on_path(
     return run
 
 
-def frame_times(machine: Machine) -> dict[str, Any]:
-    """Milliseconds of a frame with cached planes on both paths: the published FFHQ-512 networks, a
-    small preset without a GPU.
+def frame(machine: Machine) -> tuple[Any, Tensor, Tensor, Tensor]:
+    """A generator, planes, latents and a camera: the published FFHQ-512 networks, a small preset
+    without a GPU.
     """
     from training.cameras import orbit_pose, pack_label, pinhole_intrinsics
     from training.networks.generator import Generator
@@ -244,21 +323,21 @@ def frame_times(machine: Machine) -> dict[str, Any]:
         .to(machine.device)
     )
     ws = G.mapping(torch.randn(1, G.z_dim, device=machine.device), c)
-    planes = G.planes(ws)
+    return G, G.planes(ws), ws, c
+
+
+def frame_times(machine: Machine) -> dict[str, Any]:
+    """Milliseconds of a frame with cached planes on both paths, and frames a second."""
+    G, planes, ws, c = frame(machine)
     runs = {}
-    for path in ("cuda" if is_large else "cpp", "reference"):
+    for path in (machine.compiled, "reference"):
         runs[path] = on_path(
-            path,
-            machine,
-            lambda: G.render(planes, ws, c, config.rendering.resolution).image,
-            [],
-            with_gradients=False,
+            path, machine, lambda: G.render(planes, ws, c).image, [], with_gradients=False
         )
     with torch.no_grad():
-        return {
-            f"{path}, ms": 1e3 * seconds
-            for path, seconds in timing.median_seconds(runs, 20 if is_large else 1).items()
-        }
+        seconds = timing.median_seconds(runs, 20 if machine.device == "cuda" else 1)
+    milliseconds = {f"{path}, ms": 1e3 * value for path, value in seconds.items()}
+    return {**milliseconds, "frames a second": 1 / seconds[machine.compiled]}
 
 
 def stack(device: torch.device) -> nn.Module:
@@ -375,8 +454,10 @@ def training(machine: Machine) -> dict[str, Any]:
 PARTS: dict[str, Callable[[Machine], dict[str, Any]]] = {
     "build": build,
     "tests": tests,
+    "correctness": correctness,
     "operators": operator_times,
     "frame": frame_times,
+    "step": lambda machine: step_figures(torch.device(machine.device)),
     "two_gpus": two_gpus,
     "training": training,
 }
@@ -396,6 +477,31 @@ def run_part(name: str, machine: Machine) -> Part:
             f"{type(error).__name__}: {' '.join(str(error).split())}",
         )
     return Part("passed", time.monotonic() - start, figures=figures)
+
+
+def page(report: dict[str, Any]) -> str:
+    """The report as an HTML page: every number of every part."""
+    machine = report["machine"]
+    names = ", ".join(gpu["name"] for gpu in machine["gpus"]) or "no GPU"
+    facts = {"GPUs": names, "PyTorch": machine["torch"], "CUDA": str(machine["cuda"])}
+    figures = [
+        Figure(
+            name, dict(numbers(part["figures"])) or {part["status"]: None},
+            {"status": part["status"], "seconds": f"{part['seconds']:.0f}"}, part["reason"],
+        )
+        for name, part in report["parts"].items()
+    ]  # fmt: skip
+    kind = " (dry run, tiny sizes)" if report["dry"] else ""
+    return report_page(Report(f"GPU check{kind}", facts, figures))
+
+
+def numbers(figures: dict[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers of nested figures, by the names on the way to them."""
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            yield from numbers(value, f"{above}{name}: ")
+        elif isinstance(value, (int, float)):
+            yield above + name, float(value)
 
 
 @click.command(context_settings=HELP)
@@ -425,7 +531,10 @@ def main(dry: bool, only: tuple[str, ...], dest: Path) -> None:
         click.echo(f"{name:10} {part.status:8} {part.seconds:6.0f} s  {part.reason}")
     with atomic_write(dest) as file:
         file.write((json.dumps(report, indent=1) + "\n").encode())
-    click.echo(ADVICE.format(path=dest))
+    shown = dest.with_suffix(".html")
+    with atomic_write(shown) as file:
+        file.write(page(report).encode())
+    click.echo(ADVICE.format(path=dest, page=shown))
     if any(part["status"] == "failed" for part in report["parts"].values()):
         raise UserError(f"parts failed; {dest} says why")
 

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from benchmarks.kernel_work import KernelWork, filtered_lrelu, render_rays, sample_flops, upfirdn2d
 from dnnlib.console import HELP, UserError, run_cli
 from torch_utils.ops import library
 from training.config.presets import make_config
@@ -110,15 +111,15 @@ def flops_of(func: Any, args: Any, kwargs: Any, result: Any) -> int:
     name = func.name()
     if "render_rays" not in name and "decode_points" not in name:
         return 0
-    passes, skipped = (3, 3 if "render" in name else 2) if "backward" in name else (1, 0)
-    tensors = args[skipped:]
+    is_backward = "backward" in name
+    tensors = args[(3 if "render" in name else 2) if is_backward else 0 :]
+    (hidden, features), outputs = tensors[1].shape, len(tensors[3])
     if "render" in name:
         samples = sum(t.numel() for t in tensors[10:12] if t is not None)
-    else:
-        samples = tensors[5][..., 0].numel()
-    planes, w0, w1 = tensors[0], tensors[1], tensors[3]
+        return samples * sample_flops(features, hidden, outputs - 1, backward=is_backward)
+    samples = tensors[5][..., 0].numel()
     # per sample: twelve weighted texels, and both layers
-    return passes * samples * 2 * (12 * planes.shape[2] + w0.numel() + w1.numel())
+    return (3 if is_backward else 1) * samples * 2 * (12 * features + hidden * (features + outputs))
 
 
 class Published:
@@ -186,33 +187,37 @@ def collect(batch: int) -> dict[str, list[Work]]:
         return dict(zip(("frame", *INTERVALS), map(count, phases), strict=True))
 
 
-# What one call of a kernel moves and computes for 4 samples: numbers read and written times their
-# bytes, and its flops where memory does not limit it.
-RAYS, RAY_FLOPS = 3 * 32 * 256**2 + 64**2 * 34, 64**2 * 96 * 2 * (12 * 32 + 32 * 64 + 64 * 33)
-LRELU_FLOPS = 128 * 2 * (532 * 1064 * 6 + 1064**2 * 6 * 3 + 532 * 1064 * 12)
-KERNELS = (
-    Work("bias_act forward, 128x512x512 fp16", 4 * 128 * 512**2 * 2 * 2, 0, True),
-    Work("bias_act backward, the same", 4 * 128 * 512**2 * 3 * 2, 0, True),
-    Work("modulated_lrelu forward, 128x512x512 fp16", 4 * 128 * 512**2 * 2 * 2, 0, True),
-    Work("modulated_lrelu backward, the same", 4 * 128 * 512**2 * 3 * 2, 0, True),
-    Work("scale_channels forward, 256x256x256 fp16", 4 * 256 * 256**2 * 2 * 2, 0, True),
-    Work("upfirdn2d blur, 128x513x513 fp16", 4 * 128 * (513**2 + 512**2) * 2, 0, True),
-    Work("upfirdn2d 2x up, 96x128x128 fp32", 4 * 96 * (128**2 + 256**2) * 4, 0, False),
-    Work("upfirdn2d 2x down, 64x512x512 fp16", 4 * 64 * (512**2 + 256**2) * 2, 0, True),
-    Work("filtered_lrelu, 128x532x532, 12 taps, fp16", 16 * 128 * 532**2, 4 * LRELU_FLOPS, False),
-    Work("render_rays forward, 64x64 rays, 96 samples, fp32", 16 * RAYS, 4 * RAY_FLOPS, False),
-    Work("render_rays backward, the same", 32 * RAYS, 12 * RAY_FLOPS, False),
-)
+# What one call of a kernel moves and computes for 4 samples. Elementwise kernels read and write
+# each number once; of the others benchmarks/kernel_work.py counts what their tiles take.
+def elementwise(numbers: int, tensors: int) -> KernelWork:
+    """Of fp16 tensors."""
+    return KernelWork(2 * numbers * tensors, 2 * numbers * tensors, 0)
+
+
+KERNELS = {
+    "bias_act forward, 128x512x512 fp16": elementwise(4 * 128 * 512**2, 2),
+    "bias_act backward, the same": elementwise(4 * 128 * 512**2, 3),
+    "modulated_lrelu forward, 128x512x512 fp16": elementwise(4 * 128 * 512**2, 2),
+    "modulated_lrelu backward, the same": elementwise(4 * 128 * 512**2, 3),
+    "scale_channels forward, 256x256x256 fp16": elementwise(4 * 256 * 256**2, 2),
+    "upfirdn2d blur, 128x513x513 fp16": upfirdn2d(4, 128, 513, 512, itemsize=2),
+    "upfirdn2d 2x up, 96x128x128 fp32": upfirdn2d(4, 96, 128, 256, up=2),
+    "upfirdn2d 2x down, 64x512x512 fp16": upfirdn2d(4, 64, 512, 256, down=2, itemsize=2),
+    "filtered_lrelu, 128x532x532, 12 taps, fp16": filtered_lrelu(4, 128, 532),
+    "render_rays forward, 64x64 rays, 96 samples, fp32": render_rays(4, 64**2, 96, 32, 256),
+    "render_rays backward, the same": render_rays(4, 64**2, 96, 32, 256, backward=True),
+}
 
 
 def kernel_rows() -> Iterator[list[str]]:
     """Bytes, operations and expected milliseconds of the kernels alone."""
     chosen = [gpu for gpu in GPUS if gpu.name in ("T4", "A100", "H100")]
-    yield ["Kernel, batch 4", "MB", "GFLOP", *(f"{gpu.name}, ms" for gpu in chosen)]
-    for work in KERNELS:
+    yield ["Kernel, batch 4", "MB", "by blocks", "GFLOP", *(f"{gpu.name}, ms" for gpu in chosen)]
+    for name, work in KERNELS.items():
         flops = f"{work.flops / 1e9:.1f}" if work.flops else "-"
-        times = (f"{1e3 * gpu.seconds(work):.2f}" for gpu in chosen)
-        yield [work.name, f"{work.bytes / 1e6:.0f}", flops, *times]
+        call = Work(name, work.bytes, work.flops, is_half=False)  # sums are formed in fp32
+        times = (f"{1e3 * gpu.seconds(call):.2f}" for gpu in chosen)
+        yield [name, f"{work.bytes / 1e6:.0f}", f"{work.moved / 1e6:.0f}", flops, *times]
 
 
 def network_rows(work: dict[str, list[Work]], batch: int) -> Iterator[list[str]]:

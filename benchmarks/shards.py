@@ -15,7 +15,7 @@ import psutil
 
 from benchmarks.loader import encode, photographs, write_data
 from benchmarks.timing import show
-from dnnlib.console import progress
+from dnnlib.console import HELP, progress
 from dnnlib.files import make_dir
 from training.data.order import training_batches
 from training.data.shards import open_images
@@ -58,10 +58,10 @@ def measure(folder: Path, workers: int, seconds: float) -> dict[str, Any]:
     }
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--pictures", type=click.IntRange(1), default=2_000_000, show_default=True)
-@click.option("--workers", type=click.IntRange(1), default=2, show_default=True)
-@click.option("--seconds", type=click.FloatRange(1), default=60.0, show_default=True)
+@click.command(context_settings=HELP)
+@click.option("--pictures", type=click.IntRange(1), default=2_000_000)
+@click.option("--workers", type=click.IntRange(1), default=2)
+@click.option("--seconds", type=click.FloatRange(1), default=60.0)
 @click.option(
     "--keep", type=click.Path(path_type=Path), help="Folder for the shards, to be used again."
 )

@@ -46,6 +46,5 @@ sampling_precision_option = click.option(
     "--precision",
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
     default="auto",
-    show_default=True,
     help="Of the model's convolutions; auto: fp32 on CPUs, half precision on CUDA.",
 )

@@ -4,6 +4,7 @@ report tells all of it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -38,15 +39,47 @@ def dry_report(dest: Path, *parts: str) -> dict[str, dict[str, Any]]:
 
 @without_gpu
 def test_a_dry_run_exercises_what_needs_no_gpu(tmp_path: Path) -> None:
-    parts = dry_report(tmp_path / "report.json", "tests", "operators", "frame")
+    names = ("correctness", "operators", "frame", "step")
+    parts = dry_report(tmp_path / "report.json", "tests", *names)
     assert parts["tests"] | {"seconds": 0} == {
         "status": "skipped",
         "seconds": 0,
         "reason": "there is no CUDA device",
         "figures": {},
     }
-    assert {parts[name]["status"] for name in ("operators", "frame")} == {"passed"}
-    assert parts["operators"]["figures"]["filtered_lrelu"]["cpp both"] > 0
+    assert {parts[name]["status"] for name in names} == {"passed"}
+    lrelu = parts["operators"]["figures"]["filtered_lrelu"]
+    assert lrelu["cpp both"] > 0
+    assert lrelu["share of the memory's rate"] > 0
+    assert parts["frame"]["figures"]["frames a second"] > 0
+    assert set(parts["step"]["figures"]) == {"fp32", "tf32", "bf16", "fp16"}
+    assert all(figures["kimg an hour"] > 0 for figures in parts["step"]["figures"].values())
+    errors = parts["correctness"]["figures"]
+    assert all(
+        f"{operator}, {dtype}" in errors
+        for operator in parts["operators"]["figures"]
+        for dtype in ("float32", "float16", "bfloat16")
+    )
+    assert "rendering" in errors
+    shown = (tmp_path / "report.html").read_text()
+    for words in (
+        "dry run",
+        "bf16: kimg an hour",
+        "there is no CUDA device",
+        "upfirdn2d up, float16",
+    ):
+        assert words in shown
+
+
+def test_an_operator_that_is_wrong_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = gpu_check.Machine(True)
+    cases = gpu_check.operator_cases(machine, torch.float32)
+    function, inputs = cases["upfirdn2d blur"]
+    calls = itertools.count()  # the compiled path is asked first
+    wrong = {"blur": (lambda x: function(x) * (1.001 - 0.001 * (next(calls) % 2)), inputs)}
+    monkeypatch.setattr(gpu_check, "operator_cases", lambda *_: wrong)
+    with pytest.raises(UserError, match="not as their references: blur, float32"):
+        gpu_check.correctness(machine)
 
 
 @without_gpu

@@ -70,7 +70,7 @@ def has_fast_bf16(device: str = "cpu") -> bool:
     on, and CPUs as far as Linux tells.
     """
     if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(False)
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:

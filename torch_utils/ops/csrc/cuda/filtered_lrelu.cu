@@ -3,6 +3,8 @@
 // entirely in shared memory: input, upsampled along x, upsampled along y, leaky ReLU, downsampled
 // along x, downsampled along y. Two bits per fine pixel and plane are kept in words that the
 // sixteen planes share.
+#include <algorithm>
+
 #include "cuda/fir_tile.h"
 
 namespace open_eg3d::cuda {
@@ -49,10 +51,10 @@ Tiling make_tiling(const FilteredLrelu& p, Size result, int lanes) {
   t.first_taps = aligned_count<W>(tap_count(p.first, p.first_x, p.first_y));
   t.second_taps = aligned_count<W>(tap_count(p.second, p.second_x, p.second_y));
   const Size upsampled_in_x{t.input.height, t.fine.width}, summed_in_x{t.fine.height, result.width};
-  t.first = aligned_count<W>(lanes * max(t.input.count(), t.fine.count()));
-  t.second =
-      aligned_count<W>(lanes * max(p.first.is_separable ? upsampled_in_x.count() : t.input.count(),
-                                   summed_in_x.count()));
+  t.first = aligned_count<W>(lanes * std::max(t.input.count(), t.fine.count()));
+  t.second = aligned_count<W>(
+      lanes * std::max(p.first.is_separable ? upsampled_in_x.count() : t.input.count(),
+                       summed_in_x.count()));
   return t;
 }
 
