@@ -163,8 +163,9 @@ def check_options(config: Config, launch: Launch) -> None:
 def settle_data(options: dict[str, Any]) -> None:
     """All data in one name; the shell makes of --data *.zip the first file and further words."""
     more = options.pop("more_data")
-    if more and not options["data"]:
-        raise click.UsageError(f"unexpected extra argument ({more[0]}); name data with --data")
+    strays = [word for word in more if not options["data"] or not word.lower().endswith(".zip")]
+    if strays:
+        raise click.UsageError(f"unexpected extra argument ({strays[0]}); name data with --data")
     options["data"] = SEPARATOR.join((options["data"], *more)) if more else options["data"]
 
 
