@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-import demo
 from open_eg3d import map_latents, opening, seed_latents
 from open_eg3d.opening import compile_rendering, open_generator, sampling_precision
 from tests.host_waits import DEVICE, HostWaits
-from tests.tiny import tiny_config
+from tests.tiny import ROOT, tiny_config
 from torch_utils.ops import library
 from training.cameras import cameras_of
 from training.config.presets import make_config
@@ -43,9 +42,9 @@ def test_precision_of_sampling(
 
 
 def test_what_cuda_shows_by_default_is_within_40_db(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = open_generator(demo.SHIPPED, CPU)
+    exact = open_generator(ROOT / "models" / "heads64.pkl", CPU)
     monkeypatch.setattr(opening, "sampling_precision", lambda *_: "bf16")
-    rounded = open_generator(demo.SHIPPED, CPU, "auto")
+    rounded = open_generator(ROOT / "models" / "heads64.pkl", CPU, "auto")
     ws = map_latents(exact, seed_latents(exact, range(4)), truncation_psi=0.7)
     c = cameras_of(exact).frontal_label().expand(len(ws), -1)
     with torch.no_grad():
