@@ -6,12 +6,7 @@ from dnnlib.startup import prepare_program
 
 prepare_program(__name__)  # the imports below take seconds
 
-import copy
-import csv
 import dataclasses
-import hashlib
-import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,22 +36,21 @@ from cli.rendering import network_option, outdir_option
 from cli.values import FiniteRange
 from data_tools.faces.estimators import MEDIAPIPE, estimators_closed
 from dnnlib.console import HELP, UserError, progress, run_cli
-from dnnlib.files import atomic_write, make_dir
-from dnnlib.numbers import finite
-from media.pictures.grids import save_png
-from media.pictures.inversion_sheet import VIEWS, inversion_sheet
-from open_eg3d import export, map_latents, seed_latents
-from open_eg3d.inverting import choose_perceptual, make_objective
+from dnnlib.files import make_dir
+from open_eg3d import export, invert, map_latents, seed_latents
+from open_eg3d.identity_files import checked_dest, is_done, weights_content, write_identity
+from open_eg3d.inverting import choose_perceptual, train_encoder
 from open_eg3d.opening import open_generator
 from torch_utils.precision import use_full_fp32
 from training.cameras import cameras_of
 from training.checkpoints.identities import LONGEST_NAME, check_name, unique_names
-from training.inversion.directions import supervised_directions
+from training.inversion.directions import read_scores, supervised_directions
+from training.inversion.encoder import EncoderSettings
 from training.inversion.inversion import (
     METHODS,
     Inversion,
     InversionSettings,
-    invert_pictures,
+    chosen_method,
     plain_settings,
 )
 from training.inversion.latents import OnStep
@@ -66,14 +60,6 @@ from training.networks.generator import Generator
 DEFAULT_SECONDS = 120.0
 GUESSED_PRIOR = 1.0  # of a portrait's place and distance, where its crop is a guess
 SHARES = {"camera": 0, "latents": 1, "tuning": 2}  # order of the phases in a progress bar
-
-
-def weights_content(generator: Generator) -> str:
-    """What tells a network's weights from others, wherever and in whatever form they lie."""
-    digest = hashlib.sha256()
-    for name, tensor in generator.state_dict().items():
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,20 +85,24 @@ class Inverter:
 
     def run(self, subjects: list[Subject], name: str, on_step: OnStep) -> Inversion:
         """Invert the pictures of one person, and write the three files."""
-        dest = self.dest(name)
-        resolution, device = self.generator.config.resolution, next(self.generator.parameters())
-        pictures = [one.picture for one in subjects]
-        objective = make_objective(pictures, None, resolution, self.perceptual).to(device.device)
-        origins = [one.origin for one in subjects]
-        inversion = invert_pictures(
+        dest, origins = self.dest(name), [one.origin for one in subjects]
+        settings = self._settings(origins)
+        inversion = invert(
             self.generator,
-            objective,
+            [one.picture for one in subjects],
             [one.label for one in subjects],
-            self._settings(origins),
+            method=settings.method,
             optimise_pose=self.optimise_pose or "guessed" in origins,
+            seconds=settings.seconds,
+            perceptual=self.perceptual,
+            settings=settings,
             on_step=on_step,
         )
-        self._write(inversion, dest, subjects)
+        given = [one.label if one.origin == "given" else None for one in subjects]
+        sources = [one.source for one in subjects]
+        told = {"origins": origins, "sources": sources, "network": self.network}
+        made_by = self.made_by(origins, [one.content for one in subjects], given)
+        write_identity(inversion, dest, sources, told | made_by)
         return inversion
 
     def _settings(self, origins: Sequence[Origin]) -> InversionSettings:
@@ -122,7 +112,7 @@ class Inverter:
         latents = dataclasses.replace(self.settings.latents, pose_prior=GUESSED_PRIOR)
         return dataclasses.replace(self.settings, latents=latents)
 
-    def _made_by(
+    def made_by(
         self, origins: Sequence[Origin], contents: Sequence[str], given: Sequence[Tensor | None]
     ) -> dict[str, Any]:
         """What decides how a result comes out, as plain values, and not where its files lie;
@@ -139,69 +129,6 @@ class Inverter:
             "estimator": self.photos.estimator if is_asked else None,
             "face": self.photos.face if is_asked else None,
         }
-
-    def _write(self, inversion: Inversion, dest: Path, subjects: list[Subject]) -> None:
-        """NAME.pkl, NAME.png and, as the sign that all is done, NAME.json."""
-        name, sources = dest.stem, [one.source for one in subjects]
-        origins = [one.origin for one in subjects]
-        given = [one.label if one.origin == "given" else None for one in subjects]
-        holder, cameras = copy.copy(inversion.generator), cameras_of(self.generator)
-        # tuned weights show other identities no longer as they were
-        kept = {} if inversion.method == "pti" else holder.latents
-        source = ", ".join(Path(one).name for one in sources)
-        holder.latents = {**kept, name: inversion.entry(source)}
-        export(holder, dest)
-        save_png(
-            self.outdir / f"{name}.png",
-            inversion_sheet(
-                inversion.generator,
-                inversion.ws,
-                inversion.labels[0],
-                inversion.objective.images[0],
-                cameras,
-                cameras.default_yaws(VIEWS),
-                cameras.pitch,
-            ),
-        )
-        report = {
-            "name": name,
-            "origins": origins,
-            "sources": sources,
-            "network": self.network,
-            **self._made_by(origins, [one.content for one in subjects], given),
-            "seconds": round(inversion.seconds, 3),
-            "losses": {key: round(value, 5) for key, value in inversion.losses.items()},
-            "poses": inversion.poses,
-            "labels": [[round(value, 7) for value in c] for c in inversion.labels.tolist()],
-        }
-        with atomic_write(self.outdir / f"{name}.json") as file:
-            file.write(json.dumps(report, indent=2).encode())
-
-    def is_done(self, name: str, data: Data, file: str, given: Tensor | None) -> bool:
-        """Whether an earlier call has written a picture's files in the same way.
-
-        Args:
-            data, file: Where the picture is now. given: Its label (25,), None if it has none.
-
-        Raises:
-            UserError: if it had other settings, or the picture cannot be read.
-        """
-        path = self.outdir / f"{name}.json"
-        if not path.exists():
-            return False
-        try:
-            known = json.loads(path.read_bytes())
-            contents = [content_of(data.files.read(file))]
-            made_by = json.loads(json.dumps(self._made_by(known["origins"], contents, [given])))
-            same = all(known[key] == value for key, value in made_by.items())
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no report of an inversion; remove it") from error
-        if not same:
-            raise UserError(
-                f"{path} was made with other settings, or of another picture or network; choose"
-                " another --outdir"
-            )
-        return True
 
 
 def line_of(name: str, inversion: Inversion) -> str:
@@ -245,17 +172,6 @@ def invert_photos(
             with_bar(inverter, [one], one.name)
 
 
-def checked_dest(dest: Path, network: str) -> Path:
-    """`dest`, where a network is to be written.
-
-    Raises:
-        UserError: if it is the network that is read.
-    """
-    if dest.exists() and Path(network).exists() and dest.samefile(network):
-        raise UserError(f"{dest} is the network itself; choose another place or name")
-    return dest
-
-
 def invert_data(inverter: Inverter, data: Data) -> None:
     """Invert each picture of a data set or of a folder of photos that has no report yet.
 
@@ -270,7 +186,13 @@ def invert_data(inverter: Inverter, data: Data) -> None:
     done, failed = 0, []
     for index, (name, file) in enumerate(data.pictures):
         where, source = f"[{index + 1}/{count}]", data.files.where(file)
-        if inverter.is_done(name, data, file, given[index]):
+
+        def made_by(
+            origins: Sequence[Origin], file: str = file, label: Tensor | None = given[index]
+        ) -> dict[str, Any]:
+            return inverter.made_by(origins, [content_of(data.files.read(file))], [label])
+
+        if is_done(inverter.dest(name), made_by):
             done += 1
             click.echo(f"{where} {name}: there already")
             continue
@@ -293,46 +215,35 @@ def invert_data(inverter: Inverter, data: Data) -> None:
         click.echo(f"{len(failed)} of {count} pictures were left out", err=True)
 
 
-def read_scores(path: Path) -> tuple[list[int], dict[str, list[float]]]:
-    """Seeds, and their scores by trait.
+def write_directions(generator: Generator, scores: Path, dest: Path) -> None:
+    """Write the network with directions found from a table of the scores of seeds.
 
     Raises:
-        UserError: if this is no table seed,TRAIT,... of numbers, or for names that --edit cannot
-            take.
+        UserError: if it is none, they are too few, or all the same.
     """
-    text = read_file(path).decode("utf-8-sig", "replace")  # Excel writes a mark in front
-    lines = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
-    if len(lines) < 2 or lines[0] == ["seed"]:
-        raise UserError(f"{path} holds no scores; its first line is seed,TRAIT,...")
-    header, *rows = lines
-    for name in header:
-        check_name(name, f"{path}: column")
-    try:
-        if len(set(header)) < len(header):
-            raise ValueError("a name stands twice")
-        columns = dict(zip(header, zip(*rows, strict=True), strict=True))
-        seeds = [int(cell) for cell in columns.pop("seed")]
-        return seeds, {name: [finite(cell) for cell in cells] for name, cells in columns.items()}
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            f"{path} is no table of scores; its first line is seed,TRAIT,... with different names,"
-            " and each other one has a seed and numbers"
-        ) from error
-
-
-def write_directions(
-    generator: Generator, seeds: list[int], scores: dict[str, list[float]], dest: Path
-) -> None:
-    """Write the network with directions found from the scores of seeds.
-
-    Raises:
-        UserError: if they are too few, or all the same.
-    """
+    seeds, columns = read_scores(read_file(scores), str(scores))
     w = map_latents(generator, seed_latents(generator, seeds))[:, 0]
-    found = supervised_directions(generator, w, scores)
+    found = supervised_directions(generator, w, columns)
     generator.directions = {**generator.directions, **found}
     export(generator, dest)
     click.echo(f"Wrote {dest} with the directions {', '.join(found)}")
+
+
+def write_encoder(generator: Generator, steps: int, dest: Path) -> None:
+    """Train an encoder, and write the network that holds it."""
+    state = dest.with_suffix(".state")
+    nothing: list[Any] = []
+    with progress(nothing, "encoder", total=steps, unit="step") as bar:
+
+        def tell(step: int, losses: dict[str, float]) -> None:
+            told = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            bar.set_postfix_str(told, refresh=False)
+            bar.update(step - bar.n)
+
+        train_encoder(generator, state, EncoderSettings(steps=steps), tell)
+    export(generator, dest)
+    state.unlink()
+    click.echo(f"Wrote {dest} with an encoder")
 
 
 @click.command(context_settings=HELP)
@@ -342,8 +253,9 @@ def write_directions(
 @click.option(
     "--method",
     type=click.Choice(METHODS),
-    default="pti",
-    help="w: one latent; w+: one per layer; pti: w+, then the network's weights are tuned.",
+    default="auto",
+    help="w: one latent; w+: one per layer; pti: w+, then the network's weights are tuned;"
+    " encoder: at once, where the file holds one; encoder+pti; auto: the best in --seconds.",
 )
 @click.option(
     "--seconds",
@@ -393,7 +305,15 @@ def write_directions(
     type=click.Path(path_type=Path),
     help="Instead: find directions from a table seed,TRAIT,... and write --dest.",
 )
-@click.option("--dest", type=click.Path(path_type=Path), help="Of --scores.")
+@click.option(
+    "--train-encoder",
+    type=click.IntRange(1),
+    metavar="STEPS",
+    help="Instead: train an encoder of the network's own samples and write --dest; resumable.",
+)
+@click.option(
+    "--dest", type=click.Path(path_type=Path), help="Network that the two lines above write."
+)
 @outdir_option
 @device_option
 def main(photos: tuple[Path, ...], network: str, **options: Any) -> None:
@@ -404,11 +324,15 @@ def main(photos: tuple[Path, ...], network: str, **options: Any) -> None:
     --optimise-pose photos are taken to be cut out already.
     """
     check_usage(photos, options)
-    if options["scores"] is not None:
-        scores, dest = read_scores(options["scores"]), checked_dest(options["dest"], network)
-        write_directions(open_generator(network, options["device"]), *scores, dest)
-        return
     use_full_fp32()
+    if options["dest"] is not None:
+        dest = checked_dest(options["dest"], network)
+        generator = open_generator(network, options["device"])
+        if options["scores"] is not None:
+            write_directions(generator, options["scores"], dest)
+        else:
+            write_encoder(generator, options["train_encoder"], dest)
+        return
     photo_options = PhotoOptions(
         labels=camera_labels(options["label"], options["poses"]),
         is_cut_out=options["optimise_pose"],
@@ -425,13 +349,15 @@ def main(photos: tuple[Path, ...], network: str, **options: Any) -> None:
         raise UserError(
             f"{network} knows no cameras, so that none can be found; give --label or --poses"
         )
+    settings = settings_of(options)
+    chosen_method(generator, settings)
     perceptual = choose_perceptual(options["lpips_weights"], options["device"])
     click.echo(perceptual[1], err=True)
     inverter = Inverter(
         generator,
         network,
         weights_content(generator),
-        settings_of(options),
+        settings,
         perceptual,
         make_dir(options["outdir"]),
         options["optimise_pose"],
@@ -453,16 +379,17 @@ def check_usage(photos: tuple[Path, ...], options: dict[str, Any]) -> None:
     """
     source = click.get_current_context().get_parameter_source
     given = {name for name in options if source(name) is ParameterSource.COMMANDLINE}
-    if "scores" in given:
-        if photos or "dest" not in given or given - {"scores", "dest", "device"}:
-            raise click.UsageError("--scores goes with --network, --dest and --device alone")
+    if made := sorted(given & {"scores", "train_encoder"}):
+        if photos or "dest" not in given or given - {made[0], "dest", "device"}:
+            name = made[0].replace("_", "-")
+            raise click.UsageError(f"--{name} goes with --network, --dest and --device alone")
         return
     if bool(photos) == bool(options["data"]):
         raise click.UsageError("name photos or --data, one of them")
     is_cut_out = bool(given & {"label", "poses", "optimise_pose"})
     is_fixed = bool(given & {"label", "poses"}) and not options["optimise_pose"]
     for is_wrong, message in (
-        ("dest" in given, "--dest goes with --scores"),
+        ("dest" in given, "--dest goes with --scores or --train-encoder"),
         ({"label", "poses"} <= given, "--label and --poses both tell the camera; leave one out"),
         (options["data"] and "masks" in given, "--mask goes with named photos, not with --data"),
         (

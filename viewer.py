@@ -9,17 +9,48 @@ prepare_program(__name__)  # the imports below take seconds
 import functools
 import threading
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 
 from cli.devices import device_option
+from cli.photos import PhotoOptions, subjects_of
 from cli.sampling import chosen_latents
+from data_tools.faces.estimators import MEDIAPIPE, estimators_closed
 from dnnlib.console import HELP, UserError, run_cli
 from dnnlib.files import is_url, local_file
 from media.viewer.checkpoints import CheckpointFolder
+from open_eg3d import invert
 from open_eg3d.opening import open_generator
 from torch_utils.precision import use_full_fp32
+from training.cameras import cameras_of
+from training.inversion.latents import OnStep
+from training.networks.generator import Generator
+
+PHOTO_SECONDS = 60.0  # for a photo that a visitor uploads
+
+
+def invert_photo(
+    generator: Generator, data: bytes, is_cut_out: bool, on_step: OnStep
+) -> tuple[Generator, dict[str, Any]]:
+    """The person in an uploaded photo: what shows them, and an entry of its latents.
+
+    Raises:
+        UserError: if the photo cannot be used.
+    """
+    options = PhotoOptions({}, is_cut_out, MEDIAPIPE, face=1)
+    cameras, resolution = cameras_of(generator), generator.config.resolution
+    (one,) = subjects_of("photo", "photo", data, "the photo", options, cameras, resolution)
+    found = invert(
+        generator,
+        one.picture,
+        one.label,
+        optimise_pose=one.origin == "guessed",
+        seconds=PHOTO_SECONDS,
+        on_step=on_step,
+    )
+    return found.generator, found.entry("photo")
 
 
 @click.command(context_settings=HELP)
@@ -41,6 +72,11 @@ from torch_utils.precision import use_full_fp32
     help="Port to listen on; 0 any free one.",
 )
 @click.option("--latents", metavar="NAME", help="Identity of the file that is shown first.")
+@click.option(
+    "--photos/--no-photos",
+    default=None,
+    help="Make identities of photos that visitors upload.  [default: of this machine's alone]",
+)
 @device_option
 def main(
     network: str,
@@ -48,12 +84,14 @@ def main(
     host: str,
     port: int,
     latents: str | None,
+    photos: bool | None,
     device: torch.device,
 ) -> None:
     """Serve a page on which heads can be turned, mixed, compared and saved, until Ctrl-C. Only this
     machine is let in by default.
     """
     try:
+        from media.viewer.gateway import LOOPBACK
         from media.viewer.server import run_viewer
     except ModuleNotFoundError as error:
         raise UserError(
@@ -68,7 +106,12 @@ def main(
     generator = open_file(path)
     name = checkpoints.name_of(path) or path.name
     identity = chosen_latents(generator, [latents])[0] if latents is not None else None
-    with run_viewer(generator, name, checkpoints, host, port, identity) as viewer:
+    takes_photos = host in LOOPBACK if photos is None else photos
+    make = invert_photo if takes_photos else None
+    with (
+        estimators_closed(),
+        run_viewer(generator, name, checkpoints, host, port, identity, make) as viewer,
+    ):
         click.echo(f"Look at {viewer.address} with a browser; Ctrl-C ends it.")
         try:
             threading.Event().wait()

@@ -1,4 +1,5 @@
-"""How well photos become identities: python -m benchmarks.inversion --count 100.
+"""How well photos become identities: python -m benchmarks.inversion --count 100; a call that was
+ended goes on.
 
 Built-in heads that a model never saw, each from yaws -45 to 45 with exact cameras and depth. The
 view at yaw 0 is inverted; the others say what the identity looks like from there. The ceiling is
@@ -8,9 +9,11 @@ the same fit given all views. A table in Markdown, means over the heads.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import click
 import numpy as np
@@ -22,11 +25,18 @@ from data_tools.heads.dataset import HEADS_RADIUS, HeadsConfig, render_head
 from data_tools.heads.person import build_head, random_person
 from data_tools.heads.render import Raycaster
 from dnnlib.console import HELP, run_cli
+from dnnlib.files import cache_dir
+from metrics.weights import file_hash
 from open_eg3d import SHIPPED_MODEL, load_generator
 from open_eg3d.inverting import choose_perceptual
 from training.cameras import cameras_of, orbit_pose, pack_label, unpack_label
-from training.inversion.inversion import Inversion, InversionSettings, invert_pictures
-from training.inversion.latents import LatentSettings, LatentStatistics, fit_latents
+from training.inversion.inversion import (
+    Inversion,
+    InversionSettings,
+    Method,
+    invert_pictures,
+)
+from training.inversion.latents import LatentSettings, LatentStatistics
 from training.inversion.objective import Objective, Perceptual
 from training.inversion.pose import angle_between
 from training.inversion.pti import TuningSettings
@@ -36,7 +46,17 @@ YAWS = (-45, -30, -15, 0, 15, 30, 45)
 FRONT, ALL_VIEWS = YAWS.index(0), slice(None)
 NOVEL = (15, 30, 45)
 POSE_OFF = 10.0  # degrees
-ROWS = ("mean face", "w", "w+", "pti", "pti without geometry", "ceiling: pti of all views")
+ROWS = (
+    "mean face",
+    "w",
+    "w+",
+    "pti",
+    "pti without geometry",
+    "encoder",
+    "encoder+pti",
+    "ceiling: pti of all views",
+)
+POSES = "pose"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,36 +111,22 @@ def invert_row(
     tuning = TuningSettings(steps=steps[1])
     if row == "pti without geometry":
         tuning = dataclasses.replace(tuning, geometry=0.0, pictures=0.0)
-    settings = InversionSettings(
-        "w" if row == "w" else "w+" if row == "w+" else "pti",
-        LatentSettings(steps=steps[0]),
-        tuning,
-    )
+    method: Method = "pti" if "pti " in row else row  # type: ignore[assignment]
+    settings = InversionSettings(method, LatentSettings(steps=steps[0]), tuning)
     objective = Objective(views.images[chosen], None, perceptual)
     return invert_pictures(generator, objective, views.labels[chosen], settings)
 
 
 def pose_error(
-    generator: Generator,
-    views: Views,
-    perceptual: Perceptual,
-    statistics: LatentStatistics,
-    steps: int,
+    generator: Generator, views: Views, perceptual: Perceptual, steps: tuple[int, int]
 ) -> float:
     """Degrees from the true camera, from a start 10 degrees off."""
     cameras = cameras_of(generator)
     start = cameras.label(math.radians(POSE_OFF), 0.0)[None]
     objective = Objective(views.images[FRONT, None], None, perceptual)
-    fit = fit_latents(
-        generator,
-        objective,
-        statistics,
-        statistics.mean[None, None],
-        start,
-        LatentSettings(steps=steps),
-        moves_cameras=True,
-    )
-    return angle_between(fit.labels[0], views.labels[FRONT], cameras)
+    settings = InversionSettings("w", LatentSettings(steps=steps[0]))
+    found = invert_pictures(generator, objective, start, settings, optimise_pose=True)
+    return angle_between(found.labels[0], views.labels[FRONT], cameras)
 
 
 def table(values: dict[str, list[list[float]]], poses: Sequence[float]) -> Iterator[str]:
@@ -141,38 +147,58 @@ def table(values: dict[str, list[list[float]]], poses: Sequence[float]) -> Itera
         )
 
 
+def figures_of(
+    row: str, generator: Generator, views: Views, perceptual: Perceptual, steps: tuple[int, int]
+) -> list[float]:
+    """Figures of one head in one row, or its pose error."""
+    started = time.monotonic()
+    if row == POSES:
+        return [pose_error(generator, views, perceptual, steps)]
+    if row == "mean face":
+        ws = LatentStatistics.of(generator).mean.expand(1, generator.num_ws, -1)
+        return figures(generator, ws, views, time.monotonic() - started)
+    found = invert_row(row, generator, views, perceptual, steps)
+    return figures(found.generator, found.ws, views, found.seconds)
+
+
+def measure(
+    network: str,
+    count: int = 100,
+    seed: int = 20_000,
+    steps: tuple[int, int] = (400, 350),
+    rows: Sequence[str] = (*ROWS, POSES),
+) -> str:
+    """The table of `count` heads, in Markdown. Figures are kept in the cache as they come."""
+    generator = load_generator(network, reuse_memory=True)
+    perceptual, told = choose_perceptual((), torch.device("cpu"))
+    click.echo(told, err=True)
+    name = f"inversion-{file_hash(Path(network))[:16]}-{seed}-{steps[0]}-{steps[1]}.jsonl"
+    kept = cache_dir() / name
+    lines = kept.read_text(encoding="utf-8").splitlines() if kept.exists() else []
+    known = {(number, row): values for number, row, values in map(json.loads, lines)}
+    for number, views in enumerate(unseen_heads(generator, count, seed)):
+        for row in rows:
+            if (number, row) not in known:
+                values = figures_of(row, generator, views, perceptual, steps)
+                known[number, row] = values
+                with kept.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps([number, row, values]) + "\n")
+                click.echo(f"head {number}, {row}: {np.round(values, 3).tolist()}", err=True)
+    numbers = range(count)
+    shown = {row: [known[number, row] for number in numbers] for row in rows if row != POSES}
+    errors = [known[number, POSES][0] for number in numbers] if POSES in rows else []
+    return "\n".join(table(shown, errors))
+
+
 @click.command(context_settings=HELP)
 @click.option("--network", default=str(SHIPPED_MODEL), help="Checkpoint.")
 @click.option("--count", type=click.IntRange(1), default=100, help="Heads.")
 @click.option("--seed", default=20_000, help="Of the heads.")
 @click.option("--steps", type=(int, int), default=(400, 350))
-@click.option("--rows", default=",".join(ROWS), help="Some of these.")
-@click.option("--poses/--no-poses", default=True, help="Also pose errors.")
-def main(
-    network: str, count: int, seed: int, steps: tuple[int, int], rows: str, poses: bool
-) -> None:
+@click.option("--rows", default=",".join((*ROWS, POSES)), help="Some of these.")
+def main(network: str, count: int, seed: int, steps: tuple[int, int], rows: str) -> None:
     """Print the table of docs/inversion.md."""
-    generator = load_generator(network, reuse_memory=True)
-    perceptual, told = choose_perceptual((), torch.device("cpu"))
-    click.echo(told, err=True)
-    statistics = LatentStatistics.of(generator)
-    values: dict[str, list[list[float]]] = {row: [] for row in rows.split(",")}
-    errors = []
-    for number, views in enumerate(unseen_heads(generator, count, seed)):
-        for row, found in values.items():
-            started = time.monotonic()
-            if row == "mean face":
-                shown, ws = generator, statistics.mean.expand(1, generator.num_ws, -1)
-            else:
-                inversion = invert_row(row, generator, views, perceptual, steps)
-                shown, ws = inversion.generator, inversion.ws
-            found.append(figures(shown, ws, views, time.monotonic() - started))
-            click.echo(f"head {number}, {row}: {np.round(found[-1], 3).tolist()}", err=True)
-        if poses:
-            errors.append(pose_error(generator, views, perceptual, statistics, steps[0]))
-            click.echo(f"head {number}, pose error {errors[-1]:.2f}", err=True)
-    for line in table(values, errors):
-        click.echo(line)
+    click.echo(measure(network, count, seed, steps, rows.split(",")))
 
 
 if __name__ == "__main__":

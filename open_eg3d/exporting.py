@@ -76,6 +76,7 @@ def checkpoint_of(generator: Generator) -> Checkpoint:
         cameras=generator.cameras,
         latents=generator.latents,
         directions=generator.directions,
+        encoder=generator.encoder,
     )
 
 
@@ -90,6 +91,7 @@ def weights_of(generator: Generator) -> Weights:
         "ours",
         generator.latents,
         generator.directions,
+        generator.encoder,
     )
 
 

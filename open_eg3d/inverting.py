@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,31 @@ from PIL import Image
 from torch import Tensor
 
 from dnnlib.console import UserError
+from dnnlib.files import atomic_write
 from metrics.perceptual import load_perceptual
+from training.checkpoints.torch_archive import read_torch_archive
+from training.inversion.encoder import EncoderSettings, EncoderTrainer
 from training.inversion.inversion import Inversion, InversionSettings, Method, invert_pictures
 from training.inversion.latents import OnStep
 from training.inversion.objective import Objective, Perceptual, gradient_distance
 from training.networks.arguments import LABEL, check_tensor
 from training.networks.generator import Generator
 
+SAVE_SECONDS = 60.0
 Picture = Image.Image | NDArray[np.uint8] | Tensor
 
 
 def invert(
     generator: Generator,
     picture: Picture | Sequence[Picture],
-    camera: Tensor | None = None,
+    camera: Tensor | Sequence[Tensor | None] | None = None,
     *,
-    method: Method = "pti",
+    method: Method = "auto",
     mask: Tensor | None = None,
     optimise_pose: bool = False,
     seconds: float | None = None,
     lpips_weights: Sequence[str | Path] = (),
+    perceptual: tuple[Perceptual, str] | None = None,
     settings: InversionSettings | None = None,
     on_step: OnStep | None = None,
 ) -> Inversion:
@@ -43,14 +49,16 @@ def invert(
     Args:
         picture: Square, cut out as the training pictures were: a PIL image (transparent parts
             count nothing), uint8 (H, W, 3), or a tensor (3, H, W) in [-1, 1]; or a list of these.
-        camera: Label (25,) or labels (K, 25); None = not known: several starts over the range of
-            the generator's cameras look for it.
-        method: w, w+ or pti, each nearer to the picture than the one before.
+        camera: Label (25,) or labels (K, 25); None, or None in a list of K = not known: the
+            generator's encoder or several starts over the range of its cameras look for it.
+        method: w, w+ or pti, each nearer to the picture than the one before; encoder or
+            encoder+pti where the file holds an encoder; auto = the best for the seconds.
         mask: (H, W) or (K, H, W), 1 where the picture counts.
         optimise_pose: Optimise given cameras too.
         seconds: Time for it all; None = as many steps as the settings say.
         lpips_weights: Files of LPIPS' weights; without them the features of EfficientNet-Lite0
             where they are installed, else differences of neighbouring pixels.
+        perceptual: Of `choose_perceptual`, for programs that call often; None = it is called here.
         settings: Of the optimisation; `method` and `seconds` take the place of its own.
         on_step: Told the phase, how much of it is done (0 to 1), and the loss.
 
@@ -61,10 +69,10 @@ def invert(
         UserError: for pictures, masks or cameras of the wrong kind.
     """
     resolution, device = generator.config.resolution, next(generator.parameters()).device
-    perceptual = choose_perceptual(lpips_weights, device)
+    perceptual = perceptual or choose_perceptual(lpips_weights, device)
     objective = make_objective(picture, mask, resolution, perceptual).to(device)
-    if camera is not None:
-        camera = camera[None] if isinstance(camera, Tensor) and camera.dim() == 1 else camera
+    if isinstance(camera, Tensor):
+        camera = camera[None] if camera.dim() == 1 else camera
         check_tensor("camera", camera, len(objective), 25, hint=LABEL)
     chosen = dataclasses.replace(settings or InversionSettings(), method=method, seconds=seconds)
     return invert_pictures(
@@ -75,6 +83,35 @@ def invert(
         optimise_pose=optimise_pose,
         on_step=on_step or (lambda *_: None),
     )
+
+
+def train_encoder(
+    generator: Generator,
+    state: Path,
+    settings: EncoderSettings | None = None,
+    on_step: Callable[[int, dict[str, float]], None] = lambda *_: None,
+) -> None:
+    """Train an encoder of the generator's own samples, and give it to the generator.
+
+    Args:
+        state: A file from which a call that was ended goes on; written every minute.
+        on_step: Told the number of steps done and the losses of the last.
+
+    Raises:
+        UserError: if the file is of another training, or the generator knows no cameras.
+    """
+    trainer = EncoderTrainer(generator, settings or EncoderSettings())
+    if state.exists():
+        trainer.load(read_torch_archive(state))
+    saved = time.monotonic()
+    while trainer.step < trainer.settings.steps:
+        losses = trainer.train_step()
+        on_step(trainer.step, losses)
+        if time.monotonic() - saved > SAVE_SECONDS or trainer.step == trainer.settings.steps:
+            with atomic_write(state) as file:
+                torch.save(trainer.state(), file)
+            saved = time.monotonic()
+    generator.encoder = {key: one.cpu() for key, one in trainer.encoder.state_dict().items()}
 
 
 def choose_perceptual(

@@ -163,13 +163,14 @@ DONE_IN = {
     "leave others and --face out": f"{INVERT}::test_a_data_set_goes_on_where_it_stopped",
     "none can be found; give --label or --poses": INVERT_WRONG,
     "name photos or --data, one of them": INVERT_WRONG,
-    "--dest goes with --scores": f"{INVERT}::test_directions_from_scores",
+    "--dest goes with --scores or --train-encoder": f"{INVERT}::test_directions_from_scores",
+    "train one with invert.py --train-encoder": f"{INVERT}::test_an_encoder_of_the_command_line",
     "both tell the camera; leave one out": INVERT_WRONG,
     "goes with named photos, not with --data": INVERT_WRONG,
     "--face goes with photos in which faces": INVERT_WRONG,
     "--optimise-focal goes with --optimise-pose": INVERT_WRONG,
     "or network; choose another --outdir": f"{INVERT}::test_what_was_made_otherwise_is_told",
-    "--scores goes with --network, --dest": INVERT_WRONG,
+    "goes with --network, --dest and --device alone": INVERT_WRONG,
     "`dataset_tool.py traits` adds them to older ones": (
         "tests/data_tools/heads/test_traits.py::test_an_older_data_set_is_given_its_traits"
     ),

@@ -38,7 +38,7 @@ ALLOWED = {
     "training/run": "dnnlib torch_utils torch_utils/distributed training/cameras.py"
     " training/config training/data training/networks training/gan training/checkpoints"
     " training/checkpoints/released",
-    "training/inversion": "dnnlib training/cameras.py training/networks",
+    "training/inversion": "dnnlib training/cameras.py training/networks training/checkpoints",
     "metrics": "dnnlib torch_utils torch_utils/distributed",
     "media": "dnnlib metrics training/cameras.py training/config training/data training/networks",
     "media/pictures": "dnnlib media metrics training/cameras.py training/networks"

@@ -42,9 +42,10 @@ SIGNATURES = {
         "(logits: Tensor, splits: int = 10, seed: int = 2020) -> tuple[float, float]"
     ),
     "invert": (
-        "(generator: Generator, picture: Picture | Sequence[Picture], camera: Tensor | None = None,"
-        " *, method: Method = pti, mask: Tensor | None = None, optimise_pose: bool = False,"
-        " seconds: float | None = None, lpips_weights: Sequence[str | Path] = (),"
+        "(generator: Generator, picture: Picture | Sequence[Picture], camera: Tensor |"
+        " Sequence[Tensor | None] | None = None, *, method: Method = auto, mask: Tensor | None ="
+        " None, optimise_pose: bool = False, seconds: float | None = None, lpips_weights:"
+        " Sequence[str | Path] = (), perceptual: tuple[Perceptual, str] | None = None,"
         " settings: InversionSettings | None = None, on_step: OnStep | None = None)"
         " -> Inversion"
     ),
@@ -161,7 +162,9 @@ SIGNATURES = {
 FIELDS = {
     "CameraPose": "position yaw_degrees pitch_degrees radius",
     "CameraSummary": ("radius pivot center intrinsics yaw_range pitch_range yaw pitch poses"),
-    "Checkpoint": ("config progress G D G_ema optimizers augment rng cameras latents directions"),
+    "Checkpoint": (
+        "config progress G D G_ema optimizers augment rng cameras latents directions encoder"
+    ),
     "ColmapCamera": "qvec tvec params",
     "GeneratorOutput": "image image_raw image_depth alpha",
     "Inversion": "generator ws labels objective method losses poses seconds",

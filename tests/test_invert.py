@@ -69,7 +69,7 @@ def test_files_of_a_photo(network: Path) -> None:
     entry = generator.latents["p0"]
     assert entry["source"] == "p0.png"
     torch.testing.assert_close(entry["camera"], orbit_labels(1)[0])
-    assert found["settings"]["method"] == "pti"
+    assert found["method"] == "pti"
     assert found["settings"]["latents"]["steps"] == 1
     np.testing.assert_allclose(found["labels"][0], orbit_labels(1)[0], atol=1e-6)
     with Image.open("out/p0.png") as file:
@@ -437,6 +437,25 @@ def test_directions_from_scores(network: Path) -> None:
         call(invert.main, *base).assert_refused(1, words)
     for others in (("p0.png",), ("--seconds", "3"), ("--label", LABEL), ("--outdir", "x")):
         call(invert.main, *base, *others).assert_refused(2, "--scores")
+
+
+def test_an_encoder_of_the_command_line(folder: Path) -> None:
+    """Trained, kept in the file, asked; what goes with nothing else is refused."""
+    bare = write(folder / "bare.pkl", latents={}, directions={})
+    base = ("--network", bare, "--train-encoder", "3", "--dest", "with.pkl")
+    assert "Wrote with.pkl" in call(invert.main, *base).assert_done().out
+    assert load_generator("with.pkl").encoder
+    assert not Path("with.state").exists()
+    photo = ("--network", "with.pkl", "p0.png", "--optimise-pose", "--method", "encoder")
+    call(invert.main, *photo).assert_done()
+    assert report("p0")["method"] == "encoder"
+    assert load_generator("out/p0.pkl").encoder  # the network is as it was
+    without = call(invert.main, "--network", bare, *photo[2:])
+    without.assert_refused(1, "holds no encoder")
+    for others in (("p0.png",), ("--seconds", "3"), ("--scores", "x.csv")):
+        call(invert.main, *base, *others).assert_refused(2, "-")
+    Path("with.state").write_bytes(b"no state")
+    call(invert.main, *base).assert_refused(1, "with.state")
 
 
 def test_wrong_input_is_one_line(network: Path, tmp_path: Path) -> None:

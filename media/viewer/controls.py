@@ -14,6 +14,7 @@ import viser
 
 from dnnlib.numbers import MAX_SEED
 from media.viewer.camera import bounded
+from media.viewer.uploads import LARGEST_PHOTO
 from media.viewer.view_renderer import KINDS, Latents, ViewRenderer
 
 MOST_ON_SLIDER = 999  # seeds beyond are typed
@@ -43,6 +44,8 @@ class Controls:
         acts: By the name of a button, what it does.
         checkpoints: Names to choose from, the shown one first; none = there is no choice.
         identity: Name of the file's latents that are shown first; None = a seed.
+        upload: Takes a photo's bytes, whether it is cut out already, and what is told its
+            progress in per cent; None = no photos are taken.
     """
 
     def __init__(
@@ -54,13 +57,18 @@ class Controls:
         checkpoints: Sequence[str] = (),
         choose: Callable[[str], None] = lambda _: None,
         identity: str | None = None,
+        upload: Callable[[bytes, bool, Callable[[float], None]], None] | None = None,
     ) -> None:
         self.gui, self.renderer, self.changed, self.acts = gui, renderer, changed, acts
         self.status = gui.add_markdown("")
+        if upload is not None:
+            with gui.add_folder("Photo"):
+                self._add_photo(upload)
         with gui.add_folder("Head"):
             self._add_head(identity)
         self.edits = self._add_edits()
         with gui.add_folder("Two heads", expand_by_default=False):
+            self.other_identity = self._add_identities("Second identity", None)
             self.other_seed = self._watched(gui.add_slider("Second seed", 0, MOST_ON_SLIDER, 1, 1))
             self.blend = self._watched(
                 gui.add_slider("Blend", 0.0, 1.0, 0.01, 0.0, hint="0 the first seed, 1 the second")
@@ -89,13 +97,7 @@ class Controls:
 
     def _add_head(self, identity: str | None) -> None:
         layers = self.renderer.generator.num_ws
-        names = tuple(self.renderer.generator.latents)
-        self.identity = None
-        if names:
-            first = identity if identity in names else BY_SEED
-            self.identity = self._watched(
-                self.gui.add_dropdown("Identity", (BY_SEED, *names), initial_value=first)
-            )
+        self.identity = self._add_identities("Identity", identity)
         self.seed = self._watched(self.gui.add_slider("Seed", 0, MOST_ON_SLIDER, 1, 0))
         steps = self.gui.add_button_group("Go to", (*STEPS, "Random"))
         steps.on_click(lambda _: self._step(str(steps.value)))
@@ -109,6 +111,34 @@ class Controls:
                 "Truncated layers", 0, layers, 1, layers, hint="N layers, from the coarsest"
             )
         )
+
+    def _add_identities(self, label: str, first: str | None) -> Any:
+        """A choice of the file's named latents; None if it holds none."""
+        names = tuple(self.renderer.generator.latents)
+        if not names:
+            return None
+        start = first if first in names else BY_SEED
+        return self._watched(self.gui.add_dropdown(label, (BY_SEED, *names), initial_value=start))
+
+    def _add_photo(self, upload: Callable[[bytes, bool, Callable[[float], None]], None]) -> None:
+        is_cut_out = self.gui.add_checkbox(
+            "Cut out already", False, hint="as the training pictures are; else a face is looked for"
+        )
+        button = self.gui.add_upload_button(
+            "Choose or drop a photo",
+            mime_type="image/*",
+            hint=f"at most {LARGEST_PHOTO >> 20} MB; stays in this program's memory",
+        )
+        bar: Any = self.gui.add_progress_bar(0.0)
+
+        def take(_: object) -> None:
+            upload(
+                button.value.content,
+                is_cut_out.value is True,
+                functools.partial(setattr, bar, "value"),
+            )
+
+        button.on_upload(take)
 
     def _add_edits(self) -> dict[str, Any]:
         """A slider for each direction of the file."""
@@ -229,7 +259,8 @@ class Controls:
         cutoff = int(bounded(self.cutoff.value, 0, layers, layers))
         return Latents(
             seed=self._seed(self.seed),
-            identity=self._identity(),
+            identity=self._named(self.identity),
+            other_identity=self._named(self.other_identity),
             edits=self._steps(),
             truncation_psi=bounded(self.psi.value, *PSI_LIMITS, 1.0),
             truncation_cutoff=None if cutoff == layers else cutoff,
@@ -289,8 +320,8 @@ class Controls:
         first, second = sorted(int(bounded(part, 0, last, 0)) for part in value)
         return (first, second)
 
-    def _identity(self) -> str | None:
-        value = self.identity.value if self.identity is not None else None
+    def _named(self, handle: Any) -> str | None:
+        value = handle.value if handle is not None else None
         return value if value in self.renderer.generator.latents else None
 
     def _steps(self) -> tuple[tuple[str, float], ...]:

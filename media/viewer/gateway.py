@@ -2,7 +2,7 @@
 
 The viewer library lets a page open a tunnel to the Internet, upload files and change any property
 of a control. This server stands in front of it: it refuses pages of other web sites, and passes on
-only cameras and values of controls.
+only cameras and values of controls, and, where they are wanted, photos within limits.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from dnnlib.console import UserError
+from media.viewer.uploads import DROP_SCRIPT, LARGEST_PART, UPLOADS, UploadGate
 
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -43,13 +44,17 @@ class Gateway:
         host: Address to listen on.
         port: Port to listen on; 0 = any free one.
         library_port: Where the library's server listens, on 127.0.0.1.
+        takes_photos: Whether pages may upload photos.
 
     Raises:
         UserError: if nothing can listen there.
     """
 
-    def __init__(self, title: str, host: str, port: int, library_port: int) -> None:
+    def __init__(
+        self, title: str, host: str, port: int, library_port: int, takes_photos: bool = False
+    ) -> None:
         self.title, self.host, self.library_port = title, host, library_port
+        self.takes_photos = takes_photos
         self._pages: dict[float, ServerConnection] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -98,7 +103,7 @@ class Gateway:
             port,
             process_request=self._answer,
             select_subprotocol=lambda _, offered: next(iter(offered), None),
-            max_size=LARGEST_MESSAGE,
+            max_size=LARGEST_MESSAGE + LARGEST_PART * self.takes_photos,
             compression=None,
         )
 
@@ -141,6 +146,8 @@ class Gateway:
             library.close()
         title = f"<title>{html.escape(self.title)}</title>".encode()
         content = re.sub(rb"<title>[^<]*</title>", lambda _: title, content, count=1)
+        if self.takes_photos:
+            content = content.replace(b"</head>", DROP_SCRIPT, 1)
         kind = answer.headers.get("Content-Type", "text/plain")
         return _response(answer.status, content, kind, is_packed)
 
@@ -156,7 +163,9 @@ class Gateway:
         options: dict[str, Any] = {"max_size": None, "compression": None, "proxy": None}
         try:
             async with connect(address, subprotocols=offered, **options) as library:
-                inward = asyncio.create_task(_pass_on(page, library, key))
+                inward = asyncio.create_task(
+                    _pass_on(page, library, key, UploadGate() if self.takes_photos else None)
+                )
                 async for message in library:
                     await page.send(message)
                 await page.close()
@@ -170,11 +179,13 @@ class Gateway:
             del self._pages[key]
 
 
-async def _pass_on(page: ServerConnection, library: ClientConnection, key: float) -> None:
+async def _pass_on(
+    page: ServerConnection, library: ClientConnection, key: float, gate: UploadGate | None
+) -> None:
     """Pass on what a page may send; nonsense ends the connection."""
     try:
         async for message in page:
-            if allowed := allowed_message(message, key):
+            if allowed := allowed_message(message, key, gate):
                 await library.send(allowed)
     finally:
         await library.close()
@@ -191,9 +202,9 @@ def _response(
     return Response(status, HTTPStatus(status).phrase, headers, content)
 
 
-def allowed_message(data: bytes | str, key: float) -> bytes | None:
-    """What of a page's message reaches the library: cameras, with the key in them, and values of
-    controls; None = nothing.
+def allowed_message(data: bytes | str, key: float, gate: UploadGate | None = None) -> bytes | None:
+    """What of a page's message reaches the library: cameras, with the key in them, values of
+    controls, and uploads as the gate allows them; None = nothing.
 
     Raises:
         ValueError, DecodeError: if it is no message.
@@ -203,6 +214,10 @@ def allowed_message(data: bytes | str, key: float) -> bytes | None:
     message = msgspec.msgpack.decode(data, type=dict[str, Any])
     if "type" not in message:
         raise ValueError("not a message")
+    if gate is not None and message["type"] in UPLOADS:
+        return data if gate.allows(message) else None
+    if len(data) > LARGEST_MESSAGE:
+        raise ValueError("too long a message")
     if message.get("type") == "ViewerCameraMessage":
         return msgspec.msgpack.encode({**message, "near": key})
     if message.get("type") == "GuiUpdateMessage":

@@ -16,6 +16,7 @@ import viser
 from media.viewer.checkpoints import CheckpointFolder
 from media.viewer.gateway import Gateway
 from media.viewer.session import ViewerSession
+from media.viewer.uploads import Inverter
 from training.networks.generator import Generator
 
 MAX_SESSIONS = 16
@@ -43,6 +44,7 @@ class Viewer:
     Args:
         name: What the generator is called in the page; one of the folder's names if it lies there.
         identity: Name of its file's latents that are shown first; None = a seed.
+        invert: Makes identities of photos that pages upload; None = none are taken.
 
     Raises:
         UserError: if nothing can listen at that address.
@@ -56,14 +58,16 @@ class Viewer:
         host: str,
         port: int,
         identity: str | None = None,
+        invert: Inverter | None = None,
     ) -> None:
-        self.identity = identity
+        self.identity, self.invert = identity, invert
         self.generator, self.name, self.folder = generator, name, folder
         self.sessions: dict[int, ViewerSession] = {}
         self._lock = threading.Lock()
         self.server = LocalServer()
         try:
-            self.gateway = Gateway(f"{name} - open-eg3d", host, port, self.server.get_port())
+            library_port, has_photos = self.server.get_port(), invert is not None
+            self.gateway = Gateway(f"{name} - open-eg3d", host, port, library_port, has_photos)
         except BaseException:
             self.server.stop()
             raise
@@ -95,7 +99,7 @@ class Viewer:
                 client.gui.add_markdown("Too many pages are open; try again later.")
                 return
             self.sessions[client.client_id] = ViewerSession(
-                client, self.folder, self.generator, self.name, self.identity
+                client, self.folder, self.generator, self.name, self.identity, self.invert
             )
         # it left while its controls were made
         if client.client_id not in self.server.get_clients():
@@ -125,6 +129,7 @@ def run_viewer(
     host: str = "127.0.0.1",
     port: int = 8080,
     identity: str | None = None,
+    invert: Inverter | None = None,
 ) -> Iterator[Viewer]:
     """A viewer that serves until the block ends.
 
@@ -138,7 +143,7 @@ def run_viewer(
     warnings.filterwarnings("ignore", module="viser")
     # to a page that left a moment ago
     warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")
-    viewer = Viewer(generator, name, folder, host, port, identity)
+    viewer = Viewer(generator, name, folder, host, port, identity, invert)
     try:
         yield viewer
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 import threading
@@ -16,6 +17,7 @@ from media.viewer import downloads
 from media.viewer.camera import ZOOM_LIMITS, aspect_of, orbit_of
 from media.viewer.checkpoints import CheckpointFolder
 from media.viewer.controls import Controls
+from media.viewer.uploads import Inverter
 from media.viewer.view_renderer import Latents, View, ViewRenderer, letterbox
 from training.checkpoints.show import in_units
 from training.networks.generator import Generator
@@ -27,7 +29,14 @@ STATUS_SECONDS = 0.5  # between updates of the speed in the status line
 MOST_KEYS = 50
 EXPORTS = threading.Semaphore(2)  # meshes and turntables of all sessions at once
 
+INVERSIONS = threading.Semaphore(1)  # of photos, of all sessions at once
+PHASES = ("camera", "latents", "tuning")  # of an inversion, in order
+
 Request = tuple[Latents, View, float]  # latents, camera and panel, the window's aspect
+
+
+class PageGone(Exception):
+    """Nobody waits any more for what is being made."""
 
 
 class ViewerSession:
@@ -42,13 +51,16 @@ class ViewerSession:
         generator: Generator,
         name: str,
         identity: str | None = None,
+        invert: Inverter | None = None,
     ) -> None:
-        self.identity = identity
+        self.identity, self.invert = identity, invert
+        self.base = generator  # what photos are inverted by, whatever a photo has tuned
+        self.photos: dict[str, Any] = {}  # entries of latents, gone with the page
         self.client, self.folder = client, folder
         self.is_gone = False
         self._changed_at = time.monotonic()
         self._wake = threading.Event()
-        self._wanted: str | None = None
+        self._wanted: str | Generator | None = None  # a name of the folder, or made of a photo
         self._orbit: dict[str, Any] = {}
         self._keys: list[View] = []  # of the path of the camera
         self._status_at = 0.0
@@ -74,6 +86,7 @@ class ViewerSession:
             "Path video": self._save_path,
             "mesh": self._save_mesh,
         }
+        upload = None if self.invert is None else self._take_photo
         with self.client.atomic():
             self.client.gui.reset()
             self.controls = Controls(
@@ -84,6 +97,7 @@ class ViewerSession:
                 [name, *others] if others else [],
                 self._choose,
                 self.identity,
+                upload,
             )
         self.look_from_front()
 
@@ -136,9 +150,13 @@ class ViewerSession:
         moment.
         """
         if self._wanted is not None:
-            name, self._wanted = self._wanted, None
-            self._say(f"Loading {name} …")
-            self._show_model(self.folder.load(name), name)
+            wanted, self._wanted = self._wanted, None
+            if isinstance(wanted, str):
+                self._say(f"Loading {wanted} …")
+                self.base, self.photos = self.folder.load(wanted), {}
+                self._show_model(self.base, wanted)
+            else:
+                self._show_model(wanted, self.name)
         rest = STILL_SECONDS - (time.monotonic() - self._changed_at)
         if not self._wake.is_set():
             if rest > 0:
@@ -201,6 +219,36 @@ class ViewerSession:
         if name != self.name:
             self._wanted = name
             self.change()
+
+    def _take_photo(self, data: bytes, is_cut_out: bool, bar: Callable[[float], None]) -> None:
+        """Make an identity of an uploaded photo, and show it."""
+        assert self.invert is not None
+
+        def tell(phase: str, done: float, _: float) -> None:
+            if self.is_gone:
+                raise PageGone
+            bar(100 * (PHASES.index(phase) + done) / len(PHASES))
+
+        if not INVERSIONS.acquire(blocking=False):
+            self._say("Another photo is being worked on; try again in a moment.")
+            return
+        try:
+            self._say("Making an identity of the photo …")
+            generator, entry = self.invert(self.base, data, is_cut_out, tell)
+            bar(0.0)  # before the panel that it is in goes
+            self.identity = f"photo-{len(self.photos) + 1}"
+            self.photos[self.identity] = entry
+            shown = copy.copy(generator)
+            shown.latents = {**generator.latents, **self.photos}
+            self._wanted = shown
+            self.change()
+        except UserError as error:
+            bar(0.0)
+            self._say(str(error))
+        except PageGone:
+            pass
+        finally:
+            INVERSIONS.release()
 
     def _save_picture(self) -> None:
         self._export(

@@ -37,6 +37,7 @@ class Latents:
     truncation_psi: float = 1.0
     truncation_cutoff: int | None = None
     other_seed: int = 1
+    other_identity: str | None = None  # named latents instead of the other seed's
     blend: float = 0.0  # 0 = seed, 1 = other_seed
     style_seed: int | None = None  # None = no mixing
     style_layers: tuple[int, int] = (0, 0)  # first and last layer that get the style seed's latents
@@ -101,14 +102,10 @@ class ViewRenderer:
     @torch.no_grad()
     def ws(self, latents: Latents) -> Tensor:
         """Latents (1, num_ws, w_dim): interpolated, mixed by layers, then edited."""
-        ws = self._map(latents.seed, latents)
-        if latents.identity is not None:
-            known = self.generator.latents[latents.identity]["ws"][None].to(ws)
-            ws = self.generator.backbone.mapping.truncate(
-                known, latents.truncation_psi, latents.truncation_cutoff
-            )
+        ws = self._one(latents.identity, latents.seed, latents)
         if latents.blend:
-            ws = torch.lerp(ws, self._map(latents.other_seed, latents), latents.blend)
+            other = self._one(latents.other_identity, latents.other_seed, latents)
+            ws = torch.lerp(ws, other, latents.blend)
         if latents.style_seed is not None:
             first, last = latents.style_layers
             layers = torch.arange(ws.shape[1], device=ws.device)[None, :, None]
@@ -118,6 +115,15 @@ class ViewRenderer:
         for name, steps in latents.edits:
             ws = ws + steps * self.generator.directions[name].to(ws)
         return ws
+
+    def _one(self, identity: str | None, seed: int, latents: Latents) -> Tensor:
+        """Latents of an identity of the file, or of a seed."""
+        if identity is None:
+            return self._map(seed, latents)
+        known = self.generator.latents[identity]["ws"][None].to(self.device)
+        return self.generator.backbone.mapping.truncate(
+            known, latents.truncation_psi, latents.truncation_cutoff
+        )
 
     def _map(self, seed: int, latents: Latents) -> Tensor:
         pose = None if latents.conditioning is None else self.cameras.label(*latents.conditioning)

@@ -64,11 +64,14 @@ def test_commands_run(folder: Path) -> None:
     for line in lines:
         words = shlex.split(line, comments=True)[1:]
         command, smaller = COMMANDS[words[0]]
+        if "--train-encoder" in words:
+            smaller = ["--train-encoder", "2"]
         call(command, *words[1:], *([] if "--scores" in words else smaller)).assert_done()
     written = {path.name for path in (folder / "out").iterdir()}
     assert {"photo.pkl", "photo.png", "photo.json", "photo.mp4", "photo.html"} <= written
     assert {"ada.json", "one.json", "seed0003.png"} <= written
     assert list(load_generator(folder / "edited.pkl").directions) == ["hair"]
+    assert load_generator(folder / "encoded.pkl").encoder
 
 
 @pytest.mark.usefixtures("folder")

@@ -16,6 +16,7 @@ from tests.released_layout import Layout, write_snapshot
 from tests.tiny import orbit_labels
 from tests.training.inversion.test_parts import make_generator
 from training.cameras import cameras_of
+from training.inversion.encoder import EncoderSettings
 from training.inversion.latents import LatentSettings
 from training.inversion.pti import TuningSettings
 from training.networks.generator import Generator
@@ -157,6 +158,41 @@ def test_seconds_end_it(generator: Generator) -> None:
 
     open_eg3d.invert(generator, a_picture(), seconds=0.0, on_step=tell)
     assert phases == {"camera": 5, "latents": 1, "tuning": 1}
+
+
+def test_encoders_are_trained_and_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, for pictures with and without a camera, and as a start; ended and gone on."""
+    own, steps = make_generator(), EncoderSettings(steps=4, batch=4, fresh=2)
+    with pytest.raises(UserError, match="no encoder; train one with"):
+        open_eg3d.invert(own, a_picture(), method="encoder")
+
+    def end(step: int, _: dict[str, float]) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(inverting, "SAVE_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        inverting.train_encoder(own, tmp_path / "x.state", steps, end)
+    assert not own.encoder
+    told: list[int] = []
+    inverting.train_encoder(own, tmp_path / "x.state", steps, lambda step, _: told.append(step))
+    assert told == [3, 4]
+    whole = make_generator()
+    inverting.train_encoder(whole, tmp_path / "y.state", steps)
+    assert all(torch.equal(own.encoder[key], value) for key, value in whole.encoder.items())
+    c = orbit_labels(1)[0]
+    given = open_eg3d.invert(own, a_picture(), c, method="encoder")
+    assert torch.equal(given.labels[0], c)
+    free = open_eg3d.invert(own, a_picture(), seconds=0.5)  # auto
+    assert free.method == "encoder"
+    assert torch.equal(free.ws, given.ws)
+    assert not torch.equal(free.labels[0], c)
+    assert free.generator is own
+    tuned = open_eg3d.invert(own, a_picture(), c, method="encoder+pti", settings=FEW)
+    assert torch.equal(tuned.ws, given.ws)
+    assert tuned.generator is not own
+    searched = open_eg3d.invert(own, a_picture(), method="w", settings=FEW)
+    assert len(searched.poses[0]["starts"]) == 4  # three, and the encoder's
 
 
 @pytest.mark.parametrize("kind", ["SuperresolutionHybrid2X", "SuperresolutionHybrid8XDC"])

@@ -40,14 +40,15 @@ PICKLE_MAGIC = b"\x80"
 NAMES_SHOWN = 4
 # fixed by the architecture; released files also keep copies that nothing uses
 BUILT_IN_BUFFER = "resample_filter"
-IDENTITIES = ("latents", "directions")  # sections that only files with identities have
+IDENTITIES = ("latents", "directions", "encoder")  # sections that only files with some have
 
 
 @dataclass
 class Checkpoint:
     """All that a run needs to go on exactly where it stood. Values are tensors, numbers, texts,
     None, lists and dicts of these. `latents` and `directions` are those of
-    `training.checkpoints.identities`; files without them hold none.
+    `training.checkpoints.identities`, `encoder` the weights of `training.inversion.encoder`; files
+    without them hold none.
     """
 
     config: Config
@@ -61,6 +62,7 @@ class Checkpoint:
     cameras: dict[str, Any] | None = None
     latents: dict[str, Any] = field(default_factory=dict)
     directions: dict[str, Any] = field(default_factory=dict)
+    encoder: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def model(self) -> ModelConfig:
@@ -200,6 +202,7 @@ def load_weights(path_or_url: str | os.PathLike[str]) -> Weights:
         "ours",
         checkpoint.latents,
         checkpoint.directions,
+        checkpoint.encoder,
     )
 
 
@@ -266,7 +269,8 @@ def _check_section(name: str, value: Any, path: Path) -> Any:
     """One section, whose outer form must be right: the networks are tensors by name, the others
     dicts.
     """
-    optional, network = name in ("G", "D", "G_ema", "cameras"), name in ("G", "D", "G_ema")
+    optional = name in ("G", "D", "G_ema", "cameras")
+    network = name in ("G", "D", "G_ema", "encoder")
     is_right = (optional and value is None) or (
         isinstance(value, dict) and all(isinstance(key, str) for key in value)
     )
@@ -356,6 +360,7 @@ def build_generator_as(
     check_identities(generator, weights.latents, weights.directions)
     generator.cameras = weights.cameras
     generator.latents, generator.directions = weights.latents, weights.directions
+    generator.encoder = weights.encoder
     return generator
 
 

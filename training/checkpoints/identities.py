@@ -1,4 +1,5 @@
-"""Named latents and directions that a file of weights may hold beside its networks.
+"""Named latents and directions that a file of weights may hold beside its networks, and the weights
+of an encoder.
 
 `latents` are {NAME: {"ws": (num_ws, w_dim), "camera": (25,), "source": text}}, `directions` {NAME:
 (num_ws, w_dim)}: what is added to ws for one step.
@@ -81,9 +82,12 @@ def _has_shape(value: Any, shape: tuple[int, ...]) -> bool:
     )
 
 
-def identity_tensors(latents: dict[str, Any], directions: dict[str, Tensor]) -> dict[str, Tensor]:
+def identity_tensors(
+    latents: dict[str, Any], directions: dict[str, Tensor], encoder: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """All tensors by one name each, for files that hold tensors alone."""
     tensors = {f"direction/{name}": value for name, value in directions.items()}
+    tensors |= {f"encoder/{name}": value for name, value in encoder.items()}
     for name, entry in latents.items():
         tensors |= {f"ws/{name}": entry["ws"], f"camera/{name}": entry["camera"]}
     return tensors
@@ -91,8 +95,8 @@ def identity_tensors(latents: dict[str, Any], directions: dict[str, Tensor]) -> 
 
 def identities_of(
     tensors: dict[str, Tensor], sources: Any, where: str
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The inverse of `identity_tensors`: latents and directions.
+) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+    """The inverse of `identity_tensors`: latents, directions and encoder.
 
     Args:
         sources: Text by name of latents. where: The folder, for messages.
@@ -100,7 +104,9 @@ def identities_of(
     Raises:
         UserError: if tensors and sources do not fit.
     """
-    found: dict[str, dict[str, Any]] = {"ws": {}, "camera": {}, "direction": {}}
+    found: dict[str, dict[str, Any]] = {
+        kind: {} for kind in ("ws", "camera", "direction", "encoder")
+    }
     for key, tensor in tensors.items():
         kind, _, name = key.partition("/")
         found.get(kind, {})[name] = tensor
@@ -111,4 +117,4 @@ def identities_of(
         name: {"ws": ws, "camera": found["camera"][name], "source": sources[name]}
         for name, ws in found["ws"].items()
     }
-    return latents, found["direction"]
+    return latents, found["direction"], found["encoder"]

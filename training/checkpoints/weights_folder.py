@@ -3,7 +3,7 @@ model.safetensors.
 
 The files hold no code: JSON, and the safetensors format, a list of names, shapes and places
 followed by plain numbers. Cameras are part of config.json, except for tensors such as poses, which
-are in cameras.safetensors. Named latents and directions, where there are any, are in
+are in cameras.safetensors. Named latents, directions and an encoder, where there are any, are in
 identities.safetensors, and the latents' sources in config.json.
 """
 
@@ -65,7 +65,7 @@ def write_weights_folder(folder: str | os.PathLike[str], weights: Weights) -> No
             else None
         ),
     }
-    identities = identity_tensors(weights.latents, weights.directions)
+    identities = identity_tensors(weights.latents, weights.directions, weights.encoder)
     if identities:
         content["latents"] = {name: one["source"] for name, one in weights.latents.items()}
     for name in (CONFIG_FILE, CAMERAS_FILE, IDENTITIES_FILE):
@@ -112,20 +112,12 @@ def read_weights_folder(folder: str | os.PathLike[str]) -> Weights:
         )
     if cameras is not None and (folder / CAMERAS_FILE).exists():
         cameras = {**cameras, **_read_tensors(folder / CAMERAS_FILE)}
-    latents, directions = dict[str, Any](), dict[str, Tensor]()
+    identities: tuple[dict[str, Any], ...] = ({}, {}, {})
     if (folder / IDENTITIES_FILE).exists():
         tensors = _read_tensors(folder / IDENTITIES_FILE)
-        latents, directions = identities_of(tensors, content.get("latents"), str(folder))
-    return Weights(
-        config,
-        G=None,
-        D=None,
-        G_ema=_read_tensors(folder / WEIGHTS_FILE),
-        cameras=cameras,
-        source="ours",
-        latents=latents,
-        directions=directions,
-    )
+        identities = identities_of(tensors, content.get("latents"), str(folder))
+    state = _read_tensors(folder / WEIGHTS_FILE)
+    return Weights(config, None, None, state, cameras, "ours", *identities)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from dnnlib.console import UserError
+from dnnlib.numbers import finite
+from training.checkpoints.identities import check_name
 from training.inversion.latents import LatentStatistics
 from training.networks.generator import Generator
 from training.networks.stylegan2 import SynthesisLayer, ToRGB
@@ -36,6 +40,33 @@ def sefa_directions(generator: Generator, count: int = SEFA_COUNT) -> dict[str, 
     lengths = ((vectors @ covariance) * vectors).sum(1).sqrt()
     steps = (vectors * lengths[:, None]).float()
     return {f"sefa{index + 1}": _on_all_layers(generator, one) for index, one in enumerate(steps)}
+
+
+def read_scores(data: bytes, where: str) -> tuple[list[int], dict[str, list[float]]]:
+    """Seeds, and their scores by trait, of a table seed,TRAIT,... in a file's bytes.
+
+    Raises:
+        UserError: that names `where` if this is no such table of numbers, or for names that --edit
+            cannot take.
+    """
+    text = data.decode("utf-8-sig", "replace")  # Excel writes a mark in front
+    lines = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
+    if len(lines) < 2 or lines[0] == ["seed"]:
+        raise UserError(f"{where} holds no scores; its first line is seed,TRAIT,...")
+    header, *rows = lines
+    for name in header:
+        check_name(name, f"{where}: column")
+    try:
+        if len(set(header)) < len(header):
+            raise ValueError("a name stands twice")
+        columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+        seeds = [int(cell) for cell in columns.pop("seed")]
+        return seeds, {name: [finite(cell) for cell in cells] for name, cells in columns.items()}
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"{where} is no table of scores; its first line is seed,TRAIT,... with different names,"
+            " and each other one has a seed and numbers"
+        ) from error
 
 
 def supervised_directions(

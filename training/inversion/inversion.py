@@ -6,13 +6,14 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from dnnlib.console import UserError
 from training.cameras import cameras_of
+from training.inversion.encoder import Encoded, encode
 from training.inversion.latents import (
     LatentSettings,
     LatentStatistics,
@@ -25,8 +26,9 @@ from training.inversion.pti import TuningSettings, tune_generator
 from training.inversion.starts import find_camera
 from training.networks.generator import Generator
 
-Method = Literal["w", "w+", "pti"]
-METHODS: tuple[Method, ...] = ("w", "w+", "pti")
+Method = Literal["auto", "w", "w+", "pti", "encoder", "encoder+pti"]
+METHODS: tuple[Method, ...] = get_args(Method)
+ENCODER_SECONDS, ENCODER_PTI_SECONDS = 1.0, 20.0  # below which "auto" takes these methods
 # Shares of the seconds: to find cameras, and of the rest for latents where weights are tuned too.
 CAMERA_SHARE, LATENT_SHARE = 0.25, 0.4
 
@@ -36,13 +38,14 @@ class InversionSettings:
     """Settings of an inversion.
 
     Attributes:
-        method: w (one latent), w+ (one per layer), pti (w+, then tuned weights).
+        method: w (one latent), w+ (one per layer), pti (w+, then tuned weights), encoder (what the
+            file's encoder says at once), encoder+pti (that, then tuned weights), auto (by time).
         latents, tuning: Of the parts.
         seconds: Time for it all, after which it ends with what it has; None = all steps.
         seed: Of what is random.
     """
 
-    method: Method = "pti"
+    method: Method = "auto"
     latents: LatentSettings = field(default_factory=LatentSettings)
     tuning: TuningSettings = field(default_factory=TuningSettings)
     seconds: float | None = None
@@ -101,64 +104,116 @@ def invert_pictures(
     Raises:
         UserError: for an unknown method, or if no camera can be found.
     """
-    if settings.method not in METHODS:
-        raise UserError(f"unknown method {settings.method!r}; known are {', '.join(METHODS)}")
     started = time.monotonic()
-    statistics = LatentStatistics.of(generator, settings.seed)
+    method = chosen_method(generator, settings)
+    encoded = encode(generator, objective.images)
+    is_tuned = method.endswith("pti")
+
+    def remaining(share: float = 1.0) -> float | None:
+        """Share of the seconds that are left."""
+        if settings.seconds is None:
+            return None
+        return share * (settings.seconds - (time.monotonic() - started))
+
     known = [None] * len(objective) if labels is None else list(labels)
-    budget, unknown = settings.seconds, [index for index, c in enumerate(known) if c is None]
+    unknown = [index for index, c in enumerate(known) if c is None]
     found: dict[int, dict[str, Any]] = {}
-    for index in unknown:
-        share = None if budget is None else budget * CAMERA_SHARE / len(unknown)
-        c, found[index] = find_camera(
-            generator,
-            objective[index],
-            statistics,
-            settings.latents,
-            seconds=share,
-            on_step=on_step,
-            seed=settings.seed,
-        )
-        known[index] = c[0]
-    cameras = torch.stack([c.to(statistics.mean) for c in known if c is not None])
-    rest = None if budget is None else budget - (time.monotonic() - started)
-    is_tuned = settings.method == "pti"
-    layers = 1 if settings.method == "w" else generator.num_ws
-    fit = fit_latents(
-        generator,
-        objective,
-        statistics,
-        statistics.mean.expand(1, layers, -1),
-        cameras,
-        settings.latents,
-        moves_cameras=optimise_pose or bool(unknown),
-        seconds=None if rest is None else rest * (LATENT_SHARE if is_tuned else 1),
-        on_step=on_step,
-        seed=settings.seed,
-    )
-    if is_tuned:
-        rest = None if budget is None else budget - (time.monotonic() - started)
-        generator = tune_generator(
+    if encoded is not None and method.startswith("encoder"):
+        ws = encoded.ws
+        pairs = zip(known, encoded.labels, strict=True)
+        cameras = torch.stack([said if c is None else c.to(said) for c, said in pairs])
+    else:
+        statistics = LatentStatistics.of(generator, settings.seed)
+        share = remaining(CAMERA_SHARE / max(len(unknown), 1))
+        for index in unknown:
+            c, found[index] = find_camera(
+                generator,
+                objective[index],
+                statistics,
+                settings.latents,
+                encoded and encoded[index],
+                seconds=share,
+                on_step=on_step,
+                seed=settings.seed,
+            )
+            known[index] = c[0]
+        cameras = torch.stack([c.to(statistics.mean) for c in known if c is not None])
+        layers = 1 if method == "w" else generator.num_ws
+        fit = fit_latents(
             generator,
             objective,
             statistics,
-            fit.ws,
-            fit.labels,
+            _start(generator, objective, statistics, cameras, encoded, layers),
+            cameras,
+            settings.latents,
+            moves_cameras=optimise_pose or bool(unknown),
+            seconds=remaining(LATENT_SHARE if is_tuned else 1),
+            on_step=on_step,
+            seed=settings.seed,
+        )
+        ws, cameras = fit.ws, fit.labels
+    if is_tuned:
+        generator = tune_generator(
+            generator,
+            objective,
+            LatentStatistics.of(generator, settings.seed),
+            ws,
+            cameras,
             settings.tuning,
-            seconds=rest,
+            seconds=remaining(),
             on_step=on_step,
             seed=settings.seed,
         )
     return Inversion(
         generator,
-        fit.ws,
-        fit.labels,
+        ws,
+        cameras,
         objective,
-        settings.method,
-        _losses(generator, objective, fit.ws, fit.labels),
-        _poses(generator, fit.labels, found),
+        method,
+        _losses(generator, objective, ws, cameras),
+        _poses(generator, cameras, found),
         time.monotonic() - started,
     )
+
+
+def chosen_method(generator: Generator, settings: InversionSettings) -> Method:
+    """The method of settings; auto is the best one for the time given.
+
+    Raises:
+        UserError: for an unknown method, and for an encoder that the file does not hold.
+    """
+    method, seconds = settings.method, settings.seconds
+    if method not in METHODS:
+        raise UserError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
+    if method.startswith("encoder") and not generator.encoder:
+        raise UserError(
+            "the network holds no encoder; train one with invert.py --train-encoder, or take"
+            " another --method"
+        )
+    if method != "auto":
+        return method
+    if not generator.encoder or seconds is None or seconds >= ENCODER_PTI_SECONDS:
+        return "pti"
+    return "encoder" if seconds < ENCODER_SECONDS else "encoder+pti"
+
+
+@torch.no_grad()
+def _start(
+    generator: Generator,
+    objective: Objective,
+    statistics: LatentStatistics,
+    labels: Tensor,
+    encoded: Encoded | None,
+    layers: int,
+) -> Tensor:
+    """Latents (1, layers, w_dim) to start from: the mean, or the encoder's if these are nearer."""
+    mean = statistics.mean.expand(1, generator.num_ws, -1)
+    starts = [mean] if encoded is None else [mean, encoded.ws]
+    losses = [
+        float(objective(generator.render(generator.planes(ws), ws, labels)).mean()) for ws in starts
+    ]
+    best = starts[losses.index(min(losses))]
+    return best if layers > 1 else best.mean(1, keepdim=True)
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ class LatentSettings:
     """
 
     steps: int = 400
-    lr: float = 5e-3
+    lr: float = 2e-2
     noise: float = 0.05
     prior: float = 0.02
     starts: int = 5

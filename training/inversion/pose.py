@@ -19,17 +19,12 @@ class CameraOffsets(nn.Module):
     `log_focal` (K, 1) is a factor of the focal length, which is optimised on request alone.
     """
 
-    cam2world: Tensor
-    intrinsics: Tensor
-    pivot: Tensor
+    labels: Tensor
 
     def __init__(self, labels: Tensor, cameras: CameraSummary, has_focal: bool = False) -> None:
         super().__init__()
-        cam2world, intrinsics = unpack_label(labels)
-        self.register_buffer("cam2world", cam2world)
-        self.register_buffer("intrinsics", intrinsics)
-        self.register_buffer("pivot", torch.tensor(cameras.pivot, device=labels.device))
-        self.radius = cameras.radius
+        self.register_buffer("labels", labels)
+        self.cameras = cameras
         self.turn = nn.Parameter(torch.zeros(len(labels), 3, device=labels.device))
         self.shift = nn.Parameter(torch.zeros(len(labels), 3, device=labels.device))
         self.log_focal = nn.Parameter(
@@ -38,20 +33,26 @@ class CameraOffsets(nn.Module):
 
     def forward(self) -> Tensor:
         """Labels (K, 25)."""
-        rotation, position = self.cam2world[:, :3, :3], self.cam2world[:, :3, 3]
-        axis = (rotation @ self.turn[:, :, None])[..., 0]
-        turn = torch.matrix_exp(_cross_matrices(axis))
-        rotation = turn @ rotation
-        moved = self.pivot + (turn @ (position - self.pivot)[..., None])[..., 0]
-        moved = moved + (rotation @ self.shift[..., None])[..., 0] * self.radius
-        pose = torch.cat([torch.cat([rotation, moved[..., None]], 2), self.cam2world[:, 3:]], 1)
-        factor = torch.ones_like(self.intrinsics)
-        factor[:, 0, 0] = factor[:, 1, 1] = self.log_focal.exp()[:, 0]
-        return pack_label(pose, self.intrinsics * factor)
+        moved = offset_labels(self.labels, self.cameras, self.turn, self.shift)
+        factor = torch.ones_like(moved)
+        factor[:, [16, 20]] = self.log_focal.exp()
+        return moved * factor
 
     def departure(self) -> Tensor:
         """Squared shift (K,): rays near and far belong to cameras that keep their distance."""
         return self.shift.square().sum(1) + self.log_focal.square().sum(1)
+
+
+def offset_labels(labels: Tensor, cameras: CameraSummary, turn: Tensor, shift: Tensor) -> Tensor:
+    """Cameras (K, 25) turned and shifted (K, 3) each, as `CameraOffsets` says."""
+    cam2world, intrinsics = unpack_label(labels)
+    rotation, position = cam2world[:, :3, :3], cam2world[:, :3, 3]
+    turns = torch.matrix_exp(_cross_matrices((rotation @ turn[:, :, None])[..., 0]))
+    rotation, pivot = turns @ rotation, torch.tensor(cameras.pivot, device=labels.device)
+    moved = pivot + (turns @ (position - pivot)[..., None])[..., 0]
+    moved = moved + (rotation @ shift[..., None])[..., 0] * cameras.radius
+    pose = torch.cat([torch.cat([rotation, moved[..., None]], 2), cam2world[:, 3:]], 1)
+    return pack_label(pose, intrinsics)
 
 
 def _cross_matrices(vectors: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dnnlib.console import UserError
 from training.cameras import CameraSummary, cameras_of
+from training.inversion.encoder import Encoded
 from training.inversion.latents import (
     Fit,
     LatentSettings,
@@ -31,6 +32,7 @@ def find_camera(
     objective: Objective,
     statistics: LatentStatistics,
     settings: LatentSettings,
+    encoded: Encoded | None = None,
     *,
     seconds: float | None = None,
     on_step: OnStep = lambda *_: None,
@@ -39,6 +41,9 @@ def find_camera(
     """Camera (1, 25) of one picture, and what the starts came to: their poses and losses; `sure`
     is by what share the best loss is below that of the best other answer, `spread` how many
     degrees the good starts are apart.
+
+    Args:
+        encoded: What an encoder says: its camera is one more start, its latents are that of all.
 
     Raises:
         UserError: if the checkpoint knows no cameras to start from.
@@ -49,19 +54,23 @@ def find_camera(
         )
     cameras = cameras_of(generator)
     quick = dataclasses.replace(settings, steps=settings.start_steps)
-    share = None if seconds is None else seconds / settings.starts
+    starts = start_labels(generator, objective, statistics, cameras, settings)
+    w = statistics.mean[None, None]
+    if encoded is not None:
+        starts, w = torch.cat([encoded.labels, starts]), encoded.ws.mean(1, keepdim=True)
+    share = None if seconds is None else seconds / len(starts)
     fits = []
-    for index, c in enumerate(start_labels(generator, objective, statistics, cameras, settings)):
+    for index, c in enumerate(starts):
 
         def tell(_: str, done: float, loss: float, index: int = index) -> None:
-            on_step("camera", (index + done) / settings.starts, loss)
+            on_step("camera", (index + done) / len(starts), loss)
 
         fits.append(
             fit_latents(
                 generator,
                 objective,
                 statistics,
-                statistics.mean[None, None],
+                w,
                 c[None],
                 quick,
                 moves_cameras=True,

@@ -153,8 +153,8 @@ densities (N, M, 1) and colours (N, M, plane_channels).
 
 class Generator(nn.Module):
     """EG3D generator. `config` fixes the parameters; `rendering` is the live scene description and
-    may be changed at any time. `cameras`, `latents` and `directions` are what its file tells beside
-    the weights: plain values and tensors on the CPU.
+    may be changed at any time. `cameras`, `latents`, `directions` and the weights of an `encoder`
+    are what its file tells beside its own weights: plain values and tensors on the CPU.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -163,6 +163,7 @@ class Generator(nn.Module):
         self.cameras: dict[str, Any] | None = None
         self.latents: dict[str, Any] = {}
         self.directions: dict[str, Tensor] = {}
+        self.encoder: dict[str, Tensor] = {}
         self._checked_rendering: RenderingConfig | None = None
         options = self.config.generator
         self.z_dim, self.c_dim, self.w_dim = options.z_dim, LABEL_SIZE, options.w_dim

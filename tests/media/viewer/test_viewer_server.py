@@ -32,8 +32,9 @@ import viewer as command
 from media.viewer import downloads
 from media.viewer import server as server_module
 from media.viewer.checkpoints import CheckpointFolder
-from media.viewer.gateway import allowed_message
+from media.viewer.gateway import LARGEST_MESSAGE, allowed_message
 from media.viewer.server import Viewer, run_viewer
+from media.viewer.uploads import LARGEST_PHOTO, MOST_PHOTOS, UploadGate
 from media.viewer.view_renderer import Latents, View, ViewRenderer
 from open_eg3d import SHIPPED_MODEL, load_generator
 from tests.media.viewer.test_view_renderer import tiny_generator, write_generator
@@ -389,6 +390,40 @@ FORBIDDEN: list[dict[str, Any]] = [
     {"type": ["ViewerCameraMessage"]},
     {"type": "Nope"},
 ]
+
+
+def test_uploads_pass_within_limits_alone() -> None:
+    encode, gate = msgspec.msgpack.encode, UploadGate()
+
+    def passes(kind: str, key: Any = "a", **fields: Any) -> bool:
+        message = encode({"type": f"FileTransfer{kind}", "transfer_uuid": key, **fields})
+        return allowed_message(message, 0.5, gate) == message
+
+    photo = {"size_bytes": 10, "part_count": 2}
+    assert not passes("Part", content=b"1")  # of nothing
+    for wrong in (
+        {"size_bytes": LARGEST_PHOTO + 1},
+        {"size_bytes": 0},
+        {"size_bytes": 1.5},
+        {"part_count": 11},
+        {"part_count": 0},
+        {"part_count": None},
+        {"key": 3},
+        {"key": ["a"]},
+    ):
+        assert not passes("StartUpload", **{**photo, **wrong})
+    assert passes("StartUpload", **photo)
+    assert not passes("StartUpload", **photo)  # the same again
+    assert passes("Part", content=b"123456")
+    assert not passes("Part", content="1234")
+    assert passes("Part", content=b"1234")
+    assert not passes("Part", content=b"1")  # more than was announced
+    for number in range(MOST_PHOTOS - 1):
+        assert passes("StartUpload", f"b{number}", **photo)
+    assert not passes("StartUpload", "c", **photo)
+    long = encode({"type": "ViewerCameraMessage", "near": "x" * LARGEST_MESSAGE})
+    with pytest.raises(ValueError, match="too long"):
+        allowed_message(long, 0.5, gate)
 
 
 def test_a_page_can_do_nothing_but_look_and_move_controls(enter: Callable[[], RawPage]) -> None:

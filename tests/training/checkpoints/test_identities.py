@@ -18,6 +18,7 @@ from tests.tiny import call, differing, orbit_labels, tiny_config
 from training.cameras import CameraSummary
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.checkpoints.identities import NAME, unique_names
+from training.inversion.encoder import Encoder
 from training.networks.generator import Generator
 
 
@@ -42,13 +43,16 @@ def write(path: Path, cameras_are_known: bool = True, **sections: Any) -> Path:
 
 
 def assert_kept(first: Generator, second: Generator) -> None:
-    for name in ("latents", "directions"):
+    for name in ("latents", "directions", "encoder"):
         assert getattr(first, name)
         assert differing(getattr(first, name), getattr(second, name)) == []
 
 
 def test_there_and_back(tmp_path: Path) -> None:
-    source = load_generator(write(tmp_path / "a.pkl"))
+    generator = Generator(tiny_config().model)
+    encoder = Encoder(generator.num_ws, generator.w_dim).state_dict()
+    path = write(tmp_path / "a.pkl", **identities(generator), encoder=encoder)
+    source = load_generator(path)
     assert list(source.latents) == ["ada", "b-2"]
     call(export.main, "--network", tmp_path / "a.pkl", "--dest", tmp_path / "b").assert_done()
     call(export.main, "--network", tmp_path / "b", "--dest", tmp_path / "c.pkl").assert_done()
@@ -60,8 +64,10 @@ def test_there_and_back(tmp_path: Path) -> None:
 
 
 def test_files_without_them_are_as_they_were(tmp_path: Path) -> None:
-    write(tmp_path / "a.pkl", latents={}, directions={})
-    assert {"latents", "directions"}.isdisjoint(torch.load(tmp_path / "a.pkl", weights_only=True))
+    write(tmp_path / "a.pkl", latents={}, directions={}, encoder={})
+    assert {"latents", "directions", "encoder"}.isdisjoint(
+        torch.load(tmp_path / "a.pkl", weights_only=True)
+    )
     assert load_checkpoint(tmp_path / "a.pkl").latents == {}
     call(export.main, "--network", tmp_path / "a.pkl", "--dest", tmp_path / "b").assert_done()
     assert not (tmp_path / "b" / "identities.safetensors").exists()

@@ -56,6 +56,7 @@ class Weights:
     source: Literal["ours", "released"]
     latents: dict[str, Any] = field(default_factory=dict)
     directions: dict[str, Tensor] = field(default_factory=dict)
+    encoder: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,154 @@
+"""A photo dropped on the viewer's page becomes an identity that is turned, edited and mixed."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import demo
+import open_eg3d
+import viewer as command
+from dnnlib.console import UserError
+from media.viewer.checkpoints import CheckpointFolder
+from media.viewer.server import Viewer, run_viewer
+from media.viewer.uploads import OnProgress
+from open_eg3d import inverting, load_generator
+from tests.browser import SOFTWARE_WEBGL, Page, open_browser
+from tests.media.viewer.test_viewer_browser import CHANGED, difference, seen
+from tests.tiny import PATIENCE, call
+from tests.viewer_page import RawPage
+from training.networks.generator import Generator
+
+pytestmark = pytest.mark.waits
+
+DROP = """(() => {
+    const bytes = Uint8Array.from(atob("%s"), (letter) => letter.charCodeAt(0));
+    const data = new DataTransfer();
+    data.items.add(new File([bytes], "ada.png", { type: "image/png" }));
+    dispatchEvent(new DragEvent("drop", { dataTransfer: data, cancelable: true }));
+})()"""
+SAYS = "document.body.innerText.includes(%r)"
+CHOSEN = "!![...document.querySelectorAll('input')].find((e) => e.value === 'photo-1')"
+
+
+def drop(page: Page, data: bytes) -> None:
+    page.run(DROP % base64.b64encode(data).decode())
+
+
+def photo() -> bytes:
+    """A head of the shipped model, at 64 pixels."""
+    generator = load_generator(demo.SHIPPED)
+    file = io.BytesIO()
+    ws = open_eg3d.map_latents(generator, open_eg3d.seed_latents(generator, [3]))
+    views = open_eg3d.render(generator, ws, open_eg3d.view_label(generator, 0.0))
+    Image.fromarray(views.pictures()[0, 0]).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def calls() -> list[bool]:
+    return []
+
+
+@pytest.fixture
+def viewer(monkeypatch: pytest.MonkeyPatch, calls: list[bool]) -> Iterator[Viewer]:
+    """Photos are inverted as the command line does, in one step each."""
+    monkeypatch.setattr(command, "PHOTO_SECONDS", 0.0)
+    monkeypatch.setattr(inverting, "load_perceptual", lambda *_: (None, "none"))
+
+    def counted(*arguments: Any) -> tuple[Generator, dict[str, Any]]:
+        calls.append(arguments[2])
+        return command.invert_photo(*arguments)
+
+    generator = load_generator(demo.SHIPPED)
+    folder = CheckpointFolder(None, load_generator)
+    with run_viewer(generator, "heads64.pkl", folder, port=0, invert=counted) as viewer:
+        yield viewer
+
+
+def test_a_dropped_photo_is_shown_and_mixed(
+    viewer: Viewer, calls: list[bool], tmp_path: Path
+) -> None:
+    with open_browser(SOFTWARE_WEBGL) as browser:
+        page = browser.open(viewer.address, 1280, 900)
+        page.wait_until(SAYS % "frames per second")
+        before = seen(page, tmp_path)
+        box = (
+            "[...document.querySelectorAll('input[type=checkbox]')].find((e) =>"
+            " e.getBoundingClientRect().width > 0)"
+        )
+        page.run(f"{box}.click()")  # cut out already
+        drop(page, photo())
+        page.wait_until(CHOSEN)
+        after = seen(page, tmp_path)
+        assert difference(after, before) > CHANGED
+        drop(page, b"no picture")
+        page.wait_until(SAYS % "cannot be read")
+        assert difference(seen(page, tmp_path), after) < 0.5
+        (session,) = viewer.sessions.values()
+        assert list(session.photos) == ["photo-1"]
+        assert calls[0]  # the box was ticked
+        assert not page.errors
+
+
+def test_a_page_that_left_ends_its_inversion() -> None:
+    """What is told of the progress raises, and nothing is kept."""
+    started, ended = threading.Event(), threading.Event()
+
+    def endless(_: Generator, data: bytes, is_cut_out: bool, on_step: OnProgress) -> Any:
+        assert (data, is_cut_out) == (b"abc", False)
+        started.set()
+        try:
+            while True:
+                on_step("latents", 0.5, 1.0)
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    folder = CheckpointFolder(None, load_generator)
+    generator = load_generator(demo.SHIPPED)
+    with run_viewer(generator, "heads64.pkl", folder, port=0, invert=endless) as viewer:
+        page = RawPage(viewer.address)
+        page.enter()
+        button = page.controls["Choose or drop a photo"]
+        page.send(
+            "FileTransferStartUpload",
+            source_component_uuid=button["uuid"],
+            transfer_uuid="t",
+            filename="x.png",
+            mime_type="image/png",
+            part_count=1,
+            size_bytes=3,
+        )
+        page.send(
+            "FileTransferPart",
+            source_component_uuid=button["uuid"],
+            transfer_uuid="t",
+            part_index=0,
+            content=b"abc",
+        )
+        assert started.wait(PATIENCE)
+        page.close()
+        assert ended.wait(PATIENCE)
+
+
+def test_photos_of_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless they are switched on; without them no page has a button."""
+    taken = []
+
+    def run(*arguments: Any) -> None:
+        taken.append(arguments[-1] is not None)
+        raise UserError("ended")
+
+    monkeypatch.setattr("media.viewer.server.run_viewer", run)
+    for options in ((), ("--host", "0.0.0.0"), ("--host", "0.0.0.0", "--photos"), ("--no-photos",)):
+        call(command.main, "--network", demo.SHIPPED, *options).assert_refused(1, "ended")
+    assert taken == [True, False, True, False]
