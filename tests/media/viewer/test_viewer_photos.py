@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import demo
 import open_eg3d
 import viewer as command
 from dnnlib.console import UserError
 from media.viewer.checkpoints import CheckpointFolder
 from media.viewer.server import Viewer, run_viewer
 from media.viewer.uploads import OnProgress
-from open_eg3d import inverting, load_generator
+from open_eg3d import SHIPPED_MODEL, inverting, load_generator
 from tests.browser import SOFTWARE_WEBGL, Page, open_browser
 from tests.media.viewer.test_viewer_browser import CHANGED, difference, seen
 from tests.tiny import PATIENCE, call
@@ -45,7 +44,7 @@ def drop(page: Page, data: bytes) -> None:
 
 def photo() -> bytes:
     """A head of the shipped model, at 64 pixels."""
-    generator = load_generator(demo.SHIPPED)
+    generator = load_generator(SHIPPED_MODEL)
     file = io.BytesIO()
     ws = open_eg3d.map_latents(generator, open_eg3d.seed_latents(generator, [3]))
     views = open_eg3d.render(generator, ws, open_eg3d.view_label(generator, 0.0))
@@ -68,7 +67,7 @@ def viewer(monkeypatch: pytest.MonkeyPatch, calls: list[bool]) -> Iterator[Viewe
         calls.append(arguments[2])
         return command.invert_photo(*arguments)
 
-    generator = load_generator(demo.SHIPPED)
+    generator = load_generator(SHIPPED_MODEL)
     folder = CheckpointFolder(None, load_generator)
     with run_viewer(generator, "heads64.pkl", folder, port=0, invert=counted) as viewer:
         yield viewer
@@ -114,7 +113,7 @@ def test_a_page_that_left_ends_its_inversion() -> None:
             ended.set()
 
     folder = CheckpointFolder(None, load_generator)
-    generator = load_generator(demo.SHIPPED)
+    generator = load_generator(SHIPPED_MODEL)
     with run_viewer(generator, "heads64.pkl", folder, port=0, invert=endless) as viewer:
         page = RawPage(viewer.address)
         page.enter()
@@ -150,5 +149,5 @@ def test_photos_of_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("media.viewer.server.run_viewer", run)
     for options in ((), ("--host", "0.0.0.0"), ("--host", "0.0.0.0", "--photos"), ("--no-photos",)):
-        call(command.main, "--network", demo.SHIPPED, *options).assert_refused(1, "ended")
+        call(command.main, "--network", SHIPPED_MODEL, *options).assert_refused(1, "ended")
     assert taken == [True, False, True, False]
