@@ -50,7 +50,7 @@ def low_precision(generator: Generator) -> Iterator[None]:
 
 
 def test_it_is_small_and_of_the_heads() -> None:
-    assert SHIPPED_MODEL.stat().st_size < 10e6
+    assert SHIPPED_MODEL.stat().st_size < 12e6  # with an encoder
     assert Path(SHIPPED_MODEL).parent.joinpath("README.md").exists()
 
 
