@@ -25,6 +25,7 @@ from dnnlib.files import atomic_write, cache_dir  # noqa: E402
 from docs.measure_model import renew_hash  # noqa: E402
 from metrics.detectors import load_detector  # noqa: E402
 from metrics.traits import READABLE, Regressor, fit, local_features  # noqa: E402
+from metrics.weights import file_hash  # noqa: E402
 from open_eg3d import SHIPPED_MODEL, export, load_generator, map_latents, seed_latents  # noqa: E402
 from open_eg3d.inverting import train_encoder  # noqa: E402
 from torch_utils.precision import use_full_fp32  # noqa: E402
@@ -147,7 +148,8 @@ def main(names: list[str]) -> None:
     use_full_fp32()
     page, generator = ROOT / "docs" / "inversion.md", load_generator(SHIPPED_MODEL)
     if "encoder" in names:
-        train_encoder(generator, cache_dir() / "encoder.state", ENCODER, told)
+        state = cache_dir() / f"encoder-{file_hash(SHIPPED_MODEL)[:16]}.state"
+        train_encoder(generator, state, ENCODER, told)
     if "directions" in names:
         write_into(page, 1, equip_directions(generator))
     if {"encoder", "directions"} & set(names):
