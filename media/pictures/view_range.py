@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from training.cameras import CameraSummary, unpack_label
+from training.cameras import CameraSummary, orbit_angles, unpack_label
 from training.networks.generator import Generator
 
 TOLERANCE = math.radians(3.0)  # beyond the range of the data, whose outermost cameras it leaves out
@@ -20,10 +20,11 @@ def beyond_training(generator: Generator, labels: Tensor) -> str | None:
     if not generator.cameras:
         return None
     cameras = CameraSummary.from_dict(generator.cameras)
-    offsets = unpack_label(labels.double().cpu())[0][:, :3, 3] - torch.tensor(cameras.center)
-    yaws = torch.atan2(offsets[:, 0], offsets[:, 2]) - cameras.yaw
+    cam2world = unpack_label(labels.double().cpu())[0].clone()
+    cam2world[:, :3, 3] -= torch.tensor(cameras.center)
+    yaws, pitches, _ = orbit_angles(cam2world)
+    yaws = yaws - cameras.yaw
     yaws = cameras.yaw + torch.atan2(yaws.sin(), yaws.cos())
-    pitches = torch.asin(torch.nn.functional.normalize(offsets, dim=1)[:, 1])
     angles = (("yaws", yaws, cameras.yaw_range), ("pitches", pitches, cameras.pitch_range))
     parts = [
         f"{name} {_span(float(seen.min()), float(seen.max()))} (training: {_span(low, high)})"

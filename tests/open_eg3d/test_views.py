@@ -181,7 +181,7 @@ WRONG: dict[str, tuple[Callable[[Generator, Tensor], Any], str]] = {
         "truncation_psi must be a finite number, not nan",
     ),
     "yaw as text": (
-        lambda G, _: open_eg3d.view_label(G, yaw_degrees="left"),
+        lambda G, _: open_eg3d.view_label(G, yaw_degrees="left"),  # type: ignore[arg-type]
         "yaw_degrees must be degrees, numbers of one shape, not 'left'",
     ),
     "several meshes": (lambda G, ws: open_eg3d.mesh(G, ws), r"ws must have shape \(1, "),

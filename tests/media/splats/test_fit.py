@@ -13,12 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import demo
 import export
 from dnnlib.console import UserError
 from media.splats.fit import FitSettings, Target, first_guess, fit_labels, refine
 from media.splats.splats import Splats, rotation_matrices
-from open_eg3d import load_generator, map_latents, render, seed_latents, splats
+from open_eg3d import SHIPPED_MODEL, load_generator, map_latents, render, seed_latents, splats
 from tests.media.splats.clouds import CAMERAS, ball
 from tests.tiny import call
 from training.cameras import cameras_of
@@ -112,7 +111,7 @@ def test_cameras_go_all_around_what_stands_alone() -> None:
 
 @pytest.fixture(scope="module")
 def shipped() -> Generator:
-    return load_generator(demo.SHIPPED)
+    return load_generator(SHIPPED_MODEL)
 
 
 @pytest.mark.slow
@@ -151,7 +150,7 @@ def test_aims(shipped: Generator, seed: int) -> None:
 
 @pytest.mark.slow
 def test_export_writes_a_file_for_each_head(tmp_path: Path) -> None:
-    base = ["--network", str(demo.SHIPPED), "--seeds", "3,4", "--dest", str(tmp_path / "out")]
+    base = ["--network", str(SHIPPED_MODEL), "--seeds", "3,4", "--dest", str(tmp_path / "out")]
     call(export.main, *base, "--format", "splat").assert_done()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "seed0003.splat",
