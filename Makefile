@@ -28,7 +28,7 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[dev,docs,heads,lite0,onnx,hub,colmap,viewer]'
+	$(BIN)/pip install --quiet --editable '.[dev,docs,heads,lite0,onnx,web,hub,colmap,viewer,space,wandb,notebook]'
 	touch $@
 
 # What only tests need: a headless browser, and a validator of GLB files.

@@ -21,6 +21,7 @@ import torch
 
 from cli.devices import device_option
 from cli.metrics import Metrics, metric_network_options
+from cli.program import program
 from cli.rendering import (
     network_option,
     nrr_option,
@@ -30,7 +31,7 @@ from cli.rendering import (
 )
 from cli.values import Parsed
 from data_tools.faces.angles import open_pose_estimator
-from dnnlib.console import HELP, UserError, run_cli
+from dnnlib.console import UserError, run_cli
 from dnnlib.files import atomic_write, check_utf8, is_url, make_dir
 from dnnlib.numbers import finite
 from media.report.page import Figure, Report, Section, report_page
@@ -295,7 +296,12 @@ def job_of(options: dict[str, Any]) -> Job:
     )
 
 
-@click.command(context_settings=HELP)
+@program(
+    What_is_measured="network names data mirror outdir prints_json report report_fakes",
+    Fakes="cameras yaw pitch conditioning trunc trunc_cutoff nrr seed",
+    Networks_of_metrics="detector detector_weights lpips_weights pose_model identity_model",
+    Machine="device procs batch precision",
+)
 @network_option
 @click.option(
     "--data", metavar="ZIP|DIR|URL", help="Real pictures with cameras, at the model's resolution."

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from cli.program import version_option
 from cli.values import FiniteRange, Parsed
 from dnnlib.console import HELP, UserError, run_cli
 from dnnlib.numbers import LARGEST, finite
@@ -120,6 +121,7 @@ views_option = click.option(
 
 
 @click.group(context_settings=HELP)
+@version_option
 def main() -> None:
     """Make and check data sets of images with camera labels."""
 

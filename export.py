@@ -3,6 +3,7 @@
 python export.py --network run/network-snapshot-000200.pkl --dest heads.pkl
 python export.py --network heads.pkl --seeds 0-7 --dest avatars.html
 python export.py --network heads.pkl --seeds 0-3 --dest out --format splat-ply
+python export.py --network heads.pkl --dest site --format web
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import click
 
+from cli.program import program
 from cli.sampling import (
     Identity,
     chosen_latents,
@@ -27,7 +29,7 @@ from cli.sampling import (
     latents_option,
 )
 from cli.values import Finite, Seeds
-from dnnlib.console import HELP, UserError, run_cli
+from dnnlib.console import UserError, run_cli
 from dnnlib.files import local_file, make_dir
 from media.splats.files import SPLAT_FORMATS, save_splats
 from open_eg3d import splats
@@ -168,7 +170,7 @@ def check_new(source: Path, targets: list[Path], overwrite: bool) -> None:
             )
 
 
-@click.command(context_settings=HELP)
+@program(Files="network dest named overwrite", Heads="seeds latents edits trunc")
 @click.option(
     "--network",
     required=True,
@@ -214,7 +216,8 @@ def main(
     graphs for other programs.
 
     Or write a page of heads that a browser renders by itself, without a server. Or, with --format
-    splat-ply, splat or splat-glb, heads as 3D Gaussians for splat viewers, a file each.
+    splat-ply, splat or splat-glb, heads as 3D Gaussians for splat viewers, a file each; with
+    --format web, a folder for a file server, whose page makes new heads.
     """
     chosen = choose_format(dest, named)
     is_splats = chosen in SPLAT_FORMATS

@@ -16,9 +16,10 @@ import click
 import torch
 from torch import Tensor
 
+from cli.program import program
 from cli.sampling import SamplingRequest, sampling_options
 from cli.values import Commas, Finite, some_of
-from dnnlib.console import HELP, progress, run_cli
+from dnnlib.console import progress, run_cli
 from dnnlib.files import make_dir
 from dnnlib.numbers import finite
 from media.meshes.files import TEXTURE_FORMATS
@@ -101,7 +102,12 @@ def write_shape(
     return path
 
 
-@click.command(context_settings=HELP)
+@program(
+    Identities="network seeds latents edits trunc trunc_cutoff",
+    Pictures="outdir views pitch rows nrr images",
+    Shapes="shapes shape_res shape_level shape_faces texture",
+    Machine="device precision",
+)
 @sampling_options(seeds="0-7")
 @click.option(
     "--views",

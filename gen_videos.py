@@ -15,9 +15,10 @@ import click
 from torch import Tensor
 from tqdm import tqdm
 
+from cli.program import program
 from cli.sampling import Identity, SamplingRequest, sampling_options
 from cli.values import Finite, FiniteRange, Parsed, some_of
-from dnnlib.console import HELP, progress, run_cli
+from dnnlib.console import progress, run_cli
 from dnnlib.files import local_file, make_dir
 from media.pictures.grids import PANELS
 from media.pictures.view_range import beyond_training
@@ -199,7 +200,12 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 # Command line
 
 
-@click.command(context_settings=HELP)
+@program(
+    Identities="network seeds latents edits trunc trunc_cutoff interpolate grid",
+    Camera="camera yaw_swing pitch_swing pitch",
+    Video="outdir show frames fps formats size nrr ray_samples",
+    Machine="device precision compile",
+)
 @sampling_options(seeds="0-3")
 @click.option(
     "--interpolate",

@@ -32,10 +32,11 @@ from cli.photos import (
     read_poses,
     subjects_of,
 )
+from cli.program import program
 from cli.rendering import network_option, outdir_option
 from cli.values import FiniteRange
 from data_tools.faces.estimators import MEDIAPIPE, estimators_closed
-from dnnlib.console import HELP, UserError, progress, run_cli
+from dnnlib.console import UserError, progress, run_cli
 from dnnlib.files import make_dir
 from open_eg3d import export, invert, map_latents, seed_latents
 from open_eg3d.identity_files import checked_dest, is_done, weights_content, write_identity
@@ -246,7 +247,13 @@ def write_encoder(generator: Generator, steps: int, dest: Path) -> None:
     click.echo(f"Wrote {dest} with an encoder")
 
 
-@click.command(context_settings=HELP)
+@program(
+    Photos="network data estimator face masks same_person outdir",
+    Cameras="label poses optimise_pose optimise_focal",
+    Method="method seconds steps lpips_weights",
+    Directions="scores dest",
+    Machine="device",
+)
 @click.argument("photos", nargs=-1, type=click.Path(path_type=Path))
 @network_option
 @click.option("--data", metavar="ZIP|DIR", help="A data set, or a folder of photos; resumable.")

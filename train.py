@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from cli.metrics import METRIC_FILES, Metrics, metric_network_options
+from cli.program import program
 from cli.settings import (
     check_assignments,
     given_settings,
@@ -25,7 +26,7 @@ from cli.settings import (
 )
 from cli.values import FiniteRange
 from data_tools.faces.angles import open_pose_estimator
-from dnnlib.console import HELP, UserError, run_cli
+from dnnlib.console import UserError, run_cli
 from dnnlib.files import is_url
 from media.pictures.snapshots import save_pictures
 from metrics.names import parse_metrics
@@ -337,7 +338,15 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
 # The command line
 
 
-@click.command(context_settings=HELP)
+@program(
+    Data="data mirror rebalance max_broken workers",
+    Recipe="cfg sizes config batch gamma aug p target freeze_d gen_pose_cond"
+    " nrr_initial nrr_final nrr_fade_kimg seed overrides",
+    Begin_and_end="resume init_from kimg minutes dry_run json",
+    What_is_written="outdir tick snap keep keep_every log",
+    Metrics="metrics detector detector_weights lpips_weights pose_model identity_model",
+    Machine="device gpus procs batch_gpu precision deterministic compile",
+)
 @click.option(
     "--data",
     multiple=True,
@@ -409,6 +418,7 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
     "snapshot.snap_ticks",
     "snapshot.keep_last",
     "snapshot.keep_kimg",
+    "snapshot.log",
     "training.seed",
 )
 @setting_option(

@@ -16,9 +16,10 @@ import torch
 
 from cli.devices import device_option
 from cli.photos import PhotoOptions, subjects_of
+from cli.program import program
 from cli.sampling import chosen_latents
 from data_tools.faces.estimators import MEDIAPIPE, estimators_closed
-from dnnlib.console import HELP, UserError, run_cli
+from dnnlib.console import UserError, run_cli
 from dnnlib.files import is_url, local_file
 from media.viewer.checkpoints import CheckpointFolder
 from open_eg3d import invert
@@ -53,7 +54,7 @@ def invert_photo(
     return found.generator, found.entry("photo")
 
 
-@click.command(context_settings=HELP)
+@program(Heads="network folder latents", Server="host port device")
 @click.option("--network", required=True, metavar="FILE|URL", help="Checkpoint, ours or released.")
 @click.option(
     "--folder",

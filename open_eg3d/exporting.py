@@ -111,6 +111,18 @@ def _write_page(generator: Generator, dest: Path, heads: Heads) -> None:
     write_avatars(dest, generator, heads, f"Generated heads: {dest.stem}")
 
 
+def _write_web(generator: Generator, dest: Path, _: Heads) -> None:
+    from media.web import write_web_page
+
+    write_web_page(dest, generator, f"Generated heads: {dest.name}")
+
+
+def _web_files(dest: Path) -> list[Path]:
+    from media.web import page_files
+
+    return [dest / name for name in page_files()]
+
+
 def _onnx_files(dest: Path) -> list[Path]:
     """NAME.onnx stands for two files beside each other, another name for a folder."""
     stem = f"{dest.stem}." if dest.suffix == ".onnx" else ""
@@ -129,5 +141,6 @@ FORMATS = {
     ),
     "onnx": Format(_write_onnx, _onnx_files),
     "html": Format(_write_page, lambda dest: [dest]),
+    "web": Format(_write_web, _web_files),
 }
 SUFFIXES = {".pkl": "checkpoint", "": "safetensors", ".onnx": "onnx", ".html": "html"}

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from dnnlib.console import UserError
+from dnnlib.files import local_file
+from media.pictures.grids import save_png
 from open_eg3d.exporting import weights_of
 from training.checkpoints.checkpoint import build_generator_as, load_weights
 from training.checkpoints.weights_folder import FILES, read_weights_folder, write_weights_folder
@@ -14,7 +16,7 @@ from training.config.settings import ModelConfig
 from training.networks.generator import Generator
 
 try:
-    from huggingface_hub import ModelHubMixin, snapshot_download
+    from huggingface_hub import ModelCard, ModelHubMixin, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 except ImportError as error:
     raise UserError(
@@ -22,19 +24,22 @@ except ImportError as error:
         " 'open-eg3d[hub]'"
     ) from error
 
+from open_eg3d.model_card import PICTURE, Origin, model_card, origin_of, sample_picture
+
 
 class PretrainedGenerator(
     Generator, ModelHubMixin, library_name="open-eg3d", tags=["eg3d", "3d", "gan"]
 ):
     """A `Generator` with `from_pretrained`, `save_pretrained` and `push_to_hub`.
 
-    `save_pretrained(folder)` writes what `export.py --format safetensors` writes, and a model card;
-    say the licence of the weights with `model_card_kwargs={"license": ...}`. `push_to_hub(repo_id)`
-    uploads the same files.
+    `save_pretrained(folder)` writes what `export.py --format safetensors` writes, a model card and
+    its picture; `push_to_hub(repo_id)` uploads the same files. `model_card_kwargs` are those of
+    `open_eg3d.model_card.model_card`: say the licence of the weights with {"license": ...}.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
+        self.origin = Origin()
 
     @classmethod
     def from_checkpoint(cls, path_or_url: str | os.PathLike[str]) -> Self:
@@ -43,7 +48,10 @@ class PretrainedGenerator(
         Raises:
             UserError: if the file cannot be read or holds no generator.
         """
-        return build_generator_as(cls, load_weights(path_or_url))
+        path = local_file(path_or_url)
+        generator = build_generator_as(cls, load_weights(path))
+        generator.origin = origin_of(path)
+        return generator
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # there are no settings to give: those of the file belong to its weights
@@ -83,8 +91,22 @@ class PretrainedGenerator(
         return build_generator_as(cls, read_weights_folder(folder))
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        """Called by `save_pretrained`: weights, settings and cameras."""
+        """Called by `save_pretrained`: weights, settings, cameras, and the card's picture."""
         write_weights_folder(save_directory, weights_of(self))
+        save_png(save_directory / PICTURE, sample_picture(self))
+
+    def push_to_hub(
+        self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **more: Any
+    ) -> str:
+        """Upload what `save_pretrained` writes to a repository `user/name`; returns the address of
+        the commit. `more` are the keywords of `ModelHubMixin.push_to_hub`: private, token, ...
+        """
+        about = {"name": repo_id, **(model_card_kwargs or {})}
+        return super().push_to_hub(repo_id, model_card_kwargs=about, **more)
+
+    def generate_model_card(self, *_: Any, **about: Any) -> ModelCard:
+        """Called by `save_pretrained`, with `model_card_kwargs`."""
+        return model_card(self, self._hub_mixin_info.model_card_data, self.origin, **about)
 
 
 def _fetch(name: str, options: dict[str, Any]) -> Path:

@@ -21,11 +21,16 @@ def run(name: str) -> None:
     module.run_cli(module.main)
 
 
-train = functools.partial(run, "train")
-gen_samples = functools.partial(run, "gen_samples")
-gen_videos = functools.partial(run, "gen_videos")
-calc_metrics = functools.partial(run, "calc_metrics")
-dataset_tool = functools.partial(run, "dataset_tool")
-invert = functools.partial(run, "invert")
-export = functools.partial(run, "export")
-viewer = functools.partial(run, "viewer")
+NAMES = (
+    "train",
+    "gen_samples",
+    "gen_videos",
+    "invert",
+    "export",
+    "viewer",
+    "calc_metrics",
+    "dataset_tool",
+)
+train, gen_samples, gen_videos, invert, export, viewer, calc_metrics, dataset_tool = (
+    functools.partial(run, name) for name in NAMES
+)

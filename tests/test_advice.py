@@ -14,6 +14,7 @@ import click
 import pytest
 import torch
 
+import app
 import calc_metrics
 import dataset_tool
 import export
@@ -134,6 +135,20 @@ DONE_IN = {
     ),
     "a larger --gamma or more data may help": f"{HERE}::test_what_a_run_says_at_its_end",
     "curves: tensorboard --logdir {}": f"{HERE}::test_what_a_run_says_at_its_end",
+    "a file holds one head, and these are": (
+        "tests/test_export.py::test_splats_of_several_heads_want_a_folder"
+    ),
+    "--label {}": INVERT_WRONG,
+    "On a clone: python NAME.py": (
+        "tests/test_command_line.py::test_the_package_lists_the_commands"
+    ),
+    "A 3D-aware GAN: from random numbers": "tests/test_hub.py::test_model_card_of_little_known",
+    "`calc_metrics.py` measures": "tests/test_hub.py::test_model_card_of_little_known",
+    "Measured by `calc_metrics.py`": "tests/test_hub.py::test_model_card_tells_of_the_model",
+    "--log wandb needs the package wandb": "tests/training/run/test_folder.py::test_without_wandb",
+    "set WANDB_MODE=offline, or leave it out of": (
+        "tests/training/run/test_folder.py::test_curves_and_pictures_in_wandb"
+    ),
     "python gen_samples.py --network {}": f"{HERE}::test_commands_of_the_demo_are_understood",
     "python gen_videos.py --network {}": f"{HERE}::test_commands_of_the_demo_are_understood",
     "python viewer.py --network models": f"{HERE}::test_commands_of_the_demo_are_understood",
@@ -177,8 +192,8 @@ DONE_IN = {
     "or NVIDIA's wheels of it (docs/kernels.md)": f"{HERE}::test_packages_and_pages_are_there",
 }
 COMMANDS: tuple[click.Command, ...] = (
-    calc_metrics.main, export.main, gen_samples.main, gen_videos.main, invert.main, train.main,
-    viewer.main,
+    app.main, calc_metrics.main, export.main, gen_samples.main, gen_videos.main, invert.main,
+    train.main, viewer.main,
     *dataset_tool.main.commands.values(),
 )  # fmt: skip
 OF_OTHERS = {"--nproc-per-node", "--logdir"}
@@ -236,8 +251,8 @@ def test_packages_and_pages_are_there() -> None:
     extras = project["optional-dependencies"]
     packages = " ".join([*project["dependencies"], *(" ".join(names) for names in extras.values())])
     for text in said():
-        for name in re.findall(r"pip install (?:-e )?'?(?:open-eg3d|\.)\[(\w+)\]", text):
-            assert name in extras, text
+        for names in re.findall(r"pip install (?:-e )?'?(?:open-eg3d|\.)\[([\w,]+)\]", text):
+            assert set(names.split(",")) <= set(extras), text
         for name in re.findall(r"pip install ([a-z][a-z-]+)$", text):
             assert name in packages, text
         for page in re.findall(r"docs/[\w-]+\.md", text):

@@ -50,6 +50,8 @@ ALLOWED = {
     "media/report": "dnnlib media media/pictures metrics training/cameras.py",
     "media/avatar": "dnnlib media media/pictures training/cameras.py training/data"
     " training/networks",
+    "media/web": "dnnlib media media/avatar training/cameras.py training/networks"
+    " training/checkpoints",
     "media/viewer": "dnnlib media media/pictures media/meshes media/videos training/cameras.py"
     " training/data training/networks training/checkpoints",
     "data_tools/sources": "dnnlib training/cameras.py training/data",
@@ -61,9 +63,9 @@ ALLOWED = {
     "data_tools/heads": "dnnlib data_tools training/cameras.py training/config training/data"
     " training/rendering",
     "open_eg3d": "dnnlib torch_utils torch_utils/distributed metrics media media/pictures"
-    " media/meshes media/splats media/videos media/avatar data_tools/faces data_tools/heads"
-    " training/cameras.py training/config training/data training/networks training/checkpoints"
-    " training/checkpoints/released training/run training/inversion",
+    " media/meshes media/splats media/videos media/avatar media/web data_tools/faces"
+    " data_tools/heads training/cameras.py training/config training/data training/networks"
+    " training/checkpoints training/checkpoints/released training/run training/inversion",
     "cli": "dnnlib torch_utils metrics open_eg3d data_tools/faces data_tools/sources"
     " training/cameras.py training/config training/data training/networks training/inversion"
     " training/checkpoints",

@@ -5,35 +5,48 @@ people's scripts.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
 
 import click
 import pytest
 
+import calc_metrics
 import dataset_tool
+import export
 import gen_samples
 import gen_videos
+import invert
 import train
-from tests.tiny import call, finish, start
+import viewer
+from cli.program import Program
+from open_eg3d import __version__
+from tests.tiny import ROOT, call, environment, finish, start
 
 TRAIN = """
 --aug --batch --batch-gpu --cfg --compile --config --data --detector --detector-weights
 --deterministic --device --dry-run --freeze-d --gamma --gen-pose-cond --gpus --help
 --identity-model --init-from --json
---keep --keep-every --kimg --lpips-weights --max-broken --metrics --minutes --mirror --no-compile
+--keep --keep-every --kimg --log --lpips-weights --max-broken --metrics --minutes --mirror
+--no-compile
 --no-deterministic
 --no-gen-pose-cond --no-mirror --nrr-fade-kimg --nrr-final --nrr-initial --outdir --p --pose-model
---precision --procs --rebalance --resume --seed --set --sizes --snap --target --tick --workers
+--precision --procs --rebalance --resume --seed --set --sizes --snap --target --tick --version
+--workers
 """
 GEN_SAMPLES = """
 --device --edit --help --images --latents --network --nrr --no-images --outdir --pitch --precision
 --rows --seeds
---shape-faces --shape-level --shape-res --shapes --texture --trunc --trunc-cutoff --views
+--shape-faces --shape-level --shape-res --shapes --texture --trunc --trunc-cutoff --version
+--views
 """
 GEN_VIDEOS = """
 --camera --compile --device --edit --formats --fps --frames --grid --help --interpolate --latents
 --network --nrr --outdir
 --pitch --pitch-swing --precision --ray-samples --seeds --show --size --trunc --trunc-cutoff
---yaw-swing
+--version --yaw-swing
 """
 HEADS = (
     "--background --count --depth --dest --help --overwrite --resolution --seed"
@@ -57,13 +70,61 @@ def test_option_names(command: click.Command, path: tuple[str, ...], expected: s
 
 
 def options_of(help_text: str) -> str:
-    """The left column of the list of options."""
-    _, _, listed = help_text.partition("Options:")
+    """The left columns of the lists of options."""
     return "\n".join(
         re.split(r"\s{2,}", line.strip())[0]
-        for line in listed.splitlines()
+        for line in help_text.splitlines()
         if re.match(r"  -", line)
     )
+
+
+PROGRAMS: list[Program] = [
+    calc_metrics.main, export.main, gen_samples.main, gen_videos.main, invert.main, train.main,
+    viewer.main,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", PROGRAMS, ids=lambda command: command.callback.__module__)
+def test_help_stands_by_purpose(command: Program) -> None:
+    """Each option once, under the heading that names it; the rest under the last one."""
+    help_text = call(command, "--help").assert_done().out
+    sections = dict(re.findall(r"^(\S[^\n]*):\n((?:  .*\n|\n)+)", help_text, re.MULTILINE))
+    assert list(sections) == [*command.purposes, "Other options"]
+    names = {param.name for param in command.params}
+    assert {name for some in command.purposes.values() for name in some} <= names
+    listed = [line.split()[0] for line in options_of("".join(sections.values())).splitlines()]
+    assert (
+        len(listed)
+        == len(set(listed))
+        == 1 + sum(isinstance(param, click.Option) for param in command.params)
+    )
+    assert options_of(sections["Other options"]).splitlines() == ["--version", "-h, --help"]
+
+
+@pytest.mark.parametrize("command", [*PROGRAMS, dataset_tool.main])
+def test_version(command: click.Command) -> None:
+    assert call(command, "--version").assert_done().out == f"open-eg3d, version {__version__}\n"
+
+
+def test_the_package_lists_the_commands() -> None:
+    done = run(sys.executable, "-m", "open_eg3d")
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert re.findall(r"^  (eg3d-[a-z-]+)  +\S", done, re.MULTILINE) == list(scripts)
+    assert re.search(r"eg3d-export +Write the generator alone", done)
+
+
+def test_shells_complete_options() -> None:
+    """click's own completion, as docs/sharing.md turns it on."""
+    asked = {"_EG3D_EXPORT_COMPLETE": "bash_complete", "COMP_WORDS": "eg3d-export --for"}
+    program = Path(sys.executable).with_name("eg3d-export")
+    assert "plain,--format" in run(program, COMP_CWORD="1", **asked)
+
+
+def run(*command: str | Path, **variables: str) -> str:
+    """What a program prints."""
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(**variables), capture_output=True, text=True, check=True
+    ).stdout
 
 
 CHOICES = {

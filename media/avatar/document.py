@@ -37,14 +37,14 @@ def assemble(scene: dict[str, Any], heads: Sequence[Head]) -> str:
         "title": html.escape(str(scene["title"])),
         "style": _read("style.css"),
         "shaders": "\n".join(
-            _script(_read(name), kind="text/plain", name=name) for name in SHADERS
+            script_element(_read(name), kind="text/plain", name=name) for name in SHADERS
         ),
-        "scene": _script(_safe_json(values), kind="application/json", name="scene"),
+        "scene": value_element(values, "scene"),
         "planes": "\n".join(
-            _script(head.data, kind="text/plain", name=f"planes-{index}")
+            script_element(head.data, kind="text/plain", name=f"planes-{index}")
             for index, head in enumerate(heads)
         ),
-        "scripts": "\n".join(_script(_read(name)) for name in SCRIPTS),
+        "scripts": "\n".join(script_element(_read(name)) for name in SCRIPTS),
     }
     page = _read("index.html")
     for name, text in parts.items():
@@ -56,13 +56,15 @@ def _read(name: str) -> str:
     return (PAGE / name).read_text(encoding="utf-8")
 
 
-def _script(text: str, kind: str | None = None, name: str | None = None) -> str:
+def script_element(text: str, kind: str | None = None, name: str | None = None) -> str:
+    """A script element around `text`, in which no tag may end it."""
     attributes = "".join(
         f' {key}="{value}"' for key, value in (("type", kind), ("id", name)) if value
     )
     return f"<script{attributes}>{text}</script>"
 
 
-def _safe_json(values: Any) -> str:
-    """JSON in which no name can end the script element."""
-    return json.dumps(values, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+def value_element(value: Any, name: str) -> str:
+    """An element that holds JSON in which no text can end it."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return script_element(text, kind="application/json", name=name)

@@ -26,6 +26,7 @@ import torch
 import trimesh
 from PIL import Image
 
+import app
 import calc_metrics
 import dataset_tool
 import export
@@ -70,6 +71,7 @@ COMMAND_LINES: dict[str, click.Command] = {
     "export.py": export.main,
     "invert.py": invert.main,
     "viewer.py": viewer.main,
+    "app.py": app.main,
     "-m torch_utils.ops": operators.main,
     "-m training.checkpoints.show": inspect.main,
 }

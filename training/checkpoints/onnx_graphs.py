@@ -1,8 +1,8 @@
 """The generator as two ONNX graphs: latent to planes, once a person, and planes to a picture, once
-a camera.
+a camera. The first one also comes in two halves, between which latents can be mixed.
 
 The composable rendering path is traced (EG3D, section 3.3), with fixed sample offsets. Graphs are
-made for one sample and one camera at a time, in fp32, at one rendering resolution.
+made for any number of samples, each with its camera, in fp32, at one rendering resolution.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from torch_utils.ops import library
 from training.cameras import LABEL_SIZE
 from training.networks.generator import Generator
 
-OPSET = 18
+OPSET = 23
 PLANES_INPUTS, PLANES_OUTPUTS = ("z", "c", "truncation_psi"), ("planes", "ws")
 IMAGE_INPUTS, IMAGE_OUTPUTS = ("planes", "ws", "c"), ("image", "image_raw", "image_depth")
+EXAMPLES = 2  # samples while a graph is traced; a single one would pass for a fixed size
 
 
 class PlanesGraph(nn.Module):
@@ -39,7 +40,7 @@ class PlanesGraph(nn.Module):
         self.generator = generator
 
     def forward(self, z: Tensor, c: Tensor, truncation_psi: Tensor) -> tuple[Tensor, Tensor]:
-        """z (1, z_dim), c (1, 25), truncation_psi () -> planes (1, 3, C, H, W), ws (1, num_ws,
+        """z (N, z_dim), c (N, 25), truncation_psi () -> planes (N, 3, C, H, W), ws (N, num_ws,
         w_dim).
         """
         # Truncation is an input of the graph, so it cannot be left out for a psi of 1 as `mapping`
@@ -49,18 +50,44 @@ class PlanesGraph(nn.Module):
         return self.generator.planes(ws), ws
 
 
-class ImageGraph(nn.Module):
-    """Planes, their latents and a camera to pictures."""
+class MappingGraph(nn.Module):
+    """Latent and conditioning camera to the latents of the layers, without truncation."""
 
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         self.generator = generator
 
+    def forward(self, z: Tensor, c: Tensor) -> Tensor:
+        """z (N, z_dim), c (N, 25) -> ws (N, num_ws, w_dim)."""
+        return self.generator.mapping(z, c)
+
+
+class SynthesisGraph(nn.Module):
+    """Latents of the layers to planes."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, ws: Tensor) -> Tensor:
+        """ws (N, num_ws, w_dim) -> planes (N, 3, C, H, W)."""
+        return self.generator.planes(ws)
+
+
+class ImageGraph(nn.Module):
+    """Planes, their latents and a camera to pictures, whose rendering has `resolution` pixels a
+    side; None = the generator's own.
+    """
+
+    def __init__(self, generator: Generator, resolution: int | None = None) -> None:
+        super().__init__()
+        self.generator, self.resolution = generator, resolution
+
     def forward(self, planes: Tensor, ws: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """planes (1, 3, C, H, W), ws (1, num_ws, w_dim), c (1, 25) -> image, image_raw,
+        """planes (N, 3, C, H, W), ws (N, num_ws, w_dim), c (N, 25) -> image, image_raw,
         image_depth, as `Generator.render`.
         """
-        pictures = self.generator.render(planes, ws, c)
+        pictures = self.generator.render(planes, ws, c, self.resolution)
         return pictures.image, pictures.image_raw, pictures.image_depth
 
 
@@ -71,26 +98,54 @@ def write_planes_graph(path: str | os.PathLike[str], generator: Generator) -> No
         UserError: if the extra `onnx` is not installed, the exporter refuses the network, or `path`
             cannot be written.
     """
-    inputs = (torch.zeros(1, generator.z_dim), torch.zeros(1, LABEL_SIZE), torch.ones(()))
+    inputs = (*_latent_and_camera(generator), torch.ones(()))
     _write(path, PlanesGraph(generator), inputs, PLANES_INPUTS, PLANES_OUTPUTS)
 
 
-def write_image_graph(path: str | os.PathLike[str], generator: Generator) -> None:
-    """Write the graph of `ImageGraph`, at the generator's own rendering resolution.
+def write_mapping_graph(path: str | os.PathLike[str], generator: Generator) -> None:
+    """Write the graph of `MappingGraph`: z, c -> ws.
+
+    Raises:
+        UserError: as `write_planes_graph`.
+    """
+    _write(path, MappingGraph(generator), _latent_and_camera(generator), ("z", "c"), ("ws",))
+
+
+def write_synthesis_graph(path: str | os.PathLike[str], generator: Generator) -> None:
+    """Write the graph of `SynthesisGraph`: ws -> planes.
+
+    Raises:
+        UserError: as `write_planes_graph`.
+    """
+    _write(path, SynthesisGraph(generator), (_zero_ws(generator),), ("ws",), ("planes",))
+
+
+def write_image_graph(
+    path: str | os.PathLike[str], generator: Generator, resolution: int | None = None
+) -> None:
+    """Write the graph of `ImageGraph`; `resolution` are pixels a side of the rendering, by default
+    the generator's own.
 
     Raises:
         UserError: as `write_planes_graph`.
     """
     options = generator.config.generator
-    planes = torch.zeros(
-        1, 3, options.plane_channels, options.plane_resolution, options.plane_resolution
-    )
-    inputs = (
-        planes,
-        torch.zeros(1, generator.num_ws, generator.w_dim),
-        torch.eye(5).reshape(1, LABEL_SIZE),
-    )
-    _write(path, ImageGraph(generator), inputs, IMAGE_INPUTS, IMAGE_OUTPUTS)
+    side = options.plane_resolution
+    planes = torch.zeros(EXAMPLES, 3, options.plane_channels, side, side)
+    inputs = (planes, _zero_ws(generator), _cameras())
+    _write(path, ImageGraph(generator, resolution), inputs, IMAGE_INPUTS, IMAGE_OUTPUTS)
+
+
+def _latent_and_camera(generator: Generator) -> tuple[Tensor, Tensor]:
+    return torch.zeros(EXAMPLES, generator.z_dim), _cameras()
+
+
+def _zero_ws(generator: Generator) -> Tensor:
+    return torch.zeros(EXAMPLES, generator.num_ws, generator.w_dim)
+
+
+def _cameras() -> Tensor:
+    return torch.eye(5).reshape(1, LABEL_SIZE).repeat(EXAMPLES, 1)
 
 
 def _write(
@@ -101,6 +156,7 @@ def _write(
     output_names: tuple[str, ...],
 ) -> None:
     operators = _missing_operators()
+    samples = {0: torch.export.Dim.DYNAMIC}
     with library.path("reference"), torch.no_grad(), _quiet():
         try:
             program: Any = torch.onnx.export(
@@ -110,6 +166,7 @@ def _write(
                 input_names=input_names,
                 output_names=output_names,
                 opset_version=OPSET,
+                dynamic_shapes=[samples if value.dim() else {} for value in inputs],
                 custom_translation_table=operators,
                 verbose=False,
             )

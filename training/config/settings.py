@@ -505,6 +505,9 @@ class SnapshotConfig:
         lowest=0,
         option="--keep-every",
     )
+    log: Literal["tensorboard", "wandb", "tensorboard,wandb", "none"] = setting(
+        "tensorboard", "What shows curves and pictures, beside stats.jsonl.", option="--log"
+    )
     metrics: tuple[str, ...] = setting(
         (),
         "Measured at every checkpoint, as by calc_metrics.py.",

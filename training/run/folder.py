@@ -9,7 +9,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dnnlib.console import UserError
 from dnnlib.files import atomic_write
 from torch_utils.distributed.collectives import rank
 from training.config.settings import Config, to_dict
+from training.run.wandb_log import WandbLog
 
 OPTIONS_FILE = "training_options.json"
 STATS_FILE = "stats.jsonl"
@@ -37,7 +38,7 @@ class RunFolder:
         Raises:
             UserError: if another process goes on writing there, or nothing can be written.
         """
-        self.path = path
+        self.path, self.config = path, config
         self.active = rank() == 0
         if not self.active:
             return
@@ -50,7 +51,7 @@ class RunFolder:
         self._is_warned = False
 
     def __enter__(self) -> RunFolder:
-        self.writer = Events(self.path if self.active else None, self.warn)
+        self.writer = Curves(self._loggers() if self.active else [])
         self._thread_hook, threading.excepthook = threading.excepthook, leave_disk_errors
         return self
 
@@ -60,6 +61,15 @@ class RunFolder:
         if self.active:
             self._flush()
             os.close(self._lock)
+
+    def _loggers(self) -> list[Events | WandbLog]:
+        wanted = self.config.snapshot.log.split(",")
+        loggers: list[Events | WandbLog] = []
+        if "tensorboard" in wanted:
+            loggers.append(Events(self.path, self.warn))
+        if "wandb" in wanted:
+            loggers.append(WandbLog(self.path, self.config, self.warn))
+        return loggers
 
     def log(self, line: str) -> None:
         """Show a line and append it to the log."""
@@ -127,13 +137,40 @@ class LineFile:
         self._waiting.clear()
 
 
+class Curves:
+    """All that shows a run's numbers and pictures, as one."""
+
+    def __init__(self, loggers: Sequence[Events | WandbLog]) -> None:
+        self.loggers = loggers
+
+    def add_scalar(self, name: str, value: float, images: int) -> bool:
+        """Show a number; whether all have written it."""
+        written = [one.add_scalar(name, value, images) for one in self.loggers]
+        return all(written)
+
+    def add_image(self, name: str, picture: Any, images: int, dataformats: str = "HWC") -> bool:
+        """Show a picture (H, W, 3), uint8; whether all have written it."""
+        written = [one.add_image(name, picture, images, dataformats) for one in self.loggers]
+        return all(written)
+
+    def flush(self) -> bool:
+        """Write what waits; whether that worked."""
+        written = [one.flush() for one in self.loggers]
+        return all(written)
+
+    def close(self) -> None:
+        """End writing."""
+        for one in self.loggers:
+            one.close()
+
+
 class Events:
     """TensorBoard's writer, which a full disk ends: then what is to be shown is left out, and a new
     writer is begun later.
     """
 
-    def __init__(self, path: Path | None, warn: Callable[[str], None]) -> None:
-        """Write to the folder `path`; None = write nothing."""
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        """Write to the folder `path`."""
         self.path, self.warn = path, warn
         self._writer: SummaryWriter | None = None
 
@@ -159,8 +196,6 @@ class Events:
             self._writer = None
 
     def _try(self, action: Callable[[SummaryWriter], None]) -> bool:
-        if self.path is None:
-            return True
         try:
             if self._writer is None:
                 self._writer = SummaryWriter(str(self.path))

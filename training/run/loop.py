@@ -38,7 +38,7 @@ from training.gan.health import (
 )
 from training.gan.trainer import Trainer
 from training.networks.growth import grow_state
-from training.run.folder import Events, RunFolder
+from training.run.folder import Curves, RunFolder
 from training.run.messages import expected_images, memory_gib, speed_line, start_lines, tick_line
 from training.run.saving import SnapshotWriter, is_finite, snapshot_name
 
@@ -56,7 +56,7 @@ class SnapshotState:
     run_dir: Path
     resolution: int  # of the neural rendering at this moment
     checkpoint: Path | None  # is being written there; None at the start, before anything is trained
-    writer: Events
+    writer: Curves
     log: Callable[[str], None] = print  # shows a line and keeps it in the run's log; in process 0
     is_stopping: Callable[[], bool] = lambda: False  # whether this process was told to stop
 

@@ -42,3 +42,10 @@ function labelCamera(label) {
     skew
   };
 }
+
+// The inverse: the label of a camera.
+function cameraLabel({origin, columns, pinhole, skew}) {
+  const rows = [0, 1, 2].map((i) => [...columns.map((column) => column[i]), origin[i]]);
+  const [fx, fy, cx, cy] = pinhole;
+  return [...rows.flat(), 0, 0, 0, 1, fx, skew, cx, 0, fy, cy, 0, 0, 1];
+}

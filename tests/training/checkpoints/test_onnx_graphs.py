@@ -17,7 +17,13 @@ from dnnlib.console import UserError
 from tests.released_layout import Layout, write_snapshot
 from tests.tiny import orbit_labels, tiny_config
 from training.checkpoints.checkpoint import build_generator, load_weights
-from training.checkpoints.onnx_graphs import write_image_graph, write_planes_graph
+from training.checkpoints.onnx_graphs import (
+    OPSET,
+    write_image_graph,
+    write_mapping_graph,
+    write_planes_graph,
+    write_synthesis_graph,
+)
 from training.networks.generator import Generator
 
 # Sums in another order; running products as running sums of logarithms.
@@ -58,14 +64,37 @@ def test_latent_and_pose_to_planes(tmp_path: Path) -> None:
     generator = random_generator("generator.pose_conditioning=true", "generator.c_scale=1")
     write_planes_graph(tmp_path / "planes.onnx", generator)
     onnx.checker.check_model(str(tmp_path / "planes.onnx"), full_check=True)
+    assert onnx.load(tmp_path / "planes.onnx").opset_import[0].version == OPSET
     seen = []
-    for psi, c in zip((1.0, 0.6, 0.0), orbit_labels(3).split(1), strict=True):
-        z = torch.randn(1, generator.z_dim)
+    for psi, count in ((1.0, 1), (0.6, 2), (0.0, 5)):
+        z, c = torch.randn(count, generator.z_dim), orbit_labels(count)
         ws = generator.mapping(z, c, truncation_psi=psi)
         found = run(tmp_path / "planes.onnx", z, c, torch.tensor(psi))
         assert_close(found, [generator.planes(ws), ws])
         seen.append(found[0])
-    assert np.abs(seen[0] - seen[1]).max() > 0.01
+    assert np.abs(seen[0] - seen[1][:1]).max() > 0.01
+
+
+def test_its_two_halves(tmp_path: Path) -> None:
+    generator = random_generator("generator.pose_conditioning=true", "generator.c_scale=1")
+    write_mapping_graph(tmp_path / "mapping.onnx", generator)
+    write_synthesis_graph(tmp_path / "synthesis.onnx", generator)
+    for count in (1, 3):
+        z, c = torch.randn(count, generator.z_dim), orbit_labels(count)
+        ws = generator.mapping(z, c)
+        assert_close(run(tmp_path / "mapping.onnx", z, c), [ws])
+        assert_close(run(tmp_path / "synthesis.onnx", ws), [generator.planes(ws)])
+
+
+def test_another_rendering_resolution(tmp_path: Path) -> None:
+    generator = random_generator()
+    write_image_graph(tmp_path / "image.onnx", generator, 4)
+    ws = generator.mapping(torch.randn(2, generator.z_dim), orbit_labels(2))
+    planes, c = generator.planes(ws), orbit_labels(2, seed=4)
+    expected = generator.render(planes, ws, c, 4)
+    assert expected.image_raw.shape[-1] == 4
+    found = run(tmp_path / "image.onnx", planes, ws, c)
+    assert_close(found, [expected.image, expected.image_raw, expected.image_depth])
 
 
 VARIANTS = [
@@ -91,8 +120,8 @@ def test_planes_and_camera_to_picture(tmp_path: Path, settings: tuple[str, ...])
     graph = onnx.load(tmp_path / "image.onnx").graph
     assert [item.name for item in graph.input] == ["planes", "ws", "c"]
     assert [item.name for item in graph.output] == ["image", "image_raw", "image_depth"]
-    for c in orbit_labels(3, seed=4).split(1):
-        ws = generator.mapping(torch.randn(1, generator.z_dim), c)
+    for c in orbit_labels(3, seed=4).split([1, 2]):
+        ws = generator.mapping(torch.randn(len(c), generator.z_dim), c)
         planes = generator.planes(ws)
         expected = generator.render(planes, ws, c)
         assert float(expected.alpha.max()) > 0.5

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
+import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -154,3 +158,89 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
         pass
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
     assert (tmp_path / "network-snapshot-000001.pkl").exists()
+
+
+# --------------------------------------------------------------------------------------------------
+# Loggers
+
+
+def leveldb_records(data: bytes) -> Iterator[bytes]:
+    """Records of a log of LevelDB, whose form wandb's files have after seven bytes of their own:
+    blocks of 32 KiB with pieces of (checksum, length, kind), whole or first, middle, last.
+    """
+    place, parts = 7, b""
+    while place + 7 <= len(data):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        parts += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            yield parts
+            parts = b""
+
+
+def wandb_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of the history that wandb wrote offline, by its own description of the records."""
+    import wandb
+
+    protocol: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    wandb.teardown()  # what a process does at its end: all is written then
+    (file,) = path.glob("wandb/offline-run-*/run-*.wandb")
+    rows = []
+    for data in leveldb_records(file.read_bytes()):
+        record = protocol.Record.FromString(data)
+        items = record.history.item
+        rows.append({".".join(i.nested_key) or i.key: json.loads(i.value_json) for i in items})
+    return [row for row in rows if row]
+
+
+def test_curves_and_pictures_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, in the run's folder; TensorBoard's events stand beside it."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = tiny_config("snapshot.log=tensorboard,wandb")
+    with RunFolder(tmp_path, config, 0.0) as folder:
+        folder.record(0.004, {"Loss/G": 1.5})
+        folder.record(0.008, {"Loss/G": 2.5})
+        folder.writer.add_image("Fakes", np.zeros((4, 6, 3), np.uint8), 8)
+    rows = wandb_rows(tmp_path)
+    assert [(row["Loss/G"], row["images"]) for row in rows if "Loss/G" in row] == [
+        (1.5, 4),
+        (2.5, 8),
+    ]
+    sizes = [(row["Fakes.width"], row["Fakes.height"]) for row in rows if "Fakes.width" in row]
+    assert sizes == [(6, 4)]
+    assert list(tmp_path.glob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize(("log", "count"), [("tensorboard", 1), ("none", 0)])
+def test_only_what_was_asked_for(tmp_path: Path, log: str, count: int) -> None:
+    with RunFolder(tmp_path, tiny_config(f"snapshot.log={log}"), 0.0) as folder:
+        folder.record(0.004, {"Loss/G": 1.5})
+    assert len(list(tmp_path.glob("events.out.tfevents*"))) == count
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_without_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = tiny_config("snapshot.log=wandb")
+    with (
+        pytest.raises(UserError, match=r"open-eg3d\[wandb\]"),
+        RunFolder(tmp_path, config, 0.0),
+    ):
+        raise AssertionError
+
+
+def test_wandb_that_is_not_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what helps, and that does."""
+    import wandb
+
+    def refuse(**_: Any) -> None:
+        raise wandb.Error("no API key")
+
+    config = tiny_config("snapshot.log=wandb")
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb, "init", refuse)
+        with pytest.raises(UserError, match="set WANDB_MODE=offline"):
+            RunFolder(tmp_path, config, 0.0).__enter__()
