@@ -251,7 +251,7 @@ def write_encoder(generator: Generator, steps: int, dest: Path) -> None:
     Photos="network data estimator face masks same_person outdir",
     Cameras="label poses optimise_pose optimise_focal",
     Method="method seconds steps lpips_weights",
-    Directions="scores dest",
+    Directions_and_encoder="scores train_encoder dest",
     Machine="device",
 )
 @click.argument("photos", nargs=-1, type=click.Path(path_type=Path))

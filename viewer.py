@@ -54,7 +54,7 @@ def invert_photo(
     return found.generator, found.entry("photo")
 
 
-@program(Heads="network folder latents", Server="host port device")
+@program(Heads="network folder latents photos", Server="host port device")
 @click.option("--network", required=True, metavar="FILE|URL", help="Checkpoint, ours or released.")
 @click.option(
     "--folder",
