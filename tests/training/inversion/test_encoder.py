@@ -37,7 +37,7 @@ def test_it_learns_latents_and_cameras_of_samples(generator: Generator) -> None:
     losses = [trainer.train_step() for _ in range(settings.steps)]
     for name in ("latents", "cameras"):
         values = [one[name] for one in losses]
-        assert sum(values[-10:]) < 0.7 * sum(values[:10])
+        assert sum(values[-10:]) < 0.85 * sum(values[:10])
     assert all((one["pictures"] > 0) == (step >= 40) for step, one in enumerate(losses))
     generator.encoder = trainer.encoder.state_dict()
     found = encode(generator, torch.zeros(3, 3, 50, 50))  # three pictures of one person
