@@ -48,7 +48,7 @@ from training.networks.generator import Generator
 
 SHAPES = "gen_samples.py --network {network} --no-images --shapes {kind}"
 COMMANDS = {  # that write what --dest asks for
-    **dict.fromkeys(("glb", "ply", "obj", "mrc"), SHAPES),
+    **dict.fromkeys(("glb", "ply", "obj", "stl", "mrc"), SHAPES),
     **dict.fromkeys(("mp4", "gif"), "gen_videos.py --network {network} --formats {kind}"),
     "png": "gen_samples.py --network {network}",
     "safetensors": "export.py --network {network} --dest {stem}",

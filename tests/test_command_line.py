@@ -173,7 +173,7 @@ def test_short_names() -> None:
 def test_shapes_of_gen_samples() -> None:
     (option,) = [param for param in gen_samples.main.params if param.name == "shapes"]
     assert isinstance(option.type, click.Choice)
-    assert set(option.type.choices) == {"none", "ply", "obj", "glb", "mrc"}
+    assert set(option.type.choices) == {"none", "ply", "obj", "glb", "stl", "mrc"}
 
 
 @pytest.mark.parametrize(

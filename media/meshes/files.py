@@ -1,5 +1,5 @@
-"""Mesh files: PLY, OBJ (with its MTL and PNG where there is a texture) and GLB, each whole or not
-at all.
+"""Mesh files: PLY, OBJ (with its MTL and PNG where there is a texture), GLB and STL, each whole or
+not at all.
 """
 
 from __future__ import annotations
@@ -25,27 +25,29 @@ from media.glb import (
     linear_colors,
 )
 
-MESH_FORMATS = ("ply", "obj", "glb")
+MESH_FORMATS = ("ply", "obj", "glb", "stl")
 TEXTURE_FORMATS = ("obj", "glb")
+PRINT_HEIGHT = 100.0  # millimetres, of a printed object
 
 # glTF 2.0, section 5.26
 LINEAR, LINEAR_MIPMAP_LINEAR, CLAMP_TO_EDGE = 9729, 9987, 33071
 
 
 def save_mesh(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> None:
-    """Write a mesh with vertex colours or a texture as ply, obj or glb, by the file's ending.
+    """Write a mesh with vertex colours or a texture as ply, obj, glb or stl, by the file's ending.
 
     PLY and OBJ hold vertex colours as they are (sRGB); GLB holds them linear, as its standard
-    demands (glTF 2.0, section 3.7.2.1).
+    demands (glTF 2.0, section 3.7.2.1); STL is for printing and holds none.
 
     Raises:
-        UserError: if the file cannot be written, or a PLY should hold a texture.
+        UserError: if the file cannot be written, or a PLY or STL should hold a texture.
     """
     path = Path(path)
     if path.suffix == ".glb":
         content = glb_bytes(mesh)
     elif not isinstance(mesh.visual, TextureVisuals):
-        data: Any = mesh.export(file_type=path.suffix[1:])
+        shown = printable(mesh) if path.suffix == ".stl" else mesh
+        data: Any = shown.export(file_type=path.suffix[1:])
         content = data.encode() if isinstance(data, str) else data
     elif path.suffix == ".obj":
         content = _obj_with_texture(path, mesh, mesh.visual)
@@ -56,6 +58,19 @@ def save_mesh(path: str | os.PathLike[str], mesh: trimesh.Trimesh) -> None:
         )
     with atomic_write(path) as file:
         file.write(content)
+
+
+def printable(mesh: trimesh.Trimesh) -> trimesh.Trimesh:
+    """A mesh in millimetres, `PRINT_HEIGHT` high, as programs for printers have it: z up, the front
+    towards -y, standing on the plane z = 0 above the origin.
+    """
+    x, y, z = np.asarray(mesh.vertices, dtype=np.float64).T
+    points = np.stack([x, -z, y], axis=1)
+    low, high = points.min(axis=0), points.max(axis=0)
+    foot = [(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]]
+    return trimesh.Trimesh(
+        (points - foot) * (PRINT_HEIGHT / (high[2] - low[2])), mesh.faces, process=False
+    )
 
 
 def _obj_with_texture(path: Path, mesh: trimesh.Trimesh, visual: TextureVisuals) -> bytes:

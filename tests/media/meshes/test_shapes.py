@@ -315,7 +315,7 @@ def to_linear(srgb: np.ndarray) -> np.ndarray:
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
-@pytest.mark.parametrize("kind", shapes.MESH_FORMATS)
+@pytest.mark.parametrize("kind", ["ply", "obj", "glb"])
 def test_mesh_files_hold_shape_and_colours_and_are_the_same_twice(tmp_path, kind: str):
     for name in ("a", "b"):
         shapes.save_shape(
@@ -333,6 +333,39 @@ def test_mesh_files_hold_shape_and_colours_and_are_the_same_twice(tmp_path, kind
     expected = to_linear(expected) if kind == "glb" else expected
     # trimesh cuts off a GLB's decimals
     assert np.abs(colors(mesh)[:, :3] - expected * 255).max() <= (3 if kind == "glb" else 2)
+
+
+@pytest.mark.parametrize("max_faces", [None, 2000])
+def test_stl_can_be_printed(tmp_path, max_faces: int | None):
+    """In millimetres, upright on the bed, one closed solid with outward faces: also where a neck
+    is cut off by the box.
+    """
+    neck = wall(axis=1, sign=-1)
+    scene = Scene(union(ball(), lambda p: neck(p).where(p[..., [0, 2]].norm(dim=-1) < 0.1, -50.0)))
+    path = tmp_path / "a.stl"
+    shapes.save_shape(path, scene, PLANES, EVERYWHERE, 48, 10.0, max_faces=max_faces)
+    mesh = trimesh.load_mesh(path)
+    assert mesh.is_watertight
+    assert mesh.is_winding_consistent
+    assert mesh.body_count == 1
+    assert mesh.volume > 0
+    np.testing.assert_allclose(mesh.bounds[:, 2], [0, 100], atol=1e-3)
+    np.testing.assert_allclose(mesh.bounds.sum(axis=0)[:2], 0, atol=1e-3)
+
+
+def test_stl_has_z_up_and_the_front_towards_minus_y(tmp_path):
+    """A ball with a nose towards the frontal camera and a hat."""
+    nose = ball(centre=(0.05, -0.1, 0.3), radius=0.08)
+    hat = ball(centre=(0.05, 0.2, 0.02), radius=0.08)
+    scene = Scene(union(ball(), nose, hat))
+    shapes.save_shape(tmp_path / "a.stl", scene, PLANES, EVERYWHERE, 48, 10.0)
+    mesh = trimesh.load_mesh(tmp_path / "a.stl")
+    front, back = -mesh.bounds[0, 1], mesh.bounds[1, 1]
+    tip, top = (mesh.vertices[mesh.vertices[:, axis].argsort()[at]] for axis, at in ((1, 0), (2, -1)))
+    assert front == pytest.approx(back)
+    assert tip[2] < 60
+    assert abs(tip[0]) < 2
+    assert top[1] > 5
 
 
 @pytest.mark.parametrize("slab_samples", [500, 10**6])
