@@ -191,7 +191,9 @@ def test_folders_and_files_are_not_mixed_up(network: Path, tmp_path: Path) -> No
     assert (tmp_path / "file").read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("ending", ["glb", "PLY", "obj", "stl", "mrc", "png", "mp4", "gif", "safetensors"])
+@pytest.mark.parametrize(
+    "ending", ["glb", "PLY", "obj", "stl", "mrc", "png", "mp4", "gif", "safetensors"]
+)
 def test_a_name_of_another_kind_of_file_names_the_command(
     network: Path, tmp_path: Path, ending: str
 ) -> None:

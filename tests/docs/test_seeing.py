@@ -29,7 +29,13 @@ COMMANDS: dict[str, tuple[click.Command, list[str]]] = {
     "gen_samples.py": (gen_samples.main, ["--shape-res", "24"]),
     "training.checkpoints.show": (inspect.main, []),
 }
-WRITTEN = {"glb": {"glb"}, "obj": {"obj", "mtl", "png"}, "ply": {"ply"}, "stl": {"stl"}, "mrc": {"mrc"}}
+WRITTEN = {
+    "glb": {"glb"},
+    "obj": {"obj", "mtl", "png"},
+    "ply": {"ply"},
+    "stl": {"stl"},
+    "mrc": {"mrc"},
+}
 
 
 def commands() -> list[str]:

@@ -361,7 +361,9 @@ def test_stl_has_z_up_and_the_front_towards_minus_y(tmp_path):
     shapes.save_shape(tmp_path / "a.stl", scene, PLANES, EVERYWHERE, 48, 10.0)
     mesh = trimesh.load_mesh(tmp_path / "a.stl")
     front, back = -mesh.bounds[0, 1], mesh.bounds[1, 1]
-    tip, top = (mesh.vertices[mesh.vertices[:, axis].argsort()[at]] for axis, at in ((1, 0), (2, -1)))
+    tip, top = (
+        mesh.vertices[mesh.vertices[:, axis].argsort()[at]] for axis, at in ((1, 0), (2, -1))
+    )
     assert front == pytest.approx(back)
     assert tip[2] < 60
     assert abs(tip[0]) < 2
