@@ -21,6 +21,7 @@ from torch import Tensor
 from trimesh.visual import TextureVisuals
 from trimesh.visual.material import SimpleMaterial
 
+from dnnlib.console import UserError
 from media import DensityModel
 from media.meshes.region import CHUNK_POINTS
 from training.cameras import unpack_label
@@ -36,6 +37,9 @@ GRAZING = 0.4  # cosine below which a view is no longer straight enough and give
 # texels between charts, filled with their neighbours' colours, so that filtering finds no foreign
 # ones
 GUTTER = 4
+# of reducing, in turn until the surface is closed: the more eager, the more of it is pinched
+EAGERNESS = (5.0, 4.0, 3.0, 6.0, 7.0, 8.0)
+MOST_ABOVE = 1.1  # of the wanted number of triangles
 BAKE_TEXELS = 1 << 20  # candidates looked at at once
 
 Colors = NDArray[np.uint8]
@@ -113,13 +117,42 @@ def _composite(depths: Tensor, densities: Tensor, colors: Tensor) -> Tensor:
 def simplify(
     points: NDArray[np.float32], faces: NDArray[np.int32], count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Surface with about `count` triangles (Garland & Heckbert 1997); one that has no more stays as
-    it is.
+    """Closed surface with about `count` triangles (Garland & Heckbert 1997) of a closed one; one
+    that has no more stays as it is.
+
+    Raises:
+        UserError: if with so few triangles it touches itself along an edge.
     """
     if len(faces) <= count:
         return points, faces
-    fewer, corners = fast_simplification.simplify(points, faces, target_count=count)
-    return fewer.astype(np.float32), corners.astype(np.int32)
+    for eagerness in EAGERNESS:
+        fewer, corners = fast_simplification.simplify(
+            points, faces, target_count=count, agg=eagerness
+        )
+        corners = without_folds(corners)
+        if 0 < len(corners) <= MOST_ABOVE * count and is_closed(corners):
+            kept, places = np.unique(corners, return_inverse=True)
+            return fewer[kept].astype(np.float32), places.reshape(-1, 3).astype(np.int32)
+    raise UserError(
+        f"a surface of {len(faces)} triangles cannot be reduced to {count} and stay closed; ask for"
+        " more of them"
+    )
+
+
+def without_folds(faces: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Faces (F, 3) less those without area and pairs that lie on each other back to back, which
+    reducing leaves behind.
+    """
+    corners = np.sort(faces, axis=1)
+    flat = (corners[:, 0] == corners[:, 1]) | (corners[:, 1] == corners[:, 2])
+    _, group, sizes = np.unique(corners, axis=0, return_inverse=True, return_counts=True)
+    return faces[~flat & (sizes[group.ravel()] % 2 == 1)]
+
+
+def is_closed(faces: NDArray[np.int32]) -> bool:
+    """Whether every edge of faces (F, 3) belongs to two of them."""
+    edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
+    return bool((np.unique(edges, axis=0, return_counts=True)[1] == 2).all())
 
 
 def textured(surface: SurfaceColours, mesh: trimesh.Trimesh, size: int) -> trimesh.Trimesh:
