@@ -17,7 +17,14 @@ import export
 from dnnlib.console import UserError
 from media.splats.fit import FitSettings, Target, first_guess, fit_labels, refine
 from media.splats.splats import Splats, rotation_matrices
-from open_eg3d import SHIPPED_MODEL, load_generator, map_latents, render, seed_latents, splats
+from open_eg3d import (
+    SHIPPED_MODEL,
+    load_generator,
+    map_latents,
+    render,
+    seed_latents,
+    splats,
+)
 from tests.media.splats.clouds import CAMERAS, ball
 from tests.tiny import call
 from training.cameras import cameras_of
