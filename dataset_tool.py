@@ -16,10 +16,11 @@ import click
 from cli.program import version_option
 from cli.values import FiniteRange, Parsed
 from dnnlib.console import HELP, UserError, run_cli
-from dnnlib.numbers import LARGEST, finite
+from dnnlib.numbers import finite
 
 SOURCE_FORMATS = ("auto", "labels", "transforms", "colmap", "srn", "csv")
 UP_AXES = ("auto", "x", "y", "z", "-x", "-y", "-z", "nearest", "cameras")
+POSITIVE = FiniteRange(0, min_open=True)
 PLAIN = {"white": (255, 255, 255), "black": (0, 0, 0)}
 
 
@@ -75,13 +76,6 @@ def trainable_size(ctx: click.Context, param: click.Parameter, value: int | None
         raise click.BadParameter(
             f"{value} is not one of 32, 64, 128, 256, 512, 1024", ctx=ctx, param=param
         )
-    return value
-
-
-def positive(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """Check a length that must be above 0 and finite."""
-    if value is not None and not 0 < value < LARGEST:
-        raise click.BadParameter(f"{value:g} is not above 0", ctx=ctx, param=param)
     return value
 
 
@@ -171,8 +165,7 @@ def main() -> None:
 )
 @click.option(
     "--radius",
-    type=float,
-    callback=positive,
+    type=POSITIVE,
     help="Median distance of the cameras after recentring; for a CSV, all cameras'.",
 )
 @click.option(
@@ -182,8 +175,7 @@ def main() -> None:
 )
 @click.option(
     "--focal",
-    type=float,
-    callback=positive,
+    type=POSITIVE,
     help="For a CSV without that column: focal length in picture widths.",
 )
 @click.option(

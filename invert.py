@@ -28,7 +28,6 @@ from cli.photos import (
     named_photos,
     open_data,
     parse_label,
-    read_file,
     read_poses,
     subjects_of,
 )
@@ -37,7 +36,7 @@ from cli.rendering import network_option, outdir_option
 from cli.values import FiniteRange
 from data_tools.faces.estimators import MEDIAPIPE, estimators_closed
 from dnnlib.console import UserError, progress, run_cli
-from dnnlib.files import make_dir
+from dnnlib.files import make_dir, read_file
 from open_eg3d import export, invert, map_latents, seed_latents
 from open_eg3d.identity_files import checked_dest, is_done, weights_content, write_identity
 from open_eg3d.inverting import choose_perceptual, train_encoder

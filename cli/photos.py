@@ -23,7 +23,7 @@ from torch import Tensor
 from data_tools.faces.photos import open_photo, photo_faces, square, with_mask
 from data_tools.sources.base import PICTURE_SUFFIXES
 from dnnlib.console import UserError
-from dnnlib.files import local_file
+from dnnlib.files import local_file, read_file
 from training.cameras import CameraSummary
 from training.checkpoints.identities import unique_names
 from training.data.dataset import ImageDataset
@@ -89,18 +89,6 @@ class PhotoOptions:
 def named_photos(paths: Sequence[Path]) -> list[tuple[str, Path]]:
     """Different names, made of those of the files."""
     return list(zip(unique_names(path.stem for path in paths), paths, strict=True))
-
-
-def read_file(path: Path) -> bytes:
-    """Content of a file.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; check the name") from error
 
 
 def content_of(data: bytes) -> str:

@@ -97,6 +97,18 @@ def sync_dir(path: Path) -> None:
             os.close(descriptor)
 
 
+def read_file(path: Path) -> bytes:
+    """Content of a file.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; check the name") from error
+
+
 def is_url(name: str | os.PathLike[str]) -> bool:
     """True for http(s) addresses."""
     return str(name).startswith(("http://", "https://"))

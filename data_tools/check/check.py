@@ -28,7 +28,6 @@ from training.data.files import LABEL_FILE, DataFiles, shown
 from training.data.labels import (
     LARGEST_FOCAL,
     LARGEST_NUMBER,
-    TOLERANCE,
     Fault,
     LabelList,
     label_problems,
@@ -40,6 +39,7 @@ from training.data.scene import fit_dataset_scene
 from training.data.traits import read_traits
 
 JOBS_PER_WORKER = 500  # each has to load torch first, which takes seconds
+PLAIN_INTRINSICS = (1.0, 0.0, 0.5, 0.0, 1.0, 0.5, 0.0, 0.0, 1.0)
 PROFILE_TOLERANCE = 8  # of 255 levels, up to which a profile may as well be that of sRGB
 UNHEEDED = {
     "exif": (
@@ -188,16 +188,10 @@ def _check_labels(shown_as: list[str], labels: Array, report: Report) -> None:
 
 def _good_poses(labels: Array) -> np.ndarray:
     """Which of the labels (M, 25) hold a camera-to-world matrix (M,)."""
-    cam2world = labels[:, :16].reshape(-1, 4, 4)
-    rotation = cam2world[:, :3, :3]
+    alone = np.concatenate([labels[:, :16], np.tile(PLAIN_INTRINSICS, (len(labels), 1))], axis=1)
     with np.errstate(all="ignore"):
-        good = (np.abs(labels[:, :16]) < LARGEST_NUMBER).all(1)
-        good &= (
-            np.abs(rotation @ rotation.swapaxes(1, 2) - np.eye(3)).max((1, 2), initial=0)
-            < TOLERANCE
-        )
-        good &= np.abs(cam2world[:, 3] - (0, 0, 0, 1)).max(1, initial=0) < TOLERANCE
-        return good & (np.linalg.det(np.where(good[:, None, None], rotation, np.eye(3))) > 0)
+        good: np.ndarray = ~np.any([bad for bad, _ in label_problems(alone)], axis=0)
+    return good
 
 
 def _median_focal(labels: Array) -> float | None:

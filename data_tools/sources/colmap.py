@@ -148,16 +148,14 @@ def _binary_images(data: bytes, where: str) -> Iterator[tuple[bytes, tuple[float
     """Name, quaternion and translation, and camera of each image in images.bin."""
     place = COUNT.size
     for _ in range(_count(data)):
-        end_of_name = data.find(b"\0", place + IMAGE.size)
-        if end_of_name < 0 or end_of_name + 1 + COUNT.size > len(data):
+        end = data.find(b"\0", place + IMAGE.size)
+        points = end + 1 + COUNT.size  # where they begin
+        after = points + POINT_BYTES * _count(data[end + 1 : points])
+        if end < 0 or after > len(data):
             raise _damaged(where, "a file ends too early")
         _, *numbers, camera = IMAGE.unpack_from(data, place)
-        name = data[place + IMAGE.size : end_of_name]
-        (points,) = COUNT.unpack_from(data, end_of_name + 1)
-        place = end_of_name + 1 + COUNT.size + POINT_BYTES * points
-        if place > len(data):
-            raise _damaged(where, "a file ends too early")
-        yield name, tuple(numbers), camera
+        yield data[place + IMAGE.size : end], tuple(numbers), camera
+        place = after
 
 
 def _count(data: bytes) -> int:

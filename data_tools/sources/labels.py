@@ -8,7 +8,6 @@ from data_tools.sources.base import Frame, Lens, ReadOptions, Source, pose, skip
 from dnnlib.console import UserError
 from training.data.files import LABEL_FILE, DataFiles
 from training.data.labels import (
-    LARGEST_NUMBER,
     NOT_INTRINSICS,
     first_fault,
     not_intrinsics,
@@ -38,11 +37,6 @@ def read(files: DataFiles, options: ReadOptions) -> Source:
     for place, name, numbers in listed.usable():
         where = f"{files.where(listing or LABEL_FILE)}: label {place} ({name})"
         with skipping(source, options):
-            if not (abs(numbers) < LARGEST_NUMBER).all():
-                raise UserError(
-                    f"{where} has NaN or infinite numbers; estimate its camera again or leave the"
-                    " picture out"
-                )
             if not_intrinsics(numbers[None]).any():
                 raise UserError(f"{where} {NOT_INTRINSICS}")
             cam2world = pose(numbers[:16].reshape(4, 4), options, where, axes="opencv")

@@ -19,6 +19,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from dnnlib.console import UserError
+from dnnlib.files import read_file
 from training.cameras import LABEL_SIZE, CameraSummary
 from training.data.files import decode_text, parse_json
 from training.data.labels import as_entries, check_labels, numbers_fault
@@ -105,11 +106,7 @@ def read_poses(path: Path, cameras: CameraSummary) -> Tensor:
     Raises:
         UserError: if the file cannot be read or a pose is none.
     """
-    try:
-        text = decode_text(path.read_bytes(), str(path))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; check the name") from error
-    content = parse_json(text, str(path))
+    content = parse_json(decode_text(read_file(path), str(path)), str(path))
     if isinstance(content, dict):
         content = as_entries(content.get("poses", content.get("labels")))
     if not isinstance(content, list) or not content:
