@@ -31,10 +31,9 @@ FLATNESS = 0.25  # of a first Gaussian: its extent along the normal, in extents 
 SPREAD = 0.6  # of a first Gaussian: standard deviation along the surface, in distances to the next
 FIRST_OPACITY = 0.9
 LEAST_OPACITY = 0.01  # below, a Gaussian is left out at the end
-# Adam: steps of positions in distances between Gaussians, of the logarithm of scales, of
-# quaternions, of logits of opacities, of colours
+# Adam, whose steps a cosine takes to 0: those of positions in distances between Gaussians, of the
+# logarithm of scales, of quaternions, of logits of opacities, of colours
 STEPS = {"positions": 0.05, "scales": 0.02, "rotations": 0.02, "opacities": 0.05, "colors": 0.01}
-LAST_STEP = 0.1  # of the first one, reached by a cosine
 
 
 @dataclass(frozen=True)
@@ -145,8 +144,9 @@ def first_guess(targets: list[Target], settings: FitSettings) -> Splats:
     )
     if not len(points):
         raise UserError("no camera of the data sees anything opaque: there is nothing to splat")
-    distance = (points[: len(targets[0].points)] - targets[0].label[[3, 7, 11]]).norm(dim=1).mean()
-    spacing = VOXEL * float(distance / (targets[0].label[16] * max(settings.resolutions)))
+    first = next(target for target in targets if len(target.points))
+    distance = (first.points - first.label[[3, 7, 11]]).norm(dim=1).mean()
+    spacing = VOXEL * float(distance / (first.label[16] * max(settings.resolutions)))
     while True:
         voxels, owner = torch.unique((points / spacing).floor(), dim=0, return_inverse=True)
         if len(voxels) <= settings.largest:

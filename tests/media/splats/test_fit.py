@@ -86,14 +86,15 @@ def test_flat_gaussians_lie_along_the_surface() -> None:
     assert (first.opacities > 0.5).all()
 
 
-def test_nothing_to_see_is_said() -> None:
-    empty = [
-        dataclasses.replace(
-            target(VIEWS[0]), **dict.fromkeys(("points", "normals", "colors"), torch.zeros(0, 3))
-        )
-    ]
+def test_cameras_that_see_nothing() -> None:
+    """Some, also the first, change nothing; if all do, it is said."""
+    nothing = dict.fromkeys(("points", "normals", "colors"), torch.zeros(0, 3))
+    empty = dataclasses.replace(target(VIEWS[0]), **nothing)
+    seen = [target(label) for label in VIEWS]
+    some, all_ = (first_guess(targets, FitSettings()) for targets in ([empty, *seen], seen))
+    torch.testing.assert_close(vars(some), vars(all_))
     with pytest.raises(UserError, match="nothing to splat"):
-        first_guess(empty, FitSettings())
+        first_guess([empty], FitSettings())
 
 
 def test_cameras_go_all_around_what_stands_alone() -> None:
