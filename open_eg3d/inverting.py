@@ -18,6 +18,7 @@ from torch import Tensor
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write
 from metrics.perceptual import load_perceptual
+from open_eg3d.identity_files import weights_content
 from training.checkpoints.torch_archive import read_torch_archive
 from training.inversion.encoder import EncoderSettings, EncoderTrainer
 from training.inversion.inversion import Inversion, InversionSettings, Method, invert_pictures
@@ -54,7 +55,7 @@ def invert(
         method: w, w+ or pti, each nearer to the picture than the one before; encoder or
             encoder+pti where the file holds an encoder; auto = the best for the seconds.
         mask: (H, W) or (K, H, W), 1 where the picture counts.
-        optimise_pose: Optimise given cameras too.
+        optimise_pose: Optimise given cameras too; the methods of an encoder ask it for them.
         seconds: Time for it all; None = as many steps as the settings say.
         lpips_weights: Files of LPIPS' weights; without them the features of EfficientNet-Lite0
             where they are installed, else differences of neighbouring pixels.
@@ -98,18 +99,22 @@ def train_encoder(
         on_step: Told the number of steps done and the losses of the last.
 
     Raises:
-        UserError: if the file is of another training, or the generator knows no cameras.
+        UserError: if the file is of another network or training.
     """
     trainer = EncoderTrainer(generator, settings or EncoderSettings())
+    network = weights_content(generator)
     if state.exists():
-        trainer.load(read_torch_archive(state))
+        known = read_torch_archive(state)
+        if not isinstance(known, dict) or known.get("network") != network:
+            raise UserError(f"{state} is of another network; remove it")
+        trainer.load(known)
     saved = time.monotonic()
     while trainer.step < trainer.settings.steps:
         losses = trainer.train_step()
         on_step(trainer.step, losses)
         if time.monotonic() - saved > SAVE_SECONDS or trainer.step == trainer.settings.steps:
             with atomic_write(state) as file:
-                torch.save(trainer.state(), file)
+                torch.save({"network": network, **trainer.state()}, file)
             saved = time.monotonic()
     generator.encoder = {key: one.cpu() for key, one in trainer.encoder.state_dict().items()}
 

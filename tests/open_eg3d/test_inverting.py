@@ -174,6 +174,11 @@ def test_encoders_are_trained_and_asked(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(KeyboardInterrupt):
         inverting.train_encoder(own, tmp_path / "x.state", steps, end)
     assert not own.encoder
+    other = make_generator()
+    with torch.no_grad():
+        other.decoder.net[2].bias.add_(0.1)
+    with pytest.raises(UserError, match=r"x.state is of another network; remove it"):
+        inverting.train_encoder(other, tmp_path / "x.state", steps)
     told: list[int] = []
     inverting.train_encoder(own, tmp_path / "x.state", steps, lambda step, _: told.append(step))
     assert told == [3, 4]
@@ -188,6 +193,8 @@ def test_encoders_are_trained_and_asked(tmp_path: Path, monkeypatch: pytest.Monk
     assert torch.equal(free.ws, given.ws)
     assert not torch.equal(free.labels[0], c)
     assert free.generator is own
+    moved = open_eg3d.invert(own, a_picture(), c, method="encoder", optimise_pose=True)
+    assert torch.equal(moved.labels, free.labels)
     tuned = open_eg3d.invert(own, a_picture(), c, method="encoder+pti", settings=FEW)
     assert torch.equal(tuned.ws, given.ws)
     assert tuned.generator is not own

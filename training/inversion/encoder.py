@@ -146,7 +146,7 @@ class EncoderTrainer:
         """Go on from a `state`.
 
         Raises:
-            UserError: if it is of other settings or another generator.
+            UserError: if it is of other settings, or of a generator of another shape.
         """
         if not isinstance(state, dict) or state.get("settings") != dataclasses.asdict(
             self.settings

@@ -99,7 +99,8 @@ def invert_pictures(
     Args:
         labels: Their cameras (K, 25); None, for all or for some of them = not known, several starts
             look for them.
-        optimise_pose: Optimise cameras even where all are known, from where they are.
+        optimise_pose: Optimise cameras even where all are known, from where they are; an encoder
+            is asked instead.
 
     Raises:
         UserError: for an unknown method, or if no camera can be found.
@@ -121,7 +122,8 @@ def invert_pictures(
     if encoded is not None and method.startswith("encoder"):
         ws = encoded.ws
         pairs = zip(known, encoded.labels, strict=True)
-        cameras = torch.stack([said if c is None else c.to(said) for c, said in pairs])
+        asked = [said if c is None or optimise_pose else c.to(said) for c, said in pairs]
+        cameras = torch.stack(asked)
     else:
         statistics = LatentStatistics.of(generator, settings.seed)
         share = remaining(CAMERA_SHARE / max(len(unknown), 1))
