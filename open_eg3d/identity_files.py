@@ -16,7 +16,7 @@ from dnnlib.console import UserError
 from dnnlib.files import atomic_write
 from media.pictures.grids import save_png
 from media.pictures.inversion_sheet import VIEWS, inversion_sheet
-from open_eg3d.exporting import export
+from open_eg3d.exporting import SUFFIXES, export
 from training.cameras import cameras_of
 from training.inversion.inversion import Inversion
 from training.networks.generator import Generator
@@ -31,11 +31,16 @@ def weights_content(generator: Generator) -> str:
 
 
 def checked_dest(dest: Path, network: str | os.PathLike[str]) -> Path:
-    """`dest`, where a network is to be written.
+    """`dest`, where a network is to be written with what belongs to it.
 
     Raises:
-        UserError: if it is the network that is read.
+        UserError: if it is the network that is read, or of a form that holds less.
     """
+    if SUFFIXES.get(dest.suffix) not in ("checkpoint", "safetensors"):
+        raise UserError(
+            f"{dest} is neither NAME.pkl nor, without an ending, a folder of safetensors: other"
+            " forms hold no latents, directions or encoder"
+        )
     if dest.exists() and Path(network).exists() and dest.samefile(network):
         raise UserError(f"{dest} is the network itself; choose another place or name")
     return dest

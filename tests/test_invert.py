@@ -454,6 +454,9 @@ def test_an_encoder_of_the_command_line(folder: Path) -> None:
     without.assert_refused(1, "holds no encoder")
     for others in (("p0.png",), ("--seconds", "3"), ("--scores", "x.csv")):
         call(invert.main, *base, *others).assert_refused(2, "-")
+    for dest in ("with.html", "with.onnx", "with.glb"):  # they would hold no encoder
+        call(invert.main, *base[:-1], dest).assert_refused(1, f"{dest} is neither NAME.pkl")
+        assert not list(Path().glob("with.[!p]*"))
     Path("with.state").write_bytes(b"no state")
     call(invert.main, *base).assert_refused(1, "with.state")
 
