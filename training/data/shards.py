@@ -129,6 +129,8 @@ def index_path(shard: Path) -> Path:
 
 
 def _make_index(shard: Path, max_broken: int = 0) -> None:
+    if shard.is_dir():
+        raise UserError(f"{shard} is a folder; each part of a data set must be a ZIP: pack it")
     data = ImageDataset(shard, check=False, max_broken=max_broken, needs_labels=False)
     names = [name.encode(errors="surrogatepass") for name in data.file_names]
     columns = [*COLUMNS, ("name", f"S{max(map(len, names))}")]
@@ -164,8 +166,14 @@ def _make_indices(shards: list[Path], max_broken: int) -> None:
 
 
 @functools.lru_cache(maxsize=2 * WINDOW)
-def _open_shard(shard: Path, _: int) -> tuple[IO[bytes], np.ndarray]:
-    """A shard and its index, of one process: those that share an open file share its position."""
+def _open_shard(shard: Path, index: Path, _: int) -> tuple[IO[bytes], np.ndarray]:
+    """A shard and its index, of one process: those that share an open file share its position.
+
+    Raises:
+        UserError: if the shard is not there any more, or not the one that `index` is of.
+    """
+    if index_path(shard) != index:
+        raise UserError(f"{shard} has changed since it was opened; do not change data in use")
     return open(shard, "rb"), read_index(shard)
 
 
@@ -176,8 +184,8 @@ def _open_shard(shard: Path, _: int) -> tuple[IO[bytes], np.ndarray]:
 class _Names(Sequence[str]):
     """Names of all pictures, read from the indices when they are asked for."""
 
-    def __init__(self, shards: list[Path], firsts: np.ndarray) -> None:
-        self._shards, self._firsts = shards, firsts
+    def __init__(self, shards: list[Path], indices: list[Path], firsts: np.ndarray) -> None:
+        self._shards, self._indices, self._firsts = shards, indices, firsts
 
     def __len__(self) -> int:
         return int(self._firsts[-1])
@@ -198,8 +206,8 @@ class _Names(Sequence[str]):
             return [self[i] for i in range(len(self))[index]]
         index = range(len(self))[index]
         number = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        shard = self._shards[number]
-        name = _open_shard(shard, os.getpid())[1]["name"][index - self._firsts[number]]
+        shard, kept = self._shards[number], self._indices[number]
+        name = _open_shard(shard, kept, os.getpid())[1]["name"][index - self._firsts[number]]
         return f"{shard.stem}/{name.decode(errors='surrogatepass')}"
 
 
@@ -226,6 +234,7 @@ class ShardedDataset(ImageDataset):
         """
         self.shards = shard_paths(path)
         _make_indices(self.shards, max_broken)
+        self._indices = [index_path(shard) for shard in self.shards]
         indices = [read_index(shard) for shard in self.shards]
         self.path, self.name = Path(absolute_data(os.fspath(path))), data_name(os.fspath(path))
         self.files = DataFiles(self.shards[0])
@@ -234,7 +243,7 @@ class ShardedDataset(ImageDataset):
         self.has_labels = self._all_labelled(indices, needs_labels)
         counts = np.array([len(index) for index in indices])
         self._firsts = np.concatenate([[0], np.cumsum(counts)])
-        self.file_names = _Names(self.shards, self._firsts)
+        self.file_names = _Names(self.shards, self._indices, self._firsts)
         self.file_sizes = np.concatenate([index["size"] for index in indices])
         self.set_labels(np.concatenate([index["label"] for index in indices]), mirror)
         shard_of = np.repeat(np.arange(len(indices), dtype=np.int32), counts)
@@ -267,7 +276,7 @@ class ShardedDataset(ImageDataset):
 
     def _content(self, index: int) -> tuple[bytes, str]:
         number = int(np.searchsorted(self._firsts, index, side="right")) - 1
-        file, records = _open_shard(self.shards[number], os.getpid())
+        file, records = _open_shard(self.shards[number], self._indices[number], os.getpid())
         record = records[index - self._firsts[number]]
         name = record["name"].decode(errors="surrogatepass")
         info = zipfile.ZipInfo(name)

@@ -138,6 +138,10 @@ def test_refusals(tmp_path: Path) -> None:
         open_images(tmp_path / "x*.zip")
     with pytest.raises(UserError, match=r"cannot read .*none.zip"):
         open_images(f"{folder}/000.zip|{folder}/none.zip")
+    (tmp_path / "unpacked").mkdir()
+    (tmp_path / "unpacked" / "a.png").write_bytes(encode(pictures(1)[0]))
+    with pytest.raises(UserError, match="unpacked is a folder; each part .* must be a ZIP"):
+        open_images(f"{folder}/000.zip|{tmp_path}/unpacked")
     with pytest.raises(UserError, match="name of a file is empty"):
         open_images(f"{folder}/000.zip|")
 
@@ -181,6 +185,29 @@ def test_a_shard_that_changed_is_indexed_anew(tmp_path: Path) -> None:
     before = open_images(folder)
     write_dataset(folder / "001.zip", 7)
     assert len(open_images(folder)) == len(before) + 2
+
+
+def test_a_set_that_is_opened_again_shows_the_pictures_of_now(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path / "set")
+    open_images(folder).read(range(8))
+    new = write_shards(tmp_path / "other", (3, 3)) / "000.zip"
+    new.replace(folder / "001.zip")
+    expected = ImageDataset(folder / "001.zip").read([0])
+    found = open_images(folder).read([3])
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+def test_a_shard_that_changes_in_use_is_refused(tmp_path: Path) -> None:
+    """Labels are those of before: pictures of now would not belong to them."""
+    folder = write_shards(tmp_path / "set")
+    dataset = open_images(folder)
+    (write_shards(tmp_path / "other", (5,)) / "000.zip").replace(folder / "001.zip")
+    with pytest.raises(UserError, match=r"001.zip has changed since it was opened"):
+        dataset.read([3])
+    (folder / "002.zip").unlink()
+    with pytest.raises(UserError, match=r"cannot read .*002.zip"):
+        dataset.read([8])
 
 
 def test_an_index_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
