@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import time
 import typing
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from tests.tiny import tiny_config
+from tests.tiny import orbit_labels, tiny_config
 from torch_utils.precision import use_full_fp32
 from training.config.presets import make_config
 from training.config.settings import Config, Precision
@@ -45,7 +45,7 @@ def measure(precision: Precision, device: torch.device) -> dict[str, float]:
     config = config_of(precision, device)
     use_full_fp32(tf32=precision == "tf32")
     resolution = config.model.resolution
-    trainer = Trainer(config, torch.eye(4).flatten().repeat(BATCH, 2)[:, :25], device)
+    trainer = Trainer(config, orbit_labels(BATCH), device)
     batch = (
         torch.rand(BATCH, 3, resolution, resolution, device=device) * 2 - 1,
         trainer.camera_labels,
@@ -70,14 +70,22 @@ def measure(precision: Precision, device: torch.device) -> dict[str, float]:
         "s/kimg on eight V100, published": PUBLISHED,
         "waits a step": float(waits(lambda: trainer.step(*batch))),
     }
+    trainer.count_skipped()
+    figures["skipped updates"] = float(trainer.progress.skipped)
     if device.type == "cuda":
         figures["peak, GB"] = torch.cuda.max_memory_allocated(device) / 1e9
         torch.cuda.reset_peak_memory_stats(device)
     return figures
 
 
-def waits(run: Any) -> int:
-    """How often the host waits for CUDA meanwhile, as PyTorch's profiler sees it."""
+def waits(run: Callable[[], None]) -> int:
+    """How often the host waits for CUDA meanwhile, as PyTorch's profiler sees it; it waits itself
+    when it ends.
+    """
+    return _profiled_waits(run) - _profiled_waits(lambda: None)
+
+
+def _profiled_waits(run: Callable[[], None]) -> int:
     kinds = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         kinds.append(ProfilerActivity.CUDA)

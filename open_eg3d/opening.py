@@ -22,7 +22,8 @@ def open_generator(
         UserError: if the file cannot be read or holds no generator.
     """
     generator = load_generator(path_or_url, reuse_memory=True).to(device)
-    torch.backends.cudnn.benchmark = True  # few sizes, many pictures
+    # few sizes, many pictures; but a choice by time may be another in the next process
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
     if precision == "auto":
         precision = sampling_precision(generator, device)
     if precision == "bf16":

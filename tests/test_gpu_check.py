@@ -4,17 +4,20 @@ report tells all of it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import gpu_check
+from benchmarks import gpu_check, gpu_step
 from dnnlib.console import UserError
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -53,7 +56,9 @@ def test_a_dry_run_exercises_what_needs_no_gpu(tmp_path: Path) -> None:
     assert lrelu["share of the memory's rate"] > 0
     assert parts["frame"]["figures"]["frames a second"] > 0
     assert set(parts["step"]["figures"]) == {"fp32", "tf32", "bf16", "fp16"}
-    assert all(figures["kimg an hour"] > 0 for figures in parts["step"]["figures"].values())
+    for figures in parts["step"]["figures"].values():
+        assert figures["kimg an hour"] > 0
+        assert figures["skipped updates"] == 0  # else the time is that of steps without numbers
     errors = parts["correctness"]["figures"]
     assert all(
         f"{operator}, {dtype}" in errors
@@ -69,6 +74,22 @@ def test_a_dry_run_exercises_what_needs_no_gpu(tmp_path: Path) -> None:
         "upfirdn2d up, float16",
     ):
         assert words in shown
+
+
+def test_waits_of_the_profiler_itself_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[str]()
+
+    @contextlib.contextmanager
+    def profile(**_: Any) -> Iterator[Any]:
+        seen.clear()
+        yield SimpleNamespace(
+            key_averages=lambda: [SimpleNamespace(key=name, count=1) for name in seen]
+        )
+        seen.append("cudaDeviceSynchronize")
+
+    monkeypatch.setattr(gpu_step, "profile", profile)
+    assert gpu_step.waits(lambda: None) == 0
+    assert gpu_step.waits(lambda: seen.extend(["cudaStreamSynchronize", "cudaLaunchKernel"])) == 1
 
 
 def test_an_operator_that_is_wrong_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,22 @@ def test_precision_of_sampling(
     assert sampling_precision(Generator(config.model), device) == chosen
 
 
+@pytest.mark.parametrize("is_deterministic", [False, True])
+def test_algorithms_are_chosen_by_time_unless_the_process_is_deterministic(
+    is_deterministic: bool,
+) -> None:
+    """As is a training with --deterministic, which opens its snapshots to measure them."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(is_deterministic)
+    try:
+        open_generator(ROOT / "models" / "heads64.pkl", CPU)
+        assert torch.backends.cudnn.benchmark != is_deterministic
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = before
+
+
 def test_what_cuda_shows_by_default_is_within_40_db(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = open_generator(ROOT / "models" / "heads64.pkl", CPU)
     monkeypatch.setattr(opening, "sampling_precision", lambda *_: "bf16")
