@@ -34,6 +34,7 @@ from metrics.weights import file_hash
 from open_eg3d import __version__
 from open_eg3d.opening import open_generator
 from torch_utils.memory import drop_kept_memory
+from torch_utils.precision import full_fp32
 from training.cameras import CameraSummary, cameras_of
 from training.checkpoints.weights_folder import FILES as WEIGHTS_FILES
 from training.config.settings import Config
@@ -314,7 +315,8 @@ class SnapshotMetrics:
             self.options, device=device, batch=self._batch(state), is_cancelled=state.is_stopping
         )
         try:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            devices = [device] if device.type == "cuda" else []
+            with torch.random.fork_rng(devices=devices), full_fp32():
                 results = options.team.together(functools.partial(self._measure, state, options))
             if options.team.rank == 0:
                 self._report(state, results)
@@ -373,7 +375,12 @@ def metrics_of_run(config: Config, open_pose: Callable[[str], PoseEstimator]) ->
         open_pose=open_pose,
     )
     metrics = parse_metrics(asked.metrics, asked.detector)
-    dataset = open_images(config.data.path, mirror=config.data.mirror, check=False)
+    dataset = open_images(
+        config.data.path,
+        mirror=config.data.mirror,
+        check=False,
+        max_broken=config.data.max_broken,
+    )
     check_inputs(metrics, real_images(dataset), options)
     check_networks(metrics, options)
     return SnapshotMetrics(asked.metrics, options)

@@ -272,13 +272,45 @@ def test_a_metric_that_fails_costs_a_line_not_the_training(
     run_dir = only_run(tmp_path)
     log = (run_dir / "log.txt").read_text()
     for words in (
-        "no metrics of network-snapshot-000000.pkl: the features are not finite",
+        "no metrics of network-snapshot-000000.008.pkl: the features are not finite",
         "OutOfMemoryError: no room",
     ):
         assert words in log
         assert words in ended.out + ended.err
     assert differing(plain, state_in(run_dir)) == []
     assert not list(run_dir.glob("metric-*"))
+
+
+def test_figures_keep_all_digits_in_a_training_with_tf32(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen = []
+
+    def allowed() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    def look(*_: object) -> list[Any]:
+        seen.append(allowed())
+        return []
+
+    monkeypatch.setattr(measuring, "evaluate", look)
+    before = allowed()
+    try:
+        trained(data, tmp_path, "--metrics", "relief2", "--precision", "tf32").assert_done()
+        assert allowed() == (True, True)
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+    assert seen == [(False, False)] * 2
+
+
+def test_a_broken_picture_that_is_left_out_keeps_nobody_from_measuring(tmp_path: Path):
+    broken = write_dataset(tmp_path / "broken.zip", 15, files={"00000/img00000000.png": b"none"})
+    trained(broken, tmp_path / "runs", "--metrics", "relief2").assert_refused(1, "cannot be read")
+    arguments = ("--metrics", "relief2", "--max-broken", "1", "--dry-run")
+    trained(broken, tmp_path / "runs", *arguments).assert_done()
+    metrics_run = trained(broken, tmp_path / "runs", *arguments[:-1]).assert_done()
+    assert "left out" in metrics_run.err
+    assert list(only_run(tmp_path / "runs").glob("metric-relief2.jsonl"))
 
 
 def test_a_stop_does_not_wait_for_metrics(data: Path, tmp_path: Path):

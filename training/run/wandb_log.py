@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dnnlib.console import UserError
+from dnnlib.files import atomic_write
 from training.config.settings import Config, to_dict
 
 PROJECT = "open-eg3d"
+ID_FILE = "wandb_id.txt"
 STEP = "images"  # the horizontal axis, as in TensorBoard
 
 
 class WandbLog:
-    """A run of wandb's, by the name of the run folder; a resumed one goes on in it. Where and
-    whether it sends anything is up to wandb's own variables: WANDB_MODE=offline writes to the
-    folder only.
+    """A run of wandb's; a resumed one goes on in it. Its id is kept in the run folder, whose name
+    is no other's in one `--outdir` only. Where and whether it sends anything is up to wandb's own
+    variables: WANDB_MODE=offline writes to the folder only.
     """
 
     def __init__(self, path: Path, config: Config, warn: Callable[[str], None]) -> None:
@@ -32,12 +35,12 @@ class WandbLog:
                 "--log wandb needs the package wandb; install it with: pip install"
                 " 'open-eg3d[wandb]'"
             ) from error
-        self.warn, self._image = warn, wandb.Image
+        self.warn, self._image, self._error = warn, wandb.Image, wandb.Error
         try:
             self._run = wandb.init(
                 project=PROJECT,
                 name=path.name,
-                id=path.name,
+                id=_kept_id(path),
                 resume="allow",
                 dir=str(path),
                 config=to_dict(config),
@@ -65,12 +68,24 @@ class WandbLog:
 
     def close(self) -> None:
         """End the run, once all is written or sent."""
-        self._run.finish()
+        self._try(self._run.finish)
 
     def _add(self, values: dict[str, Any]) -> bool:
+        return self._try(lambda: self._run.log(values))
+
+    def _try(self, action: Callable[[], None]) -> bool:
+        """What goes wrong with curves costs a line, not the training."""
         try:
-            self._run.log(values)
-        except OSError as error:
-            self.warn(f"wandb cannot write: {error.strerror or error}")
+            action()
+        except (self._error, OSError) as error:
+            self.warn(f"wandb cannot write: {error}")
             return False
         return True
+
+
+def _kept_id(path: Path) -> str:
+    kept = path / ID_FILE
+    if not kept.exists():
+        with atomic_write(kept) as file:
+            file.write(secrets.token_hex(8).encode())
+    return kept.read_text(encoding="ascii")

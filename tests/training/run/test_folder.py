@@ -244,3 +244,55 @@ def test_wandb_that_is_not_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyP
         patch.setattr(wandb, "init", refuse)
         with pytest.raises(UserError, match="set WANDB_MODE=offline"):
             RunFolder(tmp_path, config, 0.0).__enter__()
+
+
+class FakeRun:
+    """What wandb gives, without its processes."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+
+    def define_metric(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def log(self, _values: Any) -> None:
+        if self.error:
+            raise self.error
+
+    def finish(self) -> None:
+        self.log(None)
+
+
+def test_folders_of_one_name_are_runs_of_their_own_and_resumed_ones_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    ids = []
+
+    def init(**options: Any) -> FakeRun:
+        ids.append(options["id"])
+        return FakeRun(None)
+
+    monkeypatch.setattr(wandb, "init", init)
+    for outdir in ("a", "b", "a"):
+        path = tmp_path / outdir / "00000-data-auto-batch8"
+        path.mkdir(parents=True, exist_ok=True)
+        with RunFolder(path, tiny_config("snapshot.log=wandb"), 0.0):
+            pass
+    assert ids[0] == ids[2] != ids[1]
+
+
+def test_wandb_that_fails_on_the_way_costs_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    monkeypatch.setattr(wandb, "init", lambda **_: FakeRun(wandb.Error("the service died")))
+    with RunFolder(tmp_path, tiny_config("snapshot.log=wandb"), 0.0) as folder:
+        folder.record(0.004, {"Loss/G": 1.5})
+        folder.log("goes on")
+    log = (tmp_path / "log.txt").read_text()
+    assert "wandb cannot write: the service died" in log
+    assert "goes on" in log
+    assert json.loads((tmp_path / "stats.jsonl").read_text())["Loss/G"] == 1.5
