@@ -140,7 +140,7 @@ def test_refusals(tmp_path: Path) -> None:
         open_images(f"{folder}/000.zip|{folder}/none.zip")
     (tmp_path / "unpacked").mkdir()
     (tmp_path / "unpacked" / "a.png").write_bytes(encode(pictures(1)[0]))
-    with pytest.raises(UserError, match="unpacked is a folder; each part .* must be a ZIP"):
+    with pytest.raises(UserError, match=r"unpacked is a folder; each part .* must be a ZIP"):
         open_images(f"{folder}/000.zip|{tmp_path}/unpacked")
     with pytest.raises(UserError, match="name of a file is empty"):
         open_images(f"{folder}/000.zip|")
