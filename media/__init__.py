@@ -1,4 +1,4 @@
-"""Pictures, videos, meshes, density volumes, report pages and the viewer.
+"""Pictures, videos, meshes, density volumes, 3D Gaussians, web pages, reports and the viewer.
 
 The functions here need little of a generator: any object with the following methods will do.
 """

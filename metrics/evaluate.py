@@ -53,7 +53,7 @@ def evaluate(
 def check_inputs(
     metrics: Sequence[Metric], reals: RealImages | None, options: MetricOptions
 ) -> None:
-    """Refuse, before anything long begins, what cannot end well.
+    """Refuse metrics that lack something they need, before any long work begins.
 
     Raises:
         UserError: that names the metric and what it lacks.
@@ -83,8 +83,8 @@ def check_inputs(
 
 
 def check_networks(metrics: Sequence[Metric], options: MetricOptions) -> None:
-    """Load each network that the metrics need once, and drop it: long before a training comes to
-    use it.
+    """Load each network that the metrics need, and drop it again, so that what is wrong with one
+    shows before a training begins and not at its first snapshot.
 
     Raises:
         UserError: if weights or packages are missing or wrong.

@@ -22,8 +22,8 @@ class MetricOptions:
     """How to compute.
 
     Attributes:
-        device: of the feature networks. batch: pictures at once; changes nothing but the last
-            digits that convolutions leave.
+        device: of the feature networks. batch: pictures at once; changes results only
+            by the rounding of convolutions.
         detector: feature network of metrics whose name tells none. detector_weights: file of its
             weights; none = as published.
         lpips_weights: files for ppl. identity_model, pose_model: ONNX files. open_pose: opens

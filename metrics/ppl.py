@@ -26,7 +26,7 @@ def path_length(
     sampler: GeneratorSampler, distance: Distance, count: int, batch: int, team: WorkerGroup
 ) -> float:
     """Mean squared perceptual distance of pictures at w and w + EPSILON (w' - w), over EPSILON^2,
-    without the extreme per cents.
+    without the lowest and highest per cent.
 
     The camera and the conditioning stay as they are for fake i.
     """

@@ -74,7 +74,7 @@ class WorkerGroup:
         return result
 
     def _meet(self, has_failed: bool = False) -> None:
-        """Before numbers are exchanged, all processes tell whether they still can."""
+        """Before numbers are exchanged, all processes say whether they can go on."""
         if self.size == 1:
             return
         failures = sum_over_processes(torch.tensor([int(has_failed)], device=self.device))

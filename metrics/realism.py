@@ -1,10 +1,10 @@
 """Fakes beside the real pictures that are nearest to them: which fakes look most and least real,
 and whether any is a copy.
 
-The distance is Euclidean, between features of a feature network. A generator that had learnt
-pictures by heart would come far nearer to them than they are to each other (compare Kynkäänniemi et
-al. 2019, section 4, and Webster et al., Detecting Overfitting of Deep Generative Networks via
-Latent Recovery, CVPR 2019, for what such distances can and cannot show).
+The distance is Euclidean, between features of a feature network. A generator that had memorised
+pictures would come far nearer to them than they are to each other (compare Kynkäänniemi et al.
+2019, section 4, and Webster et al., Detecting Overfitting of Deep Generative Networks via Latent
+Recovery, CVPR 2019, for what such distances can and cannot show).
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ _DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.err
 
 
 def no_traits() -> tuple[None, tuple[str, ...]]:
-    """Those of pictures of which none are known."""
+    """Traits of pictures for which none are known."""
     return None, ()
 
 

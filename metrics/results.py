@@ -16,13 +16,13 @@ from metrics.options import MetricResult
 
 
 class ScalarWriter(Protocol):
-    """TensorBoard's writer, or what stands before it."""
+    """TensorBoard's writer, or anything with its methods."""
 
     def add_scalar(self, name: str, value: float, images: int, /) -> object:
         """Show a number."""
 
     def flush(self) -> object:
-        """Write what waits."""
+        """Write what is still buffered."""
 
 
 def as_json(result: MetricResult, **more: Any) -> str:

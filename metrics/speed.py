@@ -20,7 +20,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def speed(sampler: GeneratorSampler, frames: int = FRAMES) -> dict[str, float]:
-    """Speed of the median frame and, on CUDA and Linux, what it takes at its peak in MiB."""
+    """Frames per second of the median frame and, on CUDA and Linux, its peak memory in MiB."""
     c = sampler.cameras(0, 1)
     ws = sampler.ws(sampler.latents(0, 1), c)
     with torch.no_grad():

@@ -1,5 +1,5 @@
-"""What fakes look like in words: their traits, read by a regressor that was trained on reals whose
-true traits are known, beside the reals'.
+"""Traits of fakes (hair, noses, mouths, ...) beside those of reals, as read by a regressor that was
+trained on reals whose true traits are known.
 
 The regressor is linear (ridge regression) on feature maps of a network, looked up where a grid of
 points on the face lies in each picture. The camera tells where that is, so a turned head's nose is

@@ -36,7 +36,7 @@ def make_view(output: RenderOutput, cameras: Tensor) -> View:
 
 
 def in_double(values: Tensor) -> Tensor:
-    """In float64, where they are if that can be, else (Apple's GPUs) on the CPU."""
+    """As float64 on their device, or on the CPU where the device has none (Apple's GPUs)."""
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 

@@ -1,6 +1,6 @@
-"""The same bits each time on a GPU, where PyTorch's fastest algorithms add up in any order.
+"""Deterministic results on a GPU, where PyTorch's fastest algorithms sum in an order that varies.
 
-The compiled operators do so by themselves: their sums are formed of integers, or in a fixed order.
+The compiled operators are deterministic without this: they sum integers, or in a fixed order.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from torch_utils.devices import is_asynchronous, upload
 
 
 def use_deterministic_algorithms() -> None:
-    """From here on, take PyTorch's deterministic algorithms for all that is computed on a GPU, and
-    refuse what has none. To be called before anything is.
+    """Use PyTorch's deterministic algorithms on GPUs from now on, and raise an error for operations
+    that have none. To be called before anything is computed on a GPU.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when it starts
     torch.backends.cudnn.benchmark = False
-    # none is read; setattr, for a module's property is no attribute to mypy
+    # no uninitialized memory is read; setattr, since mypy does not see properties of modules
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     torch.use_deterministic_algorithms(True)
 
 
 def is_wanted(x: Tensor) -> bool:
-    """Whether what becomes of `x` has to be the same each time, and is not anyway, as on the
-    CPU.
+    """Whether results computed from `x` have to be deterministic and are not so anyway, as they are
+    on the CPU.
     """
     return torch.are_deterministic_algorithms_enabled() and is_asynchronous(x.device)
 
 
 def resize(x: Tensor, size: int, antialias: bool) -> Tensor:
-    """Bilinear resize of (N, C, H, W) to (N, C, size, size), as `F.interpolate`, whose gradient on
-    CUDA is summed up in any order: by products with two matrices.
+    """Bilinear resize of (N, C, H, W) to (N, C, size, size) by products with two matrices: the
+    result of `F.interpolate`, whose gradient on CUDA is summed in an order that varies.
     """
     height, width = x.shape[-2:]
     rows, columns = (
@@ -61,9 +61,8 @@ def resize_matrix(
 def grid_sample(images: Tensor, grid: Tensor, align_corners: bool) -> Tensor:
     """Bilinear samples (N, C, h, w) of images (N, C, H, W) at `grid` (N, h, w, 2), zeros outside.
 
-    As `F.grid_sample`, but where the sums of its gradient have to be formed in the same order each
-    time (`is_wanted`), by looking up pixels, whose gradient has such an order; that is
-    differentiable any number of times.
+    By `F.grid_sample`, or where determinism is wanted (`is_wanted`) by looking up pixels: the
+    gradient of that is summed in a fixed order, and is differentiable any number of times.
     """
     if not is_wanted(images):
         return F.grid_sample(

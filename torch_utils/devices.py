@@ -28,18 +28,19 @@ def choose_device(name: str) -> torch.device:
 
 
 def is_asynchronous(device: torch.device) -> bool:
-    """Whether `device` computes while the host goes on, so that to read a number off it is to wait.
+    """Whether `device` computes while the host goes on, so that reading a number from it means
+    waiting.
 
-    MPS does, too, but lacks the float64 of what is then decided there. Tensors of "meta" stand for
-    a GPU's where there is none.
+    MPS does, too, but lacks the float64 in which decisions are then made there. Tensors on "meta"
+    stand for a GPU's where there is none.
     """
     return device.type in ("cuda", "meta")
 
 
 def upload(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on `device`; the host does not wait for what that still has to do."""
+    """`x` on `device`; the host does not wait for work that is queued there."""
     if x.device.type == "cpu" and device.type == "cuda":
-        x = x.pin_memory()  # from other memory it is copied by way of the driver's own, in turn
+        x = x.pin_memory()  # the copy of pageable memory makes the host wait
     return x.to(device, non_blocking=device.type != "cpu")
 
 
@@ -53,7 +54,7 @@ class Uploader:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def send(self, *tensors: Tensor) -> list[Tensor]:
-        """`tensors` on the device, for what it is told from here on."""
+        """`tensors` on the device, for operations that are queued there from now on."""
         if self._stream is None:
             return [upload(x, self.device) for x in tensors]
         with torch.cuda.stream(self._stream):
@@ -61,7 +62,7 @@ class Uploader:
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self._stream)
         for x in sent:
-            x.record_stream(current)  # its memory is not given away before
+            x.record_stream(current)  # its memory is not reused before those operations are done
         return sent
 
 

@@ -1,10 +1,10 @@
 """Random numbers that belong to samples: each sample of a batch may draw from a stream of its own.
 
-A batch that is divided among processes and micro-batches is to give what the undivided one gives.
-What a sample draws must then depend on its place in the whole batch and neither on the process that
-handles it nor on its neighbours. Code that draws for samples calls `rand`, `randn` and `randint`
-here; inside `samples_draw_from` they take each sample's numbers from its own stream, elsewhere from
-torch's global generator, as the functions of torch do.
+A batch that is divided among processes and micro-batches must give the results of the undivided
+one. What a sample draws must then depend on its place in the whole batch and neither on the process
+that handles it nor on its neighbours. Code that draws for samples calls `rand`, `randn` and
+`randint` here; inside `samples_draw_from` they take each sample's numbers from its own
+stream, elsewhere from torch's global generator, as the functions of torch do.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def _draw_now(kind: str, shape: Sequence[int], dtype: torch.dtype, device: torch
 def _draw_when_run(
     kind: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """The same as an operator that torch.compile leaves alone: it would else draw from a generator
-    of its own.
+    """The same as an operator that torch.compile leaves alone: it would otherwise draw from a
+    generator of its own.
     """
     return _draw_now(kind, shape, dtype, device)
 

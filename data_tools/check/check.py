@@ -1,5 +1,5 @@
-"""Is a data set what training expects, and does it look like what its maker meant? All findings,
-not only the first.
+"""Check that a data set is what training expects, and looks like what its maker meant. Reports all
+findings, not only the first.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ PLAIN_INTRINSICS = (1.0, 0.0, 0.5, 0.0, 1.0, 0.5, 0.0, 0.0, 1.0)
 PROFILE_TOLERANCE = 8  # of 255 levels, up to which a profile may as well be that of sRGB
 UNHEEDED = {
     "exif": (
-        "pictures carry an EXIF orientation, which training does not heed: it sees them turned",
+        "pictures carry an EXIF orientation, which training ignores: it sees them turned",
         "convert turns them where their cameras need it",
     ),
     "profile": (
-        "pictures carry a colour profile, which training does not heed: it sees other colours",
+        "pictures carry a colour profile, which training ignores: it sees other colours",
         "convert makes them sRGB",
     ),
 }
@@ -57,7 +57,7 @@ MENDS = {"pixels": ("convert --intrinsics pixels", "--intrinsics pixels")}
 @dataclass(frozen=True)
 class PictureFacts:
     """What reading a picture showed: what is wrong with it ("" = nothing), its side, its pixels'
-    hash, what training does not heed about it.
+    hash, what training ignores of it.
     """
 
     problem: str
@@ -83,7 +83,7 @@ def check_data(
     Args:
         preset: of training/config/presets.py; its scene must suit the cameras. "auto" fits the
             scene to the cameras.
-        workers: processes that decode pictures; 0 = one a core.
+        workers: processes that decode pictures; 0 = one per core.
 
     Raises:
         UserError: if there is nothing that could be checked: no folder and no whole ZIP, or no

@@ -1,5 +1,5 @@
-"""Which usual mistake camera poses look like: wrong camera axes, inverse matrices, another upward
-axis, another scale, off the middle.
+"""Guess the mistake behind implausible camera poses: wrong camera axes, inverted matrices, another
+up axis or scale, an off-centre target.
 
 Poses that are read in the right way agree with each other: the cameras look at one point in front
 of them, which is near the origin, from a distance of a few units, upright. `reading_penalty` says
@@ -108,7 +108,7 @@ def _misses(origins: Array, forward: Array, point: Array) -> Array:
 
 
 def read_as(cam2world: Array, reading: Reading) -> Array:
-    """The cameras (M, 4, 4), if their matrices were inverses or had OpenGL axes."""
+    """The cameras (M, 4, 4), if their matrices were inverted or had OpenGL axes."""
     inverse, opengl = reading
     matrices = np.asarray(np.linalg.inv(cam2world), dtype=np.float64) if inverse else cam2world
     return matrices @ OPENGL_TO_OPENCV if opengl else matrices

@@ -1,5 +1,5 @@
-"""The estimators of `dataset_tool.py faces` as judges of a model: from which side does a face seem
-to be seen?
+"""Angles from which faces are seen, by the estimators of `dataset_tool.py faces`, for the metric
+`pose`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from metrics.onnx_models import OnnxModel
 from metrics.pose import OPTION, PoseEstimator
 from metrics.weights import file_hash
 
-SMALLEST = 256  # pixels; smaller pictures are enlarged, or a detector of faces overlooks them
+SMALLEST = 256  # pixels; smaller pictures are enlarged, since face detectors would overlook them
 
 
 def open_pose_estimator(name: str) -> PoseEstimator:

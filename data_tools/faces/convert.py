@@ -49,7 +49,7 @@ class FacesConfig:
         min_size: least side in pixels that the crop has in its picture. background: behind
             transparent parts; None refuses them.
         skip_bad: leave out files that cannot be read, instead of stopping at the first. workers:
-            processes; 0 = one a core.
+            processes; 0 = one per core.
     """
 
     resolution: int = 512
@@ -105,8 +105,8 @@ def convert_faces(
     """Write the faces in the pictures of `source` (folder, ZIP or its URL, or one picture) as a
     data set `dest` (ZIP, or folder).
 
-    One face a picture. `dest` appears only when complete; the same pictures give the same data set,
-    whatever the number of workers.
+    One face per picture. `dest` appears only when complete; the same pictures give the same data
+    set, whatever the number of workers.
 
     Raises:
         UserError: what is wrong with the source, a picture, the estimator or `dest`; or that no
@@ -286,7 +286,7 @@ def pick_face(poses: Sequence[FacePose], size: tuple[int, int], pick: Pick) -> F
 
 
 def share_outside(crop: Crop, size: tuple[int, int]) -> float:
-    """Which part of a crop lies outside of a picture of `size` = (width, height); to a
+    """Share of a crop that lies outside of a picture of `size` = (width, height), rounded to a
     hundredth.
     """
     upper_left, upper_right, _, lower_left = crop.corners()

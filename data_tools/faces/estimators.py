@@ -1,4 +1,4 @@
-"""What finds faces in pictures: mediapipe, or a function of somebody else's.
+"""Estimators of face poses: mediapipe, or any function that is named.
 
 An estimator is any function that takes a picture (H, W, 3), uint8, upright sRGB, and returns a
 `FacePose` for every face in it.
@@ -62,7 +62,7 @@ def estimate(picture: Image.Image, name: str, where: str) -> list[FacePose]:
     """Poses in pixels of the picture, by the estimator of that name in this process.
 
     Raises:
-        EstimatorDied: if the picture was its end.
+        EstimatorDied: if its process ended or hung at the picture.
         UserError: if it failed, or did not return poses; `EstimatorBroken` if it does not work at
             all.
     """

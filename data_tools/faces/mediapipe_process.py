@@ -87,7 +87,7 @@ def set_up() -> Path:
         Its folder.
 
     Raises:
-        UserError: if there is no Python for it, packages cannot be had, or it does not run.
+        UserError: if there is no Python for it, packages cannot be installed, or it does not run.
     """
     base, target = _base_python(), environment_dir()
     make_dir(target.parent)

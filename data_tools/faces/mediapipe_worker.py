@@ -3,7 +3,7 @@ and knows nothing of this project.
 
 On standard input: one JSON line {"width": W, "height": H} and W * H * 3 bytes of RGB for each
 picture, until the end of the file. On standard output: the line {"ready": true}, then one JSON line
-a picture: {"faces": [478 lists of x, y, z each], "scores": [one each]} in pixels, z growing away
+per picture: {"faces": [478 lists of x, y, z each], "scores": [one each]} in pixels, z growing away
 from the camera, or {"error": "..."}. A score is the detector's, 0 to 1; null where a face was found
 without it.
 """

@@ -1,11 +1,11 @@
-"""How a face looks into a picture: pose from landmarks, the square that is cut out, and the camera
+"""How a face stands in a picture: pose from landmarks, the square that is cut out, and the camera
 label that goes with it.
 
 Conventions are those of FFHQ as EG3D prepared it (EG3D, supplement, "Dataset details"): the camera
 stands on a sphere of radius 2.7 around the head, looks at a point a little before its middle, and
 sees a width of 700/300 decimetres of face with a focal length of 2985.29/700 picture widths. Head
 axes are the world's: x to the picture's right when the face looks into the camera, y up, z out of
-the face. The middle of a head's coordinates is the point that the camera looks at, about the root
+the face. The origin of a head's coordinates is the point that the camera looks at, about the root
 of the nose, and their unit is the decimetre of an average face. Camera axes are OpenCV's. All
 arrays float64.
 """

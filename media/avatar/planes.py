@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 LEVELS = 255
-CHANNELS_A_TEXEL = 4  # a texture holds four channels, so their number is filled up with empty ones
+CHANNELS_A_TEXEL = 4  # a texture has four channels; empty ones fill up the last
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def quantize(planes: Tensor) -> QuantizedPlanes:
 
 
 def pack(codes: NDArray[np.uint8]) -> bytes:
-    """Codes (..., H, W) as zlib data of what the prediction left + above - above left misses,
-    modulo 256; zeros lie outside.
+    """Compress codes (..., H, W): each minus its prediction, left + above - above left, modulo 256,
+    with zeros outside, as zlib data.
     """
     rest = codes.copy()
     rest[..., 1:] -= codes[..., :-1]

@@ -37,10 +37,10 @@ GRAZING = 0.4  # cosine below which a view is no longer straight enough and give
 # texels between charts, filled with their neighbours' colours, so that filtering finds no foreign
 # ones
 GUTTER = 4
-# of reducing, in turn until the surface is closed: the more eager, the more of it is pinched
+# of the reduction, tried in turn until the surface is closed; higher ones pinch more of it
 EAGERNESS = (5.0, 4.0, 3.0, 6.0, 7.0, 8.0)
 MOST_ABOVE = 1.1  # of the wanted number of triangles
-BAKE_TEXELS = 1 << 20  # candidates looked at at once
+BAKE_TEXELS = 1 << 20  # candidates per chunk
 
 Colors = NDArray[np.uint8]
 

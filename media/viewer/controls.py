@@ -41,11 +41,11 @@ class Controls:
 
     Args:
         changed: Called when a control changes the picture.
-        acts: By the name of a button, what it does.
+        acts: What each button does, by its name.
         checkpoints: Names to choose from, the shown one first; none = there is no choice.
         identity: Name of the file's latents that are shown first; None = a seed.
-        upload: Takes a photo's bytes, whether it is cut out already, and what is told its
-            progress in per cent; None = no photos are taken.
+        upload: Takes a photo's bytes, whether it is cut out already, and a function to call with
+            the progress in per cent; None = no photos are taken.
     """
 
     def __init__(

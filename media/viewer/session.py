@@ -36,7 +36,7 @@ Request = tuple[Latents, View, float]  # latents, camera and panel, the window's
 
 
 class PageGone(Exception):
-    """Nobody waits any more for what is being made."""
+    """The page that asked for what is being made was closed."""
 
 
 class ViewerSession:

@@ -27,7 +27,7 @@ PAGE = Path(__file__).parent / "page"
 SCRIPTS = (AVATAR / "camera.js", AVATAR / "controls.js", PAGE / "app.js")
 WORKER = ("worker.js", "latents.js")
 RUNTIME = "runtime"
-QUICK_SHARE = 2  # a picture of a moving head has half the pixels a side
+QUICK_SHARE = 2  # a picture of a moving head has half the pixels per side
 
 
 def _write_quick_graph(path: Path, generator: Generator) -> None:
@@ -54,8 +54,8 @@ def write_web_page(folder: str | os.PathLike[str], generator: Generator, title: 
     """Write the folder, all of it or nothing; returns its files.
 
     Raises:
-        UserError: if the runtime cannot be had, the exporter refuses the network, or a file cannot
-            be written.
+        UserError: if the runtime cannot be fetched, the exporter refuses the network, or a file
+            cannot be written.
     """
     folder = Path(folder)
     runtime = runtime_files()

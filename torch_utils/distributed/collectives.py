@@ -14,7 +14,7 @@ class Progress:
     """What this process has done so far, by which the others tell whether it hangs.
 
     Attributes:
-        collectives: collective operations begun; equal in all processes that keep step.
+        collectives: collective operations begun; equal in all processes that are at the same point.
         steps: other steps of long work.
     """
 
@@ -26,7 +26,7 @@ _progress = Progress()
 
 
 def progress_so_far() -> Progress:
-    """The counts of this process, which go on."""
+    """The counters of this process; later calls of `note_...` change them."""
     return _progress
 
 

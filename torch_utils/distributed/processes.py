@@ -44,7 +44,7 @@ BEAT_TIMEOUT = timedelta(seconds=10)
 # that works on something alone.
 COLLECTIVE_TIMEOUT = timedelta(hours=12)
 PATIENCE_VARIABLE = "OPEN_EG3D_TIMEOUT"
-BACKENDS = "cpu:gloo,cuda:nccl"  # what hosts know, they tell each other without their GPUs
+BACKENDS = "cpu:gloo,cuda:nccl"  # numbers on the host are exchanged without the GPUs
 HOST = "127.0.0.1"
 LOST_CONTACT = "lost contact with another process"
 
@@ -164,11 +164,11 @@ def run_processes(
         work(torch.device(device), *arguments)
         return
     pace = _pace()
-    # it logs every process that it ends
+    # PyTorch logs every process that it ends
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, StopSignals() as stop:
         errors = Path(folder)
-        # The system chooses a port, which is ours from then on.
+        # The system chooses a free port, which the store then occupies.
         store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
         context = torch.multiprocessing.spawn(
             _worker,
@@ -335,7 +335,7 @@ def _is_loss(error: Exception) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    """The first sentence of a library's error, without its place in their code."""
+    """The first sentence of a library's error, without the place in its code."""
     text = str(error).strip().partition("\n")[0].partition("] ")
     return (text[2] or text[0]).partition(". ")[0] or type(error).__name__
 

@@ -27,7 +27,7 @@ class GradientAverage:
     """
 
     def __init__(self, parameters: list[nn.Parameter], bucket_bytes: int = BUCKET_BYTES) -> None:
-        """Prepare for `parameters`; they may require gradients at times only."""
+        """Prepare for `parameters`; they may require gradients only at times."""
         self.parameters = parameters
         self.buckets = make_buckets(parameters, bucket_bytes)
         self._bucket_of = {p: index for index, bucket in enumerate(self.buckets) for p in bucket}

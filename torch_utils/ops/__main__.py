@@ -65,7 +65,7 @@ def main(as_json: bool) -> None:
     """Show which operators are compiled, where and how, and compare each with its plain PyTorch
     reference; where there is a GPU, those for CUDA as well.
 
-    The status is 1 if they differ or cannot be had.
+    The status is 1 if they differ or are not available.
     """
     if not library.load():
         raise UserError(

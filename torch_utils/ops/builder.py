@@ -261,8 +261,8 @@ def _read(folder: Path, name: str) -> Built | None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold `path` alone. The kernel lets go of it when the process ends, however that comes
-    about.
+    """Lock `path` for this process. The operating system releases it when the process ends, however
+    it ends.
     """
     with open(path, "w") as file:
         if not locks.try_lock(file.fileno()):
@@ -277,7 +277,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _build_into(target: Path, recipe: Recipe) -> Built:
-    """Compile in a scratch folder, then rename: `target` is never there in part."""
+    """Compile in a scratch folder, then rename: `target` is never incomplete."""
     # of builders that were killed: the lock says that none is at work
     for left_over in target.parent.glob(".tmp-*"):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -346,7 +346,7 @@ def _write_ninja_file(folder: Path, recipe: Recipe) -> None:
 
 
 def escape(text: str) -> str:
-    """`text` as ninja's files have it."""
+    """`text` escaped for ninja's files."""
     return text.replace("$", "$$")
 
 

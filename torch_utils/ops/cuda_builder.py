@@ -99,8 +99,8 @@ def headers() -> list[Path]:
 
 
 def candidates() -> list[str]:
-    """Every nvcc that there is, those that are asked for first: of CUDA_HOME, on the search path,
-    of a conda environment, in the usual folders, in wheels.
+    """Every nvcc that is found, the preferred first: in CUDA_HOME, on the search path, in a conda
+    environment, in the usual folders, in wheels.
     """
     named = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
     folders = [Path(home) / "bin" for home in named if home]

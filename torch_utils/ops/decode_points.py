@@ -11,8 +11,8 @@ Numbers: planes may be fp32, bf16 or fp16 with everything else in fp32, or all i
 read where they lie if a texel's channels are neighbours in memory (channels-last, also with
 expanded samples); other layouts are copied once. Gradients do not depend on the number of threads.
 There are no second derivatives. On CUDA the decoder has to fit into shared memory (`fits_gpu`), and
-the same gradients come out each time: sums over texels are formed of integers, those over samples
-in a fixed order.
+the gradients are deterministic: sums over texels are sums of integers, those over samples have a
+fixed order.
 """
 
 from __future__ import annotations

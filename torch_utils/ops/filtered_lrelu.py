@@ -106,8 +106,8 @@ def fits_gpu(
 def _pixel_bytes(
     first: tuple[int, ...], up: int, second: tuple[int, ...], down: int, number: int
 ) -> int:
-    """Shared memory for the smallest tile, of numbers of so many bytes: taps, and in two buffers
-    fine pixels, what they are made of and what is made of them, with a word of signs for each.
+    """Bytes of shared memory for the smallest tile, of `number` bytes per number: the taps, and two
+    buffers for fine pixels, their inputs and their results, with a word of signs per fine pixel.
     """
     fine = [max(second[side], down) for side in (0, -1)]
     input = [(size + first[side] + up - 2) // up for size, side in zip(fine, (0, -1), strict=True)]

@@ -82,7 +82,7 @@ class _Part:
     """The library of one kind of device."""
 
     is_loaded: bool = False
-    failure: str | None = None  # why the operators cannot be had; None = not tried, or loaded
+    failure: str | None = None  # why the operators are not available; None = not tried, or loaded
     built: builder.Built | None = None
     enabled: bool = False  # what `use_kernels` answers while torch.compile traces
 
@@ -110,7 +110,7 @@ def use_kernels(*tensors: Tensor) -> bool:
     While torch.compile traces, nothing is built: what an earlier call or `load` found counts.
 
     Raises:
-        UserError: if OPEN_EG3D_OPS forces operators that cannot be had, or has an unknown value, or
+        UserError: if OPEN_EG3D_OPS forces operators that are missing, or has an unknown value, or
             OPEN_EG3D_ARCH has.
     """
     device = tensors[0].device.type

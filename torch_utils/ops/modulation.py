@@ -23,7 +23,7 @@ def scale_channels(
     x: Tensor,  # (N, C, H, W)
     scale: Tensor,  # (N, C)
 ) -> Tensor:
-    """x * scale, one factor a channel of each sample; (N, C, H, W) in the dtype of `x`."""
+    """x * scale, one factor per channel of each sample; (N, C, H, W) in the dtype of `x`."""
     if library.use_kernels(x) and _is_channels_last(x):
         y: Tensor = torch.ops.open_eg3d.scale_channels(x, scale)
         return y
@@ -48,9 +48,9 @@ def modulated_lrelu(
 
     Args:
         x: What a convolution returns.
-        scale: Demodulation, one factor a channel of each sample; None = 1.
+        scale: Demodulation, one factor per channel of each sample; None = 1.
         noise: One value per pixel, either for each sample or the same for all; None = 0.
-        bias: One value a channel; None = 0.
+        bias: One value per channel; None = 0.
         slope: Of leaky ReLU below zero.
         gain: Factor after the activation.
         clamp: Bound on the magnitude of the result, or None.
