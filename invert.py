@@ -29,6 +29,7 @@ from cli.photos import (
     open_data,
     parse_label,
     read_poses,
+    settings_for,
     subjects_of,
 )
 from cli.program import program
@@ -58,7 +59,6 @@ from training.inversion.objective import Perceptual
 from training.networks.generator import Generator
 
 DEFAULT_SECONDS = 120.0
-GUESSED_PRIOR = 1.0  # of a portrait's place and distance, where its crop is a guess
 SHARES = {"camera": 0, "latents": 1, "tuning": 2}  # order of the phases in a progress bar
 
 
@@ -86,7 +86,7 @@ class Inverter:
     def run(self, subjects: list[Subject], name: str, on_step: OnStep) -> Inversion:
         """Invert the pictures of one person, and write the three files."""
         dest, origins = self.dest(name), [one.origin for one in subjects]
-        settings = self._settings(origins)
+        settings = settings_for(self.settings, origins)
         inversion = invert(
             self.generator,
             [one.picture for one in subjects],
@@ -105,13 +105,6 @@ class Inverter:
         write_identity(inversion, dest, sources, told | made_by)
         return inversion
 
-    def _settings(self, origins: Sequence[Origin]) -> InversionSettings:
-        """Those that are really used: a guessed camera may move far."""
-        if "guessed" not in origins:
-            return self.settings
-        latents = dataclasses.replace(self.settings.latents, pose_prior=GUESSED_PRIOR)
-        return dataclasses.replace(self.settings, latents=latents)
-
     def made_by(
         self, origins: Sequence[Origin], contents: Sequence[str], given: Sequence[Tensor | None]
     ) -> dict[str, Any]:
@@ -123,7 +116,7 @@ class Inverter:
             "contents": list(contents),
             "network_content": self.network_content,
             "compared": self.perceptual[1],
-            "settings": plain_settings(self._settings(origins)),
+            "settings": plain_settings(settings_for(self.settings, origins)),
             "optimise_pose": self.optimise_pose,
             "given_labels": [None if c is None else c.tolist() for c in given],
             "estimator": self.photos.estimator if is_asked else None,

@@ -15,7 +15,7 @@ import click
 import torch
 
 from cli.devices import device_option
-from cli.photos import PhotoOptions, subjects_of
+from cli.photos import PhotoOptions, settings_for, subjects_of
 from cli.program import program
 from cli.sampling import chosen_latents
 from data_tools.faces.estimators import MEDIAPIPE, estimators_closed
@@ -26,6 +26,7 @@ from open_eg3d import invert
 from open_eg3d.opening import open_generator
 from torch_utils.precision import use_full_fp32
 from training.cameras import cameras_of
+from training.inversion.inversion import InversionSettings
 from training.inversion.latents import OnStep
 from training.networks.generator import Generator
 
@@ -49,6 +50,7 @@ def invert_photo(
         one.label,
         optimise_pose=one.origin == "guessed",
         seconds=PHOTO_SECONDS,
+        settings=settings_for(InversionSettings(), [one.origin]),
         on_step=on_step,
     )
     return found.generator, found.entry("photo")

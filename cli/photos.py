@@ -6,11 +6,12 @@ label was given; its pose is optimised from nothing; or its faces are found, cut
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -29,8 +30,10 @@ from training.checkpoints.identities import unique_names
 from training.data.dataset import ImageDataset
 from training.data.files import LABEL_FILE, DataFiles, decode_text, shown
 from training.data.labels import Fault, check_labels, each_label, numbers_fault
+from training.inversion.inversion import InversionSettings
 
 Origin = Literal["given", "estimated", "guessed", "unknown"]
+GUESSED_PRIOR = 1.0  # of a portrait's place and distance, where its crop is a guess
 PHOTO_SUFFIXES = (*PICTURE_SUFFIXES, ".heic", ".heif")
 
 
@@ -84,6 +87,14 @@ class PhotoOptions:
                 " are named here, or move them apart"
             )
         return label
+
+
+def settings_for(settings: InversionSettings, origins: Iterable[Origin]) -> InversionSettings:
+    """Those that photos are really inverted by: a guessed camera may move far."""
+    if "guessed" not in origins:
+        return settings
+    latents = dataclasses.replace(settings.latents, pose_prior=GUESSED_PRIOR)
+    return dataclasses.replace(settings, latents=latents)
 
 
 def named_photos(paths: Sequence[Path]) -> list[tuple[str, Path]]:

@@ -115,7 +115,7 @@ def mesh(
     _, planes = renderer.planes(latents)
     texture = TEXTURE if is_textured else None
     shape = extract_mesh(
-        renderer.generator, planes, renderer.cameras.grid(), resolution, texture=texture
+        renderer.shows(latents), planes, renderer.cameras.grid(), resolution, texture=texture
     )
     return _bytes_of(kind, lambda path: save_mesh(path, shape))
 

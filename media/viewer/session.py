@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import viser
@@ -39,6 +41,17 @@ class PageGone(Exception):
     """The page that asked for what is being made was closed."""
 
 
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """An identity made of a photo: by the generator `base`; the one that shows it, and its
+    latents.
+    """
+
+    base: Generator
+    generator: Generator
+    entry: dict[str, Any]
+
+
 class ViewerSession:
     """Serves one page until `leave`. Nothing in here is shared with other sessions but the
     networks' parameters.
@@ -55,25 +68,29 @@ class ViewerSession:
     ) -> None:
         self.identity, self.invert = identity, invert
         self.base = generator  # what photos are inverted by, whatever a photo has tuned
-        self.photos: dict[str, Any] = {}  # entries of latents, gone with the page
+        self.photos: dict[str, Photo] = {}  # gone with the page
         self.client, self.folder = client, folder
         self.is_gone = False
         self._changed_at = time.monotonic()
         self._wake = threading.Event()
-        self._wanted: str | Generator | None = None  # a name of the folder, or made of a photo
+        self._wanted: str | Photo | None = None  # a name of the folder, or a new identity
         self._orbit: dict[str, Any] = {}
         self._keys: list[View] = []  # of the path of the camera
         self._status_at = 0.0
-        self._show_model(generator, name)
+        self._show_model(name)
         client.camera.on_update(lambda _: self.change())
         self._thread = threading.Thread(
             target=self._work, name=f"session-{client.client_id}", daemon=True
         )
         self._thread.start()
 
-    def _show_model(self, generator: Generator, name: str) -> None:
-        """Start again with another model: its ranges are others."""
-        self.name, self.renderer = name, ViewRenderer(generator)
+    def _show_model(self, name: str) -> None:
+        """Start again with another model, or more identities: the panel is another."""
+        generator = copy.copy(self.base)
+        entries = {one: photo.entry for one, photo in self.photos.items()}
+        generator.latents = {**self.base.latents, **entries}
+        tuned = {one: photo.generator for one, photo in self.photos.items()}
+        self.name, self.renderer = name, ViewRenderer(generator, tuned)
         self._seconds_a_pixel = 1e-5  # until something was drawn
         self._drawn: Request | None = None  # what is shown in full
         others = [other for other in self.folder.names() if other != name]
@@ -154,9 +171,13 @@ class ViewerSession:
             if isinstance(wanted, str):
                 self._say(f"Loading {wanted} …")
                 self.base, self.photos = self.folder.load(wanted), {}
-                self._show_model(self.base, wanted)
+                self._show_model(wanted)
+            elif wanted.base is self.base:  # no other checkpoint was chosen in the meantime
+                self.identity = self._new_name()
+                self.photos[self.identity] = wanted
+                self._show_model(self.name)
             else:
-                self._show_model(wanted, self.name)
+                self._say("Another checkpoint was chosen before the photo was done; drop it again.")
         rest = STILL_SECONDS - (time.monotonic() - self._changed_at)
         if not self._wake.is_set():
             if rest > 0:
@@ -234,13 +255,10 @@ class ViewerSession:
             return
         try:
             self._say("Making an identity of the photo …")
-            generator, entry = self.invert(self.base, data, is_cut_out, tell)
+            base = self.base
+            photo = Photo(base, *self.invert(base, data, is_cut_out, tell))
             bar(0.0)  # before the panel that it is in goes
-            self.identity = f"photo-{len(self.photos) + 1}"
-            self.photos[self.identity] = entry
-            shown = copy.copy(generator)
-            shown.latents = {**generator.latents, **self.photos}
-            self._wanted = shown
+            self._wanted = photo
             self.change()
         except UserError as error:
             bar(0.0)
@@ -249,6 +267,11 @@ class ViewerSession:
             pass
         finally:
             INVERSIONS.release()
+
+    def _new_name(self) -> str:
+        """photo-1, photo-2, ...: the first that is no identity's yet."""
+        names = (f"photo-{number}" for number in itertools.count(1))
+        return next(name for name in names if name not in self.renderer.generator.latents)
 
     def _save_picture(self) -> None:
         self._export(
@@ -296,7 +319,8 @@ class ViewerSession:
         try:
             latents, view, _ = self._request()
             self._say(f"Making the {suffix.upper()} …")
-            data = make(ViewRenderer(self.renderer.generator), latents, view)
+            renderer = ViewRenderer(self.renderer.generator, self.renderer.tuned)
+            data = make(renderer, latents, view)
             if not self.is_gone:
                 self.client.send_file_download(
                     f"{latents.identity or f'seed{latents.seed:04d}'}.{suffix}",

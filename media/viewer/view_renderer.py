@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from media.pictures.grids import (
 )
 from media.pictures.panels import shared_limits
 from training.cameras import CameraSummary, cameras_of, pack_label, unpack_label
+from training.config.settings import ModelConfig
 from training.networks.generator import Generator, GeneratorOutput
 
 KINDS = PANELS
@@ -65,11 +66,15 @@ class View:
 class ViewRenderer:
     """Renders one session's pictures of a generator that others use at the same time: its
     parameters are shared, settings are not.
+
+    Args:
+        tuned: By the name of an identity, the generator with weights of its own that shows it.
     """
 
-    def __init__(self, generator: Generator) -> None:
-        self.generator = copy.copy(generator)
-        self.generator.config = copy.deepcopy(generator.config)
+    def __init__(self, generator: Generator, tuned: Mapping[str, Generator] | None = None) -> None:
+        config = copy.deepcopy(generator.config)
+        self.generator = _with_config(generator, config)
+        self.tuned = {name: _with_config(one, config) for name, one in (tuned or {}).items()}
         self.cameras: CameraSummary = cameras_of(generator)
         self.device = next(generator.parameters()).device
         self._model_samples = (
@@ -131,6 +136,10 @@ class ViewRenderer:
             self.generator, seed, latents.truncation_psi, latents.truncation_cutoff, pose
         )
 
+    def shows(self, latents: Latents) -> Generator:
+        """The generator that shows these latents: that of their first identity."""
+        return self.tuned.get(latents.identity or "", self.generator)
+
     @torch.no_grad()
     def planes(self, latents: Latents) -> tuple[Tensor, Tensor]:
         """ws (1, num_ws, w_dim) and planes (1, 3, C, H, W), kept until other latents are asked
@@ -138,7 +147,7 @@ class ViewRenderer:
         """
         if self._known is None or self._known[0] != latents:
             ws = self.ws(latents)
-            planes = self.generator.planes(ws)
+            planes = self.shows(latents).planes(ws)
             fast = (
                 planes.flatten(0, 1)
                 .contiguous(memory_format=torch.channels_last)
@@ -172,7 +181,7 @@ class ViewRenderer:
         if view.kind == "depth":
             return shade_depth(out.image_depth, out.alpha, limits)[0]
         if view.kind == "normals":
-            return shade_normals(self.generator, self.planes(latents)[1], c, out)[0]
+            return shade_normals(self.shows(latents), self.planes(latents)[1], c, out)[0]
         return to_pictures(out.image if view.kind == "image" else out.image_raw)[0]
 
     @torch.no_grad()
@@ -184,7 +193,7 @@ class ViewRenderer:
         ws, planes = self.planes(latents)
         self._set_samples(view.samples)
         c = self.label(view)[None].to(self.device)
-        return c, self.generator.render(planes, ws, c, view.resolution)
+        return c, self.shows(latents).render(planes, ws, c, view.resolution)
 
     def _set_samples(self, samples: int | None) -> None:
         coarse, fine = self._model_samples
@@ -202,6 +211,13 @@ class ViewRenderer:
             return (0, 0, 0)
         red, green, blue = (round(255 * value) for value in color)
         return (red, green, blue)
+
+
+def _with_config(generator: Generator, config: ModelConfig) -> Generator:
+    """The same parameters with settings of their own."""
+    own = copy.copy(generator)
+    own.config = config
+    return own
 
 
 def letterbox(picture: Pictures, aspect: float, color: tuple[int, int, int]) -> Pictures:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import copy
+import functools
 import io
 import threading
 import time
@@ -10,15 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import open_eg3d
 import viewer as command
+from cli.photos import GUESSED_PRIOR, Subject
 from dnnlib.console import UserError
 from media.viewer.checkpoints import CheckpointFolder
 from media.viewer.server import Viewer, run_viewer
 from media.viewer.uploads import OnProgress
+from media.viewer.view_renderer import Latents, View, ViewRenderer
 from open_eg3d import SHIPPED_MODEL, inverting, load_generator
 from tests.browser import SOFTWARE_WEBGL, Page, open_browser
 from tests.media.viewer.test_viewer_browser import CHANGED, difference, seen
@@ -98,6 +104,77 @@ def test_a_dropped_photo_is_shown_and_mixed(
         assert not page.errors
 
 
+def upload(page: RawPage, data: bytes) -> None:
+    """A photo in one part, by the newest button."""
+    names = {
+        "source_component_uuid": page.controls["Choose or drop a photo"]["uuid"],
+        "transfer_uuid": data.hex(),
+    }
+    about = {"filename": "x.png", "mime_type": "image/png"}
+    page.send("FileTransferStartUpload", **names, **about, part_count=1, size_bytes=len(data))
+    page.send("FileTransferPart", **names, part_index=0, content=data)
+
+
+def test_each_photo_is_shown_by_its_own_network() -> None:
+    """Seeds by the one that was there; names of the file stay; a photo that is done when another
+    checkpoint is shown is dropped.
+    """
+    generator = load_generator(SHIPPED_MODEL)
+    entry = {"ws": torch.zeros(generator.num_ws, generator.w_dim), "camera": None, "source": ""}
+    generator.latents = {"photo-1": entry}
+    made: list[Generator] = []
+
+    def tune(base: Generator, data: bytes, *_: object) -> tuple[Generator, dict[str, Any]]:
+        made.append(copy.deepcopy(base))
+        made[-1].decoder.net[2].bias[1:] += len(made)
+        if data == b"late":
+            session.base = copy.copy(base)  # as by the choice of another checkpoint
+        return made[-1], entry
+
+    folder = CheckpointFolder(None, load_generator)
+    with run_viewer(generator, "heads64.pkl", folder, port=0, invert=tune) as viewer:
+        page = RawPage(viewer.address)
+        page.enter()
+        (session,) = viewer.sessions.values()
+        for count, data in enumerate((b"a", b"b"), 1):
+            page.full_picture(functools.partial(upload, page, data))
+            assert len(session.photos) == count
+            page.wait_for(lambda: "Mesh" in page.controls)
+        before = session.renderer
+        upload(page, b"late")
+        page.wait_for(lambda: "drop it again" in page.status)
+        assert session.renderer is before
+        shown = {
+            name: before.render(Latents(identity=name), View())
+            for name in ("photo-1", "photo-2", "photo-3")
+        }
+        seed = before.render(Latents(seed=4), View())
+        page.close()
+    assert np.array_equal(seed, ViewRenderer(generator).render(Latents(seed=4), View()))
+    for name, one in zip(shown, (generator, *made), strict=False):
+        alone = ViewRenderer(one).render(Latents(identity="photo-1"), View())
+        assert np.array_equal(shown[name], alone)
+    assert not np.array_equal(shown["photo-2"], shown["photo-3"])
+
+
+@pytest.mark.parametrize("origin", ["guessed", "estimated"])
+def test_a_guessed_camera_may_move_far(origin: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by invert.py."""
+    picture, asked = Image.new("RGB", (64, 64)), dict[str, Any]()
+    subject = Subject("a", "a", "", picture, torch.zeros(25), origin)
+
+    def inverted(*_: object, **options: Any) -> None:
+        asked.update(options)
+        raise UserError("ended")
+
+    monkeypatch.setattr(command, "subjects_of", lambda *_: [subject])
+    monkeypatch.setattr(command, "invert", inverted)
+    with pytest.raises(UserError, match="ended"):
+        command.invert_photo(load_generator(SHIPPED_MODEL), b"", False, lambda *_: None)
+    assert asked["optimise_pose"] is (origin == "guessed")
+    assert (asked["settings"].latents.pose_prior == GUESSED_PRIOR) is (origin == "guessed")
+
+
 def test_a_page_that_left_ends_its_inversion() -> None:
     """What is told of the progress raises, and nothing is kept."""
     started, ended = threading.Event(), threading.Event()
@@ -117,23 +194,7 @@ def test_a_page_that_left_ends_its_inversion() -> None:
     with run_viewer(generator, "heads64.pkl", folder, port=0, invert=endless) as viewer:
         page = RawPage(viewer.address)
         page.enter()
-        button = page.controls["Choose or drop a photo"]
-        page.send(
-            "FileTransferStartUpload",
-            source_component_uuid=button["uuid"],
-            transfer_uuid="t",
-            filename="x.png",
-            mime_type="image/png",
-            part_count=1,
-            size_bytes=3,
-        )
-        page.send(
-            "FileTransferPart",
-            source_component_uuid=button["uuid"],
-            transfer_uuid="t",
-            part_index=0,
-            content=b"abc",
-        )
+        upload(page, b"abc")
         assert started.wait(PATIENCE)
         page.close()
         assert ended.wait(PATIENCE)
