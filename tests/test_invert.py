@@ -18,6 +18,7 @@ from PIL import Image
 import gen_samples
 import gen_videos
 import invert
+from cli.photos import GUESSED_PRIOR
 from data_tools.faces.photos import face_view
 from data_tools.faces.pose import FACE_FOCAL, FacePose, face_crop, face_label
 from metrics.perceptual import load_perceptual
@@ -336,7 +337,7 @@ def test_what_was_made_otherwise_is_told(network: Path, monkeypatch: pytest.Monk
     call(invert.main, *options).assert_done()
     made = report("red")
     assert made["origins"] == ["guessed"]  # the tiny network's cameras are not those of faces
-    assert made["settings"]["latents"]["pose_prior"] == invert.GUESSED_PRIOR
+    assert made["settings"]["latents"]["pose_prior"] == GUESSED_PRIOR
     assert made["estimator"] == "plugin:discs"
     assert "there already" in call(invert.main, *options).assert_done().out
     for other in (
@@ -356,7 +357,7 @@ def test_what_was_made_otherwise_is_told(network: Path, monkeypatch: pytest.Monk
         assert "other settings" in refused(*options)
     labelled = (*found, "--label", LABEL, "--outdir", "labelled")
     call(invert.main, *labelled).assert_done()
-    assert report("red", "labelled")["settings"]["latents"]["pose_prior"] > invert.GUESSED_PRIOR
+    assert report("red", "labelled")["settings"]["latents"]["pose_prior"] > GUESSED_PRIOR
     again = call(invert.main, *labelled, "--estimator", "plugin:others")  # is not asked
     assert "there already" in again.assert_done().out
     second = ",".join(str(value) for value in orbit_labels(2)[1].tolist())
