@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cli.devices import device_option
 from cli.program import program
-from data_tools.faces.photos import square
+from data_tools.faces.photos import open_photo, square
 from dnnlib.console import UserError, fail, run_cli
 from dnnlib.files import local_file
 from media.avatar import write_avatars
@@ -51,6 +51,8 @@ except ModuleNotFoundError:
 MESH_CELLS = 160
 VIDEO_FRAMES = 60
 LONGEST_INVERSION = 120  # seconds
+KEPT_SECONDS = 3600  # files that pages have uploaded or made
+LIMITS = {"max_file_size": "10mb"}  # of a photo; its pixels are limited where it is opened
 KINDS = {"picture": "png", "mesh": "glb", "video": "mp4", "page": "html"}
 
 
@@ -78,12 +80,19 @@ class Studio:
             label = view_label(generator, yaw_degrees=yaw, pitch_degrees=pitch)
             return Image.fromarray(render(generator, ws, label[None]).pictures()[0, 0])
 
-    def file(self, kind: str, found: FoundIdentity | None, *values: Any) -> str:
-        """A file of the same head, of a kind in `KINDS`."""
-        path = Path(tempfile.mkdtemp()) / f"head.{KINDS[kind]}"
+    def file(self, kind: str, found: FoundIdentity | None, *values: Any) -> Iterator[str]:
+        """A file of the same head, of a kind in `KINDS`, which is gone after Gradio's copy of it
+        is made.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"head.{KINDS[kind]}"
+            self._write(path, kind, found, *values)
+            yield str(path)
+
+    def _write(self, path: Path, kind: str, found: FoundIdentity | None, *values: Any) -> None:
         if kind == "picture":
             self.picture(found, *values).save(path)
-            return str(path)
+            return
         with telling():
             generator, ws = self._head(found, *values[:-2])
             if kind == "mesh":
@@ -92,14 +101,16 @@ class Studio:
                 video(path, generator, ws, camera_path(generator, frames=VIDEO_FRAMES))
             else:
                 write_avatars(path, generator, {"head": ws}, "Head")
-        return str(path)
 
-    def invert(self, photo: Image.Image | None, seconds: float) -> tuple[FoundIdentity, float, str]:
-        """The identity in a photo that is cut out around the head, its yaw, and a line on it."""
+    def invert(self, photo: str | None, seconds: float) -> tuple[FoundIdentity, float, str]:
+        """The identity in the file of a photo that is cut out around the head, its yaw, and a line
+        on it.
+        """
         if photo is None:
             raise gr.Error("choose a photo first")
         with telling(), torch.enable_grad():
-            cut = square(photo, "the photo").picture
+            data = Path(photo).read_bytes()
+            cut = square(open_photo(data, "the photo"), "the photo").picture
             limit = min(seconds, LONGEST_INVERSION)
             result = invert(self.generator, cut, seconds=limit)
         yaw = float(result.poses[0]["yaw"])
@@ -131,7 +142,9 @@ def telling() -> Iterator[None]:
 def build_page(generator: Generator) -> gr.Blocks:
     """The page of a generator; it is served by `launch`."""
     studio, cameras = Studio(generator), cameras_of(generator)
-    with gr.Blocks(title="Heads", analytics_enabled=False) as page:
+    with gr.Blocks(
+        title="Heads", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
+    ) as page:
         gr.Markdown("# Heads from numbers\nEach seed is a head; turn it, mix it, take it home.")
         found = gr.State(None)
         with gr.Row():
@@ -149,7 +162,12 @@ def build_page(generator: Generator) -> gr.Blocks:
                 yaw = _angle("Yaw", *cameras.yaw_range, cameras.yaw)
                 pitch = _angle("Pitch", *cameras.pitch_range, cameras.pitch)
                 with gr.Accordion("From a photo, cut out around the head", open=False):
-                    photo = gr.Image(label="Photo", type="pil", sources=["upload", "clipboard"])
+                    photo = gr.Image(
+                        label="Photo",
+                        type="filepath",
+                        image_mode=None,  # the file as it is, which Gradio does not decode
+                        sources=["upload", "clipboard"],
+                    )
                     seconds = gr.Slider(5, LONGEST_INVERSION, 45, step=5, label="Seconds")
                     find = gr.Button("Find the head")
                     told = gr.Markdown()
@@ -200,7 +218,7 @@ def main(network: str, host: str | None, port: int | None, device: torch.device)
     """Serve a page with sliders, downloads and photos, made with Gradio; works as a Space."""
     use_full_fp32()
     page = build_page(open_generator(local_file(network), device))
-    page.queue(max_size=20).launch(server_name=host, server_port=port)
+    page.queue(max_size=20).launch(server_name=host, server_port=port, **LIMITS)
 
 
 if __name__ == "__main__":

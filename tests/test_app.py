@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,9 @@ def generator() -> Generator:
 @pytest.fixture(scope="module")
 def client(generator: Generator) -> Iterator[gradio_client.Client]:
     page = app.build_page(generator)
-    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    _, address, _ = page.launch(
+        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **app.LIMITS
+    )
     yield gradio_client.Client(address, verbose=False)
     page.close()
 
@@ -58,9 +61,17 @@ def test_pictures_are_those_of_the_seeds(
 
 
 @pytest.mark.parametrize("kind", app.KINDS)
-def test_files(client: gradio_client.Client, kind: str, generator: Generator) -> None:
+def test_files(
+    client: gradio_client.Client,
+    kind: str,
+    generator: Generator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     path = Path(client.predict(kind, 3, 1.0, 1, 0.0, 20, -5, api_name="/file"))
     assert path.suffix[1:] == app.KINDS[kind]
+    assert not list(tmp_path.glob("*/head.*"))  # but in Gradio's cache, which is emptied by itself
     if kind == "picture":
         assert np.array_equal(opened(str(path)), expected(generator, (3, 1), 1.0, 0.0))
     elif kind == "mesh":
@@ -97,3 +108,13 @@ def test_what_is_wrong_is_told_in_the_page(client: gradio_client.Client, tmp_pat
     speck = gradio_client.handle_file(str(tmp_path / "speck.png"))
     with pytest.raises(Exception, match="4 pixels"):
         client.predict(speck, 5, api_name="/invert")
+
+
+def test_photos_are_limited(client: gradio_client.Client, tmp_path: Path) -> None:
+    """In bytes and in pixels, before anything is unpacked."""
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 1e6
+    (tmp_path / "large.png").write_bytes(bytes(11 << 20))
+    for name, words in (("bomb.png", "larger than 128,000,000 pixels"), ("large.png", "size|413")):
+        with pytest.raises(Exception, match=words):
+            client.predict(gradio_client.handle_file(str(tmp_path / name)), 5, api_name="/invert")
