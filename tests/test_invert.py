@@ -349,7 +349,7 @@ def test_what_was_made_otherwise_is_told(network: Path, monkeypatch: pytest.Monk
     ):
         assert "other settings" in refused(*other)
     with monkeypatch.context() as patch:
-        patch.setattr(invert, "GUESSED_PRIOR", 2.0)
+        patch.setattr("cli.photos.GUESSED_PRIOR", 2.0)
         assert "other settings" in refused(*options)
     with monkeypatch.context() as patch:
         distance = (inverting.gradient_distance, "other features")
