@@ -52,9 +52,7 @@ MESH_CELLS = 160
 VIDEO_FRAMES = 60
 LONGEST_INVERSION = 120  # seconds
 KEPT_SECONDS = 3600  # files that pages have uploaded or made
-LIMITS: dict[str, Any] = {
-    "max_file_size": "10mb"
-}  # of a photo; its pixels are limited where it is opened
+LIMITS: dict[str, Any] = {"max_file_size": "10mb"}  # pixels are limited where photos are opened
 KINDS = {"picture": "png", "mesh": "glb", "video": "mp4", "page": "html"}
 
 

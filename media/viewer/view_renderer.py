@@ -22,7 +22,6 @@ from media.pictures.grids import (
 )
 from media.pictures.panels import shared_limits
 from training.cameras import CameraSummary, cameras_of, pack_label, unpack_label
-from training.config.settings import ModelConfig
 from training.networks.generator import Generator, GeneratorOutput
 
 KINDS = PANELS
@@ -72,9 +71,11 @@ class ViewRenderer:
     """
 
     def __init__(self, generator: Generator, tuned: Mapping[str, Generator] | None = None) -> None:
-        config = copy.deepcopy(generator.config)
-        self.generator = _with_config(generator, config)
-        self.tuned = {name: _with_config(one, config) for name, one in (tuned or {}).items()}
+        self.generator = copy.copy(generator)
+        self.generator.config = copy.deepcopy(generator.config)
+        self.tuned = {name: copy.copy(one) for name, one in (tuned or {}).items()}
+        for one in self.tuned.values():
+            one.config = self.generator.config
         self.cameras: CameraSummary = cameras_of(generator)
         self.device = next(generator.parameters()).device
         self._model_samples = (
@@ -211,13 +212,6 @@ class ViewRenderer:
             return (0, 0, 0)
         red, green, blue = (round(255 * value) for value in color)
         return (red, green, blue)
-
-
-def _with_config(generator: Generator, config: ModelConfig) -> Generator:
-    """The same parameters with settings of their own."""
-    own = copy.copy(generator)
-    own.config = config
-    return own
 
 
 def letterbox(picture: Pictures, aspect: float, color: tuple[int, int, int]) -> Pictures:
