@@ -5,6 +5,7 @@ trusted.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,14 @@ def orbit_of(position: Any, look_at: Any, renderer: ViewRenderer) -> dict[str, A
         "zoom": min(max(renderer.distance / distance, ZOOM_LIMITS[0]), ZOOM_LIMITS[1]),
         "shift": tuple(float(value) for value in shift),
     }
+
+
+def camera_of(orbit: Mapping[str, Any], renderer: ViewRenderer) -> tuple[np.ndarray, np.ndarray]:
+    """The reverse of `orbit_of`: where a camera stands and what it looks at."""
+    yaw, pitch = orbit["yaw"], orbit["pitch"]
+    outward = (math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch))
+    target = np.asarray(renderer.cameras.pivot) + orbit["shift"]
+    return target + renderer.distance / orbit["zoom"] * np.array(outward), target
 
 
 def aspect_of(width: Any, height: Any) -> float:

@@ -7,13 +7,14 @@ from __future__ import annotations
 import functools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import viser
 
 from dnnlib.numbers import MAX_SEED
 from media.viewer.camera import bounded
+from media.viewer.links import read_value
 from media.viewer.uploads import LARGEST_PHOTO
 from media.viewer.view_renderer import KINDS, Latents, ViewRenderer
 
@@ -87,6 +88,7 @@ class Controls:
                     "File", tuple(checkpoints), initial_value=checkpoints[0]
                 )
                 self.checkpoint.on_update(lambda _: choose(str(self.checkpoint.value)))
+        self._start = {name: handle.value for name, handle in self._linked().items()}
 
     def _watched(self, handle: Any) -> Any:
         handle.on_update(lambda _: self.changed())
@@ -111,6 +113,28 @@ class Controls:
                 "Truncated layers", 0, layers, 1, layers, hint="N layers, from the coarsest"
             )
         )
+
+    def _linked(self) -> dict[str, Any]:
+        """The controls that a link restores, by their names in it."""
+        chosen = {"identity": self.identity, "second-identity": self.other_identity}
+        return {
+            **{name: handle for name, handle in chosen.items() if handle is not None},
+            **{f"edit.{name}": handle for name, handle in self.edits.items()},
+            "seed": self.seed,
+            "truncation": self.psi,
+            "truncated-layers": self.cutoff,
+            "second-seed": self.other_seed,
+            "blend": self.blend,
+            "mix": self.mix,
+            "style-seed": self.style_seed,
+            "style-layers": self.style_layers,
+            "view": self.kind,
+            "pixels": self.resolution,
+            "samples": self.samples,
+            "field-of-view": self.fov,
+            "conditioning-yaw": self.conditioning[0],
+            "conditioning-pitch": self.conditioning[1],
+        }
 
     def _add_identities(self, label: str, first: str | None) -> Any:
         """A choice of the file's named latents; None if it holds none."""
@@ -251,6 +275,18 @@ class Controls:
 
     # ----------------------------------------------------------------------------------------------
     # reading
+
+    def changes(self) -> dict[str, Any]:
+        """Values that are others than at first, by their names in a link."""
+        values = {name: handle.value for name, handle in self._linked().items()}
+        return {name: value for name, value in values.items() if value != self._start[name]}
+
+    def restore(self, values: Mapping[str, str]) -> None:
+        """Set controls as a link says."""
+        for name, handle in self._linked().items():
+            if name in values:
+                options = getattr(handle, "options", ())
+                handle.value = read_value(values[name], self._start[name], options)
 
     def latents(self) -> Latents:
         """Latents that the controls choose."""

@@ -16,6 +16,7 @@ import re
 import threading
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 from websockets import Headers, Request, Response, Subprotocol
@@ -24,11 +25,14 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from dnnlib.console import UserError
+from media.viewer.links import LONGEST
 from media.viewer.uploads import DROP_SCRIPT, LARGEST_PART, UPLOADS, UploadGate
 
 LOCAL_NAMES = ("127.0.0.1", "localhost", "[::1]")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 LARGEST_MESSAGE = 1 << 16  # bytes that a page may send at once
+LINK_COOKIE = "open-eg3d-view"
+LINK_SECONDS = 60  # from a page to its connection
 ANSWER_SECONDS = 30.0  # longest wait for the library's page
 POLICY_VIOLATION, INTERNAL_ERROR = 1008, 1011  # RFC 6455, section 7.4.1
 
@@ -76,6 +80,15 @@ class Gateway:
     def has(self, key: object) -> bool:
         """Whether an open connection has this key."""
         return isinstance(key, float) and key in self._pages
+
+    def link(self, key: float) -> str:
+        """The query of the address by which a connection's page was opened, as its cookie tells: it
+        is the one thing that the library's page hands on.
+        """
+        page = self._pages.get(key)
+        cookies = page.request.headers.get_all("Cookie") if page and page.request else []
+        found = re.search(rf"(?:^|;)\s*{LINK_COOKIE}=([^;]*)", ";".join(cookies))
+        return unquote(found[1]) if found else ""
 
     def refuse(self, key: float) -> None:
         """Close a connection."""
@@ -149,7 +162,14 @@ class Gateway:
         if self.takes_photos:
             content = content.replace(b"</head>", DROP_SCRIPT, 1)
         kind = answer.headers.get("Content-Type", "text/plain")
-        return _response(answer.status, content, kind, is_packed)
+        response = _response(answer.status, content, kind, is_packed)
+        address = urlsplit(path)
+        if address.path == "/":
+            link = quote(address.query[:LONGEST], safe="")
+            response.headers["Set-Cookie"] = (
+                f"{LINK_COOKIE}={link}; Path=/; Max-Age={LINK_SECONDS}; SameSite=Strict; HttpOnly"
+            )
+        return response
 
     # ----------------------------------------------------------------------------------------------
     # messages

@@ -99,7 +99,13 @@ class Viewer:
                 client.gui.add_markdown("Too many pages are open; try again later.")
                 return
             self.sessions[client.client_id] = ViewerSession(
-                client, self.folder, self.generator, self.name, self.identity, self.invert
+                client,
+                self.folder,
+                self.generator,
+                self.name,
+                self.identity,
+                self.invert,
+                self.gateway.link(client.camera.near),
             )
         # it left while its controls were made
         if client.client_id not in self.server.get_clients():

@@ -16,9 +16,10 @@ import viser
 
 from dnnlib.console import UserError
 from media.viewer import downloads
-from media.viewer.camera import ZOOM_LIMITS, aspect_of, orbit_of
+from media.viewer.camera import ZOOM_LIMITS, aspect_of, camera_of, orbit_of
 from media.viewer.checkpoints import CheckpointFolder
 from media.viewer.controls import Controls
+from media.viewer.links import from_query, orbit_values, read_orbit, to_query
 from media.viewer.uploads import Inverter
 from media.viewer.view_renderer import Latents, View, ViewRenderer, letterbox
 from training.checkpoints.show import in_units
@@ -65,6 +66,7 @@ class ViewerSession:
         name: str,
         identity: str | None = None,
         invert: Inverter | None = None,
+        link: str = "",
     ) -> None:
         self.identity, self.invert = identity, invert
         self.base = generator  # what photos are inverted by, whatever a photo has tuned
@@ -78,6 +80,9 @@ class ViewerSession:
         self._keys: list[View] = []  # of the path of the camera
         self._status_at = 0.0
         self._show_model(name)
+        if values := from_query(link):
+            self.controls.restore(values)
+            self._look(read_orbit(values, self._frontal()))
         client.camera.on_update(lambda _: self.change())
         self._thread = threading.Thread(
             target=self._work, name=f"session-{client.client_id}", daemon=True
@@ -120,18 +125,21 @@ class ViewerSession:
 
     def look_from_front(self) -> None:
         """Put the page's camera where the data's frontal one is."""
+        self._look(self._frontal())
+
+    def _frontal(self) -> dict[str, Any]:
+        cameras = self.renderer.cameras
+        return {"yaw": cameras.yaw, "pitch": cameras.pitch, "zoom": 1.0, "shift": (0.0, 0.0, 0.0)}
+
+    def _look(self, orbit: dict[str, Any]) -> None:
+        """Put the page's camera on an orbit (`orbit_of`)."""
         camera, renderer = self.client.camera, self.renderer
-        pivot = renderer.cameras.pivot
-        frontal = (
-            renderer.label(View(yaw=renderer.cameras.yaw, pitch=renderer.cameras.pitch))[:16]
-            .view(4, 4)[:3, 3]
-            .tolist()
-        )
+        position, target = camera_of(orbit, renderer)
         with self.client.atomic():
             camera.min_orbit_distance, camera.max_orbit_distance = 1e-3, 1e6
             camera.up_direction = (0.0, 1.0, 0.0)
-            camera.position = tuple(frontal)
-            camera.look_at = pivot
+            camera.position = tuple(position.tolist())
+            camera.look_at = tuple(target.tolist())
             camera.min_orbit_distance = renderer.distance / ZOOM_LIMITS[1]
             camera.max_orbit_distance = renderer.distance / ZOOM_LIMITS[0]
 
@@ -226,12 +234,19 @@ class ViewerSession:
             self._status_at = time.monotonic()
             self._say(
                 f"{pixels} pixels in {1000 * seconds:.0f} ms: {1 / max(seconds, 1e-6):.1f} frames"
-                " per second"
+                " per second",
+                self._link() if is_full else None,
             )
 
-    def _say(self, text: str) -> None:
+    def _link(self) -> str:
+        """The query of an address that shows the same."""
+        camera = orbit_values(self._orbit, self._frontal()) if self._orbit else {}
+        return to_query({**self.controls.changes(), **camera})
+
+    def _say(self, text: str, link: str | None = None) -> None:
         if not self.is_gone:
-            self.controls.status.content = f"**{_plain(self.name)}** · {_plain(text)}"
+            words = "" if link is None else f" · [link to this view](/?{link})"
+            self.controls.status.content = f"**{_plain(self.name)}** · {_plain(text)}{words}"
 
     # ----------------------------------------------------------------------------------------------
     # asked for

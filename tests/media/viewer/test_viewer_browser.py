@@ -100,3 +100,17 @@ def test_the_wheel_zooms(page: Page, tmp_path: Path) -> None:
     before = seen(page, tmp_path)
     page.mouse("mouseWheel", *MIDDLE, deltaX=0, deltaY=-400)
     assert difference(seen(page, tmp_path), before) > CHANGED
+
+
+def test_an_address_opens_the_view_that_it_names(viewer: Viewer, tmp_path: Path) -> None:
+    link = "document.querySelector('a[href*=\"seed=\"]')?.getAttribute('href') ?? ''"
+    with open_browser(SOFTWARE_WEBGL) as browser:
+        page = browser.open(f"{viewer.address}/?seed=5&view=normals&yaw=-30", 1280, 720)
+        page.wait_until(f"({link}).includes('yaw=-30')")
+        assert page.run(link) == "/?seed=5&view=normals&yaw=-30"
+        named = seen(page, tmp_path)
+        assert not page.errors
+        plain = browser.open(viewer.address, 1280, 720)
+        plain.wait_until("document.body.innerText.includes('frames per second')")
+        assert plain.run(link) == ""
+        assert difference(named, seen(plain, tmp_path)) > CHANGED

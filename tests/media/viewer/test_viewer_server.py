@@ -89,6 +89,11 @@ def is_same(shown: np.ndarray, wanted: np.ndarray) -> bool:
     return difference.max() <= 1 and difference.mean() < 1e-3
 
 
+def is_close(shown: np.ndarray, wanted: np.ndarray) -> bool:
+    """Equal, but for the digits of a camera that a link leaves out."""
+    return shown.shape == wanted.shape and np.abs(shown.astype(int) - wanted).mean() < 0.5
+
+
 # --------------------------------------------------------------------------------------------------
 # Honest pages
 
@@ -171,6 +176,29 @@ def test_buttons_step_through_seeds_and_hand_over_files(
     assert np.array_equal(frames[0], frames[3])
     mesh: Any = trimesh.load(io.BytesIO(page.files["seed0002.glb"]), file_type="glb", force="mesh")
     assert len(mesh.faces) > 1000
+
+
+def test_a_link_restores_what_is_seen(viewer: Viewer, enter: Callable[[], RawPage]) -> None:
+    page = enter()
+    for label, value in (("Seed", 12345), ("Blend", 0.25), ("Mix", True), ("View", "normals")):
+        page.set(label, value)
+    shown = page.full_picture(lambda: page.look((1.0, 0.5, 2.0), (0.1, 0.0, 0.0)))
+    page.wait_for(lambda: page.status.endswith(")"))
+    link = page.status.rpartition("[link to this view](")[2].removesuffix(")")
+    for name in ("seed=12345", "blend=0.25", "mix=1", "view=normals", "yaw=", "shift=0.1,0,0"):
+        assert name in link
+    with urllib.request.urlopen(viewer.address + link, timeout=30) as answer:
+        cookie = answer.headers["Set-Cookie"].partition(";")[0]
+    other = RawPage(viewer.address, additional_headers={"Cookie": f"a=b; {cookie}"})
+    assert is_close(other.enter(), shown)
+    assert other.wait_for(lambda: link in other.status)
+    other.close()
+    with urllib.request.urlopen(viewer.address, timeout=30) as answer:  # a plain address
+        cookie = answer.headers["Set-Cookie"].partition(";")[0]
+    plain = RawPage(viewer.address, additional_headers={"Cookie": cookie})
+    plain.enter()
+    assert plain.wait_for(lambda: "link to this view](/?)" in plain.status)
+    plain.close()
 
 
 def test_a_path_goes_through_its_keyframes() -> None:
