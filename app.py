@@ -52,8 +52,12 @@ MESH_CELLS = 160
 VIDEO_FRAMES = 60
 LONGEST_INVERSION = 120  # seconds
 KEPT_SECONDS = 3600  # files that pages have uploaded or made
-LIMITS: dict[str, Any] = {"max_file_size": "10mb"}  # pixels are limited where photos are opened
+LARGEST_UPLOAD = "10mb"  # pixels are limited where photos are opened
 KINDS = {"picture": "png", "mesh": "glb", "video": "mp4", "page": "html"}
+STYLE = """
+#head .image-frame { width: min(100%, 28rem) }  /* small pictures are shown large */
+#head img { width: 100%; object-fit: contain }
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +118,8 @@ class Studio:
             limit = min(seconds, LONGEST_INVERSION)
             result = invert(self.generator, cut, seconds=limit)
         yaw = float(result.poses[0]["yaw"])
-        line = f"Found in {result.seconds:.0f} s, {result.losses['psnr']:.1f} dB from the photo"
+        line = f"Found in {result.seconds:.0f} s, {result.losses['psnr']:.1f} dB from the photo."
+        line += " Yaw and pitch turn it; a new seed takes its place."
         return FoundIdentity(result.generator, result.ws), yaw, line
 
     def _head(
@@ -139,8 +144,14 @@ def telling() -> Iterator[None]:
         raise gr.Error(str(error)) from error
 
 
-def build_page(generator: Generator) -> gr.Blocks:
-    """The page of a generator; it is served by `launch`."""
+def serve(generator: Generator, **options: Any) -> gr.Blocks:
+    """Serve the page of a generator; `options` are those of Gradio's `launch`."""
+    page = _build_page(generator)
+    page.queue(max_size=20).launch(css=STYLE, max_file_size=LARGEST_UPLOAD, **options)
+    return page
+
+
+def _build_page(generator: Generator) -> gr.Blocks:
     studio, cameras = Studio(generator), cameras_of(generator)
     with gr.Blocks(
         title="Heads", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
@@ -149,10 +160,17 @@ def build_page(generator: Generator) -> gr.Blocks:
         found = gr.State(None)
         with gr.Row():
             with gr.Column():
-                shown = gr.Image(label="Head", type="pil", format="png", interactive=False)
+                shown = gr.Image(
+                    elem_id="head",
+                    label="Head",
+                    type="pil",
+                    format="png",
+                    interactive=False,
+                    buttons=["download", "fullscreen"],
+                )
                 kind = gr.Radio(list(KINDS), value="mesh", label="Download as")
                 make = gr.Button("Make the file")
-                file = gr.File(label="File", interactive=False)
+                file = gr.File(label="File", interactive=False, height=120)
             with gr.Column():
                 seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
                 draw = gr.Button("Random seed", variant="primary")
@@ -175,8 +193,13 @@ def build_page(generator: Generator) -> gr.Blocks:
         values = [found, *head, yaw, pitch]
         view: dict[str, Any] = {"fn": studio.picture, "inputs": values, "outputs": shown}
         page.load(**view, api_name="picture")
-        for slider in (psi, share, yaw, pitch):
-            slider.release(**view, api_visibility="private")
+        gr.on(
+            [slider.change for slider in (psi, share, yaw, pitch)],
+            **view,
+            trigger_mode="always_last",
+            show_progress="hidden",  # it would hide the head that is being turned
+            api_visibility="private",
+        )
         for control in (seed, other):
             control.change(lambda: None, None, found, api_visibility="private").then(
                 **view, api_visibility="private"
@@ -217,8 +240,8 @@ def _angle(name: str, low: float, high: float, middle: float) -> gr.Slider:
 def main(network: str, host: str | None, port: int | None, device: torch.device) -> None:
     """Serve a page with sliders, downloads and photos, made with Gradio; works as a Space."""
     use_full_fp32()
-    page = build_page(open_generator(local_file(network), device))
-    page.queue(max_size=20).launch(server_name=host, server_port=port, **LIMITS)
+    generator = open_generator(local_file(network), device)
+    serve(generator, server_name=host, server_port=port)
 
 
 if __name__ == "__main__":

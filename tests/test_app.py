@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 
 import app
 from open_eg3d import map_latents, render, seed_latents, view_label
+from tests.browser import open_browser
 from tests.tiny import tiny_config
 from training.cameras import CameraSummary
 from training.networks.generator import Generator
@@ -32,13 +34,15 @@ def generator() -> Generator:
 
 
 @pytest.fixture(scope="module")
-def client(generator: Generator) -> Iterator[gradio_client.Client]:
-    page = app.build_page(generator)
-    _, address, _ = page.launch(
-        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **app.LIMITS
-    )
-    yield gradio_client.Client(address, verbose=False)
+def address(generator: Generator) -> Iterator[str]:
+    page = app.serve(generator, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    yield f"http://127.0.0.1:{page.server_port}/"
     page.close()
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> gradio_client.Client:
+    return gradio_client.Client(address, verbose=False)
 
 
 def opened(path: str) -> np.ndarray:
@@ -118,3 +122,26 @@ def test_photos_are_limited(client: gradio_client.Client, tmp_path: Path) -> Non
     for name, words in (("bomb.png", "larger than 128,000,000 pixels"), ("large.png", "size|413")):
         with pytest.raises(Exception, match=words):
             client.predict(gradio_client.handle_file(str(tmp_path / name)), 5, api_name="/invert")
+
+
+def test_the_page_in_a_browser(address: str) -> None:
+    """The head fills its column, and every way to move a slider turns it."""
+    picture = "document.querySelector('#head img')"
+    with open_browser() as browser:
+        page = browser.open(address)
+        page.wait_until(f"{picture}?.naturalWidth > 0")
+        width, height = page.run(f"[{picture}.clientWidth, {picture}.clientHeight]")
+        assert width == height > 300
+        assert page.run(f"getComputedStyle({picture}).objectFit") == "contain"  # not scale-down
+
+        def turn(name: str, key: str) -> None:
+            before = page.run(f"{picture}.src")
+            page.run(f"document.querySelector('input[aria-label*=\"{name}\"]').focus()")
+            page.press(key)
+            page.wait_until(f"{picture}.src !== {json.dumps(before)} && {picture}.complete")
+
+        turn("range slider for Yaw", "ArrowLeft")
+        turn("number input for Pitch", "ArrowUp")
+        turn("Seed", "ArrowUp")
+        assert not page.errors
+        assert all(request.startswith(address) for request in page.requests)
