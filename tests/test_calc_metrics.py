@@ -532,6 +532,7 @@ OPTIONS = """
 --batch --cameras --conditioning --data --detector --detector-weights --device --help
 --identity-model --json --lpips-weights --metrics --mirror --network --no-mirror --nrr --outdir
 --pitch --pose-model --precision --procs --report --report-fakes --seed --trunc --trunc-cutoff --yaw
+--version
 """
 
 

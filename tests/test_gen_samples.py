@@ -260,7 +260,7 @@ def test_shapes_are_written_in_the_world_of_the_model(network: Path, tmp_path: P
         (["--rows", "colours"], 2, "--rows"),
         (["--trunc", "nan"], 2, "--trunc"),
         (["--no-images"], 2, "--shapes"),
-        (["--shapes", "stl"], 2, "--shapes"),
+        (["--shapes", "fbx"], 2, "--shapes"),
         (["--shapes", "ply", "--texture", "64"], 2, "--texture"),
         (
             ["--no-images", "--shapes", "ply", "--shape-res", "16", "--shape-level", "1e9"],
