@@ -54,6 +54,8 @@ COMMANDS = {  # that write what --dest asks for
     "safetensors": "export.py --network {network} --dest {stem}",
 }
 
+ENDINGS = {*SUFFIXES, *SPLAT_FORMATS.values()} - {""}  # of files that this program writes
+
 
 def run_checkpoint(source: Path, generator: Generator, dest: Path) -> list[Path]:
     """Write a checkpoint of ours again, without what only training needs. Settings and progress of
@@ -75,10 +77,13 @@ def write_splats(
     else into the folder --dest.
 
     Raises:
-        UserError: if several heads should be one file, or as `check_new`.
+        UserError: if --dest names a file of another kind, if several heads should be one file, or
+            as `check_new`.
     """
     ending = SPLAT_FORMATS[kind]
     is_file = dest.suffix.lower() == ending
+    if not dest.is_dir() and dest.suffix.lower() in ENDINGS - {ending}:
+        raise UserError(f"{dest}: files of {kind} end in {ending}; name such a file, or a folder")
     if is_file and len(heads) > 1:
         raise UserError(
             f"{dest}: a file holds one head, and these are {len(heads)}; name a folder, or one of"
@@ -126,7 +131,8 @@ def load_averaged(source: Path) -> Weights:
 
 def choose_format(dest: Path, named: str | None) -> str:
     """--format, else what the ending of --dest says; a folder is one of safetensors."""
-    return named or SUFFIXES.get("" if dest.is_dir() else dest.suffix.lower(), "checkpoint")
+    ending = "" if dest.is_dir() else dest.suffix.lower()
+    return named or ("splat" if ending == ".splat" else SUFFIXES.get(ending, "checkpoint"))
 
 
 def check_name(network: str, dest: Path) -> None:

@@ -223,6 +223,30 @@ def test_small_files_are_told_in_kilobytes(network: Path, tmp_path: Path) -> Non
     assert f"config.json, {size / 1e3:.3g} kB" in ended.out
 
 
+def test_the_ending_says_what_splats_are_written(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def save(path: Path, _: object, kind: str) -> None:
+        path.touch()
+        written.append((path.name, kind))
+
+    monkeypatch.setattr(export, "splats", lambda _, ws: ws)
+    monkeypatch.setattr(export, "save_splats", save)
+    (tmp_path / "out.ply").mkdir()
+    for dest, named in (("a.splat", None), ("a.ply", "splat-ply"), ("out.ply", "splat-glb")):
+        more = ("--format", named) if named else ()
+        call(export.main, "--network", network, "--dest", tmp_path / dest, "--seeds", "1", *more)
+    assert written == [("a.splat", "splat"), ("a.ply", "splat-ply"), ("seed0001.glb", "splat-glb")]
+    for dest in ("b.splat", "b.pkl"):
+        refused = call(
+            export.main, "--network", network, "--dest", tmp_path / dest, "--format", "splat-ply"
+        )
+        refused.assert_refused(1, "files of splat-ply end in .ply")
+        assert not (tmp_path / dest).exists()
+
+
 def test_splats_of_several_heads_want_a_folder(network: Path, tmp_path: Path) -> None:
     """And one file of one head is never written over."""
     base = ("--network", network, "--format", "splat-glb", "--dest", tmp_path / "a.glb")
