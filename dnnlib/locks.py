@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 try:
     import fcntl
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
+
+
+PAUSE = 0.1  # seconds between looks whether another process has finished
+
+
+@contextlib.contextmanager
+def hold(path: Path, what_others_do: str) -> Iterator[None]:
+    """Hold the lock file `path` alone; who has to wait is told for a process that does what.
+
+    Raises:
+        OSError: where it cannot be written, or the file system has no locks.
+    """
+    with open(path, "w") as file:
+        if not try_lock(file.fileno()):
+            message = f"Waiting for another process that {what_others_do}"
+            print(message, file=sys.stderr, flush=True)
+            while not try_lock(file.fileno()):
+                time.sleep(PAUSE)
+        yield
 
 
 def try_lock(descriptor: int) -> bool:

@@ -10,7 +10,6 @@ import pytest
 
 from dnnlib import locks
 from dnnlib.console import UserError
-from torch_utils.ops import builder
 from training.run.folder import lock_folder
 
 
@@ -44,7 +43,7 @@ def test_a_file_has_one_owner(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("system")
 def test_the_locks_of_builds_and_run_folders(tmp_path: Path) -> None:
-    with builder._lock(tmp_path / "lock"):
+    with locks.hold(tmp_path / "lock", "works"):
         pass
     lock_folder(tmp_path, seconds=0)
     with pytest.raises(UserError, match="another process trains in"):

@@ -41,7 +41,6 @@ FLAGS = (
     "-fvisibility=hidden",
 )
 ARCH_VARIABLE = "OPEN_EG3D_ARCH"  # the instruction set to compile for, as -march names it
-LOCK_PAUSE = 0.1  # seconds between looks whether another process has finished
 MOST_JOBS = 4  # a compiler takes up to a gigabyte
 
 
@@ -216,7 +215,7 @@ def build_recipe(recipe: Recipe) -> Built:
         return finished
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(root / "lock"):
+        with locks.hold(root / "lock", "compiles the operators"):
             # another process may have been at it while this one waited
             finished = _read(target, recipe.name)
             if finished is None:
@@ -257,23 +256,6 @@ def _read(folder: Path, name: str) -> Built | None:
     except OSError:
         return None
     return Built(**{**record, "library": str(folder / name), "flags": tuple(record["flags"])})
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Lock `path` for this process. The operating system releases it when the process ends, however
-    it ends.
-    """
-    with open(path, "w") as file:
-        if not locks.try_lock(file.fileno()):
-            print(
-                "Waiting for another process that compiles the operators",
-                file=sys.stderr,
-                flush=True,
-            )
-            while not locks.try_lock(file.fileno()):
-                time.sleep(LOCK_PAUSE)
-        yield
 
 
 def _build_into(target: Path, recipe: Recipe) -> Built:

@@ -7,6 +7,7 @@ process that reads needs the list of all files; reading holds the indices of `WI
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import hashlib
@@ -21,9 +22,10 @@ from typing import IO, overload
 
 import numpy as np
 
+from dnnlib import locks
 from dnnlib.archives import read_member_at
 from dnnlib.console import UserError, progress
-from dnnlib.files import atomic_write, cache_dir, local_file
+from dnnlib.files import atomic_write, cache_dir, local_file, make_dir
 from training.data.dataset import ImageDataset
 from training.data.files import LABEL_FILE, TRAINING_SUFFIXES, DataFiles, errors_named, shown
 from training.data.labels import read_labels
@@ -150,19 +152,42 @@ def _make_index(shard: Path, max_broken: int = 0) -> None:
 
 
 def _make_indices(shards: list[Path], max_broken: int) -> None:
-    """Make the indices that are missing, in as many processes as there are cores."""
-    missing = [shard for shard in shards if not index_path(shard).exists()]
-    make = functools.partial(_make_index, max_broken=max_broken)
-    if len(missing) < MANY_SHARDS:
-        for shard in missing:
-            make(shard)
+    """Make the indices that are missing, in as many processes as there are cores. Of several
+    processes that open the same data, one makes them and the others wait for it.
+    """
+    if not _without_index(shards):
         return
-    # spawn: forking a process that runs torch's threads can hang
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-        for _ in progress(
-            pool.map(make, missing), "Indexing shards", total=len(missing), unit="ZIP"
-        ):
-            pass
+    with _index_lock():
+        missing = _without_index(shards)
+        make = functools.partial(_make_index, max_broken=max_broken)
+        if len(missing) < MANY_SHARDS:
+            for shard in missing:
+                make(shard)
+            return
+        # spawn: forking a process that runs torch's threads can hang
+        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+            for _ in progress(
+                pool.map(make, missing), "Indexing shards", total=len(missing), unit="ZIP"
+            ):
+                pass
+
+
+@contextlib.contextmanager
+def _index_lock() -> Iterator[None]:
+    folder = make_dir(cache_dir() / "shards")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.hold(folder / "lock", "indexes shards"))
+        except OSError as error:
+            raise UserError(
+                f"cannot lock {folder}: {error.strerror or error}; set OPEN_EG3D_CACHE to a"
+                " writable folder"
+            ) from error
+        yield
+
+
+def _without_index(shards: list[Path]) -> list[Path]:
+    return [shard for shard in shards if not index_path(shard).exists()]
 
 
 @functools.lru_cache(maxsize=2 * WINDOW)

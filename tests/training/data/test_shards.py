@@ -7,6 +7,8 @@ from __future__ import annotations
 import itertools
 import pickle
 import shutil
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from hypothesis import strategies as st
 
 import dataset_tool
 import training.data.dataset
+from dnnlib import locks
 from dnnlib.console import UserError
 from tests.tiny import (
     TINY_OPTIONS,
@@ -215,6 +218,33 @@ def test_an_index_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     key = open_images(folder).key
     monkeypatch.setattr(shards, "_make_index", lambda *_, **__: pytest.fail("made again"))
     assert open_images(folder).key == key
+
+
+def test_of_several_processes_one_makes_the_indices(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_shards(tmp_path / "set")
+    makers = []
+    original = shards._make_index
+
+    def make(shard: Path, max_broken: int = 0) -> None:
+        makers.append(threading.current_thread().name)
+        original(shard, max_broken)
+
+    monkeypatch.setattr(shards, "_make_index", make)
+    (cache / "shards").mkdir(parents=True)
+    other = threading.Thread(target=open_images, args=(folder,), name="other")
+    with locks.hold(cache / "shards" / "lock", "is this test"):
+        other.start()
+        told = ""
+        while "Waiting for another process that indexes shards" not in told:
+            assert other.is_alive()
+            told += capfd.readouterr().err
+            time.sleep(0.01)
+        for path in folder.iterdir():
+            make(path)
+    other.join()
+    assert makers == ["MainThread"] * len(COUNTS)
 
 
 def test_many_shards_are_indexed_by_several_processes(
