@@ -40,8 +40,9 @@ def address(generator: Generator) -> Iterator[str]:
     page.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def client(address: str) -> gradio_client.Client:
+    """A session of its own: a photo's head stays in it."""
     return gradio_client.Client(address, verbose=False)
 
 

@@ -8,6 +8,7 @@ import csv
 import io
 import math
 import posixpath
+from collections import Counter
 
 import torch
 
@@ -67,7 +68,7 @@ def _rows(
             f"{files.where(table)} is no CSV: line {reader.line_num}: {error}"
         ) from error
     columns = [cell.lower() for cell in lines[0][1]] if lines else []
-    if twice := {name for name in columns if name and columns.count(name) > 1}:
+    if twice := {name for name, count in Counter(columns).items() if name and count > 1}:
         raise UserError(f"{files.where(table)} has two columns {min(twice)}; leave one out")
     wanted = [*NEEDED, *(name for name in ("radius", "focal") if getattr(options, name) is None)]
     if missing := [name for name in wanted if name not in columns]:

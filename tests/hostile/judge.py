@@ -8,6 +8,7 @@ is measured apart from all others.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -29,6 +30,7 @@ from tests.hostile.archives import good_checkpoint, good_folder
 from training.cameras import cameras_of
 from training.checkpoints.checkpoint import load_checkpoint
 from training.data.dataset import ImageDataset
+from training.data.pictures import open_picture
 
 CPU_SECONDS = 10
 WALL_SECONDS = 60  # for a file that keeps its reader waiting
@@ -154,6 +156,8 @@ def main(jobs: Path, results: Path) -> None:
             ("weights", good_folder(Path(folder) / "b")),
         ):
             LOADERS[loader](path)
+    with contextlib.suppress(UserError):
+        open_picture(b"no picture", "first use")  # looks through all of Pillow's formats
     reports = [judge(loader, Path(path)) for loader, path in json.loads(jobs.read_text())]
     results.write_text(json.dumps(reports))
 
