@@ -24,8 +24,8 @@ from cli.program import program
 from data_tools.faces.photos import open_photo, square
 from dnnlib.console import UserError, fail, run_cli
 from dnnlib.files import local_file
+from dnnlib.numbers import MAX_SEED
 from media.avatar import write_avatars
-from metrics.sampling import LARGEST_SEED
 from open_eg3d import (
     SHIPPED_MODEL,
     camera_path,
@@ -172,10 +172,10 @@ def _build_page(generator: Generator) -> gr.Blocks:
                 make = gr.Button("Make the file")
                 file = gr.File(label="File", interactive=False, height=120)
             with gr.Column():
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
                 draw = gr.Button("Random seed", variant="primary")
                 psi = gr.Slider(0, 1, 1.0, step=0.05, label="Truncation (0 is the average head)")
-                other = gr.Number(1, label="Mix with", precision=0, minimum=0, maximum=LARGEST_SEED)
+                other = gr.Number(1, label="Mix with", precision=0, minimum=0, maximum=MAX_SEED)
                 share = gr.Slider(0, 1, 0.0, step=0.05, label="Share of the other")
                 yaw = _angle("Yaw", *cameras.yaw_range, cameras.yaw)
                 pitch = _angle("Pitch", *cameras.pitch_range, cameras.pitch)
@@ -213,7 +213,7 @@ def _build_page(generator: Generator) -> gr.Blocks:
 
 
 def _random_seed() -> int:
-    return random.randrange(LARGEST_SEED + 1)
+    return random.randrange(MAX_SEED + 1)
 
 
 def _angle(name: str, low: float, high: float, middle: float) -> gr.Slider:

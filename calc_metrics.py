@@ -33,7 +33,7 @@ from cli.values import Parsed
 from data_tools.faces.angles import open_pose_estimator
 from dnnlib.console import UserError, run_cli
 from dnnlib.files import atomic_write, check_utf8, is_url, make_dir
-from dnnlib.numbers import finite
+from dnnlib.numbers import MAX_SEED, finite
 from media.report.page import Figure, Report, Section, report_page
 from media.report.sections import (
     curves_section,
@@ -47,7 +47,7 @@ from metrics.options import MetricOptions, MetricResult
 from metrics.realism import Realism, compare_with_reals
 from metrics.reals import RealImages
 from metrics.results import as_json, as_text, show_in_tensorboard
-from metrics.sampling import LARGEST_SEED, GeneratorSampler
+from metrics.sampling import GeneratorSampler
 from open_eg3d import __version__
 from open_eg3d.measuring import (
     SamplingOptions,
@@ -258,10 +258,9 @@ def check_options(job: Job, device: torch.device, procs: int) -> None:
             f" {torch.cuda.device_count()}"
         )
     fakes = max(job.report_fakes if job.report else 0, *(metric.count for metric in metrics))
-    if job.sampling.seed + fakes > LARGEST_SEED:
+    if job.sampling.seed + fakes > MAX_SEED:
         raise click.UsageError(
-            f"--seed {job.sampling.seed}: seeds go up to {LARGEST_SEED}, and every picture"
-            " takes one"
+            f"--seed {job.sampling.seed}: seeds go up to {MAX_SEED}, and every picture takes one"
         )
 
 
@@ -346,7 +345,7 @@ def job_of(options: dict[str, Any]) -> Job:
 @nrr_option
 @click.option(
     "--seed",
-    type=click.IntRange(0, LARGEST_SEED),
+    type=click.IntRange(0, MAX_SEED),
     default=0,
     help="Seed of fake 0; i more for fake i.",
 )

@@ -13,7 +13,6 @@ from torch import Tensor
 from metrics.geometry import view_angle
 from metrics.processes import CPU, WorkerGroup
 
-LARGEST_SEED = 2**32 - 1
 # Streams of random numbers of one fake, besides its latent.
 CAMERA_STREAM, SECOND_LATENT_STREAM, SECOND_CAMERA_STREAM = 1, 2, 3
 NEAR_DRAWS = 16

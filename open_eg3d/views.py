@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dnnlib.console import UserError, progress
+from dnnlib.numbers import MAX_SEED
 from media.meshes.shapes import extract_mesh
 from media.pictures.grids import PANELS, seed_latent, shade_depth, to_pictures
 from media.pictures.normals import in_camera, surface_normals
@@ -24,7 +25,6 @@ from media.splats.splats import Splats
 from media.videos import paths
 from media.videos.files import VIDEO_FORMATS
 from media.videos.videos import VideoWriter
-from metrics.sampling import LARGEST_SEED
 from metrics.views import OPAQUE
 from training.cameras import cameras_of
 from training.networks.arguments import LABEL, check_labels, check_tensor
@@ -83,8 +83,8 @@ def seed_latents(generator: Generator, seeds: int | Sequence[int]) -> Tensor:
     """
     chosen = [seeds] if isinstance(seeds, int) else list(seeds)
     for seed in chosen:
-        if not (isinstance(seed, (int, np.integer)) and 0 <= seed <= LARGEST_SEED):
-            raise UserError(f"seeds are whole numbers from 0 to {LARGEST_SEED}, not {seed!r}")
+        if not (isinstance(seed, (int, np.integer)) and 0 <= seed <= MAX_SEED):
+            raise UserError(f"seeds are whole numbers from 0 to {MAX_SEED}, not {seed!r}")
     if not chosen:
         raise UserError("no seed is given; write seed_latents(generator, range(4))")
     z = torch.cat([seed_latent(int(seed), generator.z_dim) for seed in chosen])
