@@ -49,6 +49,10 @@ DONE_IN = {
     "(`dataset_tool.py check` finds them)": (
         "tests/training/data/test_shards.py::test_pictures_of_another_size_are_found_by_check"
     ),
+    "set OPEN_EG3D_CACHE to a writable folder": (
+        "tests/training/data/test_shards.py::"
+        "test_a_cache_without_locks_is_refused_and_another_one_helps"
+    ),
     "is no --format {}": f"{CONVERT}::test_settings_that_contradict_each_other",
     "does not look like --format {}": f"{CONVERT}::test_settings_that_contradict_each_other",
     "has no effect on a source of --format {}": f"{HERE}::test_option_without_effect",

@@ -247,6 +247,17 @@ def test_of_several_processes_one_makes_the_indices(
     assert makers == ["MainThread"] * len(COUNTS)
 
 
+def test_a_cache_without_locks_is_refused_and_another_one_helps(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_shards(tmp_path / "set")
+    (cache / "shards" / "lock").mkdir(parents=True)  # cannot be opened as a file
+    with pytest.raises(UserError, match="set OPEN_EG3D_CACHE to a writable folder"):
+        open_images(folder)
+    monkeypatch.setenv("OPEN_EG3D_CACHE", str(tmp_path / "writable"))
+    assert len(open_images(folder)) == sum(COUNTS)
+
+
 def test_many_shards_are_indexed_by_several_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
