@@ -54,6 +54,7 @@ COMMANDS = {  # that write what --dest asks for
     "safetensors": "export.py --network {network} --dest {stem}",
 }
 
+KINDS = {**SUFFIXES, ".splat": "splat"}  # by ending; .ply and .glb name surfaces, too
 ENDINGS = {*SUFFIXES, *SPLAT_FORMATS.values()} - {""}  # of files that this program writes
 
 
@@ -131,8 +132,7 @@ def load_averaged(source: Path) -> Weights:
 
 def choose_format(dest: Path, named: str | None) -> str:
     """--format, else what the ending of --dest says; a folder is one of safetensors."""
-    ending = "" if dest.is_dir() else dest.suffix.lower()
-    return named or ("splat" if ending == ".splat" else SUFFIXES.get(ending, "checkpoint"))
+    return named or KINDS.get("" if dest.is_dir() else dest.suffix.lower(), "checkpoint")
 
 
 def check_name(network: str, dest: Path) -> None:

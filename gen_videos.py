@@ -13,12 +13,11 @@ from typing import Any
 
 import click
 from torch import Tensor
-from tqdm import tqdm
 
 from cli.program import program
 from cli.sampling import Identity, SamplingRequest, sampling_options
 from cli.values import Finite, FiniteRange, Parsed, some_of
-from dnnlib.console import progress, run_cli
+from dnnlib.console import counter, run_cli
 from dnnlib.files import local_file, make_dir
 from media.pictures.grids import PANELS
 from media.pictures.view_range import beyond_training
@@ -167,7 +166,10 @@ def make_videos(request: Request) -> None:
     if note := beyond_training(generator, labels):
         click.echo(note, err=True)
     make_dir(request.outdir)
-    with stop_on_interrupt() as should_stop, frame_bar(len(videos) * len(labels)) as bar:
+    with (
+        stop_on_interrupt() as should_stop,
+        counter("Frames", len(videos) * len(labels), "frame") as bar,
+    ):
         for name, cells in videos:
             latents = [request.ws_of(generator, heads) for heads in cells]
             columns = request.grid[0] if request.grid else 1
@@ -182,12 +184,6 @@ def make_videos(request: Request) -> None:
                 bar.close()
                 files = " and ".join(map(str, paths))
                 raise click.exceptions.Exit(interrupted(files, written, len(labels)))
-
-
-def frame_bar(total: int) -> tqdm[Any]:
-    """Progress over the frames of all videos."""
-    nothing: list[Any] = []
-    return progress(nothing, "Frames", total=total, unit="frame")
 
 
 def interrupted(files: str, written: int, wanted: int) -> int:

@@ -6,8 +6,9 @@ from dnnlib.startup import prepare_program
 
 prepare_program(__name__)  # the imports below take seconds
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from cli.program import program
 from cli.rendering import network_option, outdir_option
 from cli.values import FiniteRange
 from data_tools.faces.estimators import MEDIAPIPE, estimators_closed
-from dnnlib.console import UserError, progress, run_cli
+from dnnlib.console import UserError, counter, run_cli
 from dnnlib.files import make_dir, read_file
 from open_eg3d import export, invert, map_latents, seed_latents
 from open_eg3d.identity_files import checked_dest, is_done, weights_content, write_identity
@@ -134,18 +135,28 @@ def line_of(name: str, inversion: Inversion) -> str:
     )
 
 
+@contextlib.contextmanager
+def told_bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], None]]:
+    """A progress bar, full at the end; it is told how much is done, and a text to show."""
+    with counter(name, total, unit) as bar:
+
+        def show(done: int, text: str) -> None:
+            bar.set_postfix_str(text, refresh=False)
+            bar.update(done - bar.n)
+
+        yield show
+        bar.update(total - bar.n)
+
+
 def with_bar(inverter: Inverter, subjects: list[Subject], name: str) -> None:
     """Invert with a progress bar, and print a line."""
-    nothing: list[Any] = []
     total = 100 * len(SHARES)
-    with progress(nothing, name, total=total, unit="%") as bar:
+    with told_bar(name, total, "%") as show:
 
         def tell(phase: str, done: float, loss: float) -> None:
-            bar.set_postfix_str(f"{phase}, loss {loss:.3f}", refresh=False)
-            bar.update(int(100 * (SHARES[phase] + done)) - bar.n)
+            show(int(100 * (SHARES[phase] + done)), f"{phase}, loss {loss:.3f}")
 
         inversion = inverter.run(subjects, name, tell)
-        bar.update(total - bar.n)
     click.echo(line_of(name, inversion))
 
 
@@ -225,13 +236,10 @@ def write_directions(generator: Generator, scores: Path, dest: Path) -> None:
 def write_encoder(generator: Generator, steps: int, dest: Path) -> None:
     """Train an encoder, and write the network that holds it."""
     state = dest.with_suffix(".state")
-    nothing: list[Any] = []
-    with progress(nothing, "encoder", total=steps, unit="step") as bar:
+    with told_bar("encoder", steps, "step") as show:
 
         def tell(step: int, losses: dict[str, float]) -> None:
-            told = ", ".join(f"{name} {value:.3f}" for name, value in losses.items())
-            bar.set_postfix_str(told, refresh=False)
-            bar.update(step - bar.n)
+            show(step, ", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
 
         train_encoder(generator, state, EncoderSettings(steps=steps), tell)
     export(generator, dest)

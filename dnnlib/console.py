@@ -40,6 +40,12 @@ def progress(
     )
 
 
+def counter(description: str, total: int, unit: str) -> tqdm[Any]:
+    """A progress bar that its caller updates."""
+    nothing: list[Any] = []
+    return progress(nothing, description, total=total, unit=unit)
+
+
 def one_line(message: str) -> str:
     """Make one printable line of a message, so that text from a file can neither control nor flood
     the terminal.

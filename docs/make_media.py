@@ -18,7 +18,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from dnnlib.console import progress  # noqa: E402
+from dnnlib.console import counter  # noqa: E402
 from media.meshes.shapes import extract_mesh  # noqa: E402
 from media.pictures.grids import (  # noqa: E402
     PANELS,
@@ -75,10 +75,7 @@ class Model:
         """Write a loop as GIF, with as many pixels as it may have."""
         labels = camera_path(kind, self.cameras, frames)
         for size in PANEL_SIZES:
-            nothing: list[Any] = []
-            with progress(
-                nothing, f"{path.name}, {size} pixels", total=frames, unit="frame"
-            ) as bar:
+            with counter(f"{path.name}, {size} pixels", frames, "frame") as bar:
                 VideoWriter(self.generator, cells, labels, columns, panels, size=size).write(
                     [path], FPS, bar
                 )

@@ -15,7 +15,7 @@ import trimesh
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dnnlib.console import UserError, progress
+from dnnlib.console import UserError, counter
 from dnnlib.numbers import MAX_SEED
 from media.meshes.shapes import extract_mesh
 from media.pictures.grids import PANELS, seed_latent, shade_depth, to_pictures
@@ -319,7 +319,6 @@ def video(
     writer = VideoWriter(
         generator, cells, labels, columns, tuple(panels), neural_rendering_resolution, size
     )
-    nothing: list[Any] = []
-    with progress(nothing, "Frames", total=len(labels), unit="frame") as bar:
+    with counter("Frames", len(labels), "frame") as bar:
         writer.write([path], fps, bar)
     return path

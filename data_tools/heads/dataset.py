@@ -23,7 +23,7 @@ from data_tools.heads.render import Array, Picture, Raycaster
 from data_tools.heads.traits import person_traits
 from data_tools.parallel import ordered_map
 from data_tools.sinks import Sink, check_dest, image_name, open_sink, write_labels
-from dnnlib.console import UserError, progress
+from dnnlib.console import UserError, counter
 from dnnlib.files import cache_dir
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics, unpack_label
 from training.config.presets import (
@@ -160,9 +160,8 @@ def _identities(config: HeadsConfig) -> Generator[list[View]]:
 def _fill(sink: Sink, config: HeadsConfig) -> None:
     labels: dict[str, list[float]] = {}
     traits: dict[str, dict[str, float]] = {}
-    nothing: list[None] = []
     with (
-        progress(nothing, "Rendering heads", total=config.count, unit="img") as bar,
+        counter("Rendering heads", config.count, "img") as bar,
         contextlib.closing(_identities(config)) as identities,
     ):
         for views in identities:

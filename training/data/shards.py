@@ -103,16 +103,13 @@ def data_name(path: str) -> str:
 # Indices
 
 
-def read_index(shard: Path) -> np.ndarray:
-    """Records (M,) of the pictures of a shard by `COLUMNS` and "name", on disk.
-
-    Raises:
-        UserError: as `ImageDataset`, for a shard that has no index yet.
+def read_index(shard: Path, index: Path) -> np.ndarray:
+    """Records (M,) of the pictures of a shard by `COLUMNS` and "name", on disk; made again if the
+    cache has lost them.
     """
-    path = index_path(shard)
-    if not path.exists():
-        _make_index(shard)
-    return np.load(path, mmap_mode="r")
+    if not index.exists():
+        _make_index(shard, index)
+    return np.load(index, mmap_mode="r")
 
 
 def index_path(shard: Path) -> Path:
@@ -130,7 +127,7 @@ def index_path(shard: Path) -> Path:
     return cache_dir() / "shards" / f"{digest[:32]}.npy"
 
 
-def _make_index(shard: Path, max_broken: int = 0) -> None:
+def _make_index(shard: Path, path: Path, max_broken: int = 0) -> None:
     if shard.is_dir():
         raise UserError(f"{shard} is a folder; each part of a data set must be a ZIP: pack it")
     data = ImageDataset(shard, check=False, max_broken=max_broken, needs_labels=False)
@@ -147,29 +144,30 @@ def _make_index(shard: Path, max_broken: int = 0) -> None:
         ("method", [info.compress_type for info in members]),
     ):
         index[column] = values
-    with atomic_write(index_path(shard)) as file:
+    with atomic_write(path) as file:
         np.save(file, index)
 
 
-def _make_indices(shards: list[Path], max_broken: int) -> None:
-    """Make the indices that are missing, in as many processes as there are cores. Of several
-    processes that open the same data, one makes them and the others wait for it.
+def _make_indices(shards: list[Path], max_broken: int) -> list[Path]:
+    """The files of all indices. Those that are missing are made, in as many processes as there are
+    cores. Of several processes that open the same data, one makes them and the others wait for it.
     """
-    if not _without_index(shards):
-        return
+    indices = [index_path(shard) for shard in shards]
+    if all(index.exists() for index in indices):
+        return indices
     with _index_lock():
-        missing = _without_index(shards)
+        missing = [pair for pair in zip(shards, indices, strict=True) if not pair[1].exists()]
         make = functools.partial(_make_index, max_broken=max_broken)
         if len(missing) < MANY_SHARDS:
-            for shard in missing:
-                make(shard)
-            return
+            for shard, index in missing:
+                make(shard, index)
+            return indices
         # spawn: forking a process that runs torch's threads can hang
         with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-            for _ in progress(
-                pool.map(make, missing), "Indexing shards", total=len(missing), unit="ZIP"
-            ):
+            made = pool.map(make, *zip(*missing, strict=True))
+            for _ in progress(made, "Indexing shards", total=len(missing), unit="ZIP"):
                 pass
+    return indices
 
 
 @contextlib.contextmanager
@@ -186,10 +184,6 @@ def _index_lock() -> Iterator[None]:
         yield
 
 
-def _without_index(shards: list[Path]) -> list[Path]:
-    return [shard for shard in shards if not index_path(shard).exists()]
-
-
 @functools.lru_cache(maxsize=2 * WINDOW)
 def _open_shard(shard: Path, index: Path, _: int) -> tuple[IO[bytes], np.ndarray]:
     """A shard and its index, of one process: those that share an open file share its position.
@@ -199,7 +193,7 @@ def _open_shard(shard: Path, index: Path, _: int) -> tuple[IO[bytes], np.ndarray
     """
     if index_path(shard) != index:
         raise UserError(f"{shard} has changed since it was opened; do not change data in use")
-    return open(shard, "rb"), read_index(shard)
+    return open(shard, "rb"), read_index(shard, index)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -216,8 +210,8 @@ class _Names(Sequence[str]):
         return int(self._firsts[-1])
 
     def __iter__(self) -> Iterator[str]:
-        for shard in self._shards:
-            for name in read_index(shard)["name"]:
+        for shard, index in zip(self._shards, self._indices, strict=True):
+            for name in read_index(shard, index)["name"]:
                 yield f"{shard.stem}/{name.decode(errors='surrogatepass')}"
 
     @overload
@@ -258,9 +252,8 @@ class ShardedDataset(ImageDataset):
             UserError: as `ImageDataset`; if the shards' pictures differ in size.
         """
         self.shards = shard_paths(path)
-        _make_indices(self.shards, max_broken)
-        self._indices = [index_path(shard) for shard in self.shards]
-        indices = [read_index(shard) for shard in self.shards]
+        self._indices = _make_indices(self.shards, max_broken)
+        indices = [read_index(*pair) for pair in zip(self.shards, self._indices, strict=True)]
         self.path, self.name = Path(absolute_data(os.fspath(path))), data_name(os.fspath(path))
         self.files = DataFiles(self.shards[0])
         self.max_broken, self.broken = max_broken, dict[int, str]()

@@ -220,6 +220,30 @@ def test_an_index_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert open_images(folder).key == key
 
 
+def test_opening_looks_at_each_shard_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look is a round trip where files lie on another machine."""
+    looks = []
+
+    def look(shard: Path) -> Path:
+        looks.append(shard)
+        return index_path(shard)
+
+    folder = write_shards(tmp_path / "set")
+    monkeypatch.setattr(shards, "index_path", look)
+    for _ in range(2):  # without indices, and with
+        looks.clear()
+        open_images(folder)
+        assert sorted(looks) == sorted(folder.iterdir())
+
+
+def test_an_index_that_is_lost_is_made_again(tmp_path: Path, cache: Path) -> None:
+    dataset = open_images(write_shards(tmp_path / "set"))
+    for path in (cache / "shards").glob("*.npy"):
+        path.unlink()
+    assert dataset.read([3])[0].shape[0] == 1
+    assert len(list(dataset.file_names)) == sum(COUNTS)
+
+
 def test_of_several_processes_one_makes_the_indices(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,9 +251,9 @@ def test_of_several_processes_one_makes_the_indices(
     makers = []
     original = shards._make_index
 
-    def make(shard: Path, max_broken: int = 0) -> None:
+    def make(shard: Path, index: Path, max_broken: int = 0) -> None:
         makers.append(threading.current_thread().name)
-        original(shard, max_broken)
+        original(shard, index, max_broken)
 
     monkeypatch.setattr(shards, "_make_index", make)
     (cache / "shards").mkdir(parents=True)
@@ -242,7 +266,7 @@ def test_of_several_processes_one_makes_the_indices(
             told += capfd.readouterr().err
             time.sleep(0.01)
         for path in folder.iterdir():
-            make(path)
+            make(path, index_path(path))
     other.join()
     assert makers == ["MainThread"] * len(COUNTS)
 
