@@ -54,6 +54,7 @@ from training.run.launch import (
 )
 from training.run.loop import Callback
 from training.run.settings import (
+    OF_DATA,
     RunData,
     RunRequest,
     changes_refused_on_resume,
@@ -82,12 +83,15 @@ def read_config(ctx: click.Context, param: click.Parameter, file: Path | None) -
     if file is None:
         return None
     try:
-        config: Config = from_dict(Config, json.loads(file.read_bytes()), str(file))
+        values = json.loads(file.read_bytes())
+        config: Config = from_dict(Config, values, str(file))
     except (OSError, ValueError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
         raise click.BadParameter(f"cannot read {file}: {reason}", ctx, param) from error
     if config.preset not in PRESETS:
         raise click.BadParameter(f"{file}: there is no preset {config.preset!r}", ctx, param)
+    if "resolution" not in values.get("model", {}):
+        config.model.resolution = OF_DATA
     return config
 
 
@@ -277,8 +281,8 @@ def start_run(options: dict[str, Any], launch: Launch) -> Job | None:
     config, notes = new_config(run_request(options), data, launch.device)
     if config.model.resolution != data.resolution:
         raise click.UsageError(
-            f"model.resolution {config.model.resolution} differs from the pictures'"
-            f" {data.resolution}; leave it out"
+            f"model.resolution is {config.model.resolution}, but the pictures have"
+            f" {data.resolution} pixels; leave it out of --set, or of the file of --config"
         )
     check_options(config, launch)
     if tell_plan(options, config, launch, *notes):

@@ -23,7 +23,7 @@ from dnnlib.console import UserError, run_cli
 from dnnlib.files import is_url, local_file
 from media.viewer.checkpoints import CheckpointFolder
 from open_eg3d import invert
-from open_eg3d.opening import open_generator
+from open_eg3d.opening import in_fp32, open_generator
 from torch_utils.precision import use_full_fp32
 from training.cameras import cameras_of
 from training.inversion.inversion import InversionSettings
@@ -41,6 +41,7 @@ def invert_photo(
     Raises:
         UserError: if the photo cannot be used.
     """
+    generator = in_fp32(generator)
     options = PhotoOptions({}, is_cut_out, MEDIAPIPE, face=1)
     cameras, resolution = cameras_of(generator), generator.config.resolution
     (one,) = subjects_of("photo", "photo", data, "the photo", options, cameras, resolution)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import Any
 
@@ -31,6 +32,16 @@ def open_generator(
     elif precision == "fp16":
         generator.set_conv_dtype(backbone=torch.float32, superresolution=torch.float16)
     return generator
+
+
+def in_fp32(generator: Generator) -> Generator:
+    """The generator with the same parameters, whose convolutions compute in fp32; the one that is
+    given stays as it is.
+    """
+    shared = {id(one): one for one in (*generator.parameters(), *generator.buffers())}
+    exact = copy.deepcopy(generator, shared)
+    exact.set_conv_dtype(backbone=torch.float32, superresolution=torch.float32)
+    return exact
 
 
 def compile_rendering(generator: Generator) -> None:

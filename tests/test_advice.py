@@ -99,6 +99,7 @@ DONE_IN = {
     "for example --p 0.2": REFUSALS,
     "add --aug ada or --aug fixed": REFUSALS,
     "--config and --{} exclude each other": REFUSALS,
+    "leave it out of --set, or of the file of --config": REFUSALS,
     "choose a multiple of": REFUSALS,
     "choose a divisor of": REFUSALS,
     "--set discriminator.mbstd_group_size=1": REFUSALS,

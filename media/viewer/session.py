@@ -158,17 +158,26 @@ class ViewerSession:
 
     def _work(self) -> None:
         while not self.is_gone:
-            try:
-                self._serve()
-            except UserError as error:
-                self._say(str(error))
-            except Exception as error:  # an error in one session does not end the others
-                print(
-                    f"warning: session {self.client.client_id}: {type(error).__name__}: {error}",
-                    file=sys.stderr,
-                )
-                self._say("That did not work; see the program's output.")
+            if not self._succeeds(self._serve):
                 self._wake.wait(1.0)
+
+    def _succeeds(self, act: Callable[[], None]) -> bool:
+        """Whether something was done; what went wrong is said, and ends no other session."""
+        try:
+            act()
+        except PageGone:
+            return False
+        except UserError as error:
+            self._say(str(error))
+        except Exception as error:
+            print(
+                f"warning: session {self.client.client_id}: {type(error).__name__}: {error}",
+                file=sys.stderr,
+            )
+            self._say("That did not work; see the program's output.")
+        else:
+            return True
+        return False
 
     def _serve(self) -> None:
         """One picture: a quick one while something moves, the full one when nothing has moved for a
@@ -258,30 +267,35 @@ class ViewerSession:
 
     def _take_photo(self, data: bytes, is_cut_out: bool, bar: Callable[[float], None]) -> None:
         """Make an identity of an uploaded photo, and show it."""
-        assert self.invert is not None
+        invert = self.invert
+        assert invert is not None
 
         def tell(phase: str, done: float, _: float) -> None:
             if self.is_gone:
                 raise PageGone
             bar(100 * (PHASES.index(phase) + done) / len(PHASES))
 
-        if not INVERSIONS.acquire(blocking=False):
-            self._say("Another photo is being worked on; try again in a moment.")
-            return
-        try:
+        def make() -> None:
             self._say("Making an identity of the photo …")
             base = self.base
-            photo = Photo(base, *self.invert(base, data, is_cut_out, tell))
-            bar(0.0)  # before the panel that it is in goes
+            try:
+                photo = Photo(base, *invert(base, data, is_cut_out, tell))
+            finally:
+                bar(0.0)  # before the panel that it is in goes
             self._wanted = photo
             self.change()
-        except UserError as error:
-            bar(0.0)
-            self._say(str(error))
-        except PageGone:
-            pass
+
+        self._in_turn(INVERSIONS, make, "Another photo is being worked on; try again in a moment.")
+
+    def _in_turn(self, turns: threading.Semaphore, act: Callable[[], None], busy: str) -> None:
+        """Do what few may do at once, or say that it cannot be done now."""
+        if not turns.acquire(blocking=False):
+            self._say(busy)
+            return
+        try:
+            self._succeeds(act)
         finally:
-            INVERSIONS.release()
+            turns.release()
 
     def _new_name(self) -> str:
         """photo-1, photo-2, ...: the first that is no identity's yet."""
@@ -328,10 +342,8 @@ class ViewerSession:
 
     def _export(self, suffix: str, make: Callable[[ViewRenderer, Latents, View], bytes]) -> None:
         """Make a file beside the pictures, with a renderer of its own, and hand it over."""
-        if not EXPORTS.acquire(blocking=False):
-            self._say("Other files are being made; try again in a moment.")
-            return
-        try:
+
+        def hand_over() -> None:
             latents, view, _ = self._request()
             self._say(f"Making the {suffix.upper()} …")
             renderer = ViewRenderer(self.renderer.generator, self.renderer.tuned)
@@ -343,10 +355,8 @@ class ViewerSession:
                     save_immediately=True,
                 )
                 self._say(f"{suffix.upper()} of {in_units(len(data), 'B')}")
-        except UserError as error:
-            self._say(str(error))
-        finally:
-            EXPORTS.release()
+
+        self._in_turn(EXPORTS, hand_over, "Other files are being made; try again in a moment.")
 
 
 def _plain(text: str) -> str:

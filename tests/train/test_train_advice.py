@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,12 @@ ADVICE: list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]] = [
         (*NEW, "--config", "CONFIG"),
         [NEW, ("--data", "DATA", "--config", "CONFIG")],
     ),
+    ("leave it out of --set", (*NEW, "--set", "model.resolution=64"), [NEW]),
+    (
+        "or of the file of --config",
+        ("--data", "DATA", "--config", "SIZED"),
+        [("--data", "DATA", "--config", "UNSIZED")],
+    ),
     (
         "choose a multiple of 3",
         (*NEW, "--procs", "3"),
@@ -91,11 +98,18 @@ def files(half: Path, data: Path, tmp_path: Path) -> Callable[[str], str | Path]
     (tmp_path / "run").mkdir()
     save_checkpoint(tmp_path / "run" / "network-snapshot-000000.pkl", gone)
     (tmp_path / "c.json").write_text((half / "training_options.json").read_text())
+    options = json.loads((half / "training_options.json").read_text())
+    options["model"]["resolution"] = 64
+    (tmp_path / "sized.json").write_text(json.dumps(options))
+    del options["model"]["resolution"]
+    (tmp_path / "unsized.json").write_text(json.dumps(options))
     places = {
         "DATA": data,
         "HALF": half,
         "SNAPSHOT": snapshot_in(half),
         "CONFIG": tmp_path / "c.json",
+        "SIZED": tmp_path / "sized.json",
+        "UNSIZED": tmp_path / "unsized.json",
         "EMPTY": tmp_path / "empty",
         "GONE": tmp_path / "run",
         "OTHER": write_dataset(tmp_path / "other.zip", 20),

@@ -239,6 +239,16 @@ def test_options_go_before_the_file(data: Path, tmp_path: Path) -> None:
     assert config["data"]["path"] == str(data)
 
 
+@pytest.mark.parametrize("content", ["{}", '{"model": {}}', '{"training": {"gamma": 3}}'])
+def test_a_file_need_not_say_all(data: Path, tmp_path: Path, content: str) -> None:
+    """The pictures say their size."""
+    file = tmp_path / "run.json"
+    file.write_text(content)
+    options = ("--data", data, "--gpus", "0", "--batch", "8")
+    config = json.loads(train_here("--config", file, *options, "-n").assert_done().out)
+    assert config["model"]["resolution"] == 32
+
+
 def test_a_run_from_a_file(whole: tuple[Path, Ended], tmp_path: Path) -> None:
     """The options that a run keeps make the same run again."""
     file = whole[0] / "training_options.json"

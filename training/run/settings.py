@@ -33,6 +33,7 @@ from training.run.data_content import content_of, contents_of_files
 FREE_ON_RESUME = ("data.path", "data.workers", "data.max_broken", "training.kimg", "snapshot.")
 FINE_TUNING_ADA_KIMG = 100.0
 FP16_CLAMP = 256.0
+OF_DATA = 0  # in the place of a resolution that is not said
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class RunRequest:
         assignments: `section.field=value`, which go before all else.
         fades: the rendering resolution goes from that of the preset, or of the networks taken over,
             to the one that was assigned, unless a start was assigned too.
-        base: settings to start from in the place of a preset and of the defaults of a device.
+        base: settings to start from in the place of a preset and of the defaults of a device; its
+            model.resolution may be `OF_DATA`.
     """
 
     preset: PresetName | None = None
@@ -85,6 +87,7 @@ def new_config(request: RunRequest, data: RunData, device: str) -> tuple[Config,
     given = {assignment.partition("=")[0].strip() for assignment in request.assignments}
     if request.base is not None:
         config, notes = copy.deepcopy(request.base), [f"Settings of preset {request.base.preset}"]
+        config.model.resolution = config.model.resolution or data.resolution
         given |= {"training.gamma", "rendering.resolution"}
         if "training.precision" not in given:
             given |= {"superresolution.conv_clamp", "discriminator.conv_clamp"}

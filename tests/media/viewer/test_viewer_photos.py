@@ -6,6 +6,7 @@ import base64
 import copy
 import functools
 import io
+import operator
 import threading
 import time
 from collections.abc import Iterator
@@ -173,6 +174,53 @@ def test_a_guessed_camera_may_move_far(origin: Any, monkeypatch: pytest.MonkeyPa
         command.invert_photo(load_generator(SHIPPED_MODEL), b"", False, lambda *_: None)
     assert asked["optimise_pose"] is (origin == "guessed")
     assert (asked["settings"].latents.pose_prior == GUESSED_PRIOR) is (origin == "guessed")
+
+
+def test_photos_are_inverted_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever pictures are rendered in: half precision rounds away what a step changes. The
+    parameters are the same memory, and the pictures' own precision stays.
+    """
+    generator, asked = load_generator(SHIPPED_MODEL), []
+    generator.set_conv_dtype(backbone=torch.bfloat16, superresolution=torch.bfloat16)
+    subject = Subject("a", "a", "", Image.new("RGB", (64, 64)), torch.zeros(25), "given")
+
+    def inverted(asked_of: Generator, *_: object, **__: object) -> None:
+        asked.append(asked_of)
+        raise UserError("ended")
+
+    monkeypatch.setattr(command, "subjects_of", lambda *_: [subject])
+    monkeypatch.setattr(command, "invert", inverted)
+    with pytest.raises(UserError, match="ended"):
+        command.invert_photo(generator, b"", True, lambda *_: None)
+    for one, dtype in ((asked[0], torch.float32), (generator, torch.bfloat16)):
+        assert {part.conv_dtype for part in one.modules() if hasattr(part, "conv_dtype")} == {dtype}
+    assert all(map(operator.is_, asked[0].parameters(), generator.parameters()))
+
+
+@pytest.mark.parametrize("act", ["photo", "Picture (PNG)"])
+def test_whatever_fails_is_told(
+    act: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Instead of the line that says what is being made; the next one has its turn."""
+
+    def broken(*_: object) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("media.viewer.downloads.png", broken)
+    folder = CheckpointFolder(None, load_generator)
+    generator = load_generator(SHIPPED_MODEL)
+    with run_viewer(generator, "heads64.pkl", folder, port=0, invert=broken) as viewer:
+        page = RawPage(viewer.address)
+        page.enter()
+        for turn in range(3):  # more than may be made at once
+            if act == "photo":
+                upload(page, b"abc%d" % turn)
+            else:
+                page.set(act, True)
+            page.wait_for(lambda: "see the program's output" in page.status)
+            page.full_picture(functools.partial(page.set, "Seed", 1 + turn))
+        page.close()
+    assert capsys.readouterr().err.count("RuntimeError: out of memory") == 3
 
 
 def test_a_page_that_left_ends_its_inversion() -> None:
