@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cli.program import program
-from cli.sampling import SamplingRequest, sampling_options
+from cli.sampling import SamplingRequest, check_transparency, sampling_options, transparency_options
 from cli.values import Commas, Finite, some_of
 from dnnlib.console import progress, run_cli
 from dnnlib.files import make_dir
@@ -26,10 +26,12 @@ from media.meshes.files import TEXTURE_FORMATS
 from media.meshes.shapes import FORMATS, TEXTURED_FACES, save_shape
 from media.pictures.grids import (
     PANELS,
+    Pictures,
     render_views,
     save_png,
     stack_rows,
 )
+from media.pictures.transparency import transparent_views, wall_distance
 from media.pictures.view_range import beyond_training
 from torch_utils.precision import use_full_fp32
 from training.cameras import CameraSummary, cameras_of
@@ -45,6 +47,8 @@ class Request(SamplingRequest):
     views: list[float] | None
     pitch: float | None
     rows: list[str]
+    transparent: bool
+    remove_background: bool
     shapes: str
     shape_res: int
     shape_level: float | None
@@ -68,11 +72,23 @@ def make_samples(request: Request) -> None:
             ws = request.ws_of(generator, [identity])
             name = request.outdir / identity.name
             if request.images:
-                views = render_views(generator, ws, labels, request.nrr, kinds=request.rows)
+                views = pictures_of(request, generator, ws, labels)
                 save_png(f"{name}.png", stack_rows(views, request.rows))
                 bar.write(f"{name}.png", file=sys.stdout)
             if request.shapes != "none":
                 bar.write(str(write_shape(request, name, generator, cameras, ws)), file=sys.stdout)
+
+
+def pictures_of(
+    request: Request, generator: Generator, ws: Tensor, labels: Tensor
+) -> dict[str, Pictures]:
+    """Pictures of ws (1, num_ws, w_dim) from cameras (K, 25) by row."""
+    if not request.transparent:
+        return render_views(generator, ws, labels, request.nrr, kinds=request.rows)
+    with torch.no_grad():
+        view = generator.planes(ws), ws, labels, request.nrr
+    wall = wall_distance(generator, *view) if request.remove_background else None
+    return {"image": transparent_views(generator, *view, wall)}
 
 
 def views_of(request: Request, cameras: CameraSummary) -> Tensor:
@@ -104,7 +120,7 @@ def write_shape(
 
 @program(
     Identities="network seeds latents edits trunc trunc_cutoff",
-    Pictures="outdir views pitch rows nrr images",
+    Pictures="outdir views pitch rows transparent remove_background nrr images",
     Shapes="shapes shape_res shape_level shape_faces texture",
     Machine="device precision",
 )
@@ -123,6 +139,7 @@ def write_shape(
     default="image",
     help=f"Rows of the picture: {','.join(PANELS)}.",
 )
+@transparency_options
 @click.option(
     "--shapes",
     type=click.Choice(["none", *FORMATS]),
@@ -162,6 +179,7 @@ def main(**options: Any) -> None:
         raise click.UsageError(
             f"--texture needs --shapes {' or '.join(TEXTURE_FORMATS)}; other files hold no texture"
         )
+    check_transparency(request.transparent, request.remove_background, "--rows", request.rows)
     make_dir(request.outdir)
     use_full_fp32()
     make_samples(request)

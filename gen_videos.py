@@ -15,7 +15,13 @@ import click
 from torch import Tensor
 
 from cli.program import program
-from cli.sampling import Identity, SamplingRequest, sampling_options
+from cli.sampling import (
+    Identity,
+    SamplingRequest,
+    check_transparency,
+    sampling_options,
+    transparency_options,
+)
 from cli.values import Finite, FiniteRange, Parsed, some_of
 from dnnlib.console import counter, run_cli
 from dnnlib.files import local_file, make_dir
@@ -40,16 +46,23 @@ class Request(SamplingRequest):
     interpolate: bool
     grid: tuple[int, int] | None
     show: list[str]
+    transparent: bool
+    remove_background: bool
     camera: str | None
     yaw_swing: float | None
     pitch_swing: float | None
     pitch: float | None
     frames: int | None
     fps: float
-    formats: list[str]
+    formats: list[str] | None
     size: int | None
     ray_samples: float
     compile: bool
+
+    @property
+    def kinds(self) -> list[str]:
+        """Formats of the files."""
+        return self.formats or (["webm"] if self.transparent else ["mp4"])
 
 
 class Grid(Parsed):
@@ -174,9 +187,17 @@ def make_videos(request: Request) -> None:
             latents = [request.ws_of(generator, heads) for heads in cells]
             columns = request.grid[0] if request.grid else 1
             video = VideoWriter(
-                generator, latents, labels, columns, request.show, request.nrr, request.size
+                generator,
+                latents,
+                labels,
+                columns,
+                request.show,
+                request.nrr,
+                request.size,
+                request.transparent,
+                request.remove_background,
             )
-            paths = [request.outdir / f"{name}.{kind}" for kind in dict.fromkeys(request.formats)]
+            paths = [request.outdir / f"{name}.{kind}" for kind in dict.fromkeys(request.kinds)]
             written = video.write(paths, request.fps, bar, should_stop)
             for path in paths:
                 bar.write(str(path))
@@ -199,7 +220,7 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 @program(
     Identities="network seeds latents edits trunc trunc_cutoff interpolate grid",
     Camera="camera yaw_swing pitch_swing pitch",
-    Video="outdir show frames fps formats size nrr ray_samples",
+    Video="outdir show transparent remove_background frames fps formats size nrr ray_samples",
     Machine="device precision compile",
 )
 @sampling_options(seeds="0-3")
@@ -220,6 +241,7 @@ def interrupted(files: str, written: int, wanted: int) -> int:
     default="image",
     help=f"Side by side: {','.join(PANELS)}.",
 )
+@transparency_options
 @click.option(
     "--camera",
     metavar="|".join(CAMERA_PATHS) + "|FILE|URL",
@@ -250,8 +272,7 @@ def interrupted(files: str, written: int, wanted: int) -> int:
 @click.option(
     "--formats",
     type=some_of("formats", *VIDEO_FORMATS),
-    default="mp4",
-    help="mp4, gif or mp4,gif.",
+    help=f"{', '.join(VIDEO_FORMATS)}.  [default: mp4; webm, which holds alpha, if --transparent]",
 )
 @click.option(
     "--size", type=Even(2, 4096), help="Pixels per side of a panel.  [default: the model's]"
@@ -274,7 +295,12 @@ def main(**options: Any) -> None:
     A video ends on the picture it starts with. Ctrl-C closes the file early: what is there plays.
     """
     request = Request(**options)
-    if "gif" in request.formats and request.fps > MAX_GIF_FPS:
+    check_transparency(request.transparent, request.remove_background, "--show", request.show)
+    if request.transparent and request.kinds != ["webm"]:
+        raise click.BadParameter(
+            "of these only webm holds alpha; leave --formats out", param_hint="'--formats'"
+        )
+    if "gif" in request.kinds and request.fps > MAX_GIF_FPS:
         raise click.BadParameter(
             f"a GIF plays at most {MAX_GIF_FPS} frames per second", param_hint="'--fps'"
         )

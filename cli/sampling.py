@@ -166,3 +166,31 @@ def sampling_options(seeds: str) -> Callable[[F], F]:
         return command
 
     return add
+
+
+def transparency_options(command: F) -> F:
+    """--transparent and --remove-background."""
+    for option in (
+        click.option(
+            "--remove-background",
+            is_flag=True,
+            help="With --transparent: also what the model paints behind the object.",
+        ),
+        click.option("--transparent", is_flag=True, help="The object alone, with alpha."),
+    ):
+        command = option(command)
+    return command
+
+
+def check_transparency(
+    transparent: bool, remove_background: bool, option: str, shown: Sequence[str]
+) -> None:
+    """Refuse combinations that leave no alpha: depth and normals have none.
+
+    Args:
+        option: That names what is `shown`.
+    """
+    if remove_background and not transparent:
+        raise click.UsageError("--remove-background is for pictures with alpha; add --transparent")
+    if transparent and list(shown) != ["image"]:
+        raise click.UsageError(f"--transparent shows the final picture; leave {option} out")

@@ -84,6 +84,17 @@ DONE_IN = {
     "--no-images without --shapes leaves nothing": f"{HERE}::test_options_of_gen_samples",
     "--texture needs --shapes": f"{HERE}::test_options_of_gen_samples",
     "choose a --shape-level between them": f"{HERE}::test_options_of_gen_samples",
+    "add --transparent": f"{HERE}::test_options_about_transparency",
+    "--transparent shows the final picture; leave {} out": (
+        f"{HERE}::test_options_about_transparency"
+    ),
+    "of these only webm holds alpha; leave --formats out": (
+        f"{HERE}::test_options_about_transparency"
+    ),
+    "--remove-background is for models that paint": f"{HERE}::test_options_about_transparency",
+    "--remove-background finds no wall": (
+        "tests/test_gen_samples.py::test_transparent_pictures_are_the_others_over_their_background"
+    ),
     "--frames does not go with poses from a file": f"{HERE}::test_options_of_gen_videos",
     "choose another --port or --host": f"{HERE}::test_another_port",
     "set OPEN_EG3D_TIMEOUT to more minutes": (
@@ -390,6 +401,28 @@ def test_options_of_gen_videos(network: Path, tmp_path: Path) -> None:
     poses.write_text(f'{{"labels": [["a", {label.tolist()}]]}}')
     camera: list[str | Path] = ["--seeds", "0", "--camera", poses]
     follow(gen_videos.main, "--frames does not go", [*base, *camera, *short], [*base, *camera])
+
+
+def test_options_about_transparency(network: Path, tmp_path: Path) -> None:
+    base: list[str | Path] = ["--seeds", "0", "--network", network, "--outdir", tmp_path]
+    samples = [*base, "--views", "0"]
+    follow(
+        gen_samples.main,
+        "add --transparent",
+        [*samples, "--remove-background", "--rows", "image"],
+        [*samples, "--transparent"],
+    )
+    rows = [*samples, "--transparent"]
+    follow(gen_samples.main, "leave --rows out", [*rows, "--rows", "depth"], rows)
+    videos = [*base, "--frames", "2", "--transparent"]
+    follow(gen_videos.main, "leave --formats out", [*videos, "--formats", "mp4"], videos)
+    plain: list[str | Path] = ["--network", SHIPPED_MODEL, "--seeds", "0", "--views", "0"]
+    follow(
+        gen_samples.main,
+        "--transparent alone cuts that out",
+        [*plain, "--outdir", tmp_path, "--transparent", "--remove-background"],
+        [*plain, "--outdir", tmp_path, "--transparent"],
+    )
 
 
 def test_options_of_export(network: Path, tmp_path: Path) -> None:

@@ -38,14 +38,16 @@ TRAIN = """
 """
 GEN_SAMPLES = """
 --device --edit --help --images --latents --network --nrr --no-images --outdir --pitch --precision
---rows --seeds
---shape-faces --shape-level --shape-res --shapes --texture --trunc --trunc-cutoff --version
+--remove-background --rows --seeds
+--shape-faces --shape-level --shape-res --shapes --texture --transparent --trunc --trunc-cutoff
+--version
 --views
 """
 GEN_VIDEOS = """
 --camera --compile --device --edit --formats --fps --frames --grid --help --interpolate --latents
 --network --nrr --outdir
---pitch --pitch-swing --precision --ray-samples --seeds --show --size --trunc --trunc-cutoff
+--pitch --pitch-swing --precision --ray-samples --remove-background --seeds --show --size
+--transparent --trunc --trunc-cutoff
 --version --yaw-swing
 """
 HEADS = (

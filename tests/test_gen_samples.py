@@ -23,10 +23,11 @@ from PIL import Image
 import gen_samples
 from cli.values import Seeds
 from media.pictures.grids import seed_latent, to_pictures
-from open_eg3d import load_generator
+from open_eg3d import SHIPPED_MODEL, load_generator
 from tests.tiny import PATIENCE, Ended, call, finish, start
 from training.cameras import CameraSummary, cameras_of, orbit_pose, pack_label, pinhole_intrinsics
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from training.config.presets import HEADS_BACKGROUND
 from training.config.settings import Config
 from training.networks.generator import Generator
 
@@ -189,6 +190,27 @@ def test_rows_pitch_and_truncation(network: Path, tmp_path: Path):
     blocks = pictures[0][SIZE : 2 * SIZE].reshape(8, 4, 8, 4, 3)
     assert (blocks == blocks[:, :1, :, :1]).all()  # raw has 8 x 8 pixels
     assert len(np.unique(pictures[0][:SIZE])) > 8
+
+
+def test_transparent_pictures_are_the_others_over_their_background(tmp_path: Path):
+    options = ("--network", SHIPPED_MODEL, "--seeds", "0", "--views", "-20,20", "--outdir")
+    run(*options, tmp_path / "plain").assert_done()
+    run(*options, tmp_path / "cut", "--transparent").assert_done()
+    plain = np.asarray(Image.open(tmp_path / "plain" / "seed0000.png"), float)
+    cut = np.asarray(Image.open(tmp_path / "cut" / "seed0000.png"), float)
+    assert cut.shape == (64, 2 * 64, 4)
+    alpha = cut[..., 3:] / 255
+    assert 0.2 < (alpha > 0.5).mean() < 0.8
+    over = cut[..., :3] * alpha + np.array(HEADS_BACKGROUND) * (1 - alpha)
+    inside = (cut[..., :3] > 0) & (cut[..., :3] < 255)  # colours that were not clipped
+    assert inside[alpha[..., 0] > 0.5].mean() > 0.9
+    assert np.abs(over - plain)[inside].max() <= 2
+
+
+def test_a_model_without_depth_has_no_wall(network: Path, tmp_path: Path):
+    options = ("--network", network, "--seeds", "0", "--outdir", tmp_path, "--transparent")
+    run(*options, "--remove-background").assert_refused(1, "--remove-background", "no wall")
+    assert not names(tmp_path)
 
 
 NOTE = "note: views leave the range of the training data"

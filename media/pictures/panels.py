@@ -68,7 +68,7 @@ def shared_limits(outputs: Iterable[RenderOutput]) -> tuple[float, float] | None
 
 
 def resize(picture: Pictures, size: int) -> Pictures:
-    """Resize a picture (h, w, 3) to `size` pixels per side by Lanczos filtering."""
+    """Resize a picture (h, w, 3 or 4) to `size` pixels per side by Lanczos filtering."""
     if picture.shape[:2] == (size, size):
         return picture
     return np.asarray(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS))

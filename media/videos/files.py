@@ -1,5 +1,6 @@
-"""Video files, written frame by frame: MP4 by imageio's ffmpeg (H.264, plays everywhere), GIF by
-Pillow with one palette for all frames, which imageio's writers do not offer.
+"""Video files, written frame by frame: MP4 (H.264, plays everywhere) and WebM (VP9, which holds
+alpha) by imageio's ffmpeg, GIF by Pillow with one palette for all frames, which imageio's writers
+do not offer.
 
 A file gets its name when it is closed, and then holds all frames it was given; what failed leaves
 nothing behind.
@@ -23,7 +24,7 @@ from dnnlib.console import UserError
 from dnnlib.files import atomic_write
 from media.pictures.grids import Pictures
 
-VIDEO_FORMATS = ("mp4", "gif")
+VIDEO_FORMATS = ("mp4", "gif", "webm")
 CRF = 16  # constant quality of H.264: 0 lossless, 18 hardly to be told from it, 51 worst
 MAX_GIF_FPS = 50  # players slow shorter delays down
 MIN_GIF_DELAY = 2  # hundredths of a second
@@ -32,7 +33,7 @@ PALETTE_PIXELS = 1 << 20  # of those that are looked at in all
 
 
 class FrameWriter(Protocol):
-    """Takes the frames of one video, all of one size (H, W, 3)."""
+    """Takes the frames of one video, all of one size (H, W, 3); of a WebM also (H, W, 4)."""
 
     def add(self, frame: Pictures) -> None:
         """Append a frame."""
@@ -49,23 +50,30 @@ def open_video(path: Path, fps: float) -> Iterator[FrameWriter]:
     """
     with (
         atomic_write(path) as file,
-        _mp4_writer(path, file, fps) if path.suffix == ".mp4" else _gif_writer(file, fps) as writer,
+        _gif_writer(file, fps)
+        if path.suffix == ".gif"
+        else _ffmpeg_writer(path, file, fps) as writer,
     ):
         yield writer
 
 
 # --------------------------------------------------------------------------------------------------
-# MP4
+# MP4 and WebM
 
 # 4:2:0 and the index in front are what browsers and phones play; colours are tagged, since players
 # guess by size otherwise. One thread and no time stamps: the same frames give the same file.
-H264 = f"""-crf {CRF} -preset medium -threads 1
+PLAIN = f"""-crf {CRF} -threads 1
     -vf scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int
     -colorspace bt709 -color_primaries bt709 -color_trc iec61966-2-1 -color_range tv
-    -fflags +bitexact -flags:v +bitexact -map_metadata -1 -movflags +faststart -f mp4""".split()
+    -fflags +bitexact -flags:v +bitexact -map_metadata -1"""
+CODECS = {
+    ".mp4": ("libx264", "yuv420p", f"{PLAIN} -preset medium -movflags +faststart -f mp4".split()),
+    # without a bit rate of 0, -crf would be a bound only
+    ".webm": ("libvpx-vp9", "yuva420p", f"{PLAIN} -b:v 0 -f webm".split()),
+}
 
 
-class Mp4Writer:
+class FfmpegWriter:
     """Encodes frames by ffmpeg, which runs beside this program and starts with the first frame.
 
     Ctrl-C in a terminal does not reach it: the file would end before the last frames.
@@ -73,16 +81,17 @@ class Mp4Writer:
 
     def __init__(self, path: Path, target: str, fps: float) -> None:
         self.path, self.target, self.count = path, target, 0
+        codec, pixels, options = CODECS[path.suffix]
         self.encoder = imageio.get_writer(
             target,
-            format=".mp4",  # the target is a temporary name
+            format=path.suffix,  # the target is a temporary name
             mode="I",
             fps=fps,
-            codec="libx264",
-            pixelformat="yuv420p",
+            codec=codec,
+            pixelformat=pixels,
             macro_block_size=1,
             ffmpeg_log_level="quiet",
-            output_params=H264,
+            output_params=options,
         )
 
     def add(self, frame: Pictures) -> None:
@@ -115,8 +124,8 @@ class Mp4Writer:
 
 
 @contextlib.contextmanager
-def _mp4_writer(path: Path, file: IO[bytes], fps: float) -> Iterator[Mp4Writer]:
-    writer = Mp4Writer(path, file.name, fps)
+def _ffmpeg_writer(path: Path, file: IO[bytes], fps: float) -> Iterator[FfmpegWriter]:
+    writer = FfmpegWriter(path, file.name, fps)
     with contextlib.closing(writer.encoder):
         yield writer
         writer.check()

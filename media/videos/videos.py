@@ -23,6 +23,7 @@ from tqdm import tqdm
 from media import PictureModel
 from media.pictures.grids import Pictures, tile
 from media.pictures.panels import render_panels, resize, shared_limits
+from media.pictures.transparency import transparent_views, wall_distance
 from media.videos.files import open_video
 from media.videos.paths import latent_loop, loop_times
 
@@ -65,6 +66,8 @@ class VideoWriter:
         columns: Cells in a row.
         panels: Kinds of pictures side by side in a cell, of `PANELS`.
         size: Pixels of a panel's side; none = the final picture's.
+        transparent: Frames are (H, W, 4), of the final picture alone, straight colours and alpha.
+        remove_background: Also without what the model paints behind the object.
     """
 
     generator: PictureModel
@@ -74,18 +77,24 @@ class VideoWriter:
     panels: Sequence[str] = ("image",)
     neural_rendering_resolution: int | None = None
     size: int | None = None
+    transparent: bool = False
+    remove_background: bool = False
     identities: list[Identity] = field(init=False)
 
     def __post_init__(self) -> None:
         self.identities = [Identity(self.generator, keys) for keys in self.cells]
 
     def frames(self) -> Iterator[Pictures]:
-        """The frames (H, W, 3) in order."""
-        limits = self._depth_limits() if "depth" in self.panels else [None] * len(self.cells)
+        """The frames (H, W, 3) in order; with alpha (H, W, 4)."""
+        nothing = [None] * len(self.cells)
+        limits = self._depth_limits() if "depth" in self.panels else nothing
+        walls = self._walls() if self.remove_background else nothing
         for time, c in zip(loop_times(len(self.labels)), self.labels.split(1), strict=True):
             shown = [
-                self._cell(identity, time, c, scale)
-                for identity, scale in zip(self.identities, limits, strict=True)
+                self._cut_out(identity, time, c, wall)
+                if self.transparent
+                else self._cell(identity, time, c, scale)
+                for identity, scale, wall in zip(self.identities, limits, walls, strict=True)
             ]
             yield tile(np.stack(shown), len(shown) // self.columns, self.columns)
 
@@ -134,12 +143,30 @@ class VideoWriter:
         size = self.size or pictures[self.panels[0]].shape[0]
         return np.concatenate([resize(picture, size) for picture in pictures.values()], axis=1)
 
+    def _cut_out(self, identity: Identity, time: float, c: Tensor, wall: float | None) -> Pictures:
+        view = (*identity.at(time), c, self.neural_rendering_resolution)
+        (picture,) = transparent_views(self.generator, *view, wall)
+        return resize(picture, self.size or len(picture))
+
+    def _probes(self) -> list[int]:
+        """Numbers of a few frames."""
+        count = len(self.labels)
+        return np.unique(np.linspace(0, count - 1, PROBES).round().astype(int)).tolist()
+
+    def _walls(self) -> list[float | None]:
+        """Of each cell where the wall behind it begins, from its first latent."""
+        cameras = self.labels[self._probes()]
+        return [
+            wall_distance(
+                self.generator, *identity.at(0), cameras, self.neural_rendering_resolution
+            )
+            for identity in self.identities
+        ]
+
     @torch.no_grad()
     def _depth_limits(self) -> list[tuple[float, float] | None]:
         """Of each cell, from a few of its frames."""
-        chosen = np.unique(
-            np.linspace(0, len(self.labels) - 1, PROBES).round().astype(int)
-        ).tolist()
+        chosen = self._probes()
         times = loop_times(len(self.labels))
         found = []
         for identity in self.identities:

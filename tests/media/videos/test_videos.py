@@ -222,6 +222,23 @@ def save(path: Path, frames: Iterable[np.ndarray], fps: float = 20) -> Path:
     return path
 
 
+def test_webm_holds_alpha(tmp_path: Path) -> None:
+    frames = [
+        np.concatenate([frame, np.where(frame[..., :1] > 128, 255, 64)], axis=2).astype(np.uint8)
+        for frame in moving_square(4)
+    ]
+    path = save(tmp_path / "a.webm", frames)
+    # ffmpeg's own decoder of VP9 leaves alpha out
+    decoder = {"pix_fmt": "rgba", "bits_per_pixel": 32, "input_params": ["-c:v", "libvpx-vp9"]}
+    reader = imageio_ffmpeg.read_frames(str(path), **decoder)
+    width, height = next(reader)["size"]
+    found = [np.frombuffer(one, np.uint8).reshape(height, width, 4) for one in reader]
+    assert len(found) == len(frames)
+    for one, frame in zip(found, frames, strict=True):
+        assert np.abs(one[..., 3].astype(int) - frame[..., 3]).mean() < 3
+    assert path.read_bytes() == save(tmp_path / "b.webm", frames).read_bytes()
+
+
 def test_mp4_holds_the_frames(tmp_path: Path) -> None:
     frames = moving_square(9)
     found, about = read_mp4(save(tmp_path / "a.mp4", frames, fps=12.5))
