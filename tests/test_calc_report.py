@@ -106,7 +106,7 @@ def test_all_is_shown_and_nothing_is_loaded(page: Page, folder: Path, tmp_path: 
         "Numbers",
         "Curves",
         "Samples",
-        "Views and depth",
+        "Views, depth and normals",
     ]
     wanted += ["Most and least realistic"]
     wanted += [
@@ -129,6 +129,23 @@ def test_all_is_shown_and_nothing_is_loaded(page: Page, folder: Path, tmp_path: 
     assert page.run("document.title") == "Metrics of network-snapshot-000012.pkl"
     with Image.open(page.screenshot(tmp_path / "page.png")) as shot:
         assert np.asarray(shot.convert("L")).std() > 20
+
+
+def test_strips_hold_picture_rendering_depth_and_normals(page: Page):
+    """Four rows of seven views; where something is, normals are not grey, which depth is."""
+    script = """(() => {
+        const i = [...document.images].find(i => i.alt.includes('normals'));
+        const c = new OffscreenCanvas(i.naturalWidth, i.naturalHeight).getContext('2d');
+        c.drawImage(i, 0, 0);
+        const {data} = c.getImageData(0, 0, i.naturalWidth, i.naturalHeight);
+        return [i.naturalWidth, i.naturalHeight, ...data];
+    })()"""
+    width, height, *values = page.run(script)
+    assert (width, height) == (7 * SIZE, 4 * SIZE)
+    strip = np.array(values, dtype=int).reshape(4, SIZE, width, 4)[..., :3]
+    depth, normals = np.ptp(strip, axis=-1)[2:]
+    assert depth.max() == 0
+    assert normals.max() > 30
 
 
 def test_nothing_sticks_out_on_a_phone(page: Page):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from media.pictures.grids import (
-    ROWS,
+    PANELS,
     Pictures,
     enlarge,
     render_views,
@@ -198,7 +198,7 @@ def grid(pictures: Pictures) -> Pictures:
 
 @torch.no_grad()
 def views_section(sampler: GeneratorSampler, cameras: CameraSummary, batch: int) -> Section:
-    """Some fakes as they turn: picture, rendering before super-resolution, and depth."""
+    """Some fakes as they turn: picture, rendering before super-resolution, depth and normals."""
     model: Any = sampler.model
     yaws, frontal = cameras.default_yaws(VIEWS), cameras.frontal_label()
     labels = cameras.label(yaws, cameras.pitch)
@@ -207,20 +207,23 @@ def views_section(sampler: GeneratorSampler, cameras: CameraSummary, batch: int)
         z = seed_latent(seed, model.z_dim).to(sampler.device)
         ws = sampler.ws(z, frontal[None].to(sampler.device))
         torch.manual_seed(seed)  # for models whose super-resolution asks for random noise
-        strip = render_views(model, ws, labels, sampler.neural_rendering_resolution, batch)
+        strip = render_views(
+            model, ws, labels, sampler.neural_rendering_resolution, batch, kinds=PANELS
+        )
         shown.append(
             Shown(
-                stack_rows(strip, ROWS),
-                f"Seed {seed} from {len(yaws)} sides: picture, rendering, depth",
+                stack_rows(strip, PANELS),
+                f"Seed {seed} from {len(yaws)} sides: picture, rendering, depth, normals",
                 f"Seed {seed}",
             )
         )
     degrees = ", ".join(f"{math.degrees(yaw):.0f}" for yaw in yaws)
     text = (
         f"Yaws of {degrees} degrees; from above: the picture, the rendering before"
-        " super-resolution, the depth."
+        " super-resolution, the depth, the normals (red to the right, green up, blue towards the"
+        " camera)."
     )
-    return Section("Views and depth", text, blocks=[Block(shown, 1)])
+    return Section("Views, depth and normals", text, blocks=[Block(shown, 1)])
 
 
 # --------------------------------------------------------------------------------------------------
