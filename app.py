@@ -226,9 +226,9 @@ def _angle(name: str, low: float, high: float, middle: float) -> gr.Slider:
 @click.option(
     "--network",
     default=str(SHIPPED_MODEL),
-    metavar="FILE|URL",
+    metavar="FILE|DIR|URL",
     show_default="the shipped model",
-    help="Checkpoint, ours or released.",
+    help="Checkpoint, ours or released, or a folder of weights.",
 )
 @click.option(
     "--host", show_default="GRADIO_SERVER_NAME, or 127.0.0.1", help="Address to listen on."

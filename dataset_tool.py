@@ -16,7 +16,7 @@ import click
 from cli.program import version_option
 from cli.values import FiniteRange, Parsed
 from dnnlib.console import HELP, UserError, run_cli
-from dnnlib.numbers import finite
+from dnnlib.numbers import counted, finite
 
 SOURCE_FORMATS = ("auto", "labels", "transforms", "colmap", "srn", "csv")
 UP_AXES = ("auto", "x", "y", "z", "-x", "-y", "-z", "nearest", "cameras")
@@ -138,7 +138,7 @@ def main() -> None:
     "--resolution",
     type=int,
     callback=trainable_size,
-    help="Side of the pictures. [default: what the first one fills]",
+    help="Side of the pictures.  [default: what the first one fills]",
 )
 @click.option(
     "--crop/--no-crop",
@@ -161,7 +161,7 @@ def main() -> None:
 @click.option(
     "--recentre/--no-recentre",
     default=None,
-    help="Move the point all cameras look at. [default: for COLMAP, transforms]",
+    help="Move the point all cameras look at.  [default: for COLMAP, transforms]",
 )
 @click.option(
     "--radius",
@@ -181,22 +181,22 @@ def main() -> None:
 @click.option(
     "--angles",
     type=click.Choice(["degrees", "radians"]),
-    help="Unit of a CSV's angles. [default: degrees]",
+    help="Unit of a CSV's angles.  [default: degrees]",
 )
 @click.option(
     "--camera-axes",
     type=click.Choice(["opencv", "opengl"]),
-    help="The source's camera axes. [default: its format's]",
+    help="The source's camera axes.  [default: its format's]",
 )
 @click.option(
     "--poses",
     type=click.Choice(["cam2world", "world2cam"]),
-    help="What the source's matrices are. [default: its format's]",
+    help="What the source's matrices are.  [default: its format's]",
 )
 @click.option(
     "--intrinsics",
     type=click.Choice(["normalised", "pixels"]),
-    help="Unit in dataset.json. [default: normalised]",
+    help="Unit in dataset.json.  [default: normalised]",
 )
 @click.option(
     "--skip-bad", is_flag=True, help="Leave out pictures that cannot be converted, and list them."
@@ -221,7 +221,7 @@ def convert(source: str, dest: Path, overwrite: bool, **settings: Any) -> None:
     for line in (*summary.notes, *(f"left out: {reason}" for reason in summary.skipped)):
         click.echo(line, err=True)
     click.echo(
-        f"wrote {summary.count} images of {summary.resolution} pixels to {dest} (from"
+        f"wrote {counted(summary.count, 'image')} of {summary.resolution} pixels to {dest} (from"
         f" {summary.kind})" + (f", left out {len(summary.skipped)}" if summary.skipped else "")
     )
 
@@ -238,7 +238,7 @@ def mirror(source: str, dest: Path, workers: int, overwrite: bool) -> None:
 
     with ended_politely():
         done = run(source, dest, workers=workers, overwrite=overwrite)
-    click.echo(f"wrote {done.before} images and as many mirrored ones to {dest}")
+    click.echo(f"wrote {counted(done.before, 'image')} and as many mirrored to {dest}")
 
 
 @main.command()
@@ -264,7 +264,8 @@ def rebalance(source: str, dest: Path, bins: int, factor: float, overwrite: bool
 
     with ended_politely():
         done = run(source, dest, bins=bins, factor=factor, overwrite=overwrite)
-    click.echo(f"wrote {done.after} images, {done.after - done.before} of them repeated, to {dest}")
+    repeated = done.after - done.before
+    click.echo(f"wrote {counted(done.after, 'image')}, {repeated} of them repeated, to {dest}")
 
 
 @main.command()
@@ -367,7 +368,7 @@ def estimator_name(ctx: click.Context, param: click.Parameter, value: str) -> st
     "--estimator",
     default="mediapipe",
     callback=estimator_name,
-    help="What finds faces: mediapipe or module:function.",
+    help="What finds faces: mediapipe, or MODULE:FUNCTION.",
 )
 @click.option(
     "--skip-bad", is_flag=True, help="Leave out files that cannot be read, and list them."
@@ -405,8 +406,8 @@ def faces(
         click.echo(line, err=True)
     left_out = len(summary.faceless) + len(summary.skipped)
     click.echo(
-        f"wrote {summary.count} portraits of {settings['resolution']} pixels to {dest}, left out"
-        f" {left_out}"
+        f"wrote {counted(summary.count, 'portrait')} of {settings['resolution']} pixels to {dest},"
+        f" left out {left_out}"
     )
 
 
@@ -436,7 +437,7 @@ def heads(dest: Path, overwrite: bool, **settings: Any) -> None:
     from data_tools.heads.dataset import HeadsConfig, generate_heads
 
     path = generate_heads(dest, HeadsConfig(**settings), overwrite=overwrite)
-    click.echo(f"wrote {settings['count']} images to {path}")
+    click.echo(f"wrote {counted(settings['count'], 'image')} to {path}")
 
 
 @main.command()
@@ -452,7 +453,7 @@ def traits(source: str, dest: Path, overwrite: bool, seed: int, views_per_identi
 
     with ended_politely():
         count = add_traits(source, dest, seed, views_per_identity, overwrite=overwrite)
-    click.echo(f"wrote {count} images with their traits to {dest}")
+    click.echo(f"wrote {counted(count, 'image')} with traits to {dest}")
 
 
 if __name__ == "__main__":

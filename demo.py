@@ -26,6 +26,7 @@ from data_tools.convert import ConvertConfig, convert
 from data_tools.heads.dataset import BUILT_IN, HeadsConfig, generate_heads, random_labels
 from dnnlib.console import HELP, UserError, run_cli
 from dnnlib.files import atomic_write, cache_dir, make_dir
+from dnnlib.numbers import counted
 from media.avatar.write import write_avatars
 from media.meshes.shapes import extract_mesh, save_mesh
 from media.pictures.grids import identity_grid, save_png
@@ -173,7 +174,8 @@ def choose_rung() -> Rung:
             break
     click.echo(
         f"This machine trains about {speed:.0f} pictures of {BUILT_IN.resolution // 2} pixels a"
-        f" second with {rung.name} networks in {precision}, in {processes} process(es): these it is"
+        f" second with {rung.name} networks in {precision}, in"
+        f" {counted(processes, 'process', 'processes')}: these it is"
     )
     return rung
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import click
 
 from cli.program import program
+from cli.rendering import network_option
 from cli.sampling import (
     Identity,
     chosen_latents,
@@ -177,12 +178,7 @@ def check_new(source: Path, targets: list[Path], overwrite: bool) -> None:
 
 
 @program(Files="network dest named overwrite", Heads="seeds latents edits trunc")
-@click.option(
-    "--network",
-    required=True,
-    metavar="FILE|DIR|URL",
-    help="Checkpoint, ours or released, or a folder written by this program.",
-)
+@network_option
 @click.option(
     "--dest",
     required=True,

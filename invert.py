@@ -148,16 +148,16 @@ def told_bar(name: str, total: int, unit: str) -> Iterator[Callable[[int, str], 
         bar.update(total - bar.n)
 
 
-def with_bar(inverter: Inverter, subjects: list[Subject], name: str) -> None:
-    """Invert with a progress bar, and print a line."""
+def with_bar(inverter: Inverter, subjects: list[Subject], name: str, where: str = "") -> None:
+    """Invert with a progress bar, and print a line that begins with `where`."""
     total = 100 * len(SHARES)
-    with told_bar(name, total, "%") as show:
+    with told_bar(where + name, total, "%") as show:
 
         def tell(phase: str, done: float, loss: float) -> None:
             show(int(100 * (SHARES[phase] + done)), f"{phase}, loss {loss:.3f}")
 
         inversion = inverter.run(subjects, name, tell)
-    click.echo(line_of(name, inversion))
+    click.echo(where + line_of(name, inversion))
 
 
 def invert_photos(
@@ -189,7 +189,7 @@ def invert_data(inverter: Inverter, data: Data) -> None:
     given = data.given_labels(options)
     done, failed = 0, []
     for index, (name, file) in enumerate(data.pictures):
-        where, source = f"[{index + 1}/{count}]", data.files.where(file)
+        where, source = f"[{index + 1}/{count}] ", data.files.where(file)
 
         def made_by(
             origins: Sequence[Origin], file: str = file, label: Tensor | None = given[index]
@@ -198,7 +198,7 @@ def invert_data(inverter: Inverter, data: Data) -> None:
 
         if is_done(inverter.dest(name), made_by):
             done += 1
-            click.echo(f"{where} {name}: there already")
+            click.echo(f"{where}{name}: there already")
             continue
         try:
             if data.dataset:
@@ -208,11 +208,10 @@ def invert_data(inverter: Inverter, data: Data) -> None:
                 subjects = subjects_of(name, file, photo, source, options, cameras, resolution)
         except UserError as error:
             failed.append(str(error))
-            click.echo(f"{where} {name}: {error}", err=True)
+            click.echo(f"{where}{name}: {error}", err=True)
             continue
-        inversion = inverter.run(subjects[:1], name, lambda *_: None)
+        with_bar(inverter, subjects[:1], name, where)
         done += 1
-        click.echo(f"{where} {line_of(name, inversion)}")
     if not done:
         raise UserError(f"none of {count} pictures could be inverted; the first: {failed[0]}")
     if failed:
@@ -256,7 +255,7 @@ def write_encoder(generator: Generator, steps: int, dest: Path) -> None:
 )
 @click.argument("photos", nargs=-1, type=click.Path(path_type=Path))
 @network_option
-@click.option("--data", metavar="ZIP|DIR", help="A data set, or a folder of photos; resumable.")
+@click.option("--data", metavar="ZIP|DIR|URL", help="A data set, or a folder of photos; resumable.")
 @click.option(
     "--method",
     type=click.Choice(METHODS),
@@ -290,7 +289,7 @@ def write_encoder(generator: Generator, steps: int, dest: Path) -> None:
 @click.option(
     "--estimator",
     default=MEDIAPIPE,
-    help="Finds faces: mediapipe, or MODULE:FUNCTION.",
+    help="What finds faces: mediapipe, or MODULE:FUNCTION.",
 )
 @click.option("--face", type=click.IntRange(1), help="Which face, 1 the largest.  [default: all]")
 @click.option(

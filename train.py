@@ -356,8 +356,8 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
     multiple=True,
     callback=lambda _, __, names: SEPARATOR.join(names) if names else None,
     metavar="ZIP|DIR|URL",
-    help="Pictures and dataset.json; several ZIPs, a pattern or a folder of ZIPs make one data set"
-    " [default: the built-in heads].",
+    help="Pictures and dataset.json; several ZIPs, a pattern or a folder of ZIPs make one data set."
+    "  [default: the built-in heads]",
 )
 @click.argument("more_data", nargs=-1, metavar="[ZIP]...")
 @click.option(
@@ -367,12 +367,14 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
     help="Where run folders go.",
 )
 @click.option(
-    "--cfg", type=click.Choice(PRESETS), help="Preset [default: auto; heads for the built-in data]."
+    "--cfg",
+    type=click.Choice(PRESETS),
+    help="Preset.  [default: auto; heads without --data]",
 )
 @click.option(
     "--sizes",
     type=click.Choice(["laptop", "published"]),
-    help="Network sizes [default: laptop on a CPU up to 128 pixels].",
+    help="Network sizes.  [default: laptop on a CPU up to 128 pixels]",
 )
 @click.option(
     "--config",
@@ -382,14 +384,14 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
     help="Start from the settings in a file, as training_options.json; other options go before.",
 )
 @click.option(
-    "--gpus", type=click.IntRange(0), help="CUDA devices; 0 = CPU [default: all there are]."
+    "--gpus", type=click.IntRange(0), help="CUDA devices; 0 = CPU.  [default: all there are]"
 )
-@click.option("--procs", type=click.IntRange(1), help="Processes on the CPU [default: 1].")
+@click.option("--procs", type=click.IntRange(1), help="Processes on the CPU.  [default: 1]")
 @click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda", "mps"]),
     default="auto",
-    help="Kind of device.",
+    help="Where to compute.",
 )
 @setting_options(
     "training.batch",

@@ -17,6 +17,7 @@ import torch
 from cli.devices import device_option
 from cli.photos import PhotoOptions, settings_for, subjects_of
 from cli.program import program
+from cli.rendering import network_option
 from cli.sampling import chosen_latents
 from data_tools.faces.estimators import MEDIAPIPE, estimators_closed
 from dnnlib.console import UserError, run_cli
@@ -58,7 +59,7 @@ def invert_photo(
 
 
 @program(Heads="network folder latents photos", Server="host port device")
-@click.option("--network", required=True, metavar="FILE|URL", help="Checkpoint, ours or released.")
+@network_option
 @click.option(
     "--folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),

@@ -21,6 +21,7 @@ from data_tools.sources.base import Array, ReadOptions, Source, Unit
 from data_tools.sources.detect import Format, read_source
 from data_tools.world import place
 from dnnlib.console import UserError, progress
+from dnnlib.numbers import counted
 from training.data.labels import label_problems
 from training.data.pictures import RESOLUTIONS, open_picture
 
@@ -106,8 +107,7 @@ def convert(
         write_labels(sink, written.names, np.array(written.labels), traits)
     if written.enlarged:
         notes.append(
-            f"{written.enlarged} pictures were smaller than {resolution} pixels and have been"
-            " enlarged"
+            f"enlarged: {counted(written.enlarged, 'picture')} of less than {resolution} pixels"
         )
     return ConvertSummary(len(written.names), resolution, opened.kind, written.skipped, notes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
 import sys
 from collections.abc import Callable, Iterable
@@ -32,18 +33,35 @@ def brief(value: object, length: int = 60) -> str:
 
 
 def progress(
-    items: Iterable[T], description: str, *, total: int | None = None, unit: str = "it"
+    items: Iterable[T],
+    description: str,
+    *,
+    total: int | None = None,
+    unit: str = "it",
+    **options: Any,
 ) -> tqdm[T]:
-    """Wrap `items` in a progress bar on stderr that shows speed and time left."""
-    return tqdm(
-        items, desc=description, total=total, unit=unit, dynamic_ncols=True, mininterval=0.5
-    )
+    """Wrap `items` in a progress bar on stderr that shows speed and time left; options are
+    tqdm's.
+    """
+    size = _bar_size()
+    return tqdm(items, desc=description, total=total, unit=unit, mininterval=0.5, **size, **options)
 
 
-def counter(description: str, total: int, unit: str) -> tqdm[Any]:
-    """A progress bar that its caller updates."""
+def _bar_size() -> dict[str, Any]:
+    """The terminal's size; a usual one where it says 0 x 0, as under `docker run -t`, where tqdm
+    would show nothing.
+    """
+    try:
+        is_told = all(os.get_terminal_size(sys.stderr.fileno()))
+    except (OSError, ValueError):  # no terminal
+        is_told = True
+    return {"dynamic_ncols": True} if is_told else {"ncols": 79, "nrows": 24}
+
+
+def counter(description: str, total: int, unit: str, **options: Any) -> tqdm[Any]:
+    """A progress bar that its caller updates; options are tqdm's."""
     nothing: list[Any] = []
-    return progress(nothing, description, total=total, unit=unit)
+    return progress(nothing, description, total=total, unit=unit, **options)
 
 
 def one_line(message: str) -> str:

@@ -14,3 +14,8 @@ def finite(text: str) -> float:
     if not abs(number) < LARGEST:
         raise ValueError(text)
     return number
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number with the noun that goes with it: 1 picture, 2 pictures."""
+    return f"{count} {one if count == 1 else many or one + 's'}"

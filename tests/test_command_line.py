@@ -8,11 +8,13 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 
+import app
 import calc_metrics
 import dataset_tool
 import export
@@ -24,6 +26,7 @@ import viewer
 from cli.program import Program
 from open_eg3d import __version__
 from tests.tiny import ROOT, call, environment, finish, start
+from training.checkpoints import show
 
 TRAIN = """
 --aug --batch --batch-gpu --cfg --compile --config --data --detector --detector-weights
@@ -106,6 +109,38 @@ def test_help_stands_by_purpose(command: Program) -> None:
 @pytest.mark.parametrize("command", [*PROGRAMS, dataset_tool.main])
 def test_version(command: click.Command) -> None:
     assert call(command, "--version").assert_done().out == f"open-eg3d, version {__version__}\n"
+
+
+def options(command: click.Command) -> Iterator[click.Option]:
+    """Those of a command and of the commands in it."""
+    for one in getattr(command, "commands", {}).values():
+        yield from options(one)
+    yield from (param for param in command.params if isinstance(param, click.Option))
+
+
+EVERY_OPTION = [
+    option
+    for command in (*PROGRAMS, dataset_tool.main, app.main, show.main)
+    for option in options(command)
+]
+
+
+@pytest.mark.parametrize("name", ["--network", "--device", "--estimator"])
+def test_the_same_option_reads_the_same_everywhere(name: str) -> None:
+    told = {
+        ((option.help or "").partition("  [")[0], option.metavar)
+        for option in EVERY_OPTION
+        if name in option.opts
+    }
+    assert len(told) == 1, told
+
+
+def test_defaults_stand_apart() -> None:
+    """Behind the sentence, in click's own form."""
+    for option in EVERY_OPTION:
+        text = option.help or ""
+        assert "[default" not in text or re.search(r"\S  \[default: [^]]+\]$", text), option.opts
+        assert text.partition("  [default")[0].endswith((".", ")")), option.opts
 
 
 def test_the_package_lists_the_commands() -> None:

@@ -235,7 +235,7 @@ def test_check_says_good_and_bad_by_its_status(tmp_path: Path):
     refused = tool("check", "--source", odd)
     assert refused.status == 1
     assert "pics/p3.png cannot be read: it is an empty file" in refused.out
-    assert "1 errors, 1 warnings" in refused.out
+    assert "1 error, 1 warning" in refused.out
 
 
 def test_check_for_machines(tmp_path: Path):

@@ -201,6 +201,11 @@ def _median_focal(labels: Array) -> float | None:
     return float(np.median(focal[usable])) if usable.any() else None
 
 
+def _degrees(angles: torch.Tensor) -> Array:
+    """Radians in degrees, without the noise of their last digits and without -0."""
+    return np.degrees(angles.numpy()).round(6) + 0.0
+
+
 def _describe_cameras(labels: Array, report: Report) -> None:
     """Angles and distances from the point that the cameras look at; the radius is that from the
     world's origin.
@@ -210,10 +215,11 @@ def _describe_cameras(labels: Array, report: Report) -> None:
     around = cam2world.clone()
     around[:, :3, 3] -= point
     yaw, pitch, distance = orbit_angles(around)
+    is_rounding = point.abs() < 1e-6 * distance.median()
     report.summary.update(
-        looks_at=point.tolist(),
-        yaw=statistics(np.degrees(yaw.numpy())),
-        pitch=statistics(np.degrees(pitch.numpy())),
+        looks_at=point.masked_fill(is_rounding, 0.0).tolist(),
+        yaw=statistics(_degrees(yaw)),
+        pitch=statistics(_degrees(pitch)),
         radius=statistics(cam2world[:, :3, 3].norm(dim=-1).numpy()),
         distance=statistics(distance.numpy()),
     )

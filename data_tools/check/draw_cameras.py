@@ -17,6 +17,7 @@ from data_tools.sources.base import Array
 from data_tools.world import look_at_point
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, make_dir
+from dnnlib.numbers import counted
 from training.cameras import BOX_PER_VIEW, orbit_pose
 from training.data.files import DataFiles, shown
 from training.data.pictures import open_picture
@@ -75,7 +76,7 @@ def draw_world(labels: Array, box: float) -> Image.Image:
         _write(
             draw,
             (panel * size + 12 * SUPERSAMPLING, 10 * SUPERSAMPLING),
-            f"{len(labels)} cameras, {title}",
+            f"{counted(len(labels), 'camera')}, {title}",
             16,
         )
     return canvas.resize((2 * PANEL, PANEL), Image.Resampling.LANCZOS)

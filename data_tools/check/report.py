@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dnnlib.numbers import counted
 from training.data.files import convert_command
 
 Level = Literal["error", "warning"]
@@ -88,7 +89,9 @@ class Report:
             lines += ["", "mend: " + convert_command(self.source, " ".join(options))]
         errors, warnings = len(self.of("error")), len(self.of("warning"))
         lines.append(
-            "no problems found" if not self.findings else f"{errors} errors, {warnings} warnings"
+            f"{counted(errors, 'error')}, {counted(warnings, 'warning')}"
+            if self.findings
+            else "no problems found"
         )
         return "\n".join(lines)
 
@@ -165,6 +168,6 @@ def _histogram_lines(name: str, value: dict[str, Any]) -> list[str]:
         return [title]
     edges, counts = value["edges"], value["counts"]
     return [title] + [
-        f"    {low:>9.3f} .. {high:<9.3f} {'#' * -(-count * BAR // max(counts)):<{BAR}} {count}"
+        f"    {low:>9.4g} .. {high:<9.4g} {'#' * -(-count * BAR // max(counts)):<{BAR}} {count}"
         for low, high, count in zip(edges, edges[1:], counts, strict=False)
     ]

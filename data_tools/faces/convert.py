@@ -25,6 +25,7 @@ from data_tools.sinks import Sink, check_dest, image_name, open_sink, write_labe
 from data_tools.sources.base import PICTURE_SUFFIXES, Array
 from dnnlib.console import UserError, progress
 from dnnlib.files import local_file
+from dnnlib.numbers import counted
 from training.cameras import orbit_angles
 from training.data.files import DataFiles, errors_named, shown
 from training.data.pictures import open_picture
@@ -204,16 +205,17 @@ class _Written:
                 name for name in self.files.names if not name.lower().endswith(PICTURE_SUFFIXES)
             )
             notes.append(
-                f"{others} files are no pictures that can be read here and were passed over, such"
-                f" as {shown(example)}"
+                f"{counted(others, 'file is no picture', 'files are no pictures')} that can be read"
+                f" here, such as {shown(example)}: passed over"
             )
         if self.crowded:
             which = "largest" if self.config.pick == "largest" else "most central"
-            notes.append(f"{self.crowded} pictures show several faces; the {which} one was taken")
+            shows = counted(self.crowded, "picture shows", "pictures show")
+            notes.append(f"{shows} several faces; the {which} one was taken")
         if self.enlarged:
             notes.append(
-                f"{self.enlarged} faces were smaller than {self.config.resolution} pixels and have"
-                " been enlarged"
+                f"enlarged: {counted(self.enlarged, 'face')} of less than"
+                f" {self.config.resolution} pixels"
             )
         return FacesSummary(len(self.names), self.faceless, self.skipped, notes)
 

@@ -12,6 +12,7 @@ from data_tools.sources import colmap, labels, srn, table, transforms
 from data_tools.sources.base import PICTURE_SUFFIXES, Frame, ReadOptions, Source, skipping
 from dnnlib.console import UserError
 from dnnlib.files import local_file
+from dnnlib.numbers import counted
 from training.data.files import LABEL_FILE, DataFiles, shown
 from training.data.labels import rename_advice
 
@@ -123,12 +124,12 @@ def _hint(files: DataFiles) -> str:
     suffixes = [Path(name).suffix.lower() for name in files.names]
     if unreadable := [suffix for suffix in suffixes if suffix in UNREADABLE]:
         return (
-            f"; {len(unreadable)} {unreadable[0]} files cannot be read: export them as JPEG or PNG"
+            f"; {counted(len(unreadable), unreadable[0] + ' file')} cannot be read: export as JPEG"
+            " or PNG"
         )
     if count := sum(suffix in PICTURE_SUFFIXES for suffix in suffixes):
         return (
-            f"; {count} pictures alone are not enough: docs/own-data.md shows how to get cameras"
-            " for them"
+            f"; {counted(count, 'picture')} without cameras: docs/own-data.md shows how to get them"
         )
     return ""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dnnlib.console import UserError
+from training.checkpoints.weights_folder import is_weights_folder
 from training.networks.generator import Generator
 
 SUFFIXES = (".pkl", ".pt")
@@ -16,8 +17,8 @@ KEPT_MODELS = 2  # a session holds on to the one that it shows
 
 
 class CheckpointFolder:
-    """Names and generators of the checkpoints in a folder and in those below it. Safe to use from
-    several threads.
+    """Names and generators of the checkpoints, files and folders of weights, in a folder and in
+    those below it. Safe to use from several threads.
 
     Args:
         folder: None = nothing is opened.
@@ -39,14 +40,14 @@ class CheckpointFolder:
         found = [
             path
             for path in self.folder.rglob("*")
-            if path.suffix in SUFFIXES and self._is_inside(path)
+            if self._is_checkpoint(path) and path.resolve().is_relative_to(self.folder)
         ]
         found.sort(key=lambda path: (-path.stat().st_mtime, path.as_posix()))
         return [path.relative_to(self.folder).as_posix() for path in found[:MOST_LISTED]]
 
-    def _is_inside(self, path: Path) -> bool:
-        assert self.folder is not None
-        return path.is_file() and path.resolve().is_relative_to(self.folder)
+    @staticmethod
+    def _is_checkpoint(path: Path) -> bool:
+        return (path.suffix in SUFFIXES and path.is_file()) or is_weights_folder(path)
 
     def name_of(self, path: Path) -> str | None:
         """The name under which a file is listed, if it is."""

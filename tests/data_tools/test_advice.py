@@ -44,7 +44,7 @@ DONE_IN = {
     "put the pictures into images/": f"{SKIP_BAD}::test_one_missing_picture_of_a_model_is_named",
     "is not of the form `f cx cy 0`": f"{HERE}::test_lens_file_of_srn",
     "name one of them as --source": f"{HERE}::test_one_of_several_tables",
-    "docs/own-data.md shows how to get cameras": f"{HERE}::test_documents_are_there",
+    "docs/own-data.md shows how to get them": f"{HERE}::test_documents_are_there",
     "docs/training.md shows how to write it": f"{HERE}::test_documents_are_there",
     "(`dataset_tool.py check` finds them)": (
         "tests/training/data/test_shards.py::test_pictures_of_another_size_are_found_by_check"

@@ -307,7 +307,7 @@ def test_enlarged_pictures_are_counted(tmp_path: Path):
         tmp_path / "o",
         ConvertConfig(resolution=128, workers=1),
     )
-    assert any("2 pictures were smaller than 128" in note for note in summary.notes)
+    assert any("2 pictures of less than 128" in note for note in summary.notes)
 
 
 def test_bad_pictures_stop_or_are_left_out(tmp_path: Path):

@@ -119,7 +119,7 @@ def test_names_that_are_not_utf8(tmp_path: Path):
     (source / name).write_bytes(scene.png(0))
     assert DataFiles(source).read(name) == scene.png(0)
     assert shown(name) == "p\\udcff\\udce4.png"
-    refused("1 pictures alone are not enough", source)
+    refused("1 picture without cameras", source)
 
 
 def test_links_in_a_circle_and_hidden_files(tmp_path: Path):
@@ -331,10 +331,10 @@ def test_damaged_tables(text: str, words: str, tmp_path: Path):
 
 def test_pictures_without_cameras_are_refused_with_advice(tmp_path: Path):
     scenes.write_pictures(Scene(orbit(2)), tmp_path, ["a.png", "b/c.png"])
-    refused("2 pictures alone are not enough", tmp_path)
+    refused("2 pictures without cameras", tmp_path)
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "IMG_1.HEIC").touch()
-    refused(r"1 \.heic files cannot be read", tmp_path / "only")
+    refused(r"1 \.heic file cannot be read", tmp_path / "only")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import sys
 from typing import Any
 
@@ -106,6 +109,15 @@ def test_progress_passes_items_on_and_shows_speed_and_time_left(
     assert shown.out == ""
     for part in ("Counting", "4/4", "sheep/s", "<"):
         assert part in shown.err
+
+
+def test_progress_is_seen_where_the_terminal_tells_no_size() -> None:
+    """0 x 0, as a new terminal has, and as `docker run -t` leaves it."""
+    outside, inside = pty.openpty()
+    with os.fdopen(outside, "rb", 0) as shown, os.fdopen(inside, "w") as terminal:
+        with contextlib.redirect_stderr(terminal):
+            assert list(progress([1], "Counting", total=1, unit="sheep")) == [1]
+        assert b"Counting: 100%" in shown.read(4096)
 
 
 def test_messages_cannot_steer_or_fill_the_terminal() -> None:

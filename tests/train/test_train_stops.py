@@ -144,7 +144,7 @@ def test_two_processes_train_and_stop_together(data: Path, tmp_path: Path) -> No
     wait_for(lambda: any(outdir.glob("*/stats.jsonl")), process)
     process.send_signal(signal.SIGTERM)  # to the parent alone, as batch systems do
     ended = finish(process).assert_done()
-    assert "2 process(es)" in ended.out
+    assert "2 processes" in ended.out
     assert "Minibatch statistics over groups of 2 samples instead of 4" in ended.out
     assert "SIGTERM" in ended.out
     assert ended.out.count("Saved ") == 1

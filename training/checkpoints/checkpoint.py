@@ -170,7 +170,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if kind == "other":
         raise UserError(
             f"{path} is not a checkpoint: it is neither a file of this program nor a released"
-            " snapshot"
+            " snapshot; of a folder of weights name the folder"
         )
     return _parse(read_torch_archive(path), path)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from dnnlib.console import HELP, run_cli
 from dnnlib.files import local_file
 from training.checkpoints.checkpoint import is_released, load_checkpoint, load_weights
+from training.checkpoints.weights_folder import is_weights_folder
 from training.config.settings import Config, config_sections, to_dict
 from training.networks.meter import Layer, measure_discriminator, measure_generator
 
@@ -27,12 +28,15 @@ GROUPS = {  # by the beginning of a layer's name; the discriminator's names come
 }
 
 
+KINDS = {"ours": "checkpoint", "released": "released snapshot", "folder": "folder of weights"}
+
+
 @dataclass
 class Contents:
     """What a file holds, in words and numbers."""
 
     path: Path
-    source: str  # ours or released
+    source: str  # ours, released or folder
     config: Config
     networks: dict[str, int]  # parameters and buffers of each network that is there, in numbers
     can_resume: bool
@@ -41,12 +45,18 @@ class Contents:
     generator: list[Layer] = field(default_factory=list)
     discriminator: list[Layer] = field(default_factory=list)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file, or of the folder's files."""
+        files = self.path.iterdir() if self.path.is_dir() else [self.path]
+        return sum(file.stat().st_size for file in files)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         config = to_dict(self.config)
         return {
             "file": str(self.path),
-            "bytes": self.path.stat().st_size,
+            "bytes": self.size,
             "source": self.source,
             "networks": self.networks,
             "can_resume": self.can_resume,
@@ -71,7 +81,7 @@ def total(layers: list[Layer]) -> dict[str, int]:
 
 
 def read_contents(path_or_url: str, resolution: int | None = None) -> Contents:
-    """Open a checkpoint of ours or a released snapshot; nothing in it is run.
+    """Open a checkpoint of ours, a released snapshot or a folder of weights; nothing in it is run.
 
     Args:
         resolution: Pixels of the volume rendering for which costs are told; none = the model's own.
@@ -80,11 +90,11 @@ def read_contents(path_or_url: str, resolution: int | None = None) -> Contents:
         UserError: if the file cannot be read.
     """
     path = local_file(path_or_url)
-    if is_released(path):
+    if is_weights_folder(path) or is_released(path):
         weights = load_weights(path)
         contents = Contents(
             path,
-            "released",
+            "folder" if path.is_dir() else "released",
             Config(model=weights.config),
             _sizes(weights),
             False,
@@ -147,11 +157,7 @@ def _plain(cameras: dict[str, Any]) -> dict[str, Any]:
 
 def report(contents: Contents) -> Iterator[str]:
     """Lines of text."""
-    size = contents.path.stat().st_size
-    yield (
-        f"{contents.path}: {'checkpoint' if contents.source == 'ours' else 'released snapshot'},"
-        f" {in_units(size, 'B')}"
-    )
+    yield f"{contents.path}: {KINDS[contents.source]}, {in_units(contents.size, 'B')}"
     yield "Networks: " + ", ".join(
         f"{name} {count:,} numbers" for name, count in contents.networks.items()
     )
@@ -183,15 +189,15 @@ def report(contents: Contents) -> Iterator[str]:
 
 
 def settings(contents: Contents) -> Iterator[str]:
-    """All settings, those that differ from the default marked. A released snapshot has those of its
-    model only.
+    """All settings, those that differ from the default marked; only a checkpoint of ours has others
+    than those of its model.
     """
     defaults, model = (
         config_sections(Config()),
         config_sections(Config()).keys() - {"data", "training", "augment", "snapshot"},
     )
     for name, section in config_sections(contents.config).items():
-        if contents.source == "released" and name not in model:
+        if contents.source != "ours" and name not in model:
             continue
         for item in fields(section):
             value = getattr(section, item.name)
@@ -255,7 +261,7 @@ def costs(contents: Contents) -> Iterator[str]:
 def in_units(number: float, unit: str) -> str:
     """1234567 as 1.2 M, with powers of 1000."""
     for prefix in ("", "k", "M", "G"):
-        if number < 1000:
+        if number < 999.5:  # what is more would be rounded to 1000
             return f"{number:.3g} {prefix}{unit}".strip()
         number /= 1000
     return f"{number:.3g} T{unit}"
@@ -263,14 +269,19 @@ def in_units(number: float, unit: str) -> str:
 
 def _short(value: Any) -> str:
     if isinstance(value, float):
-        return f"{round(value, 4):.4g}"
+        return f"{round(value, 4) + 0.0:.4g}"  # no -0
     if isinstance(value, (list, tuple)):
         return "(" + ", ".join(_short(item) for item in value) + ")"
     return str(value)
 
 
 @click.command(context_settings=HELP)
-@click.option("--network", required=True, metavar="FILE|URL", help="Checkpoint, ours or released.")
+@click.option(
+    "--network",
+    required=True,
+    metavar="FILE|DIR|URL",
+    help="Checkpoint, ours or released, or a folder of weights.",
+)
 @click.option(
     "--nrr",
     type=click.IntRange(1, 4096),

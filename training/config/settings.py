@@ -512,7 +512,7 @@ class SnapshotConfig:
         (),
         "Measured at every checkpoint, as by calc_metrics.py.",
         option="--metrics",
-        metavar="none|a,b",
+        metavar="none|A,B,...",
     )
     detector: Literal["inception", "lite0", "lite1"] = setting(
         "inception", "Feature network of metrics whose names tell none.", option="--detector"

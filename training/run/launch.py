@@ -13,6 +13,7 @@ import torch
 
 from dnnlib.console import UserError
 from dnnlib.files import check_utf8, is_url, make_dir
+from dnnlib.numbers import counted
 from torch_utils.distributed.processes import TorchrunEnv, run_processes, torchrun_env
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint, load_weights
 from training.checkpoints.released.interop import Weights
@@ -42,8 +43,8 @@ def choose_devices(device: DeviceName, gpus: int | None, procs: int | None) -> L
         return _devices_of_torchrun(place, device, gpus, procs, available)
     if gpus is not None and gpus > available:
         raise ValueError(
-            f"--gpus {gpus}: this machine has {available} CUDA devices; use --gpus 0 to train on"
-            " the CPU"
+            f"--gpus {gpus}: this machine has {counted(available, 'CUDA device')}; use --gpus 0 to"
+            " train on the CPU"
         )
     if device == "cuda" and (available == 0 or gpus == 0):
         raise ValueError("--device cuda: no CUDA device to use; use --device cpu")
@@ -65,8 +66,8 @@ def choose_devices(device: DeviceName, gpus: int | None, procs: int | None) -> L
     return Launch(
         chosen,
         processes,
-        f"Training on {chosen.upper()}{why}, {processes} process(es), {torch.get_num_threads()}"
-        " threads",
+        f"Training on {chosen.upper()}{why}, {counted(processes, 'process', 'processes')},"
+        f" {counted(torch.get_num_threads(), 'thread')}",
     )
 
 
@@ -88,15 +89,15 @@ def _devices_of_torchrun(
         raise ValueError("no CUDA device to use here; use --gpus 0 to train on the CPU")
     if use_cuda and place.local_size > available:
         raise ValueError(
-            f"torchrun started {place.local_size} processes for {available} CUDA devices; give it"
-            f" --nproc-per-node {available}"
+            f"torchrun started {place.local_size} processes for"
+            f" {counted(available, 'CUDA device')}; give it --nproc-per-node {available}"
         )
     kind = "cuda" if use_cuda else "cpu"
     return Launch(
         kind,
         place.size,
-        f"Training on {kind.upper()}, {place.size} process(es) that torchrun started,"
-        f" {place.local_size} here",
+        f"Training on {kind.upper()}, {counted(place.size, 'process', 'processes')} that torchrun"
+        f" started, {place.local_size} here",
     )
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from dnnlib.console import UserError
+from dnnlib.console import UserError, counter
+from dnnlib.numbers import counted
 from torch_utils.determinism import use_deterministic_algorithms
 from torch_utils.devices import Uploader
 from torch_utils.distributed.collectives import any_process, rank, world_size
@@ -105,9 +105,9 @@ def run_training(config: Config, options: RunOptions) -> None:
                     folder.log(f"Blocks that are not as in --init-from: {growth}")
                 if processes not in (None, world_size()):
                     folder.log(
-                        f"The run had {processes} process(es) so far and has {world_size()} now: it"
-                        " goes on with the same data and random numbers, equal up to rounding, no"
-                        " longer bit for bit"
+                        f"The run had {counted(processes, 'process', 'processes')} so far and has"
+                        f" {world_size()} now: it goes on with the same data and random numbers,"
+                        " equal up to rounding, no longer bit for bit"
                     )
                 _Run(config, options, dataset, trainer, folder, stop, started, is_resumed).execute()
         except torch.OutOfMemoryError as error:
@@ -288,15 +288,7 @@ class _Run:
         )
         uploader = Uploader(self.options.device)
         start, began = progress.images, time.monotonic()
-        bar = tqdm(
-            total=total,
-            initial=start,
-            unit="img",
-            desc="Training",
-            disable=rank() != 0,
-            dynamic_ncols=True,
-            mininterval=1,
-        )
+        bar = counter("Training", total, "img", initial=start, disable=rank() != 0)
         reason = None
         try:
             while progress.images < total and reason is None:

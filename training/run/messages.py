@@ -11,6 +11,7 @@ import psutil
 import torch
 from torch import nn
 
+from dnnlib.numbers import counted
 from training.config.settings import Config
 from training.data.dataset import ImageDataset
 from training.data.scene import CameraSummary
@@ -47,8 +48,8 @@ def start_lines(
     steps = math.ceil(training.kimg * 1000 / training.batch)
     columns = "; ".join(f"{label} {meaning}" for label, _, _, meaning in COLUMNS)
     return [
-        f"Data: {count} pictures of {dataset.resolution} pixels{mirrored}; cameras with yaw"
-        f" {_degrees(cameras.yaw_range)}, pitch {_degrees(cameras.pitch_range)}, at distance"
+        f"Data: {counted(count, 'picture')} of {dataset.resolution} pixels{mirrored}; cameras with"
+        f" yaw {_degrees(cameras.yaw_range)}, pitch {_degrees(cameras.pitch_range)}, at distance"
         f" {cameras.radius:.3g}",
         f"Generator: {parameter_count(trainer.G):,} parameters; discriminator:"
         f" {parameter_count(trainer.D):,}",

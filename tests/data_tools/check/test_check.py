@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -47,6 +48,19 @@ def found(report: Report) -> list[tuple[str, str]]:
 
 def check(source: Path, **options: Any) -> Report:
     return check_data(source, workers=1, **options)[0]
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1, 1e6])
+def test_numbers_are_told_without_the_noise_of_rounding(tmp_path: Path, scale: float) -> None:
+    """At any scale: 0 and not 5.9e-16, and edges that differ."""
+    cameras = orbit(COUNT, yaw=40)
+    cameras[:, :3, 3] *= scale * (1 + np.arange(COUNT) / COUNT)[:, None]
+    text = check(good_set(tmp_path, cameras)).to_text()
+    assert "looks at     (0, 0, 0)" in text
+    assert not re.search(r"e-1\d|-0(\.0*)?\b(?!\.)", text)
+    radii = text.partition("  radius")[2].partition("  distance")[0]
+    edges = re.findall(r"\n {4,}(\S+) \.\. ", radii)
+    assert len(edges) == len(set(edges)) > 1
 
 
 @pytest.fixture

@@ -164,7 +164,7 @@ def test_several_faces(plugin: Path) -> None:
             pick,
         ).assert_done()
         assert any(
-            f"1 pictures show several faces; {words} was taken" in line for line in done.lines
+            f"1 picture shows several faces; {words} was taken" in line for line in done.lines
         )
         ((_, pixels, _),) = read_result(plugin / f"{pick}.zip")
         np.testing.assert_allclose(pixels[32, 32], colour, atol=3)
@@ -199,7 +199,7 @@ def test_portraits_that_cannot_be_used(plugin: Path) -> None:
     picture((RED, 200, 150, 60)).save(folder / "good.png")
     done = faces(*options).assert_done()
     assert [line for line in done.lines if "small.png" in line and "47 pixels" in line]
-    assert "wrote 1 portraits" in done.out
+    assert "wrote 1 portrait of" in done.out
     assert (plugin / "o.zip").exists()
 
 
@@ -212,7 +212,7 @@ def test_small_faces_are_named_and_can_be_left_out(plugin: Path) -> None:
     (line,) = [line for line in done.lines if "small.png" in line]
     assert "the face is small, 24 pixels were enlarged to 64; --min-size leaves" in line
     assert "wrote 2 portraits" in done.out
-    assert "wrote 1 portraits" in faces(*options, "--min-size", "32").assert_done().out
+    assert "wrote 1 portrait of" in faces(*options, "--min-size", "32").assert_done().out
 
 
 def test_the_table_says_where_portraits_come_from(plugin: Path) -> None:
@@ -237,7 +237,7 @@ def test_one_photo_and_an_empty_folder(plugin: Path) -> None:
     folder = source(plugin / "in", a=picture((RED, 200, 150, 60)), b=picture())
     options = ("--dest", "o.zip", "--estimator", "plugin:discs")
     done = faces("--source", folder / "a.png", *options).assert_done()
-    assert "wrote 1 portraits" in done.out
+    assert "wrote 1 portrait of" in done.out
     assert done.lines == [line for line in done.lines if "img" in line]
     (plugin / "empty").mkdir()
     refused = faces("--source", plugin / "empty", *options, "--overwrite")
@@ -260,7 +260,7 @@ def test_phone_pictures_and_odd_files(plugin: Path) -> None:
     options = ("--source", folder, "--dest", plugin / "o.zip", "--estimator", "plugin:discs")
     faces(*options).assert_refused(1, "clear.png", "--background")
     done = faces(*options, "--background", "black", "--skip-bad").assert_done()
-    assert any("1 files are no pictures" in line and "notes.txt" in line for line in done.lines)
+    assert any("1 file is no picture that" in line and "notes.txt" in line for line in done.lines)
     (label,) = [
         label for _, pixels, label in read_result(plugin / "o.zip") if pixels[32, 32, 0] > 200
     ]

@@ -5,6 +5,7 @@ released snapshots.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from torch_utils.ops import library
 from training.cameras import CameraSummary
 from training.checkpoints import show as inspect
 from training.checkpoints.checkpoint import Checkpoint, save_checkpoint
+from training.checkpoints.released.interop import Weights
+from training.checkpoints.weights_folder import write_weights_folder
 from training.config.settings import ModelConfig
 from training.networks.discriminator import Discriminator
 from training.networks.generator import Generator
@@ -218,6 +221,28 @@ def test_table_for_people(ours: Path) -> None:
     assert cells[4] == f"{4 * 4 * 9 * 32 * 32 + 16:,}"
     assert "Once an identity: " in out
     assert "Training can go on from it." in out
+
+
+def test_a_folder_of_weights(tmp_path: Path) -> None:
+    """Where a network is named a folder does as well."""
+    model = tiny_config().model
+    weights = Weights(model, None, None, Generator(model).state_dict(), None, "ours")
+    write_weights_folder(tmp_path / "heads", weights)
+    out = call(inspect.main, "--network", tmp_path / "heads").assert_done().out
+    assert re.match(r".*heads: folder of weights, [\d.]+ [kM]B\n", out)
+    assert "training.kimg" not in out
+    found = json.loads(call(inspect.main, "--network", tmp_path / "heads", "--json").out)
+    assert found["bytes"] == sum(file.stat().st_size for file in (tmp_path / "heads").iterdir())
+    refused = call(inspect.main, "--network", tmp_path / "heads" / "model.safetensors")
+    refused.assert_refused(1, "name the folder")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 B"), (999, "999 B"), (999.7, "1 kB"), (1234567, "1.23 MB"), (999_960_000, "1 GB")],
+)
+def test_units(number: float, text: str) -> None:
+    assert inspect.in_units(number, "B") == text
 
 
 def test_released_snapshots(tmp_path: Path) -> None:

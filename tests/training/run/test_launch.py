@@ -198,7 +198,7 @@ def test_torchrun_says_how_many_processes_there_are(
     torchrun_variables(monkeypatch, 4, 2)
     launch = choose_devices("auto", gpus, procs)
     assert (launch.device, launch.processes) == ("cpu", 4)
-    assert "4 process(es) that torchrun started, 2 here" in launch.note
+    assert "4 processes that torchrun started, 2 here" in launch.note
 
 
 @pytest.mark.parametrize(("gpus", "started"), [(None, 8), (8, 8), (16, 8), (0, 8), (None, 9)])
