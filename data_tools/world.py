@@ -112,7 +112,7 @@ def place(
         return Placement(rotation, 1.0, np.zeros(3), up)
     point, distance = look_at_point(cam2world)
     ahead = np.median(((point - cam2world[:, :3, 3]) * cam2world[:, :3, 2]).sum(-1))
-    if distance < 1e-9 or ahead <= 0.1 * distance:
+    if distance <= 1e-9 * np.abs(cam2world[:, :3, 3]).max() or ahead <= 0.1 * distance:
         raise UserError(
             "the cameras do not look at a common point in front of them, so the scene cannot be"
             " recentred; try --camera-axes, --poses world2cam, or --no-recentre"

@@ -19,3 +19,8 @@ def finite(text: str) -> float:
 def counted(count: int, one: str, many: str = "") -> str:
     """A number with the noun that goes with it: 1 picture, 2 pictures."""
     return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def significant(number: float, digits: int = 9) -> float:
+    """Rounded to so many digits, wherever the point is; nine tell all numbers of fp32 apart."""
+    return float(f"{number:.{digits}g}")

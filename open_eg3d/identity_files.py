@@ -14,6 +14,7 @@ from typing import Any
 
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write
+from dnnlib.numbers import significant
 from media.pictures.grids import save_png
 from media.pictures.inversion_sheet import VIEWS, inversion_sheet
 from open_eg3d.exporting import SUFFIXES, export
@@ -79,7 +80,7 @@ def write_identity(
         "seconds": round(inversion.seconds, 3),
         "losses": {key: round(value, 5) for key, value in inversion.losses.items()},
         "poses": inversion.poses,
-        "labels": [[round(value, 7) for value in c] for c in inversion.labels.tolist()],
+        "labels": [[significant(value) for value in c] for c in inversion.labels.tolist()],
     }
     with atomic_write(dest.with_suffix(".json")) as file:
         file.write(json.dumps(report, indent=2).encode())

@@ -171,7 +171,7 @@ def _camera_projection(label: Array, side: int) -> Project:
 
     def project(point: Array) -> Array:
         in_camera = world2cam[:3, :3] @ point + world2cam[:3, 3]
-        if in_camera[2] <= 1e-6:
+        if in_camera[2] <= 0:
             return np.full(2, np.nan)
         return (intrinsics @ (in_camera / in_camera[2]))[:2] * side
 

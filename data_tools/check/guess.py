@@ -153,7 +153,9 @@ def guess_mistakes(cam2world: Array, focal: float | None, preset: str, report: R
     """
     if len(cam2world) < FEWEST:
         return
-    if np.abs(cam2world - cam2world[0]).max() < 1e-6:
+    apart = np.abs(cam2world - cam2world[0]).max((0, 1))
+    apart[3] /= np.abs(cam2world[:, :3, 3]).max() or 1.0  # of places, in their own size
+    if apart.max() < 1e-6:
         report.add(
             "warning",
             "one-camera",

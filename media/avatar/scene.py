@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dnnlib.console import UserError
+from dnnlib.numbers import significant
 from media.avatar.planes import CHANNELS_A_TEXEL, QuantizedPlanes, pack, quantize
 from media.pictures.grids import Pictures, depth_limits, to_pictures
 from training.cameras import CameraSummary, unpack_label
@@ -126,15 +127,10 @@ def _dequantization(quantized: QuantizedPlanes) -> dict[str, Any]:
     """
     scale, zero = quantized.scale.astype(np.float64), quantized.zero.astype(np.float64)
     return {
-        "scale": [_short(value) for value in (scale * (255 / 3)).flatten()],
-        "offset": [_short(value) for value in (-scale * zero / 3).sum(axis=0)],
+        "scale": [significant(value) for value in (scale * (255 / 3)).flatten()],
+        "offset": [significant(value) for value in (-scale * zero / 3).sum(axis=0)],
         "zero": quantized.zero.flatten().tolist(),
     }
-
-
-def _short(value: float) -> float:
-    """Round to the digits of fp32."""
-    return float(f"{value:.9g}")
 
 
 def _depth_range(
@@ -150,7 +146,7 @@ def _depth_range(
         depths.append(out.image_depth.float().cpu() - distance)
         alphas.append(out.alpha.float().cpu())
     near, far = depth_limits(torch.cat(depths), torch.cat(alphas)) or (-1.0, 1.0)
-    return [_short(near), _short(near + max(far - near, 1e-6))]
+    return [significant(near), significant(near + max(far - near, 1e-6 * cameras.radius))]
 
 
 def _data_url(picture: Pictures) -> str:

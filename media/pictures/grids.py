@@ -31,6 +31,7 @@ Pictures = NDArray[np.uint8]
 
 PANELS = ("image", "raw", "depth", "normals")
 ROWS = PANELS[:3]
+LEAST_SPAN = 1e-6  # of depths, in farthest ones: what is less is rounding
 FARTHEST_GREY = 0.15  # so that the object's far end differs from the background's black
 # Per cent of the depths that may saturate at the near and the far end: a few floaters, or the small
 # part of a neck that leads away, must not take the contrast from a face.
@@ -89,7 +90,8 @@ def shade_depth(
     if limits is None:
         return to_pictures(torch.full_like(depth, -1).expand(-1, 3, -1, -1))
     near, far = limits
-    closeness = ((far - depth) / max(far - near, 1e-6)).clamp(0, 1)
+    span = max(far - near, LEAST_SPAN * abs(far)) or 1.0
+    closeness = ((far - depth) / span).clamp(0, 1)
     solid = (alpha > OPAQUE) & depth.isfinite()
     grey = torch.where(solid, FARTHEST_GREY + (1 - FARTHEST_GREY) * closeness**CONTRAST, 0.0)
     return to_pictures((grey * 2 - 1).expand(-1, 3, -1, -1))

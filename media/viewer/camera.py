@@ -21,11 +21,11 @@ def orbit_of(position: Any, look_at: Any, renderer: ViewRenderer) -> dict[str, A
     """`yaw`, `pitch`, `zoom` and `shift` of a `View` for a camera at `position` that looks at
     `look_at`; None for nonsense.
     """
-    eye, target = _vector(position), _vector(look_at)
+    eye, target = (_vector(place, renderer.distance) for place in (position, look_at))
     if eye is None or target is None:
         return None
     distance = float(np.linalg.norm(eye - target))
-    if not 1e-6 < distance < 1e6:
+    if not distance > 1e-6 * renderer.distance:
         return None
     x, y, z = (eye - target) / distance
     reach = REACH * renderer.generator.rendering.box_warp
@@ -62,8 +62,9 @@ def bounded(value: Any, low: float, high: float, otherwise: float) -> float:
     return min(max(number, low), high) if math.isfinite(number) else otherwise
 
 
-def _vector(value: Any) -> np.ndarray | None:
+def _vector(value: Any, unit: float) -> np.ndarray | None:
+    """A place (3,), no farther than can be told from nonsense; `unit` is the usual distance."""
     if not isinstance(value, (tuple, list, np.ndarray)) or np.ndim(value) != 1 or len(value) != 3:
         return None
-    numbers = np.array([bounded(part, -1e6, 1e6, math.nan) for part in value])
+    numbers = np.array([bounded(part, -1e6 * unit, 1e6 * unit, math.nan) for part in value])
     return numbers if np.isfinite(numbers).all() else None

@@ -46,31 +46,37 @@ def read_value(text: str, example: Any, options: tuple[str, ...] = ()) -> Any:
     return round(number) if isinstance(example, int) else number
 
 
-def orbit_values(orbit: Mapping[str, Any], frontal: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a camera's orbit (`orbit_of`) is another than in front, angles in degrees."""
-    shown, usual = _in_degrees(orbit), _in_degrees(frontal)
+def orbit_values(
+    orbit: Mapping[str, Any], frontal: Mapping[str, Any], unit: float
+) -> dict[str, Any]:
+    """What of a camera's orbit (`orbit_of`) is another than in front, angles in degrees, lengths
+    in the `unit` (the side of the box), so that the same digits tell them in any world.
+    """
+    shown, usual = _in_degrees(orbit, unit), _in_degrees(frontal, unit)
     return {name: value for name, value in shown.items() if _text(value) != _text(usual[name])}
 
 
-def read_orbit(values: Mapping[str, str], frontal: Mapping[str, Any]) -> dict[str, Any]:
+def read_orbit(
+    values: Mapping[str, str], frontal: Mapping[str, Any], unit: float
+) -> dict[str, Any]:
     """The reverse: an orbit within limits."""
-    start = _in_degrees(frontal)
+    start = _in_degrees(frontal, unit)
     found = {name: read_value(values.get(name, ""), start[name]) for name in start}
     pitch = bounded(found["pitch"], -PITCH_LIMIT, PITCH_LIMIT, 0.0)
     return {
         "yaw": math.radians(found["yaw"]),
         "pitch": math.radians(pitch),
         "zoom": bounded(found["zoom"], *ZOOM_LIMITS, 1.0),
-        "shift": found["shift"],
+        "shift": tuple(part * unit for part in found["shift"]),
     }
 
 
-def _in_degrees(orbit: Mapping[str, Any]) -> dict[str, Any]:
+def _in_degrees(orbit: Mapping[str, Any], unit: float) -> dict[str, Any]:
     return {
         "yaw": math.degrees(orbit["yaw"]),
         "pitch": math.degrees(orbit["pitch"]),
         "zoom": float(orbit["zoom"]),
-        "shift": tuple(float(value) for value in orbit["shift"]),
+        "shift": tuple(float(value) / unit for value in orbit["shift"]),
     }
 
 

@@ -82,7 +82,7 @@ class ViewerSession:
         self._show_model(name)
         if values := from_query(link):
             self.controls.restore(values)
-            self._look(read_orbit(values, self._frontal()))
+            self._look(read_orbit(values, self._frontal(), self._unit()))
         client.camera.on_update(lambda _: self.change())
         self._thread = threading.Thread(
             target=self._work, name=f"session-{client.client_id}", daemon=True
@@ -131,12 +131,17 @@ class ViewerSession:
         cameras = self.renderer.cameras
         return {"yaw": cameras.yaw, "pitch": cameras.pitch, "zoom": 1.0, "shift": (0.0, 0.0, 0.0)}
 
+    def _unit(self) -> float:
+        """The side of the model's box: of lengths in links."""
+        return self.renderer.generator.rendering.box_warp
+
     def _look(self, orbit: dict[str, Any]) -> None:
         """Put the page's camera on an orbit (`orbit_of`)."""
         camera, renderer = self.client.camera, self.renderer
         position, target = camera_of(orbit, renderer)
         with self.client.atomic():
-            camera.min_orbit_distance, camera.max_orbit_distance = 1e-3, 1e6
+            camera.min_orbit_distance = 1e-3 * renderer.distance
+            camera.max_orbit_distance = 1e6 * renderer.distance
             camera.up_direction = (0.0, 1.0, 0.0)
             camera.position = tuple(position.tolist())
             camera.look_at = tuple(target.tolist())
@@ -249,7 +254,8 @@ class ViewerSession:
 
     def _link(self) -> str:
         """The query of an address that shows the same."""
-        camera = orbit_values(self._orbit, self._frontal()) if self._orbit else {}
+        told = (self._orbit, self._frontal(), self._unit())
+        camera = orbit_values(*told) if self._orbit else {}
         return to_query({**self.controls.changes(), **camera})
 
     def _say(self, text: str, link: str | None = None) -> None:

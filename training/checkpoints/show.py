@@ -171,8 +171,10 @@ def report(contents: Contents) -> Iterator[str]:
             f"{name} {_short(value)}" for name, value in contents.progress.items()
         )
     if contents.cameras:
+        rounding = dict.fromkeys(("pivot", "center"), 1e-5 * contents.cameras.get("radius", 1.0))
         yield "Cameras: " + ", ".join(
-            f"{name} {_short(value)}" for name, value in contents.cameras.items()
+            f"{name} {_short(value, rounding.get(name, 0.0))}"
+            for name, value in contents.cameras.items()
         )
     yield ""
     yield "Settings (* = not the default)"
@@ -267,11 +269,12 @@ def in_units(number: float, unit: str) -> str:
     return f"{number:.3g} T{unit}"
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, least: float = 5e-5) -> str:
+    """A number in four digits, 0 below `least`, which is rounding."""
     if isinstance(value, float):
-        return f"{round(value, 4) + 0.0:.4g}"  # no -0
+        return f"{value if abs(value) >= least else 0.0:.4g}"
     if isinstance(value, (list, tuple)):
-        return "(" + ", ".join(_short(item) for item in value) + ")"
+        return "(" + ", ".join(_short(item, least) for item in value) + ")"
     return str(value)
 
 

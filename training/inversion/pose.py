@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dnnlib.numbers import significant
 from training.cameras import CameraSummary, look_at_pose, orbit_angles, pack_label, unpack_label
 
 
@@ -78,7 +79,7 @@ def describe_pose(label: Tensor, cameras: CameraSummary) -> dict[str, Any]:
         "yaw": round(yaw, 3),
         "pitch": round(pitch, 3),
         "roll": round(math.degrees(math.atan2(float(right[1]), float(right[0]))), 3),
-        "distance": round(float((pivot - cam2world[:3, 3]).norm()), 5),
+        "distance": significant(float((pivot - cam2world[:3, 3]).norm()), 6),
         "shift": [round(float(value), 5) for value in seen[:2] / seen[2] - 0.5],
         "focal": round(float(intrinsics[1, 1]), 5),
     }

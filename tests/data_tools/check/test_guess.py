@@ -149,7 +149,7 @@ def test_object_far_from_the_origin(name: str, shift: Any):
 
 
 @pytest.mark.parametrize("name", GOOD)
-@pytest.mark.parametrize("scale", [0.01, 0.1, 10, 1000])
+@pytest.mark.parametrize("scale", [1e-9, 1e-6, 0.01, 0.1, 10, 1000, 1e6])
 def test_wrong_scale(name: str, scale: float):
     cam2world, focal = GOOD[name]
     scaled = cam2world.copy()
@@ -182,6 +182,11 @@ def test_two_mistakes_at_once():
 def test_nothing_is_told_from_a_few_or_equal_cameras():
     assert codes(orbit(3) @ OPENGL, 2.0) == []
     assert codes(np.repeat(orbit(1), 10, axis=0), 2.0) == ["one-camera"]
+    sliding = np.repeat(orbit(1), 10, axis=0)
+    sliding[:, 0, 3] += 0.1 * np.arange(10)
+    for scale in (1e-7, 1, 1e6):
+        sliding[:, :3, 3] *= scale
+        assert "one-camera" not in codes(sliding, 2.0)
 
 
 def test_without_a_focal_length_poses_are_still_judged():

@@ -152,6 +152,13 @@ def test_depth_scale_is_shared_and_ignores_the_background():
     assert (grids.shade_depth(depth[:1], alpha[:1]) > 0).all()  # one depth everywhere
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e-6, 1e6])
+def test_depths_look_the_same_in_any_unit(unit: float):
+    depth = torch.linspace(2.4, 2.9, 16).reshape(1, 1, 4, 4)
+    plain, scaled = (grids.shade_depth(one, torch.ones_like(one)) for one in (depth, depth * unit))
+    assert np.abs(plain.astype(int) - scaled).max() <= 1
+
+
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_yaw_strip_shows_the_yaws_in_order_with_one_backbone_run(batch: int):
     scene, yaws = YawScene(), [-0.5, -0.25, 0.0, 0.25, 0.5]

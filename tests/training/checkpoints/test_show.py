@@ -223,6 +223,15 @@ def test_table_for_people(ours: Path) -> None:
     assert "Training can go on from it." in out
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6])
+def test_cameras_in_any_unit(tmp_path: Path, unit: float) -> None:
+    """What is but rounding is told as 0, and not as -0."""
+    cameras = CameraSummary(2.7 * unit, (0.0, -1e-7 * unit, 0.2 * unit)).to_dict()
+    save_checkpoint(tmp_path / "a.pkl", Checkpoint(tiny_config(), cameras=cameras))
+    out = call(inspect.main, "--network", tmp_path / "a.pkl").assert_done().out
+    assert f"radius {2.7 * unit:.4g}, pivot (0, 0, {0.2 * unit:.4g})" in out
+
+
 def test_a_folder_of_weights(tmp_path: Path) -> None:
     """Where a network is named a folder does as well."""
     model = tiny_config().model

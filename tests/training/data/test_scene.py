@@ -353,6 +353,15 @@ def test_a_colour_between_two_levels_is_found():
     assert all(100 <= value * 255 <= 106 for value in background)
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e-6, 1e6])
+def test_a_scene_is_fitted_in_any_unit(unit):
+    labels = face_labels()
+    plain = fit_scene(labels, WHITE).box_warp
+    for index in (3, 7, 11):
+        labels[:, index] *= unit
+    assert fit_scene(labels, WHITE).box_warp == pytest.approx(plain * unit, rel=1e-3)
+
+
 def test_scene_of_a_data_set(tmp_path):
     labels = orbit_labels(np.linspace(-0.5, 0.5, 6), np.zeros(6), radius=2.7, focal=3.1)
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:

@@ -161,6 +161,14 @@ def test_a_described_pose_is_that_of_the_orbit() -> None:
     assert turned["distance"] == pytest.approx(2.7 * 0.9, abs=1e-4)
 
 
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_a_pose_is_described_in_any_unit(unit: float) -> None:
+    cameras = dataclasses.replace(
+        ORBIT, radius=2.7 * unit, pivot=(0.0, 0.0, 0.0), center=(0.0, 0.0, 0.0)
+    )
+    assert describe_pose(cameras.label(0.3, 0.1), cameras)["distance"] == pytest.approx(2.7 * unit)
+
+
 def test_an_angle_between_cameras() -> None:
     first, second = ORBIT.label(0.0, 0.0), ORBIT.label(math.radians(33.0), 0.0)
     assert angle_between(first, second, ORBIT) == pytest.approx(33.0, abs=1e-3)
