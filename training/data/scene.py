@@ -53,7 +53,7 @@ def fit_scene(labels: Tensor, images: Tensor) -> SceneFit:
     origins, directions = viewing_rays(unpack_label(labels.double())[0])
     to_pivot = torch.tensor(cameras.pivot, dtype=torch.float64) - origins
     along = (to_pivot * directions).sum(-1)
-    if along.median() <= 1e-6 * cameras.radius:
+    if along.median() <= 1e-6 * origins.norm(dim=-1).median():
         raise UserError(
             "the cameras do not look at a common point in front of them; `dataset_tool.py check`"
             " says which usual mistake the labels look like, and --cfg ffhq, afhq or shapenet takes"
