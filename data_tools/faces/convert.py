@@ -168,7 +168,7 @@ class _Written:
         if not self.names:
             reason = (self.faceless or self.skipped)[0]
             raise UserError(
-                f"{self.files.path}: none of {len(self.pictures)} pictures gives a portrait; the"
+                f"{self.files.path}: no portrait in {counted(len(self.pictures), 'picture')}; the"
                 f" first: {reason}"
             )
 
@@ -229,7 +229,7 @@ def _table_row(name: str, portrait: Portrait) -> str:
     numbers = (*crop.centre, crop.side, math.degrees(crop.angle), yaw, pitch)
     picture = shown(portrait.picture).replace('"', '""')
     score = "" if portrait.score is None else f"{portrait.score:.3f}"
-    values = [str(portrait.faces), *(f"{n:.2f}" for n in numbers), score]
+    values = [str(portrait.faces), *(f"{round(n, 2) + 0.0:.2f}" for n in numbers), score]
     return ",".join([name, f'"{picture}"', *values])
 
 
@@ -258,8 +258,8 @@ def convert_portrait(
     crop = face_crop(pose, config.keep_roll)
     if crop.side < config.min_size:
         return NoPortrait(
-            f"{where}: the face is small, {crop.side:.0f} pixels would be enlarged to"
-            f" {config.resolution}"
+            f"{where}: the face is small, {crop.side:.0f} pixels; --min-size asks for"
+            f" {config.min_size}"
         )
     if (outside := share_outside(crop, picture.size)) > MOST_OUTSIDE:
         return NoPortrait(f"{where}: the picture's edge cuts off {outside:.0%} of the portrait")

@@ -69,6 +69,9 @@ DONE_IN = {
     "--poses world2cam --camera-axes opengl": f"{GUESS}::test_",
     "--camera-axes opengl": f"{CHECK}::test_usual_mistakes_are_named_and_the_mend_mends",
     "python dataset_tool.py faces --setup": "tests/data_tools/faces/test_mediapipe.py::cache",
+    "--min-size asks for": (
+        "tests/data_tools/faces/test_convert.py::test_small_faces_are_named_and_can_be_left_out"
+    ),
     "--min-size leaves such faces out": (
         "tests/data_tools/faces/test_convert.py::test_small_faces_are_named_and_can_be_left_out"
     ),

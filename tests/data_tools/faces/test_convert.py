@@ -195,7 +195,7 @@ def test_portraits_that_cannot_be_used(plugin: Path) -> None:
         "--min-size",
         "60",
     )
-    faces(*options).assert_refused(1, "none of 2 pictures", "edge.png", "cuts off")
+    faces(*options).assert_refused(1, "no portrait in 2 pictures", "edge.png", "cuts off")
     picture((RED, 200, 150, 60)).save(folder / "good.png")
     done = faces(*options).assert_done()
     assert [line for line in done.lines if "small.png" in line and "47 pixels" in line]
@@ -213,6 +213,9 @@ def test_small_faces_are_named_and_can_be_left_out(plugin: Path) -> None:
     assert "the face is small, 24 pixels were enlarged to 64; --min-size leaves" in line
     assert "wrote 2 portraits" in done.out
     assert "wrote 1 portrait of" in faces(*options, "--min-size", "32").assert_done().out
+    refused = faces("--source", folder / "good.png", *options[2:], "--min-size", "500")
+    refused.assert_refused(1, "no portrait in 1 picture;", "good.png", "--min-size asks for 500")
+    assert "enlarged" not in refused.err  # 144 pixels are enough for 64
 
 
 def test_the_table_says_where_portraits_come_from(plugin: Path) -> None:
@@ -229,6 +232,7 @@ def test_the_table_says_where_portraits_come_from(plugin: Path) -> None:
         {"faces": 1, "crop_x": 200, "crop_y": 150, "crop_side": 140, "crop_angle": 0, "yaw": 0,
          "pitch": 0}, abs=0.6
     )  # fmt: skip
+    assert "-0.00" not in (*first.values(), *second.values())
     assert float(first["yaw"]) == pytest.approx(np.degrees(0.3), abs=0.1)
     assert len(ImageDataset(plugin / "o")) == 2
 
