@@ -187,7 +187,7 @@ class Trainer:
                     losses = self.gan_loss.generator(fake, real)
                     update.backward(losses.mean(), part)
                     update.report("Loss/G", losses)
-                    report_depth(update, made)
+                    report_depth(update, made, self.G.rendering.unit)
                     if options.shared_fakes:
                         fakes.append(GeneratorOutput(*(value.detach() for value in made)))
 
@@ -485,9 +485,11 @@ class Trainer:
             ) from error
 
 
-def report_depth(update: Update, fakes: GeneratorOutput) -> None:
-    """Spread of depth over a picture: near zero means the model paints on a flat card."""
-    update.report("Depth/spread", fakes.image_depth.detach().flatten(1).std(dim=1))
+def report_depth(update: Update, fakes: GeneratorOutput, unit: float) -> None:
+    """Spread of depth over a picture, in the model's `unit` of length: near zero means the model
+    paints on a flat card.
+    """
+    update.report("Depth/spread", fakes.image_depth.detach().flatten(1).std(dim=1) / unit)
     update.report("Depth/alpha", fakes.alpha)
 
 
