@@ -13,7 +13,7 @@ from data_tools.sources.base import PICTURE_SUFFIXES, Frame, ReadOptions, Source
 from dnnlib.console import UserError
 from dnnlib.files import local_file
 from dnnlib.numbers import counted
-from training.data.files import LABEL_FILE, DataFiles, shown
+from training.data.files import LABEL_FILE, DataFiles, faces_command, shown
 from training.data.labels import rename_advice
 
 Format = Literal["auto", "labels", "transforms", "colmap", "srn", "csv"]
@@ -129,7 +129,8 @@ def _hint(files: DataFiles) -> str:
         )
     if count := sum(suffix in PICTURE_SUFFIXES for suffix in suffixes):
         return (
-            f"; {counted(count, 'picture')} without cameras: docs/own-data.md shows how to get them"
+            f"; {counted(count, 'picture')} without cameras: docs/own-data.md shows how to get"
+            f" them, of photos of people this makes them: {faces_command(files.path)}"
         )
     return ""
 

@@ -62,7 +62,7 @@ DONE_IN = {
     "python dataset_tool.py convert --source {} --dest {}": (
         "tests/train/test_train_photos.py::test_the_command_that_is_named_mends"
     ),
-    "faces --source {} --dest portraits.zip": (
+    "python dataset_tool.py faces --source {} --dest {}": (
         "tests/train/test_train_photos.py::test_portraits_without_cameras"
     ),
     "--cfg {} renders {}a box": f"{CHECK}::test_presets_are_compared",

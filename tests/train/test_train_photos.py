@@ -5,6 +5,7 @@ what that command writes is trained on.
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,11 +88,18 @@ def test_portraits_without_cameras(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     Path("family album").mkdir()
     for index in range(4):
         picture((RED, 190 + index, 140, 70)).save(f"family album/{index}.jpg", quality=95)
-    refused = train_here("--data", "family album")
-    refused.assert_refused(1, "no dataset.json", "photos")
-    command = command_in(refused.err)
-    assert command[0] == "faces"
-    call(dataset_tool.main, *command, "--estimator", "plugin:discs", "--workers", "1").assert_done()
-    train_here("--data", "portraits.zip", "--dry-run").assert_done()
+    shutil.make_archive("portraits", "zip", "family album")  # the name that is advised is taken
+    for given, dest in (("portraits.zip", "portraits2.zip"), ("family album", "portraits.zip")):
+        refused = train_here("--data", given)
+        refused.assert_refused(1, "no dataset.json", "photos")
+        command = command_in(refused.err)
+        assert command[0] == "faces"
+        # convert says the same
+        told = call(dataset_tool.main, "convert", "--source", given, "--dest", "x.zip")
+        told.assert_refused(1, "4 pictures without cameras")
+        assert command_in(told.err) == command
+        own = ("--estimator", "plugin:discs", "--workers", "1", "--overwrite")
+        call(dataset_tool.main, *command, *own).assert_done()
+        train_here("--data", dest, "--dry-run").assert_done()
     # one photo instead of a folder of them
     train_here("--data", "family album/0.jpg").assert_refused(1, "0.jpg", "name the folder")

@@ -48,10 +48,19 @@ class UnfitPicture(BrokenFile):
 
 def convert_command(source: str | os.PathLike[str], options: str = "") -> str:
     """The command line that mends a data set, or makes one of another source of cameras."""
-    own = os.fspath(source)
-    dest = next(name for name in ("mended.zip", "mended2.zip") if not own.endswith(name))
-    command = f"python dataset_tool.py convert --source {shlex.quote(own)} --dest {dest}"
-    return f"{command} {options}".strip()
+    own, dest = shlex.quote(os.fspath(source)), _other_name(source, "mended")
+    return f"python dataset_tool.py convert --source {own} --dest {dest} {options}".strip()
+
+
+def faces_command(source: str | os.PathLike[str]) -> str:
+    """The command line that makes a data set of photos of people."""
+    own, dest = shlex.quote(os.fspath(source)), _other_name(source, "portraits")
+    return f"python dataset_tool.py faces --source {own} --dest {dest} --resolution 256"
+
+
+def _other_name(source: str | os.PathLike[str], stem: str) -> str:
+    names = (f"{stem}.zip", f"{stem}2.zip")
+    return next(name for name in names if not os.fspath(source).endswith(name))
 
 
 def shown(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from training.data.files import (
     TRAINING_SUFFIXES,
     DataFiles,
     convert_command,
+    faces_command,
     parse_json,
     shown,
 )
@@ -131,11 +131,7 @@ def _label_command(files: DataFiles) -> str:
     cameras = [name for name in files.names if name.lower().endswith(CAMERA_SUFFIXES)]
     if cameras:
         return f"from other formats this does: {convert_command(files.path)}"
-    source = shlex.quote(str(files.path))
-    return (
-        "from photos of people, whose cameras it estimates, this does: python dataset_tool.py"
-        f" faces --source {source} --dest portraits.zip --resolution 256"
-    )
+    return f"of photos of people this makes cameras, too: {faces_command(files.path)}"
 
 
 def each_label(text: str, where: str, listing: str) -> Iterator[tuple[int, str, Any] | Fault]:
