@@ -52,6 +52,7 @@ from open_eg3d import __version__
 from open_eg3d.measuring import (
     SamplingOptions,
     keep_results,
+    open_reals,
     open_sampler,
     real_images,
 )
@@ -59,7 +60,6 @@ from torch_utils.distributed.processes import run_processes
 from torch_utils.precision import use_full_fp32
 from training.cameras import cameras_of
 from training.data.dataset import ImageDataset
-from training.data.shards import open_images
 from training.networks.generator import Generator
 from training.run.saving import snapshot_kimg
 
@@ -93,7 +93,7 @@ def open_data(path: str, mirror: bool, check: bool) -> ImageDataset:
     Raises:
         UserError: for bad data.
     """
-    dataset = open_images(path, mirror, check, needs_labels=False)
+    dataset = open_reals(path, mirror, check)
     if dataset.fits_memory:
         dataset.preload()
     return dataset
@@ -114,6 +114,8 @@ def run_job(device: torch.device, job: Job) -> None:
     reals = real_images(dataset) if dataset is not None else None
     check_inputs(parse_metrics(job.metrics, options.detector), reals, options)
     sampler = open_sampler(job.network, dataset, job.sampling, device)
+    if dataset is not None and dataset.has_alpha:
+        reals = real_images(dataset)  # over the generator's colour
     results = evaluate(job.metrics, sampler, reals, options)
     if team.rank == 0:
         tell(job, results)

@@ -42,11 +42,13 @@ class Colour(Parsed):
 class Background(Colour):
     """A name or R,G,B."""
 
-    name = "none|white|black|random|R,G,B"
+    name = "none|keep|white|black|random|R,G,B"
 
     def parse(self, text: str) -> Any:
-        """`none`, `random` or three numbers."""
-        return text if text in ("none", "random") else PLAIN.get(text) or super().parse(text)
+        """`none`, `keep`, `random` or three numbers."""
+        return (
+            text if text in ("none", "keep", "random") else PLAIN.get(text) or super().parse(text)
+        )
 
 
 class Point(Parsed):
@@ -99,7 +101,7 @@ background_option = click.option(
     "--background",
     type=Background(),
     default="none",
-    help="What shows through transparent parts.",
+    help="What shows through transparent parts; keep: they stay transparent, for train.py --alpha.",
 )
 
 
@@ -387,9 +389,9 @@ def faces(
         raise click.UsageError(f"Missing option '{'--source' if source is None else '--dest'}'.")
     if (source is None) != (dest is None):
         raise click.UsageError("--source and --dest go together.")
-    if settings["background"] == "random":
+    if settings["background"] in ("random", "keep"):
         raise click.BadParameter(
-            "random is for convert; choose a colour", param_hint="--background"
+            f"{settings['background']} is for convert; choose a colour", param_hint="--background"
         )
     settings["background"] = None if settings["background"] == "none" else settings["background"]
     with ended_politely():
@@ -430,6 +432,7 @@ def faces(
     help="Plain colour behind the heads.",
 )
 @click.option("--depth", is_flag=True, help="Also write depth maps (depth/) and masks (mask/).")
+@click.option("--alpha", is_flag=True, help="Transparent pictures in the place of the background.")
 @workers_option
 @overwrite_option
 def heads(dest: Path, overwrite: bool, **settings: Any) -> None:

@@ -41,6 +41,7 @@ from torch_utils.distributed.processes import (
 from training.config.checks import group_note, rendering_note
 from training.config.presets import PRESETS
 from training.config.settings import Config, from_dict, set_option, to_dict
+from training.data.dataset import alpha_background
 from training.data.shards import SEPARATOR, absolute_data, open_images
 from training.run.data_content import contents_of_files, note_on_data, notes_on_files
 from training.run.launch import (
@@ -220,16 +221,20 @@ def chosen_data(options: dict[str, Any]) -> RunData:
     from data_tools.heads.dataset import BUILT_IN, built_in_heads, render_built_in_heads
 
     base: Config | None = options["config"]
+    asked = copy.deepcopy(base or Config())
+    for assignment in given_settings(options):
+        set_option(asked, assignment)
+    background = alpha_background(asked.model.rendering)
     name = options["data"] or (base.data.path if base else "")
     if name:
         max_broken = options["max_broken"] or (base.data.max_broken if base else 0)
-        return RunData.of(open_images(name, max_broken=max_broken))
+        return RunData.of(open_images(name, max_broken=max_broken, background=background))
     path = built_in_heads()
     if not path.exists():
         if options["dry_run"]:
             return RunData(path, BUILT_IN.resolution)
         click.echo(f"No --data: rendering {BUILT_IN.count} heads into {path} (once)")
-    return RunData.of(open_images(render_built_in_heads()))
+    return RunData.of(open_images(render_built_in_heads(), background=background))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -343,7 +348,7 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
 
 
 @program(
-    Data="data mirror rebalance max_broken workers",
+    Data="data alpha mirror rebalance max_broken workers",
     Recipe="cfg sizes config batch gamma aug p target freeze_d gen_pose_cond"
     " nrr_initial nrr_final nrr_fade_kimg seed overrides",
     Begin_and_end="resume init_from kimg minutes dry_run json",
@@ -397,6 +402,7 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
     "training.batch",
     "training.batch_gpu",
     "training.gamma",
+    "rendering.alpha",
     "data.mirror",
     "data.rebalance",
     "data.max_broken",

@@ -92,7 +92,7 @@ def copied_order(copies: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _open(source: str | Path, dest: str | Path, overwrite: bool) -> ImageDataset:
     check_dest(Path(dest), overwrite, Path(source))
-    return ImageDataset(source)
+    return ImageDataset(source, background=(0.0, 0.0, 0.0))
 
 
 def _traits(dataset: ImageDataset, names: list[str], written: list[str]) -> Traits | None:

@@ -19,8 +19,9 @@ from dnnlib.console import UserError
 from training.data.files import DataFiles, errors_named
 from training.data.pictures import open_picture
 
-Background = tuple[int, int, int] | Literal["none", "random"]
+Background = tuple[int, int, int] | Literal["none", "random", "keep"]
 
+MASK_FOLDER = "mask"
 KEPT_AS_THEY_ARE = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 GREY_MODES = ("1", "L", "LA", "La")
 ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
@@ -38,7 +39,8 @@ class PictureOptions:
     Attributes:
         resolution: side in pixels. crop: the middle square is cut out; else the whole picture is
             squeezed into a square.
-        background: what shows through transparent pixels; "none" refuses them. seed: of random
+        background: what shows through transparent pixels; "none" refuses them, "keep" leaves them
+            transparent, and takes alpha from mask/NAME beside opaque pictures. seed: of random
             backgrounds.
         upright: whether cameras belong to pictures turned as EXIF says; None = whichever
             orientation has the lens's proportions.
@@ -81,9 +83,31 @@ def convert_picture(
     files, options = context
     try:
         data = files.read(job.name)
+        mask = files.find(f"{MASK_FOLDER}/{job.name}") if options.background == "keep" else None
+        if mask is not None:
+            data = with_mask(data, files.read(mask), files.where(job.name), files.where(mask))
         return _convert(data, job, options, files.where(job.name))
     except UserError as error:
         return error
+
+
+def with_mask(data: bytes, mask: bytes, where: str, where_mask: str) -> bytes:
+    """PNG of a picture whose alpha is a grey picture of the same size.
+
+    Raises:
+        UserError: if it has another size, or either cannot be read.
+    """
+    with errors_named(where):
+        image = to_rgb(open_picture(data, where), None, where)
+    with errors_named(where_mask):
+        alpha = open_picture(mask, where_mask).convert("L")
+    if alpha.size != image.size:
+        raise UserError(
+            f"{where_mask} is {alpha.width}x{alpha.height} but its picture is"
+            f" {image.width}x{image.height}; make masks of the pictures' size"
+        )
+    image.putalpha(alpha)
+    return encode_png(image)
 
 
 def _convert(data: bytes, job: PictureJob, options: PictureOptions, where: str) -> Converted:
@@ -99,14 +123,15 @@ def _convert_opened(
     turned = turn_upright(stored, job.lens, options.upright)
     if problem := job.lens.contradiction(*turned.size):
         raise UserError(f"{where} {problem}")
-    image = to_rgb(turned, _background(options, job.index), where)
+    keeps = options.background == "keep"
+    image = to_rgb(turned, _background(options, job.index), where, keeps)
     left, top, width, height = _crop(image.size, options.crop)
     intrinsics = crop_intrinsics(
         job.lens.matrix(*image.size), image.size, (left, top, width, height)
     )
     side = options.resolution
     enlarged = min(width, height) < side
-    if image.size == (side, side) and (suffix := _kept_suffix(stored)):
+    if image.size == (side, side) and (suffix := _kept_suffix(stored, image.mode)):
         return Converted(data, suffix, intrinsics, enlarged)
     if (width, height) != (side, side) or image.size != (width, height):
         image = image.resize(
@@ -132,8 +157,13 @@ def turn_upright(image: ImageFile.ImageFile, lens: Lens, upright: bool | None) -
     return ImageOps.exif_transpose(image) if upright and orientation != 1 else image
 
 
-def to_rgb(image: Image.Image, background: tuple[int, int, int] | None, where: str) -> Image.Image:
-    """8-bit sRGB, transparent parts on `background`.
+def to_rgb(
+    image: Image.Image,
+    background: tuple[int, int, int] | None,
+    where: str,
+    keeps_alpha: bool = False,
+) -> Image.Image:
+    """8-bit sRGB, transparent parts on `background`; with `keeps_alpha` RGBA, whatever it was.
 
     Raises:
         UserError: if there are transparent pixels and no background, or the kind of pixels is
@@ -152,12 +182,16 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] | None, where: s
         alpha = image.getchannel("A")
     if profile:
         image = _to_srgb(image, profile)
+    if keeps_alpha:
+        image = image.convert("RGB")
+        image.putalpha(alpha or 255)
+        return image
     if alpha is None or alpha.getextrema()[0] == 255:
         return image if image.mode == "RGB" else image.convert("RGB")
     if background is None:
         raise UserError(
             f"{where} has transparent parts; choose what shows through: --background white, black,"
-            " R,G,B or random"
+            " R,G,B or random, or keep for training with --alpha"
         )
     result = Image.new("RGB", image.size, background)
     result.paste(image, mask=alpha)
@@ -211,17 +245,19 @@ def crop_intrinsics(intrinsics: Array, size: Sequence[float], box: Sequence[floa
     return to_box @ to_pixels @ intrinsics
 
 
-def _kept_suffix(image: ImageFile.ImageFile) -> str | None:
-    """Ending of a file that can go into the data set byte for byte: plain 8-bit RGB without a
-    colour profile or EXIF.
+def _kept_suffix(image: ImageFile.ImageFile, mode: str) -> str | None:
+    """Ending of a file that can go into the data set byte for byte: plain 8 bits a channel of the
+    wanted mode without a colour profile or EXIF.
     """
-    plain = image.mode == "RGB" and ";16" not in str(image.tile)
+    plain = image.mode == mode and ";16" not in str(image.tile)
     extras = {"icc_profile", "exif", "transparency", "xmp", "XML:com.adobe.xmp"} & image.info.keys()
     return KEPT_AS_THEY_ARE.get(image.format or "") if plain and not extras else None
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """PNG of an RGB picture, little compressed: data sets are written once and disks are cheap."""
+    """PNG of an RGB or RGBA picture, little compressed: data sets are written once, disks are
+    cheap.
+    """
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=PNG_LEVEL)
     return buffer.getvalue()
@@ -246,7 +282,7 @@ def mirror_picture(files: DataFiles, name: str) -> bytes | UserError:
 
 
 def _decoded(data: bytes, where: str) -> Image.Image:
-    """An RGB picture of a data set."""
+    """An RGB picture of a data set, or an RGBA one if it has alpha."""
     image = open_picture(data, where)
     with errors_named(where):
-        return image.convert("RGB")
+        return image.convert("RGBA" if image.has_transparency_data else "RGB")

@@ -38,7 +38,7 @@ from torch_utils.precision import full_fp32
 from training.cameras import CameraSummary, cameras_of
 from training.checkpoints.weights_folder import FILES as WEIGHTS_FILES
 from training.config.settings import Config
-from training.data.dataset import ImageDataset
+from training.data.dataset import PLAIN_BACKGROUND, ImageDataset, alpha_background
 from training.data.depth_maps import has_depth_map, read_depth_maps
 from training.data.shards import open_images
 from training.data.traits import read_traits
@@ -79,9 +79,18 @@ class SamplingOptions:
 # Real pictures
 
 
+def open_reals(path: str | os.PathLike[str], mirror: bool, check: bool = True) -> ImageDataset:
+    """Pictures to compare with; those with alpha are laid over a plain colour, which `sampler_for`
+    makes that of the generator.
+    """
+    return open_images(path, mirror, check, needs_labels=False, background=PLAIN_BACKGROUND)
+
+
 def real_images(dataset: ImageDataset) -> RealImages:
     """What metrics need of a data set."""
-    names = dataset.file_names
+    names, key = dataset.file_names, dataset.key
+    if dataset.has_alpha:
+        key += f"-over-{dataset.background}"
 
     def read_depth(indices: np.ndarray) -> Tensor:
         maps = read_depth_maps(dataset.files, [names[index % len(names)] for index in indices])
@@ -91,7 +100,7 @@ def real_images(dataset: ImageDataset) -> RealImages:
     return RealImages(
         count=len(dataset),
         resolution=dataset.resolution,
-        key=dataset.key,
+        key=key,
         read=lambda indices: dataset.read(indices)[0],
         labels=dataset.labels if dataset.has_labels else None,
         read_depth=read_depth if has_depth_map(dataset.files, names[0]) else None,
@@ -216,6 +225,8 @@ def sampler_for(
             f"data {dataset.path} has pictures of {sizes}; resize the data, or take the network"
             " made for it"
         )
+    if dataset is not None and dataset.background is not None:
+        dataset.background = generator.rendering.background or PLAIN_BACKGROUND
     labels = dataset.labels if dataset is not None and dataset.has_labels else None
     if dataset is not None and labels is None:
         check_unlabelled(dataset, generator, options)
@@ -272,9 +283,9 @@ def measure(
         parse_metrics(metrics, options.detector)
     except ValueError as error:
         raise UserError(str(error)) from error
-    dataset = None if data is None else open_images(data, mirror=mirror, needs_labels=False)
-    reals = None if dataset is None else real_images(dataset)
+    dataset = None if data is None else open_reals(data, mirror)
     sampler = sampler_for(generator, dataset, sampling or SamplingOptions(), "the generator")
+    reals = None if dataset is None else real_images(dataset)
     return evaluate(metrics, sampler, reals, options)
 
 
@@ -380,6 +391,7 @@ def metrics_of_run(config: Config, open_pose: Callable[[str], PoseEstimator]) ->
         mirror=config.data.mirror,
         check=False,
         max_broken=config.data.max_broken,
+        background=alpha_background(config.model.rendering),
     )
     check_inputs(metrics, real_images(dataset), options)
     check_networks(metrics, options)

@@ -36,6 +36,7 @@ from training.networks.generator import Generator
 HERE = "tests/test_advice.py"
 TRAIN = "tests/train/test_train_advice.py"
 RESUME = "tests/train/test_train_resume.py"
+ASKED = "tests/data_tools/test_alpha.py::test_alpha_is_asked_of_data_that_have_it"
 BUILDER = "tests/torch_utils/ops/test_builder.py"
 REFUSALS = f"{TRAIN}::test_what_a_refusal_says_is_taken"
 TOLD = f"{HERE}::test_options_that_are_named_exist"
@@ -111,6 +112,8 @@ DONE_IN = {
     "add --aug ada or --aug fixed": REFUSALS,
     "--config and --{} exclude each other": REFUSALS,
     "leave it out of --set, or of the file of --config": REFUSALS,
+    "choose --alpha composite, or --aug noaug": ASKED,
+    "leave --alpha out, or make the data again": ASKED,
     "choose a multiple of": REFUSALS,
     "choose a divisor of": REFUSALS,
     "--set discriminator.mbstd_group_size=1": REFUSALS,

@@ -29,7 +29,7 @@ from tests.tiny import ROOT, call, environment, finish, start
 from training.checkpoints import show
 
 TRAIN = """
---aug --batch --batch-gpu --cfg --compile --config --data --detector --detector-weights
+--alpha --aug --batch --batch-gpu --cfg --compile --config --data --detector --detector-weights
 --deterministic --device --dry-run --freeze-d --gamma --gen-pose-cond --gpus --help
 --identity-model --init-from --json
 --keep --keep-every --kimg --log --lpips-weights --max-broken --metrics --minutes --mirror
@@ -54,7 +54,7 @@ GEN_VIDEOS = """
 --version --yaw-swing
 """
 HEADS = (
-    "--background --count --depth --dest --help --overwrite --resolution --seed"
+    "--alpha --background --count --depth --dest --help --overwrite --resolution --seed"
     " --views-per-identity --workers"
 )
 COMMANDS = [

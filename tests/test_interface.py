@@ -128,11 +128,13 @@ SIGNATURES = {
     "Generator.planes": ("(self, ws: Tensor, noise_mode: NoiseMode = const) -> Tensor"),
     "Generator.render": (
         "(self, planes: Tensor, ws: Tensor, c: Tensor, neural_rendering_resolution: int"
-        " | None = None, deterministic: bool = True) -> GeneratorOutput"
+        " | None = None, deterministic: bool = True, background: Tensor | None = None) ->"
+        " GeneratorOutput"
     ),
     "Generator.synthesis": (
         "(self, ws: Tensor, c: Tensor, neural_rendering_resolution: int | None = None, "
-        "noise_mode: NoiseMode = const, deterministic: bool = True) -> GeneratorOutput"
+        "noise_mode: NoiseMode = const, deterministic: bool = True, background: Tensor |"
+        " None = None) -> GeneratorOutput"
     ),
     "Generator.forward": (
         "(self, z: Tensor, c: Tensor, truncation_psi: float = 1.0, truncation_cutoff: "

@@ -51,19 +51,37 @@ UNHEEDED = {
         "convert makes them sRGB",
     ),
 }
+# What a picture's alpha can be that training makes little of: how large a part of the pictures may
+# be so, what to say, and what mends it.
+ODD_ALPHA = {
+    "empty-alpha": (0, "pictures are wholly transparent", "leave them out"),
+    "opaque-alpha": (0, "pictures with alpha are opaque everywhere", "cut the object out"),
+    "hard-alpha": (
+        0.5,
+        "pictures have no half-transparent pixels: edges are stairs",
+        "make masks larger than the pictures shall be: shrinking softens edges",
+    ),
+    "premultiplied": (
+        0.5,
+        "pictures are premultiplied, as it seems: half-transparent pixels are never brighter than"
+        " their alpha, and edges will look dark",
+        "save them with straight alpha, as PNG wants it",
+    ),
+}
 MENDS = {"pixels": ("convert --intrinsics pixels", "--intrinsics pixels")}
 
 
 @dataclass(frozen=True)
 class PictureFacts:
     """What reading a picture showed: what is wrong with it ("" = nothing), its side, its pixels'
-    hash, what training ignores of it.
+    hash, what training ignores of it, what is odd about its alpha (None = it has none).
     """
 
     problem: str
     side: int = 0
     digest: str = ""
     unheeded: tuple[str, ...] = ()
+    alpha: tuple[str, ...] | None = None
 
 
 @dataclass(eq=False)
@@ -256,19 +274,36 @@ def inspect_picture(files: DataFiles, name: str) -> PictureFacts:
     try:
         data = files.read(name)
         header = open_picture(data, files.where(name))
-        pixels = decode_picture(io.BytesIO(data), files.where(name))
+        pixels = decode_picture(io.BytesIO(data), files.where(name), with_alpha=True)
     except UserError as error:
         return PictureFacts(str(error).removeprefix(files.where(name)).strip())
+    alpha = odd_alpha(pixels) if header.has_transparency_data else None
+    if alpha is None:
+        pixels = pixels[..., :3]
     unheeded = []
     # Where there is no EXIF, asking a PNG for it would decode it once more.
     if "exif" in header.info and header.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         unheeded.append("exif")
     if "icc_profile" in header.info:
-        meant = np.asarray(to_rgb(header, None, name)).astype(int)
+        meant = np.asarray(to_rgb(header, None, name, alpha is not None)).astype(int)
         if np.abs(meant - pixels).max() > PROFILE_TOLERANCE:
             unheeded.append("profile")
     digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).hexdigest()
-    return PictureFacts("", len(pixels), digest, tuple(unheeded))
+    return PictureFacts("", len(pixels), digest, tuple(unheeded), alpha)
+
+
+def odd_alpha(pixels: np.ndarray) -> tuple[str, ...]:
+    """What is odd about the alpha of a picture (H, W, 4), by the names of `ODD_ALPHA`."""
+    colours, alpha = pixels[..., :3], pixels[..., 3]
+    if alpha.max() == 0:
+        return ("empty-alpha",)
+    if alpha.min() == 255:
+        return ("opaque-alpha",)
+    is_partial = (alpha > 0) & (alpha < 255)
+    if not is_partial.any():
+        return ("hard-alpha",)
+    is_bounded = (colours.max(axis=-1) <= alpha)[is_partial].all()
+    return ("premultiplied",) if is_bounded else ()
 
 
 def _check_pictures(files: DataFiles, checked: CheckedData, workers: int, report: Report) -> None:
@@ -298,7 +333,25 @@ def _check_pictures(files: DataFiles, checked: CheckedData, workers: int, report
         found = [name for name, fact in zip(names, facts, strict=True) if code in fact.unheeded]
         if found:
             report.add("warning", code, message, _shown(found), mend)
+    _check_alpha(names, facts, report)
     _check_duplicates(checked, facts, report)
+
+
+def _check_alpha(names: list[str], facts: list[PictureFacts], report: Report) -> None:
+    """Report alpha that is odd, or that some pictures have and others lack."""
+    alphas = {name: fact.alpha for name, fact in zip(names, facts, strict=True) if not fact.problem}
+    found = {name: codes for name, codes in alphas.items() if codes is not None}
+    report.summary["with_alpha"] = len(found)
+    if len(found) < len(alphas):
+        if found:
+            message = "some pictures have alpha, the others have none"
+            mend = "convert --background white, or cut the object out of the others too"
+            report.add("error", "picture", message, _shown([*found]), mend, "--background white")
+        return
+    for code, (most, message, mend) in ODD_ALPHA.items():
+        odd = [name for name, codes in found.items() if code in codes]
+        if len(odd) > most * len(found):
+            report.add("warning", code, message, _shown(odd), mend)
 
 
 def _advice(problem: str) -> str:
@@ -362,7 +415,8 @@ def _confirm(files: DataFiles, preset: str, report: Report) -> None:
         return
     code = "training"
     try:
-        dataset = ImageDataset(files.path)
+        behind = (1.0, 1.0, 1.0) if report.summary["with_alpha"] else None
+        dataset = ImageDataset(files.path, background=behind)
         report.summary["resolution"] = dataset.resolution
         code = "scene"
         notes = fit_dataset_scene(dataset).notes if preset == "auto" else []

@@ -32,7 +32,7 @@ def add_traits(
             views; else as `data_tools.mirror.mirror`.
     """
     check_dest(Path(dest), overwrite, Path(source))
-    dataset = ImageDataset(source)
+    dataset = ImageDataset(source, background=(0.0, 0.0, 0.0))
     traits: dict[str, dict[str, float]] = {}
     for index, name in enumerate(progress(dataset.file_names, "Traits", unit="img")):
         identity, view = divmod(index, views_per_identity)

@@ -53,7 +53,7 @@ class HeadsConfig:
             whole data set.
         views_per_identity: images of each head, from different cameras; they follow one another.
         background: plain colour, 0..255, the same on all images. depth: also write exact depth maps
-            and masks.
+            and masks. alpha: transparent images in the place of the background.
         supersampling: rays along a pixel's side, odd. workers: processes; 0 = as many as there are
             cores (a script that calls with other than 1 needs the usual `if __name__ ==
             "__main__"`).
@@ -65,6 +65,7 @@ class HeadsConfig:
     views_per_identity: int = 2
     background: tuple[int, int, int] = HEADS_BACKGROUND
     depth: bool = False
+    alpha: bool = False
     supersampling: int = 3
     workers: int = 0
 
@@ -96,7 +97,7 @@ def render_head(
         intrinsics.numpy(),
         config.resolution,
         lambda tags, normals: paint(tags, head.look) * light(normals),
-        config.background,
+        None if config.alpha else config.background,
         config.supersampling,
     )
 

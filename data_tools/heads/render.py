@@ -41,8 +41,8 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Picture:
-    """One rendered view: image (n, n, 3) uint8; depth (n, n) float32, the distance along the
-    pixel's ray, 0 where it hits nothing.
+    """One rendered view: image (n, n, 3), or (n, n, 4) with straight alpha, uint8; depth (n, n)
+    float32, the distance along the pixel's ray, 0 where it hits nothing.
     """
 
     image: NDArray[np.uint8]
@@ -127,11 +127,11 @@ class Raycaster:
         intrinsics: Array,
         resolution: int,
         shader: Shader,
-        background: tuple[int, int, int],
+        background: tuple[int, int, int] | None,
         supersampling: int = 3,
     ) -> Picture:
-        """Picture of the mesh before a plain background (0..255), averaged over supersampling^2
-        rays a pixel.
+        """Picture of the mesh before a plain background (0..255), None = transparent, averaged over
+        supersampling^2 rays a pixel.
 
         Raises:
             ValueError: if `supersampling` is even.
@@ -142,11 +142,17 @@ class Raycaster:
         origin, directions = camera_rays(cam2world, intrinsics, size)
         face, barycentric = self.cast(origin, directions)
         hit = np.flatnonzero(face >= 0)
-        colours = np.tile(np.array(background, dtype=np.float64) / 255, (size * size, 1))
-        colours[hit] = np.clip(self._shade(face[hit], barycentric[hit], shader), 0, 1)
-        blocks = colours.reshape(resolution, supersampling, resolution, supersampling, 3).mean(
+        behind = (0, 0, 0, 0) if background is None else (*background, 255)
+        pixels = np.tile(np.array(behind, dtype=np.float64) / 255, (size * size, 1))
+        pixels[hit, :3] = np.clip(self._shade(face[hit], barycentric[hit], shader), 0, 1)
+        pixels[hit, 3] = 1
+        blocks = pixels.reshape(resolution, supersampling, resolution, supersampling, 4).mean(
             axis=(1, 3)
         )
+        if background is None:
+            blocks[..., :3] /= np.maximum(blocks[..., 3:], 1 / supersampling**2)
+        else:
+            blocks = blocks[..., :3]
         middle = np.arange(size * size).reshape(size, size)[
             supersampling // 2 :: supersampling, supersampling // 2 :: supersampling
         ]

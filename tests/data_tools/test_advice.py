@@ -26,6 +26,7 @@ from training.data.dataset import ImageDataset
 
 HERE = "tests/data_tools/test_advice.py"
 SKIP_BAD = "tests/data_tools/test_skip_bad.py"
+ALPHA = "tests/data_tools/test_alpha.py"
 CHECK = "tests/data_tools/check/test_check.py"
 CONVERT = "tests/data_tools/test_convert.py"
 GUESS = "tests/data_tools/check/test_guess.py"
@@ -33,6 +34,10 @@ GUESS = "tests/data_tools/check/test_guess.py"
 DONE_IN = {
     "try --camera-axes, --poses world2cam, or --no-recentre": f"{HERE}::test_cameras_look_apart",
     "choose what shows through: --background": f"{HERE}::test_background",
+    "save it as RGB, or train with --alpha composite": (
+        f"{ALPHA}::test_alpha_is_asked_of_data_that_have_it"
+    ),
+    "convert --background white, or cut": f"{CHECK}::test_every_error_is_found",
     "--radius and --pivot move the scene": f"{HERE}::test_radius_without_recentring",
     "(--intrinsics pixels does so)": f"{CHECK}::test_mend_of_intrinsics_in_pixels",
     "convert --intrinsics pixels": f"{CHECK}::test_mend_of_intrinsics_in_pixels",
@@ -122,7 +127,7 @@ def test_cameras_look_apart(tmp_path: Path):
         assert convert(source, tmp_path / "o.zip", options, overwrite=True).count == 6
 
 
-@pytest.mark.parametrize("background", ["white", "black", "1,2,3", "random"])
+@pytest.mark.parametrize("background", ["white", "black", "1,2,3", "random", "keep"])
 def test_background(background: str, tmp_path: Path):
     source = scenes.write_labels(Scene(orbit(2), size=(64, 64)), tmp_path / "in")
     Image.new("RGBA", (64, 64), (1, 2, 3, 4)).save(source / "pics" / "p1.png")

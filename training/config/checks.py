@@ -21,6 +21,11 @@ def check_config(config: Config, processes: int) -> None:
     check_ranges(config)
     check_batch(config, processes)
     check_sizes(config.model)
+    if config.model.rendering.alpha == "judge" and config.augment.mode != "noaug":
+        raise UserError(
+            "augmentation knows colours alone, and --alpha judge shows alpha beside them; choose"
+            " --alpha composite, or --aug noaug"
+        )
     if config.training.penalty == "finite_difference" and config.model.discriminator.c_noise > 0:
         raise UserError(
             "training.penalty=finite_difference would measure the noise of"

@@ -197,6 +197,12 @@ class RenderingConfig:
     background: tuple[float, float, float] | None = setting(
         None, "Red, green and blue behind the object; null = no background.", lowest=0, highest=1
     )
+    alpha: Literal["ignore", "composite", "judge"] = setting(
+        "ignore",
+        "Of pictures with alpha: composite: D sees reals and fakes over the same random colours;"
+        " judge: it sees alpha, too; ignore: such pictures are refused.",
+        option="--alpha",
+    )
     plane_axes: Literal["corrected", "released"] = setting(
         "corrected", "Axes of the third plane: z and y, or those of released networks."
     )

@@ -23,10 +23,13 @@ from tqdm import tqdm
 from dnnlib.console import UserError
 from dnnlib.files import local_file
 from training.cameras import LABEL_SIZE, mirror_label
+from training.config.settings import RenderingConfig
 from training.data.files import LABEL_FILE, BrokenFile, DataFiles
 from training.data.labels import check_labels, first_fault, pictures_below, read_labels
 from training.data.pictures import LARGEST_PICTURE, check_pictures, decode_picture, long_loop
 
+Colour = tuple[float, float, float]
+PLAIN_BACKGROUND: Colour = (1.0, 1.0, 1.0)  # of pictures with alpha, unless a model has another
 IN_MEMORY_BYTES = 512 << 20  # a data set of up to this many bytes is decoded once
 LONG_READ = 100 << 20  # bytes of pixels whose decoding takes long enough for a progress bar
 
@@ -48,6 +51,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         has_labels: false for a set without dataset.json, where that is allowed; its labels are all
             zero.
         shard_of: (len,) for sets of several ZIPs the number of each item's; None otherwise.
+        background: red, green and blue in [0, 1] that pictures with alpha are laid over; None =
+            such pictures are refused.
         key: text that changes with names, contents (ZIP: checksums; folder: sizes and times),
             labels and `mirror`; for caches.
     """
@@ -62,6 +67,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         check: bool = True,
         max_broken: int = 0,
         needs_labels: bool = True,
+        background: Colour | None = None,
     ) -> None:
         """Open and check a data set.
 
@@ -71,6 +77,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             check: read every picture's header; off where another process has just done so.
             max_broken: so many pictures may be unreadable, now or when they are decoded.
             needs_labels: refuse a set without dataset.json.
+            background: take pictures with alpha; the attribute says what it is.
 
         Raises:
             UserError: what is wrong, in which file or label, and what to do.
@@ -87,7 +94,9 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             self.files,
             self.file_names if check else self.file_names[: 1 + max_broken],
             self.note_broken,
+            background is not None,
         )
+        self.background = background
         self.set_labels(labels, mirror)
         stamps = [self.files.stamp(name) for name in self.file_names]  # each begins with the size
         self.file_sizes: Sequence[int] | np.ndarray = [int(stamp.split()[0]) for stamp in stamps]
@@ -127,13 +136,21 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return images[0], labels[0]
 
     def read(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
-        """Pictures (N, 3, H, W), uint8, and labels (N, 25), float32, of several items.
+        """Pictures (N, 3, H, W), uint8, and labels (N, 25), float32, of several items; what has
+        alpha is laid over `background`.
 
         An unreadable picture is replaced by the next readable one, label and all, as long as there
         are at most `max_broken`.
 
         Raises:
             UserError: if one more picture cannot be decoded, with its file's name.
+        """
+        images, labels = self.read_stored(indices)
+        return images if self.background is None else lay_over(images, self.background), labels
+
+    def read_stored(self, indices: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
+        """The same with alpha as a fourth channel, colours straight, where `background` is not
+        None.
         """
         items = torch.as_tensor(indices)
         count = len(self.file_names)
@@ -162,9 +179,8 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
             UserError: if a picture cannot be decoded, with its file's name.
         """
         if self._pixels is None:
-            pixels = torch.empty(
-                len(self.file_names), 3, self.resolution, self.resolution, dtype=torch.uint8
-            )
+            shape = (len(self.file_names), self.channels, self.resolution, self.resolution)
+            pixels = torch.empty(shape, dtype=torch.uint8)
             for index in long_loop(
                 range(len(pixels)), self.pixel_bytes > LONG_READ, "Reading pictures"
             ):
@@ -174,7 +190,17 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     @property
     def pixel_bytes(self) -> int:
         """Memory that `preload` takes."""
-        return len(self.file_names) * 3 * self.resolution**2
+        return len(self.file_names) * self.channels * self.resolution**2
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the first picture has transparent parts, and they are wanted."""
+        return self.background is not None and bool((self.read_stored([0])[0][:, 3] < 255).any())
+
+    @property
+    def channels(self) -> int:
+        """Of the pictures as they are stored: with alpha 4."""
+        return 3 if self.background is None else 4
 
     @property
     def fits_memory(self) -> bool:
@@ -217,7 +243,7 @@ class ImageDataset(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def _decode(self, index: int) -> Tensor:
         """Picture (3, H, W) of file number `index`."""
         content, where = self._content(index)
-        pixels = decode_picture(io.BytesIO(content), where)
+        pixels = decode_picture(io.BytesIO(content), where, self.channels == 4)
         if len(pixels) != self.resolution:
             raise UserError(
                 f"{where} is {len(pixels)} pixels wide instead of {self.resolution};"
@@ -236,6 +262,24 @@ def _content_key(files: list[str], labels: Tensor) -> str:
     content = hashlib.sha256("\0".join(files).encode(errors="surrogatepass"))
     content.update(labels.numpy().tobytes())
     return content.hexdigest()[:32]
+
+
+def alpha_background(rendering: RenderingConfig) -> Colour | None:
+    """`background` of the data of a model: None = it knows no alpha."""
+    if rendering.alpha == "ignore":
+        return None
+    return rendering.background or PLAIN_BACKGROUND
+
+
+def lay_over(images: Tensor, background: Colour) -> Tensor:
+    """Pictures (N, 3, H, W), uint8, of straight colours and alpha (N, 4, H, W), uint8, over red,
+    green and blue in [0, 1].
+    """
+    colours, alpha = images[:, :3], images[:, 3:]
+    if bool((alpha == 255).all()):
+        return colours
+    behind = torch.tensor(background).view(3, 1, 1) * 255
+    return (behind + (colours - behind) * (alpha / 255)).round().to(torch.uint8)
 
 
 def to_float(images: Tensor) -> Tensor:

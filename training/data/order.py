@@ -111,14 +111,14 @@ def training_batches(
 def read_batches(
     dataset: ImageDataset, index_batches: Iterable[np.ndarray], workers: int = 0
 ) -> Generator[tuple[Tensor, Tensor]]:
-    """`dataset.read` of each of `index_batches`, decoded ahead by `workers` processes, without
-    touching any random state.
+    """`dataset.read_stored` of each of `index_batches`, decoded ahead by `workers` processes,
+    without touching any random state.
 
     Raises:
         UserError: if a picture cannot be decoded, with its file's name, or if a worker dies.
     """
     if not workers:
-        yield from map(dataset.read, index_batches)
+        yield from map(dataset.read_stored, index_batches)
         return
     batches = _start_workers(dataset, index_batches, workers)
     try:
@@ -164,7 +164,7 @@ class _BatchReader(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, indices: Any) -> Any:
         try:
-            return *self.dataset.read(indices), dict(self.dataset.broken)
+            return *self.dataset.read_stored(indices), dict(self.dataset.broken)
         except UserError as error:
             return error
 

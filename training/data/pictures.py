@@ -27,6 +27,7 @@ OTHER_FORMATS = ("BMP", "TIFF", "GIF", *(("AVIF",) if features.check("avif") els
 HEIF_BRANDS = (b"heic", b"heix", b"mif1", b"msf1", b"hevc")
 RESOLUTIONS = (32, 64, 128, 256, 512, 1024)
 LOSSLESS_MODES = ("1", "L", "P", "RGB")  # pictures that become RGB without losing anything
+ALPHA_MODES = ("RGBA", "LA")  # and those that become RGBA
 LONG_SCAN = 20_000  # pictures whose check takes long enough for a progress bar
 LARGEST_PICTURE = 64 << 20  # bytes of a file; a picture of the largest size takes 3 MB unpacked
 # the largest cameras of phones have 108 million by default, and each copy takes four bytes a pixel
@@ -75,31 +76,35 @@ def _too_large(where: str, most: int) -> UserError:
     return UserError(f"{where} is larger than {most:,} pixels; leave it out or make it smaller")
 
 
-def decode_picture(file: IO[bytes], where: str) -> np.ndarray:
-    """Pixels (H, W, 3), uint8, of a picture file; grey and palette pictures become RGB.
+def decode_picture(file: IO[bytes], where: str, with_alpha: bool = False) -> np.ndarray:
+    """Pixels (H, W, 3), uint8, of a picture file; grey and palette pictures become RGB. With alpha
+    (H, W, 4), straight; opaque where the file has none.
 
     Raises:
         UserError: that names `where`, if the file is damaged or of a kind that `ImageDataset`
             refuses.
     """
     with errors_named(where), open_picture(file, where) as image:
-        _check_kind(image, where)
-        return np.array(image.convert("RGB"))
+        _check_kind(image, where, with_alpha)
+        return np.array(image.convert("RGBA" if with_alpha else "RGB"))
 
 
-def _check_kind(image: ImageFile.ImageFile, where: str) -> None:
-    """Refuse what cannot become 8-bit RGB without loss, and sizes no network has."""
+def _check_kind(image: ImageFile.ImageFile, where: str, with_alpha: bool) -> None:
+    """Refuse what cannot become 8-bit RGB without loss, alpha unless it is wanted, and sizes no
+    network has.
+    """
     if image.format not in (*FORMATS, "MPO"):
         raise UnfitPicture(f"{where} is a {image.format} file, whatever its name; save it as PNG")
     # Pillow shows a 16-bit colour PNG as plain RGB; only the decoder's raw mode tells.
     if image.mode.startswith(("I", "F")) or ";16" in str(image.tile):
         raise UnfitPicture(f"{where} has more than 8 bits a channel; save it as 8-bit RGB")
-    if image.mode.endswith(("A", "a")) or "transparency" in image.info:
+    if not with_alpha and (image.mode.endswith(("A", "a")) or "transparency" in image.info):
         raise UnfitPicture(
-            f"{where} has an alpha channel; put it on a plain background and save it as RGB",
+            f"{where} has an alpha channel; put it on a plain background and save it as RGB, or"
+            " train with --alpha composite",
             "--background white",
         )
-    if image.mode not in LOSSLESS_MODES:
+    if image.mode not in (*LOSSLESS_MODES, *(ALPHA_MODES if with_alpha else ())):
         raise UnfitPicture(f"{where} has colour mode {image.mode}; save it as RGB")
     size = f"{image.width}x{image.height}"
     if image.width != image.height:
@@ -111,7 +116,10 @@ def _check_kind(image: ImageFile.ImageFile, where: str) -> None:
 
 
 def check_pictures(
-    files: DataFiles, names: Sequence[str], note_broken: Callable[[dict[int, str]], None]
+    files: DataFiles,
+    names: Sequence[str],
+    note_broken: Callable[[dict[int, str]], None],
+    with_alpha: bool = False,
 ) -> int:
     """Resolution that all pictures share; reads headers only (0.03 ms a picture). Unreadable ones
     are handed to `note_broken`; of labelled ones it is said which command mends them.
@@ -121,7 +129,7 @@ def check_pictures(
     for index, name in enumerate(long_loop(names, len(names) > LONG_SCAN, "Checking pictures")):
         where = files.where(name)
         try:
-            width = _header_width(files, name, where)
+            width = _header_width(files, name, where, with_alpha)
         except BrokenFile as error:
             mend = ""
             if is_labelled and isinstance(error, UnfitPicture):
@@ -136,9 +144,9 @@ def check_pictures(
     return resolution
 
 
-def _header_width(files: DataFiles, name: str, where: str) -> int:
+def _header_width(files: DataFiles, name: str, where: str, with_alpha: bool) -> int:
     with errors_named(where), files.open(name) as file, open_picture(file, where) as image:
-        _check_kind(image, where)
+        _check_kind(image, where, with_alpha)
         return image.width
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import IO, overload
+from typing import IO, Any, overload
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from dnnlib import locks
 from dnnlib.archives import read_member_at
 from dnnlib.console import UserError, progress
 from dnnlib.files import atomic_write, cache_dir, local_file, make_dir
-from training.data.dataset import ImageDataset
+from training.data.dataset import Colour, ImageDataset
 from training.data.files import LABEL_FILE, TRAINING_SUFFIXES, DataFiles, errors_named, shown
 from training.data.labels import read_labels
 from training.data.order import WINDOW
@@ -52,13 +52,14 @@ def open_images(
     check: bool = True,
     max_broken: int = 0,
     needs_labels: bool = True,
+    background: Colour | None = None,
 ) -> ImageDataset:
     """The data set at `path`, of one ZIP or folder or of shards; arguments and errors are those of
     `ImageDataset`.
     """
     if shard_paths(path):
-        return ShardedDataset(path, mirror, max_broken, needs_labels)
-    return ImageDataset(path, mirror, check, max_broken, needs_labels)
+        return ShardedDataset(path, mirror, max_broken, needs_labels, background)
+    return ImageDataset(path, mirror, check, max_broken, needs_labels, background)
 
 
 def shard_paths(path: str | os.PathLike[str]) -> list[Path]:
@@ -130,7 +131,9 @@ def index_path(shard: Path) -> Path:
 def _make_index(shard: Path, path: Path, max_broken: int = 0) -> None:
     if shard.is_dir():
         raise UserError(f"{shard} is a folder; each part of a data set must be a ZIP: pack it")
-    data = ImageDataset(shard, check=False, max_broken=max_broken, needs_labels=False)
+    # whether alpha is wanted shows when pictures are decoded: an index serves either way
+    options: Any = {"check": False, "needs_labels": False, "background": (0.0, 0.0, 0.0)}
+    data = ImageDataset(shard, max_broken=max_broken, **options)
     names = [name.encode(errors="surrogatepass") for name in data.file_names]
     columns = [*COLUMNS, ("name", f"S{max(map(len, names))}")]
     index = np.zeros(len(names), dtype=columns)
@@ -245,13 +248,14 @@ class ShardedDataset(ImageDataset):
         mirror: bool = False,
         max_broken: int = 0,
         needs_labels: bool = True,
+        background: Colour | None = None,
     ) -> None:
         """Open, and index what has no index yet.
 
         Raises:
             UserError: as `ImageDataset`; if the shards' pictures differ in size.
         """
-        self.shards = shard_paths(path)
+        self.shards, self.background = shard_paths(path), background
         self._indices = _make_indices(self.shards, max_broken)
         indices = [read_index(*pair) for pair in zip(self.shards, self._indices, strict=True)]
         self.path, self.name = Path(absolute_data(os.fspath(path))), data_name(os.fspath(path))

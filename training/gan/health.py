@@ -41,7 +41,7 @@ class CollapseWatch:
 class JudgedReals(NamedTuple):
     """Real pictures for D."""
 
-    images: Tensor  # (N, 3, H, W) in [-1, 1]
+    images: Tensor  # (N, 3, H, W) in [-1, 1]; with alpha (N, 4, H, W)
     c: Tensor  # (N, 25)
 
 
@@ -51,12 +51,17 @@ class RealsWatch:
     """
 
     def __init__(
-        self, trained_on: JudgedReals, held_out: JudgedReals, group: int, device: torch.device
+        self,
+        trained_on: JudgedReals,
+        held_out: JudgedReals,
+        group: int,
+        device: torch.device,
+        judges_alpha: bool = False,
     ) -> None:
         """`group`: samples of a group of the minibatch statistics, which are judged together on
-        `device`.
+        `device`; `judges_alpha`: D sees alpha.
         """
-        self.group, self.device = group, device
+        self.group, self.device, self.judges_alpha = group, device, judges_alpha
         self.reals = {
             ("Reals/logits_trained_on", "Reals/accuracy_trained_on"): trained_on,
             ("Reals/logits_held_out", "Reals/accuracy_held_out"): held_out,
@@ -81,7 +86,10 @@ class RealsWatch:
         return found
 
     def _judge(self, D: nn.Module, reals: JudgedReals, schedule: Schedule) -> Tensor:
-        shown = real_pictures(reals.images.to(self.device), schedule)
+        images, background = reals.images.to(self.device), None
+        if images.shape[1] == 4:
+            background = torch.full((len(images), 3), -1.0, device=self.device)
+        shown = real_pictures(images, schedule, background, self.judges_alpha)
         logits: Tensor = D(*shown, reals.c.to(self.device))
         return logits
 

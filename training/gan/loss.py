@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,9 @@ from training.config.sizes import cosine_fade, fade, rendering_resolution
 from training.gan.augment import AugmentPipe
 from training.networks.generator import Generator, GeneratorOutput
 from training.networks.layers import resize_image
+from training.rendering.compositing import lay_over
 
+Alpha = Literal["ignore", "composite", "judge"]
 REFERENCE_BATCH = 32  # the published schedules that scale with the batch are given for this one
 
 
@@ -39,8 +41,8 @@ class Schedule(NamedTuple):
 class Pictures(NamedTuple):
     """What the discriminator sees of each sample."""
 
-    image: Tensor  # (N, 3, resolution, resolution)
-    image_raw: Tensor  # (N, 3, r, r)
+    image: Tensor  # (N, 3, resolution, resolution); with alpha as a fourth channel where D sees it
+    image_raw: Tensor  # (N, 3, r, r) or (N, 4, r, r)
 
 
 def schedule_at(config: Config, images: int) -> Schedule:
@@ -116,15 +118,44 @@ def augment_pictures(augment: AugmentPipe, pictures: Pictures) -> Pictures:
     return Pictures(both[:, :3], resize_image(both[:, 3:], raw.shape[-1]))
 
 
-def real_pictures(images: Tensor, schedule: Schedule) -> Pictures:
-    """Real images (N, 3, H, W) and their version at the rendering resolution, both blurred."""
+def backgrounds(mode: Alpha, count: int, device: torch.device) -> Tensor | None:
+    """Colours (count, 3) in [-1, 1] that samples are laid over, reals and fakes alike: random ones,
+    or black where D sees alpha; None where there is no alpha.
+    """
+    if mode == "ignore":
+        return None
+    if mode == "judge":
+        return torch.full((count, 3), -1.0, device=device)
+    return rand(count, 3, device=device) * 2 - 1
+
+
+def with_alpha(image: Tensor, alpha: Tensor) -> Tensor:
+    """`image` (N, 3, H, W) and `alpha` (N, 1, h, w) in [0, 1] as D sees them: (N, 4, H, W)."""
+    return torch.cat([image, resize_image(alpha, image.shape[-1]) * 2 - 1], dim=1)
+
+
+def real_pictures(
+    images: Tensor, schedule: Schedule, background: Tensor | None = None, judges_alpha: bool = False
+) -> Pictures:
+    """Real images (N, 3, H, W) and their version at the rendering resolution, both blurred; with
+    straight alpha (N, 4, H, W) they are laid over `background` (N, 3).
+    """
+    if background is not None:
+        alpha = (images[:, 3:] + 1) / 2
+        images = lay_over((images[:, :3] + 1) * alpha - 1, alpha, background)
+        images = with_alpha(images, alpha) if judges_alpha else images
     raw = resize_image(images, schedule.resolution)
     return Pictures(blur(images, schedule.blur_sigma), blur(raw, schedule.blur_sigma))
 
 
-def fake_pictures(fakes: GeneratorOutput, schedule: Schedule) -> Pictures:
+def fake_pictures(
+    fakes: GeneratorOutput, schedule: Schedule, judges_alpha: bool = False
+) -> Pictures:
     """Generated pictures; only the final image is blurred."""
-    return Pictures(blur(fakes.image, schedule.blur_sigma), fakes.image_raw)
+    image, raw = fakes.image, fakes.image_raw
+    if judges_alpha:
+        image, raw = with_alpha(image, fakes.alpha), with_alpha(raw, fakes.alpha)
+    return Pictures(blur(image, schedule.blur_sigma), raw)
 
 
 def generate(
@@ -134,9 +165,10 @@ def generate(
     schedule: Schedule,
     update_w_avg: bool = False,
     swapped_c: Tensor | None = None,
+    background: Tensor | None = None,
 ) -> GeneratorOutput:
     """Training fakes of z (N, z_dim) seen from cameras c (N, 25): random noise, sample offsets and
-    pose swapping.
+    pose swapping; over `background` (N, 3) for models with alpha.
     """
     ws = G.mapping(
         z, swap_cameras(c, schedule.swap_probability, swapped_c), update_w_avg=update_w_avg
@@ -147,6 +179,7 @@ def generate(
         neural_rendering_resolution=schedule.resolution,
         noise_mode="random",
         deterministic=False,
+        background=background,
     )
 
 

@@ -84,12 +84,17 @@ class FakeInputs(NamedTuple):
 class Batch:
     """What a process's share of one step starts from."""
 
-    real: Tensor  # (B, 3, H, W) in [-1, 1]
+    real: Tensor  # (B, 3, H, W) in [-1, 1]; with alpha (B, 4, H, W)
     real_c: Tensor  # (B, 25)
     fakes: dict[Phase, FakeInputs]
     # (1, 25) standard deviations of cameras over the samples of all processes: of the fakes by
     # phase, of the reals at Phase.D_REG; empty = not used
     c_std: dict[Phase, Tensor]
+    background: Tensor | None  # (B, 3) in [-1, 1], behind the i-th real and fake; None = no alpha
+
+    def behind(self, part: Tensor) -> Tensor | None:
+        """The backgrounds of a micro-batch."""
+        return None if self.background is None else self.background[part]
 
 
 class Shown(NamedTuple):
@@ -124,6 +129,7 @@ class Trainer:
         self.statistics = Statistics(device)
         self.gan_loss = look_up(loss.GAN_LOSSES, config.training.loss, "training.loss")
         self.schedule = loss.schedule_at(config, 0)
+        self.judges_alpha = config.model.rendering.alpha == "judge"
         self._outcomes = list[tuple[str, Tensor]]()  # of updates that are not counted yet
         torch.manual_seed(config.training.seed)
         self.G = Generator(config.model).train().requires_grad_(False).to(device)
@@ -165,7 +171,7 @@ class Trainer:
         al. 2020, section 3.1).
 
         Args:
-            real_images: (B, 3, H, W) in [-1, 1].
+            real_images: (B, 3, H, W) in [-1, 1]; with alpha (B, 4, H, W).
             real_c: (B, 25).
 
         Raises:
@@ -244,6 +250,9 @@ class Trainer:
                 self.config.model.generator.z_dim,
                 device=self.device,
             ).transpose(0, 1)
+            background = loss.backgrounds(
+                self.config.model.rendering.alpha, len(self.shard), self.device
+            )
         c, swapped_c = draw_cameras(
             self.camera_labels, len(FAKE_PHASES), self.config.training.batch, seed, images
         )
@@ -261,7 +270,7 @@ class Trainer:
         if self.D.c_noise > 0:
             shown = dict(zip(FAKE_PHASES, c, strict=True)) | {Phase.D_REG: all_real_c}
             deviations = {phase: camera_std(cameras) for phase, cameras in shown.items()}
-        return Batch(real, real_c, fakes, deviations)
+        return Batch(real, real_c, fakes, deviations, background)
 
     def _micro_batches(self, phase: Phase) -> Iterator[Tensor]:
         """Indices (M,) of the samples of each micro-batch, which draw from their own streams
@@ -278,7 +287,8 @@ class Trainer:
     ) -> GeneratorOutput:
         """Fakes of a micro-batch; `moves_w_avg` counts them in the mean latent."""
         z, c, swapped_c = (value[part] for value in batch.fakes[phase])
-        fakes = loss.generate(self.G, z, c, self.schedule, moves_w_avg, swapped_c)
+        behind = batch.behind(part)
+        fakes = loss.generate(self.G, z, c, self.schedule, moves_w_avg, swapped_c, behind)
         if moves_w_avg:
             w_avg = self.G.backbone.mapping.w_avg
             self._moved.append(w_avg.clone())
@@ -289,13 +299,14 @@ class Trainer:
         self, fakes: GeneratorOutput, batch: Batch, phase: Phase, part: Tensor
     ) -> Shown:
         """The fakes of a micro-batch of `phase` as D sees them."""
-        return self._show(
-            loss.fake_pictures(fakes, self.schedule), batch.fakes[phase].c[part], batch, phase
-        )
+        pictures = loss.fake_pictures(fakes, self.schedule, self.judges_alpha)
+        return self._show(pictures, batch.fakes[phase].c[part], batch, phase)
 
     def _show_reals(self, batch: Batch, part: Tensor) -> Shown:
         """The real pictures of a micro-batch as D sees them."""
-        pictures = loss.real_pictures(batch.real[part], self.schedule)
+        pictures = loss.real_pictures(
+            batch.real[part], self.schedule, batch.behind(part), self.judges_alpha
+        )
         return self._show(pictures, batch.real_c[part], batch, Phase.D_REG)
 
     def _show(self, pictures: Pictures, c: Tensor, batch: Batch, phase: Phase) -> Shown:

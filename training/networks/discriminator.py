@@ -118,6 +118,7 @@ class Discriminator(nn.Module):
         self.config = copy.deepcopy(config)
         options = self.config.discriminator
         self.c_noise = options.c_noise
+        self.channels = 4 if config.rendering.alpha == "judge" else 3
         self.cmap_dim = channels_at(LAST_RESOLUTION, options.channel_base, options.channel_max)
         self.resolutions = block_resolutions(config.resolution)[:0:-1]
         for index, size in enumerate(self.resolutions):
@@ -126,7 +127,9 @@ class Discriminator(nn.Module):
             )
             self.add_module(
                 f"b{size}",
-                DiscriminatorBlock(channels, next_channels, 0 if index else 6, options.conv_clamp),
+                DiscriminatorBlock(
+                    channels, next_channels, 0 if index else 2 * self.channels, options.conv_clamp
+                ),
             )
         self.mapping = MappingNetwork(
             0,
@@ -152,8 +155,8 @@ class Discriminator(nn.Module):
         """Logits (N, 1).
 
         Args:
-            image: (N, 3, resolution, resolution).
-            image_raw: (N, 3, r, r), resized to the resolution of `image`.
+            image: (N, 3, resolution, resolution); if it judges alpha (N, 4, ...).
+            image_raw: (N, 3, r, r) or (N, 4, r, r), resized to the resolution of `image`.
             c: (N, 25) camera labels.
             batches: The N samples are so many batches, one after the other, which know nothing of
                 each other: faster than in turn.
@@ -165,8 +168,8 @@ class Discriminator(nn.Module):
             UserError: for pictures or labels of another shape.
         """
         resolution = self.config.resolution
-        check_tensor("image", image, "N", 3, resolution, resolution)
-        check_tensor("image_raw", image_raw, "N", 3, "r", "r")
+        check_tensor("image", image, "N", self.channels, resolution, resolution)
+        check_tensor("image_raw", image_raw, "N", self.channels, "r", "r")
         check_labels(c)
         x = torch.cat([image, resize_image(image_raw, image.shape[-1])], dim=1)
         for size in self.resolutions:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,10 +23,11 @@ from training.networks.arguments import (
     check_tensor,
     check_views,
 )
-from training.networks.layers import FullyConnected, camera_condition
+from training.networks.layers import FullyConnected, camera_condition, resize_image
 from training.networks.stylegan2 import MappingNetwork, NoiseMode, SynthesisBlock, SynthesisNetwork
 from training.networks.superresolution import SuperResolution
 from training.rendering import renderer
+from training.rendering.compositing import lay_over
 from training.rendering.rays import sample_rays
 from training.rendering.sampling import FINE_SAMPLERS
 
@@ -224,6 +226,7 @@ class Generator(nn.Module):
         c: Tensor,
         neural_rendering_resolution: int | None = None,
         deterministic: bool = True,
+        background: Tensor | None = None,
     ) -> GeneratorOutput:
         """Pictures of planes (N, 3, C, H, W) from cameras c (N, 25), or of one sample's planes and
         ws from any number of cameras.
@@ -232,6 +235,8 @@ class Generator(nn.Module):
             ws: (N, num_ws, w_dim), for the super-resolution.
             neural_rendering_resolution: Pixels of the volume rendering; None = the model's own.
             deterministic: Fixed instead of random offsets of the samples along rays.
+            background: Colours (N, 3) in [-1, 1] that models trained with alpha lay their pictures
+                over, each its own; None = `rendering.background`.
         """
         self._check_rendering()
         check_views(planes, ws, c, (self.num_ws, self.w_dim))
@@ -239,14 +244,23 @@ class Generator(nn.Module):
         planes, ws = (value.expand(len(c), *value.shape[1:]) for value in (planes, ws))
         cam2world, intrinsics = unpack_label(c.float())
         ray_origins, ray_directions = sample_rays(cam2world, intrinsics, resolution)
+        has_alpha = self.rendering.alpha != "ignore"
+        rendering = replace(self.rendering, background=None) if has_alpha else self.rendering
         rays = renderer.render(
-            planes, self.decoder, ray_origins, ray_directions, self.rendering, deterministic
+            planes, self.decoder, ray_origins, ray_directions, rendering, deterministic
         )
         features, depth, alpha = (
             value.transpose(1, 2).unflatten(2, (resolution, resolution)) for value in rays
         )
         image = self.superresolution(features, ws, self.config.superresolution.noise_mode)
-        return GeneratorOutput(image, features[:, :3], depth, alpha)
+        raw = features[:, :3]
+        if has_alpha:
+            if background is None:
+                plain = torch.tensor(self.rendering.background or (0.0, 0.0, 0.0)).to(image)
+                background = (plain * 2 - 1).expand(len(c), 3)
+            image = lay_over(image, resize_image(alpha, image.shape[-1]), background)
+            raw = lay_over(raw, alpha, background)
+        return GeneratorOutput(image, raw, depth, alpha)
 
     def synthesis(
         self,
@@ -255,11 +269,11 @@ class Generator(nn.Module):
         neural_rendering_resolution: int | None = None,
         noise_mode: NoiseMode = "const",
         deterministic: bool = True,
+        background: Tensor | None = None,
     ) -> GeneratorOutput:
         """Pictures of ws (N, num_ws, w_dim) from cameras c (N, 25)."""
-        return self.render(
-            self.planes(ws, noise_mode), ws, c, neural_rendering_resolution, deterministic
-        )
+        planes = self.planes(ws, noise_mode)
+        return self.render(planes, ws, c, neural_rendering_resolution, deterministic, background)
 
     def forward(
         self,

@@ -60,3 +60,10 @@ def add_background(
     fill = torch.ones(features.shape[-1], dtype=features.dtype, device=features.device)
     fill[:3] = torch.tensor(background, dtype=features.dtype)
     return features + (1 - alpha) * fill
+
+
+def lay_over(pictures: Tensor, alpha: Tensor, colours: Tensor) -> Tensor:
+    """Premultiplied pictures (N, 3, H, W) with `alpha` (N, 1, H, W) over plain `colours` (N, 3);
+    pictures and colours are in [-1, 1], where premultiplied black is -1.
+    """
+    return pictures + (1 - alpha) * (colours[:, :, None, None] + 1)

@@ -50,7 +50,10 @@ def note_on_data(own: DataConfig, wanted: DataConfig) -> str | None:
     if not own.content:  # by an earlier version
         unknown = "the run did not keep what its data were, so they are not compared"
         return f"Data from {path} now; {unknown}" if has_moved else None
-    found = content_of(open_images(path, check=False, max_broken=wanted.max_broken))
+    # the content that is compared does not depend on alpha
+    found = content_of(
+        open_images(path, check=False, max_broken=wanted.max_broken, background=(1.0, 1.0, 1.0))
+    )
     differences = content_differences(own.content, found)
     if differences:
         named = f"{'--data' if has_moved else 'data'} {path}"

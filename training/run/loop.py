@@ -25,7 +25,7 @@ from training.checkpoints.checkpoint import Checkpoint, Weights, load_state
 from training.config.settings import Config, DataConfig
 from training.config.sizes import rendering_resolution
 from training.data.balance import balance_copies, balance_weights
-from training.data.dataset import ImageDataset, to_float
+from training.data.dataset import ImageDataset, alpha_background, to_float
 from training.data.order import training_batches
 from training.data.shards import open_images
 from training.gan.health import (
@@ -133,6 +133,7 @@ def open_dataset(config: Config) -> ImageDataset:
         mirror=config.data.mirror,
         check=rank() == 0,
         max_broken=config.data.max_broken,
+        background=alpha_background(config.model.rendering),
     )
     if dataset.resolution != config.model.resolution:
         sizes = f"{dataset.resolution} pixels, the model makes {config.model.resolution}"
@@ -187,9 +188,10 @@ def watch_held_out(dataset: ImageDataset, config: Config, device: torch.device) 
     """A watch on the last pictures, which are held out, and on as many of the first."""
     held_out, last = config.data.held_out, len(dataset.file_names)
     count = min(held_out, last - held_out, MOST_WATCHED)
-    parts = (dataset.read(np.arange(first, first + count)) for first in (0, last - count))
+    parts = (dataset.read_stored(np.arange(first, first + count)) for first in (0, last - count))
     known, others = (JudgedReals(to_float(images), labels) for images, labels in parts)
-    return RealsWatch(known, others, config.model.discriminator.mbstd_group_size, device)
+    group, alpha = config.model.discriminator.mbstd_group_size, config.model.rendering.alpha
+    return RealsWatch(known, others, group, device, alpha == "judge")
 
 
 def initialise(trainer: Trainer, weights: Weights) -> str:

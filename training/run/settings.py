@@ -23,7 +23,7 @@ from training.config.settings import (
     set_option,
 )
 from training.config.sizes import block_sizes, is_power_of_two
-from training.data.dataset import ImageDataset
+from training.data.dataset import ImageDataset, alpha_background
 from training.data.scene import apply_scene, fit_dataset_scene
 from training.gan.loss import GAN_LOSSES
 from training.networks.shapes import check_networks
@@ -102,6 +102,12 @@ def new_config(request: RunRequest, data: RunData, device: str) -> tuple[Config,
     config.data.content = content_of(data.dataset) if data.dataset else ""
     config.snapshot.contents = contents_of_files(config.snapshot)
     settle(config, given)
+    if config.model.rendering.alpha != "ignore" and data.dataset and not data.dataset.has_alpha:
+        raise UserError(
+            f"{data.path}: the first picture has no transparent parts, which --alpha is about;"
+            " leave --alpha out, or make the data again by dataset_tool.py convert --background"
+            " keep"
+        )
     notes.append(f"Precision {precision_note(config.training.precision, device)}")
     return config, notes
 
@@ -202,6 +208,8 @@ def settle(config: Config, given: set[str]) -> None:
         training.gamma = r1_gamma(model.resolution, training.batch)
     if training.schedule_kimg is None and (training.lr_final, training.gamma_final) != (1, 1):
         training.schedule_kimg = training.kimg  # which may grow when the run goes on
+    if model.rendering.alpha != "ignore":
+        model.rendering.background = alpha_background(model.rendering)
     superresolution = model.superresolution
     if (
         "superresolution.input_resolution" in given

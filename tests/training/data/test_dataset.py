@@ -764,7 +764,7 @@ def test_a_finite_reading_ends_and_leaves_no_process(good):
 @pytest.mark.waits
 def test_a_worker_that_dies_is_reported(good, monkeypatch):
     dataset = ImageDataset(good)
-    monkeypatch.setattr(dataset, "read", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(dataset, "read_stored", lambda _: os.kill(os.getpid(), signal.SIGKILL))
     refusal(
         lambda: next(read_batches(dataset, [np.arange(2)], workers=1)),
         "process that reads pictures died",
