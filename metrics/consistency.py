@@ -18,6 +18,8 @@ from metrics.views import View, render_view, resized
 # of the picture's width at the point's distance: two views' depths may differ by it and still show
 # one surface
 DEPTH_TOLERANCE = 0.02
+STRICT_DEGREES = (5, 15, 30)  # between the cameras of strict consistency
+INTERIOR = 0.75  # of a picture's side, in which jitter is measured: borders differ anyhow
 ROUNDING = 1e-9  # of interpolated masks
 NAMES = ("image", "raw")
 
@@ -51,6 +53,72 @@ def view_consistency(
         "seen": _ratio(visible, solid),
         "angle_degrees": math.degrees(angles / count),
     }
+
+
+def strict_consistency(
+    sampler: GeneratorSampler, count: int, batch: int, team: WorkerGroup
+) -> dict[str, float]:
+    """The same of `count` fakes at fixed angles, by the degrees in `STRICT_DEGREES`, from cameras
+    turned towards the front.
+
+    Returns:
+        psnr_raw_5, psnr_image_5, share_5, ...: as `view_consistency`.
+        psnr_jitter: of the final picture from a camera whose picture lies one pixel to the right,
+            against the first one moved by that pixel. Only what sticks to the picture differs.
+    """
+    turned = torch.zeros(len(STRICT_DEGREES), 7, dtype=torch.float64)
+    jitter = torch.zeros(2, dtype=torch.float64)
+    for start, size in sampler.batches(count, batch, team, "Strict consistency"):
+        cameras = sampler.cameras(start, size)
+        ws = sampler.ws(sampler.latents(start, size), cameras)
+        with torch.no_grad():
+            planes = sampler.model.planes(ws)
+        first = render_view(sampler, ws, cameras, start, planes)
+        for row, degrees in zip(turned, STRICT_DEGREES, strict=True):
+            c = turn_to_front(cameras, math.radians(degrees))
+            second = render_view(sampler, ws, c, start, planes)
+            row += (warp_sums(first, second) + warp_sums(second, first)).cpu()
+        moved = cameras.clone()
+        moved[:, 18] += 1 / first.image.shape[-1]
+        second = render_view(sampler, ws, moved, start, planes)
+        jitter += jitter_sums(first.image, second.image).cpu()
+    values: dict[str, float] = {}
+    for row, degrees in zip(team.sum(turned).tolist(), STRICT_DEGREES, strict=True):
+        psnrs = {
+            f"psnr_{name}_{degrees}": _psnr(row[2 * i], row[2 * i + 1])
+            for i, name in enumerate(NAMES)
+        }
+        values |= psnrs | {f"share_{degrees}": _ratio(row[4], row[4] + row[5])}
+    return values | {"psnr_jitter": _psnr(*team.sum(jitter).tolist())}
+
+
+def turn_to_front(c: Tensor, angle: float) -> Tensor:
+    """Cameras c (N, 25) turned by `angle` about the vertical through the point of their optical
+    axis that is nearest to the world's origin, to the side on which z is.
+    """
+    cam2world = c[:, :16].reshape(-1, 4, 4).double()
+    position, axis = cam2world[:, :3, 3], F.normalize(cam2world[:, :3, 2], dim=1)
+    pivot = position - (position * axis).sum(1, keepdim=True) * axis
+    turn = torch.zeros_like(cam2world[:, :3, :3])
+    signed = torch.where(position[:, 0] > pivot[:, 0], -angle, angle).to(turn)
+    turn[:, 0, 0] = turn[:, 2, 2] = signed.cos()
+    turn[:, 0, 2], turn[:, 2, 0], turn[:, 1, 1] = signed.sin(), -signed.sin(), 1.0
+    moved = cam2world.clone()
+    moved[:, :3, :3] = turn @ cam2world[:, :3, :3]
+    moved[:, :3, 3] = pivot + (turn @ (position - pivot)[..., None])[..., 0]
+    return torch.cat([moved.flatten(1).to(c), c[:, 16:]], dim=1)
+
+
+def jitter_sums(first: Tensor, second: Tensor) -> Tensor:
+    """Squared error and number of colours, (2,), between pictures (N, 3, R, R) and the same moved
+    by a pixel to the right, in their interiors.
+    """
+    side = first.shape[-1]
+    margin = max(round(side * (1 - INTERIOR) / 2), 1)
+    inside = slice(margin, side - margin)
+    error = second[..., inside, margin : side - margin]
+    error = error - first[..., inside, margin - 1 : side - margin - 1]
+    return torch.stack([error.square().sum(), error.new_tensor(float(error.numel()))])
 
 
 def _pair_sums(sampler: GeneratorSampler, start: int, count: int) -> Tensor:

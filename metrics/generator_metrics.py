@@ -1,5 +1,5 @@
-"""Metrics that look at the generator itself: fid3d, traits, normals, ppl, consistency, shape,
-depth, relief, identity, pose, speed.
+"""Metrics that look at the generator itself: fid3d, traits, normals, ppl, consistency, strict,
+shape, depth, relief, identity, pose, speed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dnnlib.console import UserError
-from metrics.consistency import view_consistency
+from metrics.consistency import strict_consistency, view_consistency
 from metrics.depth import depth_against_maps, relief
 from metrics.detectors import Detector, load_detector
 from metrics.fid3d import fid3d
@@ -95,6 +95,10 @@ def _ppl(task: Task) -> Measured:
 
 def _consistency(task: Task) -> Measured:
     return task.named(view_consistency(task.sampler, *task.work)), {}
+
+
+def _strict(task: Task) -> Measured:
+    return task.named(strict_consistency(task.sampler, *task.work)), {}
 
 
 def _relief(task: Task) -> Measured:
@@ -180,6 +184,7 @@ METRICS: dict[str, Callable[[Task], Measured]] = {
     "traits": _traits,
     "normals": _normals,
     "consistency": _consistency,
+    "strict": _strict,
     "shape": _shape,
     "depth": _depth,
     "relief": _relief,

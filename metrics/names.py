@@ -17,9 +17,9 @@ LARGEST_COUNT = 10_000_000
 
 VALID_FORMS = (
     "fidN, fidN_full, kidN, kidN_full, prNK, prNK_full, coverageNK, coverageNK_full, isN, fid3dN,"
-    " traitsN, normalsN, ppl2_wend, ppl2_wendN, consistencyN, shapeN, depthN, reliefN, identityN,"
-    " poseN, speed; N = pictures such as 500, 2k or 50k, K = neighbours such as 3; _lite0 or _lite1"
-    " after those of fid to normals names the feature network"
+    " traitsN, normalsN, ppl2_wend, ppl2_wendN, consistencyN, strictN, shapeN, depthN, reliefN,"
+    " identityN, poseN, speed; N = pictures such as 500, 2k or 50k, K = neighbours such as 3;"
+    " _lite0 or _lite1 after those of fid to normals names the feature network"
 )
 _EXPLANATIONS = {
     "fid": "Fréchet distance, lower is better",
@@ -32,6 +32,7 @@ _EXPLANATIONS = {
     "normals": "Fréchet distance of pictures of normals, lower is better",
     "ppl": "perceptual path length, lower is better",
     "consistency": "agreement of two views: PSNR in dB, share of confirmed surface",
+    "strict": "agreement of views 5, 15 and 30 degrees apart, and one pixel apart, in dB",
     "depth": "against true depth: error (0 right, 1 flat), relief (1 right)",
     "shape": "bands, asymmetry and variety of depth, beside the reals'",
     "relief": "shape of the visible surface: 0 is flat, 0.47 half a sphere",
@@ -48,7 +49,7 @@ _PATTERNS = {
     **{kind: kind + _COUNT + _NETWORK for kind in ("is", "fid3d", "traits", "normals")},
     **{
         kind: f"{kind}(?:{_COUNT})?"
-        for kind in ("consistency", "depth", "shape", "relief", "identity", "pose")
+        for kind in ("consistency", "strict", "depth", "shape", "relief", "identity", "pose")
     },
     "ppl": f"ppl2_wend(?:{_COUNT})?",
     "speed": "speed",
@@ -60,7 +61,17 @@ _SMALLEST = dict.fromkeys(("fid", "kid", "fid3d", "traits", "normals", "shape"),
 _OF_NEIGHBOURS = ("pr", "coverage")
 _OF_PICTURES = ("fid", "kid", *_OF_NEIGHBOURS, "is")
 _NEED_DETECTOR = (*_OF_PICTURES, "fid3d", "traits", "normals")
-_NEED_NO_REALS = ("is", "ppl", "consistency", "relief", "shape", "identity", "pose", "speed")
+_NEED_NO_REALS = (
+    "is",
+    "ppl",
+    "consistency",
+    "strict",
+    "relief",
+    "shape",
+    "identity",
+    "pose",
+    "speed",
+)
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,9 @@ DONE_IN = {
     "add --aug ada or --aug fixed": REFUSALS,
     "--config and --{} exclude each other": REFUSALS,
     "leave it out of --set, or of the file of --config": REFUSALS,
+    "leave --nrr-initial out, or begin": (
+        "tests/train/test_train_strict.py::test_what_follows_from_it_is_settled"
+    ),
     "choose --alpha composite, or --aug noaug": ASKED,
     "leave --alpha out, or make the data again": ASKED,
     "choose a multiple of": REFUSALS,

@@ -106,3 +106,25 @@ def test_raw_and_picture_have_the_same_colours(generator: Generator) -> None:
         difference = (shown.image - raw).abs().amax(dim=1) * 127.5
         for seed, one, weight in zip(SEEDS, difference, alpha[:, 0], strict=True):
             assert float(one[weight > 0.5].median()) < 6, (seed, yaw)
+
+
+@torch.no_grad()
+def test_few_samples_near_the_surface_show_what_many_show(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures of docs/consistency.md, on one seed at 128 pixels."""
+    cameras = cameras_of(generator)
+    z = seed_latent(0, generator.z_dim)
+    ws = generator.mapping(z, cameras.frontal_label()[None])
+    c, planes = cameras.label([-0.5, 0.2], cameras.pitch), generator.planes(ws)
+
+    def rendered(first_pass: str, first: int, second: int) -> Tensor:
+        monkeypatch.setattr(generator.rendering, "first_pass", first_pass)
+        monkeypatch.setattr(generator.rendering, "depth_resolution", first)
+        monkeypatch.setattr(generator.rendering, "depth_resolution_importance", second)
+        return generator.render(planes, ws, c, 128).image_raw
+
+    many = rendered("full", 512, 0)
+    for count, least in ((8, 36), (16, 40)):
+        assert psnr(rendered("quarter", 48, count), many) > least
+        assert psnr(rendered("full", count // 2, count // 2), many) < least - 8

@@ -15,6 +15,7 @@ SMALLEST = {
     "gradient_overlap": ["--rounds", "1"],
     "networks": ["--resolution", "128", "--repeats", "1", "--precision", "fp32"],
     "step_flops": [],
+    "few_samples": ["--resolutions", "16", "--seeds", "1"],
     "inversion": ["--count", "1", "--steps", "1", "1"],
 }
 

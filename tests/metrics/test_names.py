@@ -29,6 +29,7 @@ from metrics.names import VALID_FORMS, parse_metric, parse_metrics
         ("ppl2_wend", "ppl", 50_000, False, 3, None),
         ("ppl2_wend2k", "ppl", 2000, False, 3, None),
         ("consistency64", "consistency", 64, False, 3, None),
+        ("strict", "strict", 256, False, 3, None),
         ("speed", "speed", 1, False, 3, None),
     ],
 )

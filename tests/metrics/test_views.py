@@ -12,9 +12,16 @@ import torch
 from torch import Tensor
 
 from dnnlib.console import UserError
-from metrics.consistency import correspondence, view_consistency
+from metrics.consistency import (
+    STRICT_DEGREES,
+    correspondence,
+    jitter_sums,
+    strict_consistency,
+    turn_to_front,
+    view_consistency,
+)
 from metrics.depth import compare_depths, depth_against_maps, relief, relief_of_points
-from metrics.geometry import pixel_rays, points_of_depth, project, sample_at
+from metrics.geometry import pixel_rays, points_of_depth, project, sample_at, view_angle
 from metrics.identity import identity_similarity
 from metrics.onnx_models import OnnxModel
 from metrics.pose import camera_angles, pose_error
@@ -128,6 +135,46 @@ def test_cards_have_no_relief(measured: dict[tuple[str, str], dict[str, float]])
     )
     # which alone would not have shown that it is flat
     assert measured["fixed_card", "world"]["share"] > 0.99
+
+
+def test_strict_consistency_tells_what_sticks_to_the_picture():
+    world, screen = (
+        strict_consistency(sampler_of(Scene("sphere", texture)), 4, 3, ALONE)
+        for texture in ("world", "screen")
+    )
+    before = 0.0
+    for degrees in STRICT_DEGREES[::-1]:
+        assert world[f"psnr_image_{degrees}"] > 45
+        assert world[f"psnr_raw_{degrees}"] > 45
+        assert world[f"share_{degrees}"] > 0.99
+        # the further apart, the worse
+        assert before < screen[f"psnr_image_{degrees}"] < world[f"psnr_image_{degrees}"] - 15
+        before = screen[f"psnr_image_{degrees}"]
+    assert world["psnr_jitter"] > 90  # the same rays, one pixel further
+    assert screen["psnr_jitter"] < 45
+
+
+def test_cameras_turn_by_the_angle_towards_the_front():
+    c = cameras(6).float()
+    for degrees in STRICT_DEGREES:
+        turned = turn_to_front(c, math.radians(degrees))
+        for one, other in zip(c, turned, strict=True):
+            pitch = math.asin(float(-one[6]))
+            expected = 2 * math.asin(math.sin(math.radians(degrees) / 2) * math.cos(pitch))
+            assert view_angle(one, other) == pytest.approx(expected, abs=1e-3)
+            yaw, new_yaw = (math.atan2(float(x[3]), float(x[11])) for x in (one, other))
+            assert abs(new_yaw - yaw) == pytest.approx(math.radians(degrees), abs=1e-4)
+            assert abs(new_yaw) < max(abs(yaw), math.radians(degrees)) + 1e-4
+            assert float(other[7]) == pytest.approx(float(one[7]), abs=1e-6)
+        assert turned[:, 16:].equal(c[:, 16:])
+
+
+def test_jitter_is_of_the_interior_and_one_pixel():
+    first = torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    second = first.roll(1, dims=-1)
+    error, count = jitter_sums(first, second).tolist()
+    assert (error, count) == (0, 2 * 3 * 12 * 12)
+    assert jitter_sums(first, first)[0] > 1
 
 
 def test_relief_of_a_hemisphere():

@@ -46,7 +46,9 @@ def render_rays(
     near: Tensor,  # (N, R, 1), world units along the ray
     far: Tensor,  # (N, R, 1)
     hit: Tensor | None,  # (N, R, 1) bool, rays that see anything; None = all
-    u_coarse: Tensor,  # (N, R, S), S >= 2, offsets in [0, 1) of the coarse samples in steps
+    # (N, R, S), S >= 2, offsets in steps of the coarse samples from even places between near and
+    # far: in [0, 1), or any that leave the samples in order
+    u_coarse: Tensor,
     # (N, R, F) in [0, 1), where in the cumulated weights the fine samples lie; None = a single pass
     u_fine: Tensor | None,
     *,

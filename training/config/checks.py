@@ -11,6 +11,8 @@ from dnnlib.console import UserError
 from training.config.settings import Config, ModelConfig, config_sections
 from training.config.sizes import block_sizes, is_power_of_two, plan_blocks
 
+LEAST_TIGHT_SAMPLES = 4
+
 
 def check_config(config: Config, processes: int) -> None:
     """Check the settings of a run with that many processes.
@@ -25,6 +27,12 @@ def check_config(config: Config, processes: int) -> None:
         raise UserError(
             "augmentation knows colours alone, and --alpha judge shows alpha beside them; choose"
             " --alpha composite, or --aug noaug"
+        )
+    initial = config.training.resolution_initial
+    if config.model.superresolution.kind == "none" and initial is not None:
+        raise UserError(
+            "superresolution.kind=none renders pictures at their size throughout; leave"
+            " --nrr-initial out, or begin with smaller pictures and go on by --init-from"
         )
     if config.training.penalty == "finite_difference" and config.model.discriminator.c_noise > 0:
         raise UserError(
@@ -42,6 +50,13 @@ def check_ranges(config: Config) -> None:
     if near != "auto" and far != "auto" and near >= far:
         raise UserError(
             f"rendering.ray_start {near} and ray_end {far}: rays must start before they end"
+        )
+
+    count = config.model.rendering.depth_resolution_importance
+    if config.model.rendering.first_pass == "quarter" and count < LEAST_TIGHT_SAMPLES:
+        raise UserError(
+            f"rendering.depth_resolution_importance {count}: with rendering.first_pass=quarter a"
+            f" ray has these samples alone; choose {LEAST_TIGHT_SAMPLES} or more"
         )
 
 
@@ -100,6 +115,8 @@ def rendering_note(config: Config) -> str | None:
     """A line to tell if super-resolution is given less than what is rendered, so that the picture
     lacks detail that the rendering has.
     """
+    if config.model.superresolution.kind == "none":
+        return None
     finest, (taken, _) = (
         config.model.rendering.resolution,
         block_sizes(config.model.resolution, config.model.superresolution.input_resolution),
@@ -127,6 +144,19 @@ def check_sizes(model: ModelConfig) -> None:
                 f"{section}.channel_base {channel_base} leaves no channels at {resolution} pixels;"
                 f" choose {resolution} or more"
             )
+    colors, features = model.generator.decoder_colors, model.generator.plane_channels
+    if model.superresolution.kind != "none" and colors not in (None, features):
+        raise UserError(
+            f"generator.decoder_colors {colors}: super-resolution takes the {features} of"
+            " generator.plane_channels; leave it out, or choose superresolution.kind=none"
+        )
+    if model.superresolution.kind == "none":
+        if model.rendering.resolution != model.resolution:
+            raise UserError(
+                f"superresolution.kind=none renders pictures at their size, {model.resolution}, not"
+                f" at {model.rendering.resolution}; leave rendering.resolution out"
+            )
+        return
     start = model.superresolution.input_resolution or model.resolution
     if model.resolution % start or not is_power_of_two(model.resolution // start):
         raise UserError(

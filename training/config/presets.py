@@ -18,7 +18,9 @@ from training.config.settings import (
 )
 from training.config.sizes import block_sizes
 
-PresetName = Literal["auto", "ffhq", "afhq", "shapenet", "heads"]
+PresetName = Literal[
+    "auto", "ffhq", "afhq", "shapenet", "heads", "heads128-strict", "ffhq256-strict"
+]
 Sizes = Literal["published", "laptop"]
 PRESETS: tuple[str, ...] = get_args(PresetName)
 
@@ -45,6 +47,8 @@ def make_config(preset: PresetName, resolution: int, sizes: Sizes) -> Config:
         "afhq": _afhq,
         "shapenet": _shapenet,
         "heads": _heads,
+        "heads128-strict": _heads_strict,
+        "ffhq256-strict": _ffhq_strict,
     }
     scenes[preset](config)
     return config
@@ -154,3 +158,28 @@ def _heads(config: Config) -> None:
     _leave_camera_out_of_mapping(config)
     training.gamma = 0.5
     training.density_reg = 0.1
+
+
+def render_strictly(config: Config, samples: int) -> None:
+    """Show the rendering itself, at full size, with so many samples per ray near the surface. The
+    first pass steps no farther than two texels of the planes.
+    """
+    model, training = config.model, config.training
+    model.superresolution.kind = "none"
+    model.discriminator.kind = "single"
+    model.generator.decoder_colors = 3
+    rendering = model.rendering
+    rendering.resolution, training.resolution_initial = model.resolution, None
+    rendering.first_pass = "quarter"
+    rendering.depth_resolution = round(0.6 * model.generator.plane_resolution)
+    rendering.depth_resolution_importance = samples
+
+
+def _heads_strict(config: Config) -> None:
+    _heads(config)
+    render_strictly(config, 12)
+
+
+def _ffhq_strict(config: Config) -> None:
+    _ffhq(config)
+    render_strictly(config, 16)

@@ -133,6 +133,12 @@ class GeneratorConfig:
         lowest_included=False,
     )
     decoder: str = setting("two_layer", "Decoder of features to densities and colours, by name.")
+    decoder_colors: int | None = setting(
+        None,
+        "Channels of the decoder's colours; null = those of a plane, or 3 without"
+        " super-resolution.",
+        lowest=3,
+    )
     decoder_hidden: int = setting(64, "Hidden units of the decoder.", lowest=1)
 
 
@@ -141,7 +147,9 @@ class SuperResolutionConfig:
     """Network from the feature image to the final image."""
 
     kind: str = setting(
-        "standard", "standard: layers as StyleGAN2 has them; alias_free: as StyleGAN3 has them."
+        "standard",
+        "standard: layers as StyleGAN2 has them; alias_free: as StyleGAN3 has them; none: the"
+        " rendering is the picture.",
     )
     channels: tuple[int, ...] | None = setting(
         None, "Channels of each block; null = the published ones for the resolution.", lowest=1
@@ -211,6 +219,12 @@ class RenderingConfig:
         "Unit in which densities count, and cameras are told to networks; with box a scene in any"
         " unit gives the same pictures, world is that of released networks.",
     )
+    first_pass: Literal["full", "quarter"] = setting(
+        "full",
+        "full: every ray is sampled in both passes, and all samples count; quarter: the first pass"
+        " at a quarter of the resolution tells where the surface is, and the second's samples lie"
+        " there.",
+    )
     fine_sampling: str = setting(
         "interval", "How the second pass draws samples; released: as released networks do."
     )
@@ -230,7 +244,11 @@ class RenderingConfig:
 class DiscriminatorConfig:
     """Discriminator."""
 
-    kind: str = setting("dual", "dual: judges the final picture and the rendering together.")
+    kind: str = setting(
+        "dual",
+        "dual: judges the final picture and the rendering together; single: the final picture"
+        " alone.",
+    )
     channel_base: int = setting(
         32768, "Channels of a layer: this number / its resolution, at most channel_max.", lowest=1
     )

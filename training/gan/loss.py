@@ -265,10 +265,11 @@ def slope_penalty(
 
 def r1_penalty(logits: Tensor, pictures: Pictures) -> Tensor:
     """Squared gradient (N,) of logits (N, 1) with respect to both pictures of each sample, which
-    must require gradients.
+    must require gradients; D may look at one alone.
     """
-    gradients = torch.autograd.grad(logits.sum(), pictures, create_graph=True)
-    return torch.stack([g.square().sum(dim=(1, 2, 3)) for g in gradients]).sum(dim=0)
+    gradients = torch.autograd.grad(logits.sum(), pictures, create_graph=True, allow_unused=True)
+    seen = [g for g in gradients if g is not None]
+    return torch.stack([g.square().sum(dim=(1, 2, 3)) for g in seen]).sum(dim=0)
 
 
 def squared_difference(

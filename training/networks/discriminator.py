@@ -113,6 +113,8 @@ class DiscriminatorEpilogue(nn.Module):
 class Discriminator(nn.Module):
     """Scores pairs of final picture and raw rendering: higher = more real."""
 
+    judges_raw = True
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = copy.deepcopy(config)
@@ -121,6 +123,7 @@ class Discriminator(nn.Module):
         self.channels = 4 if config.rendering.alpha == "judge" else 3
         self.cmap_dim = channels_at(LAST_RESOLUTION, options.channel_base, options.channel_max)
         self.resolutions = block_resolutions(config.resolution)[:0:-1]
+        img_channels = (1 + self.judges_raw) * self.channels
         for index, size in enumerate(self.resolutions):
             channels, next_channels = (
                 channels_at(r, options.channel_base, options.channel_max) for r in (size, size // 2)
@@ -128,7 +131,7 @@ class Discriminator(nn.Module):
             self.add_module(
                 f"b{size}",
                 DiscriminatorBlock(
-                    channels, next_channels, 0 if index else 2 * self.channels, options.conv_clamp
+                    channels, next_channels, 0 if index else img_channels, options.conv_clamp
                 ),
             )
         self.mapping = MappingNetwork(
@@ -171,7 +174,9 @@ class Discriminator(nn.Module):
         check_tensor("image", image, "N", self.channels, resolution, resolution)
         check_tensor("image_raw", image_raw, "N", self.channels, "r", "r")
         check_labels(c)
-        x = torch.cat([image, resize_image(image_raw, image.shape[-1])], dim=1)
+        x = image
+        if self.judges_raw:
+            x = torch.cat([image, resize_image(image_raw, image.shape[-1])], dim=1)
         for size in self.resolutions:
             x = self.get_submodule(f"b{size}")(x)
         x = self.b4(x, batches)
@@ -205,7 +210,16 @@ class Discriminator(nn.Module):
             block.conv_dtype = dtype if highest is None or index < highest else torch.float32
 
 
-DISCRIMINATORS: dict[str, Callable[[ModelConfig], Any]] = {"dual": Discriminator}
+class SingleDiscriminator(Discriminator):
+    """Scores final pictures; the raw rendering is not looked at."""
+
+    judges_raw = False
+
+
+DISCRIMINATORS: dict[str, Callable[[ModelConfig], Any]] = {
+    "dual": Discriminator,
+    "single": SingleDiscriminator,
+}
 """By name in `discriminator.kind`. A module has `forward`, `layers`, `set_conv_dtype` and `c_noise`
 as `Discriminator`.
 """

@@ -25,7 +25,7 @@ from training.networks.arguments import (
 )
 from training.networks.layers import FullyConnected, camera_condition, resize_image
 from training.networks.stylegan2 import MappingNetwork, NoiseMode, SynthesisBlock, SynthesisNetwork
-from training.networks.superresolution import SuperResolution
+from training.networks.superresolution import NoSuperResolution, SuperResolution
 from training.rendering import renderer
 from training.rendering.compositing import lay_over
 from training.rendering.rays import sample_rays
@@ -35,6 +35,7 @@ NUM_PLANES = 3
 SUPERRESOLUTIONS: dict[str, Callable[[ModelConfig], nn.Module]] = {
     "standard": SuperResolution,
     "alias_free": AliasFreeSuperResolution,
+    "none": NoSuperResolution,
 }
 """By name in `superresolution.kind`. A module has `forward(features, ws, noise_mode)` as
 `SuperResolution`, and `set_conv_dtype`.
@@ -144,12 +145,13 @@ class TriPlaneDecoder(nn.Module):
 
 def two_layer_decoder(options: GeneratorConfig) -> TriPlaneDecoder:
     """The published decoder, whose colours are the features that super-resolution takes."""
-    return TriPlaneDecoder(options.plane_channels, options.decoder_hidden, options.plane_channels)
+    colors = options.decoder_colors or options.plane_channels
+    return TriPlaneDecoder(options.plane_channels, options.decoder_hidden, colors)
 
 
 DECODERS: dict[str, Callable[[GeneratorConfig], nn.Module]] = {"two_layer": two_layer_decoder}
 """By name in `generator.decoder`. A module takes features (N, M, plane_channels) and gives raw
-densities (N, M, 1) and colours (N, M, plane_channels).
+densities (N, M, 1) and colours (N, M, K), K = decoder_colors or plane_channels.
 """
 
 

@@ -62,3 +62,20 @@ class SuperResolution(nn.Module):
             block = self.get_submodule(f"block{index}")
             assert isinstance(block, SynthesisBlock)
             block.conv_dtype = dtype
+
+
+class NoSuperResolution(nn.Module):
+    """Hands the rendering on: what is seen is what is rendered, from every side the same."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.resolution = config.resolution
+
+    def forward(self, features: Tensor, _ws: Tensor, _noise_mode: str) -> Tensor:
+        """The colours of features (N, C, r, r), resized where they have other than the picture's
+        pixels: (N, 3, resolution, resolution).
+        """
+        return resize_image(features[:, :3], self.resolution)
+
+    def set_conv_dtype(self, dtype: torch.dtype) -> None:
+        """Nothing is convolved."""

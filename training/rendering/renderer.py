@@ -7,6 +7,7 @@ pictures come from compiled operators that compute the same (`fused_weights` dec
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +30,7 @@ from training.rendering.compositing import (
 )
 from training.rendering.rays import box_limits
 from training.rendering.sampling import Offsets, draw_offsets, importance_depths, stratified_depths
+from training.rendering.tight import tight_offsets
 
 COMPUTE_DTYPES = (torch.float32, torch.float64)
 HALVES = (torch.float16, torch.bfloat16)
@@ -89,26 +91,41 @@ def render(
     deterministic: bool = False,
 ) -> RenderedRays:
     """Render rays in two passes: even samples, then samples where those found density, composited
-    together.
+    together. With `first_pass` quarter the first one looks at a sixteenth of the rays, which must
+    be those of square pictures, and the second's samples alone are composited.
 
     Sample positions carry no gradient. `deterministic` replaces the random offsets by fixed ones
     (evaluation, video). Offsets are drawn before it is decided who renders, so that a seed gives
     the same picture either way.
     """
     rays = Rays(ray_origins, ray_directions, *ray_limits(ray_origins, ray_directions, config))
-    offsets = draw_offsets(
-        rays.near,
-        config.depth_resolution,
-        config.depth_resolution_importance,
-        deterministic,
-        config.fine_offsets,
-    )
     unit = config.unit
-    if unit == 1:
-        return _render(planes, decoder, rays, offsets, config)
-    scaled = rays._replace(origins=rays.origins / unit, near=rays.near / unit, far=rays.far / unit)
-    rendered = _render(planes, decoder, scaled, offsets, replace(config, box_warp=1.0))
-    return rendered._replace(depth=rendered.depth * unit)
+    if unit != 1:
+        rays = rays._replace(
+            origins=rays.origins / unit, near=rays.near / unit, far=rays.far / unit
+        )
+        config = replace(config, box_warp=1.0)
+    offsets = _offsets(planes, decoder, rays, config, deterministic)
+    rendered = _render(planes, decoder, rays, offsets, config)
+    return rendered if unit == 1 else rendered._replace(depth=rendered.depth * unit)
+
+
+def _offsets(
+    planes: Tensor, decoder: Decoder, rays: Rays, config: RenderingConfig, deterministic: bool
+) -> Offsets:
+    """Where samples lie: drawn, or near the surface that a first pass over few rays finds."""
+    first, second = config.depth_resolution, config.depth_resolution_importance
+    if config.first_pass == "full":
+        return draw_offsets(rays.near, first, second, deterministic, config.fine_offsets)
+
+    def densities(numbers: Tensor, depths: Tensor) -> Tensor:
+        origins, directions = rays.origins[:, numbers, None], rays.directions[:, numbers, None]
+        points = (origins + depths[..., None] * directions).flatten(1, 2)
+        found = query_density(planes, points, decoder, config).view(depths.shape)
+        return found if rays.hit is None else found.masked_fill(~rays.hit[:, numbers], -math.inf)
+
+    coarse = tight_offsets(rays.near, rays.far, densities, first, second, deterministic)
+    return Offsets(coarse, None)
 
 
 def _render(

@@ -116,7 +116,9 @@ def _preset_config(request: RunRequest, data: RunData, device: str) -> tuple[Con
     """Settings that preset, sizes, weights to start from and the device suggest, with lines."""
     preset = request.preset or "auto"
     is_small = device != "cuda" and data.resolution <= LAPTOP_MAX_RESOLUTION
-    sizes: Sizes = request.sizes or ("laptop" if preset == "heads" or is_small else "published")
+    sizes: Sizes = request.sizes or (
+        "laptop" if preset.startswith("heads") or is_small else "published"
+    )
     config = make_config(preset, data.resolution, sizes)
     notes = [f"Preset {preset} with {sizes} sizes (--sizes)"]
     if request.init_from:
@@ -179,6 +181,8 @@ def enlarged(model: ModelConfig, resolution: int) -> ModelConfig:
     if options.channels:
         _, sizes = block_sizes(resolution, options.input_resolution)
         options.channels += options.channels[-1:] * (len(sizes) - len(options.channels))
+    if options.kind == "none":
+        larger.rendering.resolution = resolution
     return larger
 
 
@@ -188,7 +192,8 @@ def default_precision(device: str, preset: PresetName) -> Precision:
     """
     if device == "cuda":
         return "fp16"
-    return "bf16" if preset == "heads" and device == "cpu" and has_fast_bf16(device) else "fp32"
+    is_heads = preset.startswith("heads")
+    return "bf16" if is_heads and device == "cpu" and has_fast_bf16(device) else "fp32"
 
 
 def precision_note(precision: Precision, device: str) -> str:
@@ -218,7 +223,9 @@ def settle(config: Config, given: set[str]) -> None:
     ):
         _, sizes = block_sizes(model.resolution, superresolution.input_resolution)
         superresolution.channels = superresolution.channels[-1:] * len(sizes)
-    if training.resolution_initial is not None and "rendering.resolution" not in given:
+    if superresolution.kind == "none":
+        settle_strict(config, given)
+    elif training.resolution_initial is not None and "rendering.resolution" not in given:
         model.rendering.resolution = training.resolution_initial
     if training.precision == "fp16":
         for name, section in (
@@ -227,6 +234,19 @@ def settle(config: Config, given: set[str]) -> None:
         ):
             if f"{name}.conv_clamp" not in given:
                 section.conv_clamp = section.conv_clamp or FP16_CLAMP
+
+
+def settle_strict(config: Config, given: set[str]) -> None:
+    """What follows where the rendering is the picture, but for what was given."""
+    model = config.model
+    if "training.resolution_initial" not in given:
+        config.training.resolution_initial = None
+    if "rendering.resolution" not in given:
+        model.rendering.resolution = model.resolution
+    if "discriminator.kind" not in given:
+        model.discriminator.kind = "single"
+    if "generator.decoder_colors" not in given:
+        model.generator.decoder_colors = 3
 
 
 def check_run(config: Config, processes: int) -> None:

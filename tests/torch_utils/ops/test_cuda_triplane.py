@@ -108,6 +108,10 @@ RAYS = {
     ),
     "limits that run backwards": Case(limits="backwards"),
     "gradients of depth and alpha": Case(gradients="none"),
+    "samples near the surface": Case(rays=10, coarse=12, fine=0, limits="tight"),
+    "samples near the surface, doubles": Case(
+        dtype=torch.float64, coarse=17, fine=0, limits="tight"
+    ),
     "rays that end early": Case(rays=20, coarse=40, fine=40, stop=2e-5),
     "a NaN": Case(strange=float("nan")),
     "an infinity": Case(strange=float("inf"), dtype=torch.float16),
@@ -201,6 +205,9 @@ def make_inputs(case: Case) -> Inputs:
         )
         assert coarse is not None
         offsets = Offsets(coarse, fine)
+    if case.limits == "tight":  # places of their own for every ray, most of them close together
+        places = uniform(n, r, case.coarse).pow(3).sort(dim=-1).values
+        offsets = Offsets(places * (case.coarse - 1) - torch.arange(case.coarse), None)
     grads = (None if none else normal(n, r, case.colors), normal(n, r, 1) * 0.3, normal(n, r, 1))
     return Inputs(planes, weights, make_rays(case, normal, uniform), offsets, points, grads)
 

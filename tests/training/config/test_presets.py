@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
+from training.config.checks import check_config
 from training.config.presets import PresetName, Sizes, make_config
-from training.config.settings import Config
+from training.config.settings import Config, differences
 from training.networks.generator import Generator
 from training.run.settings import settle
 
@@ -37,6 +40,31 @@ def test_scene_of_faces(preset: PresetName) -> None:
     assert (scene.depth_resolution, scene.depth_resolution_importance) == (48, 48)
     assert scene.background is None
     assert (scene.plane_axes, scene.fine_sampling) == ("corrected", "interval")
+
+
+@pytest.mark.parametrize(
+    ("preset", "base", "sizes", "size"),
+    [("heads128-strict", "heads", "laptop", 128), ("ffhq256-strict", "ffhq", "published", 256)],
+)
+def test_strict_presets_change_how_pictures_are_made_alone(
+    preset: PresetName, base: PresetName, sizes: Sizes, size: int
+) -> None:
+    config = make_config(preset, size, sizes)
+    changed = set(differences(config, make_config(base, size, sizes)))
+    assert changed - {"rendering.depth_resolution_importance"} == {
+        "superresolution.kind",
+        "discriminator.kind",
+        "generator.decoder_colors",
+        "rendering.resolution",
+        "rendering.first_pass",
+        "rendering.depth_resolution",
+    }
+    settled = copy.deepcopy(config)
+    settle(settled, set())
+    assert not differences(settled, config)
+    check_config(config, 1)
+    step = 1.1 / (config.model.rendering.depth_resolution - 1)
+    assert step <= 2 / config.model.generator.plane_resolution
 
 
 def test_scene_of_cars() -> None:
