@@ -12,7 +12,7 @@ SPLAT_PACKAGES := @playcanvas/splat-transform@3.7.0 @sparkjsdev/spark@2.2.0 thre
 # A waiting thread that spins slows everybody on a busy machine; results do not depend on it.
 test test-slow test-flaky test-random: export OMP_WAIT_POLICY ?= passive
 # Every core has a process of pytest; more threads in each would only wait for each other.
-test test-random: export OMP_NUM_THREADS ?= 1
+test test-flaky test-random: export OMP_NUM_THREADS ?= 1
 PARALLEL := -n auto --dist loadfile
 
 .PHONY: help install fuzz browser test test-slow test-flaky test-random lint demo docs docs-media \
@@ -63,7 +63,7 @@ test-random: install browser $(VALIDATOR) $(SPLAT_JUDGES)
 FLAKY_RUNS ?= 20
 
 test-flaky: install browser $(VALIDATOR) $(SPLAT_JUDGES)
-	$(BIN)/python -m tests.under_load $(FLAKY_RUNS) -m 'waits and not slow'
+	$(BIN)/python -m tests.under_load $(FLAKY_RUNS) $(PARALLEL) -m 'waits and not slow'
 
 ## test-slow   tests that take minutes
 test-slow: install browser $(VALIDATOR) $(SPLAT_JUDGES)

@@ -209,8 +209,8 @@ def convert(source: str, dest: Path, overwrite: bool, **settings: Any) -> None:
     """Write pictures with cameras from another format as a data set."""
     from data_tools.convert import ConvertConfig
     from data_tools.convert import convert as run
-    from data_tools.parallel import ended_politely
     from data_tools.sources.base import ReadOptions
+    from dnnlib.parallel import ended_politely
 
     own = {
         name: settings.pop(name)
@@ -236,7 +236,7 @@ def convert(source: str, dest: Path, overwrite: bool, **settings: Any) -> None:
 def mirror(source: str, dest: Path, workers: int, overwrite: bool) -> None:
     """Write a data set with all of its pictures and their mirror images."""
     from data_tools.mirror import mirror as run
-    from data_tools.parallel import ended_politely
+    from dnnlib.parallel import ended_politely
 
     with ended_politely():
         done = run(source, dest, workers=workers, overwrite=overwrite)
@@ -262,7 +262,7 @@ def mirror(source: str, dest: Path, workers: int, overwrite: bool) -> None:
 def rebalance(source: str, dest: Path, bins: int, factor: float, overwrite: bool) -> None:
     """Write a data set in which pictures of rare yaws are repeated."""
     from data_tools.mirror import rebalance as run
-    from data_tools.parallel import ended_politely
+    from dnnlib.parallel import ended_politely
 
     with ended_politely():
         done = run(source, dest, bins=bins, factor=factor, overwrite=overwrite)
@@ -297,7 +297,7 @@ def check(
     """Say all that is wrong or odd about a data set and how to mend it; exit status 1 on errors."""
     from data_tools.check.check import check_data
     from data_tools.check.draw_cameras import draw_checked
-    from data_tools.parallel import ended_politely
+    from dnnlib.parallel import ended_politely
 
     try:
         with ended_politely():
@@ -383,7 +383,7 @@ def faces(
     """Cut faces out of pictures as FFHQ for EG3D does, and estimate their cameras."""
     from data_tools.faces.convert import FacesConfig, convert_faces
     from data_tools.faces.mediapipe_process import set_up
-    from data_tools.parallel import ended_politely
+    from dnnlib.parallel import ended_politely
 
     if not setup and (source is None or dest is None):
         raise click.UsageError(f"Missing option '{'--source' if source is None else '--dest'}'.")
@@ -452,7 +452,7 @@ def heads(dest: Path, overwrite: bool, **settings: Any) -> None:
 def traits(source: str, dest: Path, overwrite: bool, seed: int, views_per_identity: int) -> None:
     """Copy a data set that `heads` made before it wrote traits, with its heads' true traits."""
     from data_tools.heads.add_traits import add_traits
-    from data_tools.parallel import ended_politely
+    from dnnlib.parallel import ended_politely
 
     with ended_politely():
         count = add_traits(source, dest, seed, views_per_identity, overwrite=overwrite)

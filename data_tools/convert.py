@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.parallel import ordered_map
 from data_tools.pictures import (
     Background,
     Converted,
@@ -22,6 +21,7 @@ from data_tools.sources.detect import Format, read_source
 from data_tools.world import place
 from dnnlib.console import UserError, progress
 from dnnlib.numbers import counted
+from dnnlib.parallel import ordered_map
 from training.data.labels import label_problems
 from training.data.pictures import RESOLUTIONS, open_picture
 

@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.parallel import ordered_map
 from data_tools.pictures import mirror_picture, whole_picture
 from data_tools.sinks import Sink, check_dest, image_name, open_sink, write_labels
 from dnnlib.console import UserError, progress
+from dnnlib.parallel import ordered_map
 from training.cameras import mirror_label
 from training.data.balance import balance_copies
 from training.data.dataset import ImageDataset

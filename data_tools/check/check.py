@@ -17,11 +17,11 @@ from PIL import ExifTags
 
 from data_tools.check.guess import guess_mistakes
 from data_tools.check.report import Report, statistics
-from data_tools.parallel import ordered_map
 from data_tools.pictures import to_rgb
 from data_tools.sources.base import Array
 from dnnlib.console import UserError, progress
 from dnnlib.files import local_file
+from dnnlib.parallel import ordered_map
 from training.cameras import LABEL_SIZE, nearest_point_to_rays, orbit_angles, viewing_rays
 from training.data.dataset import ImageDataset
 from training.data.files import LABEL_FILE, DataFiles, shown

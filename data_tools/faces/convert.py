@@ -19,13 +19,13 @@ from PIL import Image, ImageOps
 from data_tools.faces.estimators import MEDIAPIPE, EstimatorBroken, estimate, estimators_closed
 from data_tools.faces.mediapipe_process import EstimatorDied, environment_python
 from data_tools.faces.pose import FACE_PIVOT, Crop, FacePose, face_crop, face_label
-from data_tools.parallel import ordered_map
 from data_tools.pictures import encode_png, to_rgb
 from data_tools.sinks import Sink, check_dest, image_name, open_sink, write_labels
 from data_tools.sources.base import PICTURE_SUFFIXES, Array
 from dnnlib.console import UserError, progress
 from dnnlib.files import local_file
 from dnnlib.numbers import counted
+from dnnlib.parallel import ordered_map
 from training.cameras import orbit_angles
 from training.data.files import DataFiles, errors_named, shown
 from training.data.pictures import open_picture

@@ -21,10 +21,10 @@ from data_tools.heads.paint import light, paint
 from data_tools.heads.person import Head, Person, build_head, random_person
 from data_tools.heads.render import Array, Picture, Raycaster
 from data_tools.heads.traits import person_traits
-from data_tools.parallel import ordered_map
 from data_tools.sinks import Sink, check_dest, image_name, open_sink, write_labels
 from dnnlib.console import UserError, counter
 from dnnlib.files import cache_dir
+from dnnlib.parallel import ordered_map
 from training.cameras import orbit_pose, pack_label, pinhole_intrinsics, unpack_label
 from training.config.presets import (
     HEADS_BACKGROUND,

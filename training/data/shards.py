@@ -15,8 +15,6 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any, overload
 
@@ -26,6 +24,7 @@ from dnnlib import locks
 from dnnlib.archives import read_member_at
 from dnnlib.console import UserError, progress
 from dnnlib.files import atomic_write, cache_dir, local_file, make_dir
+from dnnlib.parallel import ordered_map
 from training.data.dataset import Colour, ImageDataset
 from training.data.files import LABEL_FILE, TRAINING_SUFFIXES, DataFiles, errors_named, shown
 from training.data.labels import read_labels
@@ -34,7 +33,7 @@ from training.data.pictures import LARGEST_PICTURE
 
 SEPARATOR = "|"  # between names of shards
 INDEX_VERSION = 1
-MANY_SHARDS = 8  # whose indices are worth starting processes for
+SHARDS_PER_PROCESS = 4  # fewer do not pay for starting one
 COLUMNS = (
     ("offset", "<i8"),
     ("packed", "<i8"),
@@ -109,7 +108,7 @@ def read_index(shard: Path, index: Path) -> np.ndarray:
     cache has lost them.
     """
     if not index.exists():
-        _make_index(shard, index)
+        _make_index(0, (shard, index))
     return np.load(index, mmap_mode="r")
 
 
@@ -128,7 +127,8 @@ def index_path(shard: Path) -> Path:
     return cache_dir() / "shards" / f"{digest[:32]}.npy"
 
 
-def _make_index(shard: Path, path: Path, max_broken: int = 0) -> None:
+def _make_index(max_broken: int, shard_and_index: tuple[Path, Path]) -> None:
+    shard, path = shard_and_index
     if shard.is_dir():
         raise UserError(f"{shard} is a folder; each part of a data set must be a ZIP: pack it")
     # whether alpha is wanted shows when pictures are decoded: an index serves either way
@@ -160,16 +160,11 @@ def _make_indices(shards: list[Path], max_broken: int) -> list[Path]:
         return indices
     with _index_lock():
         missing = [pair for pair in zip(shards, indices, strict=True) if not pair[1].exists()]
-        make = functools.partial(_make_index, max_broken=max_broken)
-        if len(missing) < MANY_SHARDS:
-            for shard, index in missing:
-                make(shard, index)
-            return indices
-        # spawn: forking a process that runs torch's threads can hang
-        with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
-            made = pool.map(make, *zip(*missing, strict=True))
-            for _ in progress(made, "Indexing shards", total=len(missing), unit="ZIP"):
-                pass
+        made = ordered_map(
+            _make_index, max_broken, missing, len(missing), jobs_per_worker=SHARDS_PER_PROCESS
+        )
+        for _ in progress(made, "Indexing shards", total=len(missing), unit="ZIP"):
+            pass
     return indices
 
 

@@ -251,9 +251,9 @@ def test_of_several_processes_one_makes_the_indices(
     makers = []
     original = shards._make_index
 
-    def make(shard: Path, index: Path, max_broken: int = 0) -> None:
+    def make(max_broken: int, shard_and_index: tuple[Path, Path]) -> None:
         makers.append(threading.current_thread().name)
-        original(shard, index, max_broken)
+        original(max_broken, shard_and_index)
 
     monkeypatch.setattr(shards, "_make_index", make)
     (cache / "shards").mkdir(parents=True)
@@ -266,7 +266,7 @@ def test_of_several_processes_one_makes_the_indices(
             told += capfd.readouterr().err
             time.sleep(0.01)
         for path in folder.iterdir():
-            make(path, index_path(path))
+            make(0, (path, index_path(path)))
     other.join()
     assert makers == ["MainThread"] * len(COUNTS)
 
@@ -285,7 +285,7 @@ def test_a_cache_without_locks_is_refused_and_another_one_helps(
 def test_many_shards_are_indexed_by_several_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "MANY_SHARDS", 2)
+    monkeypatch.setattr(shards, "SHARDS_PER_PROCESS", 1)
     folder = write_shards(tmp_path / "set")
     assert len(open_images(folder)) == sum(COUNTS)
     assert all(index_path(path).exists() for path in folder.iterdir())

@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_tools import parallel
-from data_tools.parallel import IN_FLIGHT_PER_WORKER, ended_politely, ordered_map
+from dnnlib import parallel
 from dnnlib.console import UserError
+from dnnlib.parallel import IN_FLIGHT_PER_WORKER, ended_politely, ordered_map
 from tests.tiny import PATIENCE
 
 pytestmark = pytest.mark.waits
@@ -97,8 +97,8 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path: Path):
     script.write_text(
         "import sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from data_tools.parallel import ordered_map\n"
-        "from tests.data_tools.test_parallel import slow_first\n"
+        "from dnnlib.parallel import ordered_map\n"
+        "from tests.dnnlib.test_parallel import slow_first\n"
         "if __name__ == '__main__':\n"
         "    for result in ordered_map(slow_first, 0, iter(int, 1), 1000, 2):\n"
         "        print(result[1], flush=True)\n"

@@ -66,8 +66,7 @@ def ordered_map(
             yield pending.popleft().result()
     except BrokenProcessPool as error:
         raise UserError(
-            "a process that converts pictures died, most likely for lack of memory; try fewer"
-            " --workers"
+            "one of several processes died, most likely for lack of memory; try fewer --workers"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
