@@ -322,10 +322,8 @@ COMMANDS: list[tuple[str, str, tuple[Any, ...]]] = [
 ]
 
 
-def test_the_real_command_lines(tmp_path: Path) -> None:
-    court = Court(tmp_path)
-    for add in (add_pickles, add_archives, add_data):
-        add(court)
+@pytest.mark.parametrize("court", KINDS[:1], indirect=True)
+def test_the_real_command_lines(court: Court, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for script, name, options in COMMANDS:
         arguments = [str(court.jobs[name][1]) if value is ... else value for value in options]

@@ -173,12 +173,17 @@ camera.matrixAutoUpdate = false;
 camera.matrix.set(MATRIX);
 camera.matrixWorldNeedsUpdate = true;
 await cloud.initialized;
-let frames = 0;
+window.picture = () => renderer.domElement.toDataURL("image/png");
+renderer.render(new THREE.Scene(), camera);
+const empty = picture();
+let last = empty;
+window.unchanged = 0;  // frames since the picture changed, once anything is seen
 renderer.setAnimationLoop(() => {
   renderer.render(scene, camera);
-  window.shown = ++frames;
+  const now = picture();
+  unchanged = now === last && now !== empty ? unchanged + 1 : 0;
+  last = now;
 });
-window.picture = () => renderer.domElement.toDataURL("image/png");
 </script>"""
 
 
@@ -215,7 +220,8 @@ def spark_picture(site: tuple[Path, str], name: str, label: torch.Tensor) -> np.
     page_file.write_text(re.sub("SIZE|FILE|FOV|MATRIX", lambda found: numbers[found[0]], PAGE))
     with open_browser(SOFTWARE_WEBGL) as browser:
         page = browser.open(f"{address}/{page_file.name}", 400, 400)
-        page.wait_until("window.shown >= 8")  # the order of Gaussians comes from a worker
+        # the order of Gaussians comes from a worker
+        page.wait_until("window.unchanged >= 8")
         url = page.run("picture()")
         assert not page.errors
     content = base64.b64decode(url.partition(",")[2])
