@@ -13,7 +13,7 @@ SPLAT_PACKAGES := @playcanvas/splat-transform@3.7.0 @sparkjsdev/spark@2.2.0 thre
 test test-slow test-flaky test-random: export OMP_WAIT_POLICY ?= passive
 # Every core has a process of pytest; more threads in each would only wait for each other.
 test test-flaky test-random: export OMP_NUM_THREADS ?= 1
-PARALLEL := -n auto --dist loadfile
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install fuzz browser test test-slow test-flaky test-random lint demo docs docs-media \
 	gpu-check clean
