@@ -65,6 +65,7 @@ DONE_IN = {
     "try fewer --procs or a smaller --batch": (
         "tests/test_calc_metrics.py::test_processes_and_batches_do_not_change_figures"
     ),
+    "try fewer --workers": "tests/dnnlib/test_parallel.py::test_few_jobs_start_no_process",
     "choose another --format": "tests/test_export.py::test_folders_and_files_are_not_mixed_up",
     "exists already and is a file; choose another --dest": (
         "tests/test_export.py::test_folders_and_files_are_not_mixed_up"

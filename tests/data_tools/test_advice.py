@@ -41,7 +41,6 @@ DONE_IN = {
     "--radius and --pivot move the scene": f"{HERE}::test_radius_without_recentring",
     "(--intrinsics pixels does so)": f"{CHECK}::test_mend_of_intrinsics_in_pixels",
     "convert --intrinsics pixels": f"{CHECK}::test_mend_of_intrinsics_in_pixels",
-    "try fewer --workers": "tests/dnnlib/test_parallel.py::test_few_jobs_start_no_process",
     "choose another --dest": f"{CONVERT}::test_existing_destination_is_kept_unless_told",
     "--dest {} {}; choose another": f"{CONVERT}::test_existing_destination_is_kept_unless_told",
     "pip install 'open-eg3d[": f"{HERE}::test_packages",
