@@ -166,7 +166,15 @@ def run(*command: str | Path, **variables: str) -> str:
 
 CHOICES = {
     "aug": ["noaug", "ada", "fixed"],
-    "cfg": ["auto", "ffhq", "afhq", "shapenet", "heads"],
+    "cfg": [
+        "auto",
+        "ffhq",
+        "afhq",
+        "shapenet",
+        "heads",
+        "heads128-strict",
+        "ffhq256-strict",
+    ],
     "device": ["auto", "cpu", "cuda", "mps"],
     "precision": ["fp32", "tf32", "bf16", "fp16"],
 }
