@@ -377,8 +377,10 @@ def test_generator_gradients_of_4_of_8_equal_those_of_8(monkeypatch: pytest.Monk
         schedule: Schedule,
         update_w_avg: bool,
         _swapped_c: Tensor,
+        background: Tensor | None,
     ) -> GeneratorOutput:
         assert not update_w_avg
+        assert background is None
         return G.synthesis(
             G.mapping(z, c), c, schedule.resolution, noise_mode="const", deterministic=True
         )
