@@ -43,7 +43,7 @@ ALLOWED = {
     "media": "dnnlib metrics training/cameras.py training/config training/data training/networks",
     "media/pictures": "dnnlib media metrics training/cameras.py training/networks"
     " training/rendering training/run",
-    "media/meshes": "dnnlib media media/pictures training/cameras.py training/rendering",
+    "media/meshes": "dnnlib media media/pictures metrics training/cameras.py training/rendering",
     "media/splats": "dnnlib media media/pictures metrics torch_utils/ops training/cameras.py"
     " training/rendering",
     "media/videos": "dnnlib media media/pictures training/cameras.py training/data",

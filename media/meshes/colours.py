@@ -155,21 +155,27 @@ def is_closed(faces: NDArray[np.int32]) -> bool:
     return bool((np.unique(edges, axis=0, return_counts=True)[1] == 2).all())
 
 
-def textured(surface: SurfaceColours, mesh: trimesh.Trimesh, size: int) -> trimesh.Trimesh:
-    """A mesh cut open and laid flat (xatlas), with a baked texture of size x size.
+def textured(
+    surface: SurfaceColours,
+    points: NDArray[np.float32],
+    normals: NDArray[np.float32],
+    faces: NDArray[np.int32],
+    size: int,
+) -> trimesh.Trimesh:
+    """A mesh of vertices (V, 3) with normals (V, 3) and faces (F, 3), cut open and laid flat
+    (xatlas), with a baked texture of size x size.
 
     Vertices on cuts are doubled, as they have two places in the texture; the surface is the same.
     """
     atlas = xatlas.Atlas()
-    normals = np.asarray(mesh.vertex_normals, dtype=np.float32)
-    atlas.add_mesh(mesh.vertices.astype(np.float32), mesh.faces.astype(np.uint32), normals)
+    atlas.add_mesh(points, faces.astype(np.uint32), normals)
     packing = xatlas.PackOptions()
     packing.resolution, packing.padding, packing.bilinear = size, GUTTER, True
     atlas.generate(pack_options=packing)
-    source, faces, uv = atlas[0]
+    source, corners, uv = atlas[0]
     uv = uv.astype(np.float64)
-    points, normals = np.asarray(mesh.vertices)[source], normals[source]
-    picture = bake(surface, points, normals, faces.astype(np.int64), uv, size)
+    points, normals = points[source], normals[source]
+    picture = bake(surface, points, normals, corners.astype(np.int64), uv, size)
     material = SimpleMaterial(
         image=Image.fromarray(picture),
         diffuse=(255, 255, 255, 255),
@@ -179,7 +185,7 @@ def textured(surface: SurfaceColours, mesh: trimesh.Trimesh, size: int) -> trime
     # there v runs upward
     visual = TextureVisuals(uv=np.stack([uv[:, 0], 1 - uv[:, 1]], axis=1), material=material)
     return trimesh.Trimesh(
-        points, faces.astype(np.int64), vertex_normals=normals, visual=visual, process=False
+        points, corners.astype(np.int64), vertex_normals=normals, visual=visual, process=False
     )
 
 

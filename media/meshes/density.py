@@ -7,6 +7,7 @@ is one slab of it: the grid is never held as a whole.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
@@ -21,6 +22,7 @@ from dnnlib.console import UserError, progress
 from dnnlib.files import atomic_write
 from media import DensityModel
 from media.meshes.region import CHUNK_POINTS, Region, point_densities, seen_region, surface_level
+from media.pictures.normals import NORMAL_STEP
 
 SLAB_SAMPLES = 1 << 22  # grid samples held at once
 CUT_STEEPNESS = 10.0  # fall of the raw density per grid cell outside the seen region
@@ -29,18 +31,12 @@ CUT_CELLS = 3.0
 
 
 @dataclass
-class DensityGrid:
-    """Raw density of one identity's planes (1, 3, C, H, W) on a grid, cut to a region; evaluated
-    layer by layer.
-    """
+class Grid(ABC):
+    """Values on a grid over the box of a region, evaluated layer by layer."""
 
-    generator: DensityModel
-    planes: Tensor
     region: Region
     resolution: int
-    level: float
-    lowest: float = float("inf")  # of the densities seen so far, before the cut
-    highest: float = -float("inf")
+    level: float  # of the surface, inside which values are higher
 
     @property
     def spacing(self) -> float:
@@ -56,14 +52,54 @@ class DensityGrid:
         """Layer (n + 2 * padding, same) at grid index z, rows along y, columns along x; `padding`
         cells lie outside the box.
         """
-        indices = torch.arange(-padding, self.resolution + padding, device=self.planes.device)
-        axis = self.world(indices).to(self.planes.dtype)
+        indices = torch.arange(-padding, self.resolution + padding, device=self.region.seen.device)
+        axis = self.world(indices).to(self.region.seen)
         y, x = (values.flatten() for values in torch.meshgrid(axis, axis, indexing="ij"))
         points = torch.stack([x, y, torch.full_like(x, self.world(z))], dim=-1)
-        values = torch.cat([self._cut_density(chunk) for chunk in points.split(CHUNK_POINTS)])
+        values = torch.cat([self.values(chunk) for chunk in points.split(CHUNK_POINTS)])
         return values.reshape(len(axis), len(axis)).float().cpu().numpy()
 
-    def _cut_density(self, points: Tensor) -> Tensor:
+    @torch.no_grad()
+    def normals(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Outward unit normals (V, 3) of the surface at points (V, 3) on it: against the values'
+        gradient.
+        """
+        steps = torch.cat([torch.eye(3), -torch.eye(3)]) * self.normal_step
+        found = []
+        for chunk in torch.from_numpy(points).split(CHUNK_POINTS // len(steps)):
+            around = (chunk[:, None] + steps).to(self.region.seen).flatten(0, 1)
+            ahead, behind = self.values(around).view(-1, 2, 3).unbind(dim=1)
+            found.append(torch.nn.functional.normalize(behind - ahead, dim=1).float().cpu())
+        return torch.cat(found).numpy()
+
+    @abstractmethod
+    def values(self, points: Tensor) -> Tensor:
+        """Values (M,) at points (M, 3)."""
+
+    @property
+    @abstractmethod
+    def normal_step(self) -> float:
+        """Distance, in world units, of the differences that a normal is made of."""
+
+    @abstractmethod
+    def check_level(self) -> None:
+        """To be called once all layers are evaluated.
+
+        Raises:
+            UserError: if there is no surface.
+        """
+
+
+@dataclass
+class DensityGrid(Grid):
+    """Raw density of one identity's planes (1, 3, C, H, W), cut to a region."""
+
+    generator: DensityModel
+    planes: Tensor
+    lowest: float = float("inf")  # of the densities seen so far, before the cut
+    highest: float = -float("inf")
+
+    def values(self, points: Tensor) -> Tensor:
         """Density (M,) at points (M, 3): the model's inside the region, at most a slope that falls
         below the level at its border.
         """
@@ -82,12 +118,13 @@ class DensityGrid:
             self.lowest = min(self.lowest, float(densities.min()))
             self.highest = max(self.highest, float(densities.max()))
 
-    def check_level(self) -> None:
-        """To be called once all layers are evaluated.
+    @property
+    def normal_step(self) -> float:
+        """Some texels: less shows their edges."""
+        return NORMAL_STEP * self.region.side / self.planes.shape[-1]
 
-        Raises:
-            UserError: if the level lies outside the densities, so that there is no surface.
-        """
+    def check_level(self) -> None:
+        """Raise a UserError if the level lies outside the densities."""
         if self.lowest > self.highest:
             raise UserError(
                 "no camera of the data sees any part of the box: the camera ranges do not fit this"
@@ -113,17 +150,12 @@ def density_grid(
     region = seen_region(generator, planes, cameras)
     # a look-up reads one cache line
     fast = planes.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, (1, 3))
-    return DensityGrid(
-        generator,
-        fast,
-        region,
-        resolution,
-        surface_level(generator, fast, region) if level is None else level,
-    )
+    found = surface_level(generator, fast, region) if level is None else level
+    return DensityGrid(region, resolution, found, generator, fast)
 
 
 def density_slabs(
-    grid: DensityGrid, padding: int = 0, slab_samples: int = SLAB_SAMPLES
+    grid: Grid, padding: int = 0, slab_samples: int = SLAB_SAMPLES
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """The grid's layers in order, a few at a time: the first one's index and an array (layers, n,
     n) with axes z, y, x.

@@ -155,7 +155,7 @@ def _survey(generator: DensityModel, planes: Tensor, region: Region) -> _Survey:
     )
     parts = []
     for label in region.cameras[chosen].to(planes).split(1):
-        points, step = _ray_points(label, region)
+        points, step = ray_points(label, region, LEVEL_RAYS, LEVEL_SAMPLES)
         flat = points.flatten(0, 1)
         sigma = point_densities(generator, planes, flat).where(
             region.margin(flat) > 0, -float("inf")
@@ -177,17 +177,17 @@ def _survey(generator: DensityModel, planes: Tensor, region: Region) -> _Survey:
     )
 
 
-def _ray_points(label: Tensor, region: Region) -> tuple[Tensor, float]:
-    """Evenly spaced points (R, S, 3) on the rays of one camera (1, 25) that pass the region, and
-    their distance.
+def ray_points(label: Tensor, region: Region, side: int, samples: int) -> tuple[Tensor, float]:
+    """Evenly spaced points (side * side, samples, 3) on the rays of one camera (1, 25) that pass
+    the region, and their distance.
     """
-    origins, directions = sample_rays(*unpack_label(label), LEVEL_RAYS)
+    origins, directions = sample_rays(*unpack_label(label), side)
     reach = region.side / 2 * 3**0.5
     middle = float(origins[0, 0].norm())
     near, far = max(region.near, middle - reach, 0.0), min(region.far, middle + reach)
-    depths = torch.linspace(near, far, LEVEL_SAMPLES, dtype=label.dtype, device=label.device)
+    depths = torch.linspace(near, far, samples, dtype=label.dtype, device=label.device)
     return origins[0, :, None] + depths[:, None] * directions[0, :, None], (far - near) / (
-        LEVEL_SAMPLES - 1
+        samples - 1
     )
 
 

@@ -19,6 +19,7 @@ from media import DensityModel
 from media.meshes.colours import SurfaceColours, simplify, textured
 from media.meshes.density import SLAB_SAMPLES, density_grid, save_density
 from media.meshes.files import MESH_FORMATS, save_mesh
+from media.meshes.fusion import surface_grid
 from media.meshes.surface import grid_surface
 
 FORMATS = (*MESH_FORMATS, "mrc")
@@ -43,7 +44,8 @@ def extract_mesh(
         planes: (1, 3, C, H, W).
         cameras: (K, 25) labels that cover the poses of the training data (`CameraSummary.grid`).
         resolution: Grid cells per side of the box.
-        level: Raw density of the surface; none = `surface_level`.
+        level: Raw density of the surface; none = the surface that depth shows
+            (`media.meshes.fusion`).
         largest_only: Keep the object alone (`media.meshes.surface`); off keeps floaters and what is
             left of walls.
         slab_samples: Grid samples held at once.
@@ -56,19 +58,21 @@ def extract_mesh(
     Raises:
         UserError: if there is no surface at the level; the message names the densities' range.
     """
-    grid = density_grid(generator, planes, cameras, resolution, level)
+    density = density_grid(generator, planes, cameras, resolution, level)
+    grid = surface_grid(density) if level is None else density
     points, faces = grid_surface(grid, slab_samples, largest_only)
     wanted = TEXTURED_FACES if texture and max_faces is None else max_faces
     if wanted is not None:
         points, faces = simplify(points, faces, wanted)
-    mesh = trimesh.Trimesh(points, faces, process=False)
-    surface = SurfaceColours(generator, grid.planes, cameras)
+    normals = grid.normals(points)
+    surface = SurfaceColours(generator, density.planes, cameras)
     if texture:
-        return textured(surface, mesh, texture)
-    colors = surface.colors(points, np.asarray(mesh.vertex_normals))
+        return textured(surface, points, normals, faces, texture)
+    colors = surface.colors(points, normals)
     return trimesh.Trimesh(
         points,
         faces,
+        vertex_normals=normals,
         vertex_colors=np.pad(colors, ((0, 0), (0, 1)), constant_values=255),
         process=False,
     )

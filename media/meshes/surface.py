@@ -1,4 +1,4 @@
-"""From a grid of densities to the triangles of one object.
+"""From a grid to the triangles of one object.
 
 Of the closed surfaces that the grid holds the object is the one with the most volume, surfaces on
 the border of the region counting for nothing. Where that border goes through the object (a neck
@@ -17,16 +17,14 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import marching_cubes
 
-from media.meshes.density import DensityGrid, density_slabs
+from media.meshes.density import Grid, density_slabs
 from media.meshes.region import CHUNK_POINTS
 
 Points = NDArray[np.float32]
 Faces = NDArray[np.int32]
 
 
-def grid_surface(
-    grid: DensityGrid, slab_samples: int, largest_only: bool = True
-) -> tuple[Points, Faces]:
+def grid_surface(grid: Grid, slab_samples: int, largest_only: bool = True) -> tuple[Points, Faces]:
     """Vertices (V, 3) in the world and faces (F, 3), counter-clockwise from outside, of the level
     surface.
 
@@ -45,7 +43,7 @@ def grid_surface(
     return largest_part(points, faces, grid) if largest_only else (points, faces)
 
 
-def _slab_surfaces(grid: DensityGrid, slab_samples: int) -> Iterator[tuple[Points, Faces]]:
+def _slab_surfaces(grid: Grid, slab_samples: int) -> Iterator[tuple[Points, Faces]]:
     """Vertices (V, 3) in grid indices, order x, y, z, and faces (F, 3) of one slab after the
     other.
     """
@@ -86,7 +84,7 @@ def _weld(
     return vertices[first[order]], faces[proper]
 
 
-def largest_part(points: Points, faces: Faces, grid: DensityGrid) -> tuple[Points, Faces]:
+def largest_part(points: Points, faces: Faces, grid: Grid) -> tuple[Points, Faces]:
     """The closed surface with the most volume, weighed by the share of its vertices that do not lie
     on the region's border.
 
@@ -104,7 +102,7 @@ def largest_part(points: Points, faces: Faces, grid: DensityGrid) -> tuple[Point
         volume += np.bincount(
             label[part[:, 0]], (a * np.cross(b, c)).sum(axis=1) / 6, minlength=count
         )
-    on_device = torch.from_numpy(points).to(grid.planes.device)
+    on_device = torch.from_numpy(points).to(grid.region.seen.device)
     free = np.concatenate(
         [
             (grid.region.margin(chunk) > grid.spacing).cpu().numpy()

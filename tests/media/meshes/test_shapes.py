@@ -269,16 +269,22 @@ def test_level_is_the_density_where_half_of_the_light_is_left(steepness: float):
     assert level == pytest.approx(10 + steepness * depth, abs=0.02 * steepness**0.5)
 
 
+def at_found_level(density: Density) -> trimesh.Trimesh:
+    """The surface of the level that `surface_level` finds."""
+    scene = Scene(density)
+    seen = region.seen_region(scene, PLANES, EVERYWHERE)
+    return extract(density, level=region.surface_level(scene, PLANES, seen))
+
+
 def test_automatic_level_finds_the_surface_wherever_the_density_lies():
     for level in (-3.0, 10.0, 60.0):
-        mesh = extract(ball(steepness=5000.0, level=level), level=None)
+        mesh = at_found_level(ball(steepness=5000.0, level=level))
         np.testing.assert_allclose(radii(mesh), RADIUS, atol=0.015)
 
 
 def test_level_of_a_step_lies_inside_the_step():
-    mesh = extract(
-        lambda p: torch.where((p - torch.tensor(CENTRE)).norm(dim=-1) < RADIUS, 40.0, -20.0),
-        level=None,
+    mesh = at_found_level(
+        lambda p: torch.where((p - torch.tensor(CENTRE)).norm(dim=-1) < RADIUS, 40.0, -20.0)
     )
     np.testing.assert_allclose(radii(mesh), RADIUS, atol=1 / 48)
 
@@ -305,6 +311,67 @@ def test_cameras_that_look_elsewhere_are_an_error():
     away[:, [2, 10]] *= -1
     with pytest.raises(UserError, match="no camera"):
         extract(ball(), level=None, cameras=away)
+
+
+# --------------------------------------------------------------------------------------------------
+# The surface that depth shows
+
+STEEPNESS = 5000.0
+# mean depth, below the radius, at which a straight ray ends: the integral of its transmittance
+FADED = integrate.quad(lambda s: math.exp(-STEEPNESS * s**2 / 2), 0, 0.2)[0]
+
+
+def test_surface_lies_where_rays_end():
+    mesh = extract(ball(steepness=STEEPNESS), level=None)
+    assert mesh.is_watertight
+    assert mesh.euler_number == 2
+    assert np.median(radii(mesh)) == pytest.approx(RADIUS - FADED, abs=FADED / 3)
+    assert np.median(radii(at_found_level(ball(steepness=STEEPNESS)))) > RADIUS - FADED / 2
+
+
+@pytest.mark.parametrize("unit", ["world", "box"])
+def test_surface_of_a_larger_box_is_as_much_larger(unit: str):
+    """Where densities count by boxes light fades at the same share of it."""
+    gain = 1.6 if unit == "world" else 1.0
+    larger = ball(1.6 * RADIUS, (0.0, 0.0, 0.0), STEEPNESS / 1.6 / gain)
+    scene = Scene(larger, box_warp=1.6, length_unit=unit)
+    mesh = shapes.extract_mesh(scene, PLANES, orbit_cameras(1.2, 8), 48)
+    expected = 1.6 * (RADIUS - FADED)
+    assert np.median(radii(mesh, (0, 0, 0))) == pytest.approx(expected, abs=1.6 * FADED / 2)
+
+
+def test_what_no_camera_sees_is_closed_by_the_density():
+    scene = Scene(ball(0.3, (0.0, 0.0, 0.0), STEEPNESS))
+    cameras = orbit_cameras(2.0, yaws=5, reach=0.5)
+    mesh = shapes.extract_mesh(scene, PLANES, cameras, 48)
+    assert mesh.is_watertight
+    assert mesh.body_count == 1
+    distance = radii(mesh, (0, 0, 0))
+    in_front, behind = mesh.vertices[:, 2] > 0.2, mesh.vertices[:, 2] < -0.2
+    assert np.median(distance[in_front]) == pytest.approx(0.3 - FADED, abs=FADED / 3)
+    assert np.median(distance[behind]) > 0.3 - FADED / 2
+
+
+def test_inner_walls_and_floaters_go():
+    hollow = ball(0.3, (0.0, 0.0, 0.0), STEEPNESS)
+    scene = union(
+        lambda p: torch.minimum(hollow(p), 10 + STEEPNESS * (p.norm(dim=-1) - 0.1)),
+        ball(0.04, (-0.35, 0.35, 0.3), STEEPNESS),
+    )
+    mesh = extract(scene, level=None)
+    assert mesh.body_count == 1
+    assert mesh.euler_number == 2
+    assert radii(mesh, (0, 0, 0)).min() > 0.25
+
+
+@pytest.mark.parametrize("level", [None, 10.0])
+def test_normals_are_those_of_the_field(level: float | None):
+    mesh = extract(ball(steepness=STEEPNESS), level=level)
+    outward = mesh.vertices - np.array(CENTRE)
+    outward /= np.linalg.norm(outward, axis=1, keepdims=True)
+    cosines = (mesh.vertex_normals * outward).sum(axis=1)
+    least = math.cos(math.radians(12.0 if level is None else 1.0))
+    assert cosines.min() > least
 
 
 # --------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""The shipped model's meshes against its own pictures: silhouettes and colours, by casting rays at
-the mesh (Embree).
+"""The shipped model's meshes against its own pictures: silhouettes, depth and colours, by
+casting rays at the mesh (Embree).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ SEEDS = (0, 2, 5)
 POSES = ((0.0, 0.0), (-0.6, 0.0), (0.6, 0.2), (0.0, -0.25))  # yaw, pitch
 SIDE = 64
 LEAST_OVERLAP = 0.95
+OPAQUE = 0.9  # least alpha of a ray whose depth counts
+MOST_DISTANCE = 0.005  # median, from the rendered depth, in box sides
 # dB; a mesh whose colours are those of its neighbour in the list of seeds has some 12
 LEAST_PSNR = 20.0
 
@@ -41,24 +43,25 @@ def identity(generator: Generator, cameras: CameraSummary, seed: int) -> tuple[T
     return generator.planes(ws), ws
 
 
-def cast(mesh: trimesh.Trimesh, c: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """What a camera (1, 25) sees of a mesh with vertex colours: which pixels, (SIDE^2,), and their
-    colours (SIDE^2, 3).
+def cast(mesh: trimesh.Trimesh, c: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What a camera (1, 25) sees of a mesh with vertex colours: which pixels, (SIDE^2,), their
+    colours (SIDE^2, 3) and depths (SIDE^2,).
     """
     origins, directions = (rays[0].double().numpy() for rays in sample_rays(*unpack_label(c), SIDE))
     places, rays, triangles = mesh.ray.intersects_location(origins, directions, multiple_hits=False)
     shares = trimesh.triangles.points_to_barycentric(mesh.triangles[triangles], places)
     assert isinstance(mesh.visual, trimesh.visual.ColorVisuals)
-    hit, colors = np.zeros(SIDE**2, dtype=bool), np.zeros((SIDE**2, 3))
+    hit, colors, depths = np.zeros(SIDE**2, dtype=bool), np.zeros((SIDE**2, 3)), np.zeros(SIDE**2)
     hit[rays] = True
+    depths[rays] = np.linalg.norm(places - origins[rays], axis=1)
     colors[rays] = np.einsum(
         "tk,tkc->tc", shares, mesh.visual.vertex_colors[mesh.faces[triangles], :3].astype(float)
     )
-    return hit, colors
+    return hit, colors, depths
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_mesh_has_the_models_silhouettes_and_colours(
+def test_mesh_has_the_models_silhouettes_depth_and_colours(
     generator: Generator, cameras: CameraSummary, seed: int
 ) -> None:
     planes, ws = identity(generator, cameras, seed)
@@ -66,16 +69,20 @@ def test_mesh_has_the_models_silhouettes_and_colours(
     assert mesh.is_watertight
     assert mesh.volume > 0
     assert mesh.body_count == 1
+    distances = []
     for yaw, pitch in POSES:
         c = cameras.label(yaw, pitch)[None]
-        hit, colors = cast(mesh, c)
+        hit, colors, depths = cast(mesh, c)
         with torch.no_grad():
             shown = generator.render(planes, ws, c, SIDE)
         solid = shown.alpha.flatten().numpy() > 0.5
         overlap = (hit & solid).sum() / (hit | solid).sum()
         assert overlap > LEAST_OVERLAP, f"yaw {yaw}, pitch {pitch}: {overlap:.3f}"
+        counted = hit & (shown.alpha.flatten().numpy() > OPAQUE)
+        distances.append(np.abs(depths - shown.image_depth.flatten().numpy())[counted])
         error = (colors - to_pictures(shown.image_raw).reshape(-1, 3))[hit & solid]
         assert 10 * np.log10(255**2 / (error**2).mean()) > LEAST_PSNR
+    assert np.median(np.concatenate(distances)) < MOST_DISTANCE * generator.rendering.box_warp
 
 
 @pytest.mark.parametrize("seed", SEEDS[:1])
