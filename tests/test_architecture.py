@@ -50,8 +50,8 @@ ALLOWED = {
     "media/report": "dnnlib media media/pictures metrics training/cameras.py",
     "media/avatar": "dnnlib media media/pictures training/cameras.py training/data"
     " training/networks",
-    "media/web": "dnnlib media media/avatar training/cameras.py training/networks"
-    " training/checkpoints",
+    "media/web": "dnnlib media media/avatar media/pictures training/cameras.py"
+    " training/networks training/checkpoints",
     "media/viewer": "dnnlib media media/pictures media/meshes media/videos training/cameras.py"
     " training/data training/networks training/checkpoints",
     "data_tools/sources": "dnnlib training/cameras.py training/data",

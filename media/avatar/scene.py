@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import base64
-import io
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from dnnlib.console import UserError
 from dnnlib.numbers import significant
 from media.avatar.planes import CHANNELS_A_TEXEL, QuantizedPlanes, pack, quantize
-from media.pictures.grids import Pictures, depth_limits, to_pictures
+from media.pictures.grids import data_uri, depth_limits, to_pictures
 from training.cameras import CameraSummary, unpack_label
 from training.networks.generator import Generator
 
@@ -53,7 +51,7 @@ def make_head(
     values = {
         "name": name,
         "depths": _depth_range(generator, planes, ws, cameras),
-        "picture": _data_url(to_pictures(front.image_raw)[0]),
+        "picture": data_uri(to_pictures(front.image_raw)[0]),
         **_dequantization(quantized),
     }
     return Head(name, values, base64.b64encode(pack(quantized.codes)).decode())
@@ -147,10 +145,3 @@ def _depth_range(
         alphas.append(out.alpha.float().cpu())
     near, far = depth_limits(torch.cat(depths), torch.cat(alphas)) or (-1.0, 1.0)
     return [significant(near), significant(near + max(far - near, 1e-6 * cameras.radius))]
-
-
-def _data_url(picture: Pictures) -> str:
-    """A picture (H, W, 3) as a PNG in a URL."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

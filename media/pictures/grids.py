@@ -8,6 +8,8 @@ pictures of a row compare. Normals are red to the right, green up, blue towards 
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +34,8 @@ Pictures = NDArray[np.uint8]
 PANELS = ("image", "raw", "depth", "normals")
 ROWS = PANELS[:3]
 LEAST_SPAN = 1e-6  # of depths, in farthest ones: what is less is rounding
+LARGE_PIXELS = 2_000_000  # pictures beyond are JPEG in a page, or it would take minutes to open
+JPEG_QUALITY = 92
 FARTHEST_GREY = 0.15  # so that the object's far end differs from the background's black
 # Per cent of the depths that may saturate at the near and the far end: a few floaters, or the small
 # part of a neck that leads away, must not take the contrast from a face.
@@ -64,6 +68,18 @@ def save_png(path: str | os.PathLike[str], picture: Pictures) -> None:
     """
     with atomic_write(path) as file:
         Image.fromarray(picture).save(file, format="PNG")
+
+
+def data_uri(picture: Pictures) -> str:
+    """A picture (H, W, 3), uint8, as an address that holds it: PNG, or JPEG where it is large."""
+    kind, options = (
+        ("jpeg", {"quality": JPEG_QUALITY})
+        if picture.size > 3 * LARGE_PIXELS
+        else ("png", {"optimize": True})
+    )
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind.upper(), **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def depth_limits(depth: Tensor, alpha: Tensor) -> tuple[float, float] | None:

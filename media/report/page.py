@@ -4,21 +4,15 @@ as plain data.
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from PIL import Image
-
-from media.pictures.grids import Pictures
+from media.pictures.grids import Pictures, data_uri
 from media.report.charts import COLOURS, Chart, draw_chart
 
-LARGE_PIXELS = 2_000_000  # pictures beyond are JPEG, or the page would take minutes to open
-JPEG_QUALITY = 92
 LONG_HASH = re.compile(r"[0-9a-f+]{41,}")  # shown by its ends, whole as a tooltip
 
 
@@ -102,18 +96,6 @@ def report_page(report: Report) -> str:
         f"<body><header><h1>{title}</h1>{_facts(report.facts)}<nav>{links}</nav></header>"
         f"<main>{body}</main></body></html>\n"
     )
-
-
-def data_uri(picture: Pictures) -> str:
-    """A picture (H, W, 3), uint8, as an address that holds it: PNG, or JPEG where it is large."""
-    kind, options = (
-        ("jpeg", {"quality": JPEG_QUALITY})
-        if picture.size > 3 * LARGE_PIXELS
-        else ("png", {"optimize": True})
-    )
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, kind.upper(), **options)
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 # --------------------------------------------------------------------------------------------------

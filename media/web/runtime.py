@@ -12,8 +12,16 @@ from dnnlib.console import UserError
 from dnnlib.files import cache_dir, temporary_dir
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
-# WebAssembly on one thread: several need headers that a plain file server does not send
-FILES = ("ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+# On the CPU, on one thread: several need headers that a plain file server does not send; and on the
+# graphics processor. A page loads one of the two.
+FILES = (
+    "ort.wasm.min.js",
+    "ort-wasm-simd-threaded.mjs",
+    "ort-wasm-simd-threaded.wasm",
+    "ort.webgpu.min.js",
+    "ort-wasm-simd-threaded.asyncify.mjs",
+    "ort-wasm-simd-threaded.asyncify.wasm",
+)
 LICENCE = "LICENSE.txt"
 NOTICE = f"{PACKAGE} {VERSION}, Copyright (c) Microsoft Corporation, MIT License\n"
 
@@ -24,7 +32,7 @@ def runtime_files() -> list[Path]:
     Raises:
         UserError: if they are not there and cannot be fetched.
     """
-    folder = cache_dir() / f"{PACKAGE}-{VERSION}"
+    folder = cache_dir() / f"{PACKAGE}-{VERSION}-webgpu"
     if not folder.exists():
         _fetch(folder)
     return [folder / name for name in (*FILES, LICENCE)]

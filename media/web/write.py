@@ -14,6 +14,7 @@ from dnnlib.files import make_dir, temporary_dir
 from media.avatar.document import PAGE as AVATAR
 from media.avatar.document import script_element, value_element
 from media.avatar.scene import CAMERA_NUMBERS
+from media.pictures.grids import data_uri, map_seed, render_views, stack_rows
 from media.web.runtime import FILES, LICENCE, runtime_files
 from training.cameras import cameras_of
 from training.checkpoints.onnx_graphs import (
@@ -84,8 +85,18 @@ def scene_values(generator: Generator) -> dict[str, Any]:
         "ws": [generator.num_ws, generator.w_dim],
         "w_avg": generator.backbone.mapping.w_avg.tolist(),
         "conditioning": cameras.frontal_label().tolist(),
+        "first": _first_picture(generator),
         "cameras": {name: getattr(cameras, name) for name in CAMERA_NUMBERS},
     }
+
+
+def _first_picture(generator: Generator) -> str:
+    """What the page shows first, seed 0 from the front, as the address of a PNG within the page:
+    before the runtime is loaded, and while nothing is typed.
+    """
+    ws = map_seed(generator, 0)
+    label = cameras_of(generator).frontal_label()[None]
+    return data_uri(stack_rows(render_views(generator, ws, label, kinds=("image",))))
 
 
 def _index(scene: dict[str, Any], title: str) -> str:

@@ -3,6 +3,10 @@
 
 const STILL_AFTER = 150;  // milliseconds without a change until the full picture follows
 const LARGEST_SEED = 4294967295;
+const PROVIDERS = {
+  webgpu: "WebGPU",
+  wasm: "WebAssembly"
+};  // ?run= chooses one
 const NEEDS_SERVER = "This page reads files beside it, which browsers allow only from a server." +
     " Run: python -m http.server --directory (the folder of this page), then open" +
     " http://127.0.0.1:8000";
@@ -16,6 +20,7 @@ class Heads {
     this.isHeld = this.isAsking = false;
     elements.canvas.width = elements.canvas.height = scene.resolution;
     this.orbit = new Orbit(scene.cameras, () => this.orbit && this.change());  // it moves at once
+    this.drawFirst();
     worker.onmessage = ({data}) => this.take(data);
     worker.onerror = (event) => this.complain(event.message || "The worker cannot be loaded.");
     this.change();
@@ -62,13 +67,21 @@ class Heads {
         {head, camera: cameraLabel(orbitCamera(this.scene.cameras, this.orbit)), isQuick});
   }
 
-  take({error, side, pixels, milliseconds}) {
+  take({error, side, pixels, milliseconds, provider}) {
     this.isAsking = false;
     if (error) return this.complain(error);
     this.draw(side, pixels);
     this.shown = this.asked;
-    this.elements.status.textContent = `${side} pixels, ${Math.round(milliseconds)} ms per view`;
+    const speed = `${side} pixels, ${Math.round(milliseconds)} ms per view`;
+    this.elements.status.textContent = `${speed}, ${PROVIDERS[provider]}`;
     this.ask();
+  }
+
+  // The picture that came with the page stands until the first one that is made here.
+  async drawFirst() {
+    const picture = Object.assign(new Image(), {src: this.scene.first});
+    await picture.decode();
+    if (this.shown === null) this.elements.canvas.getContext("2d").drawImage(picture, 0, 0);
   }
 
   async draw(side, pixels) {
@@ -131,7 +144,8 @@ function main() {
     return;
   }
   const worker = new Worker("worker.js");
-  worker.postMessage({scene});
+  const provider = new URLSearchParams(location.search).get("run");
+  worker.postMessage({scene, provider: provider in PROVIDERS ? provider : null});
   window.heads = new Heads(scene, worker, elements);
   connect(window.heads);
 }

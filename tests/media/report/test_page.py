@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from media.report import page as report
-from media.report.page import Block, Figure, Report, Section, Shown, data_uri, report_page
+from media.pictures import grids
+from media.pictures.grids import data_uri
+from media.report.page import Block, Figure, Report, Section, Shown, report_page
 from media.report.sections import (
     GRID_COLUMNS,
     GRID_ROWS,
@@ -134,7 +135,7 @@ def test_nothing_is_loaded_from_elsewhere():
 
 
 def test_large_pictures_are_jpeg(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(report, "LARGE_PIXELS", 99)
+    monkeypatch.setattr(grids, "LARGE_PIXELS", 99)
     assert decoded(data_uri(noise(9, 11, 3))).format == "PNG"
     large = decoded(data_uri(np.full((10, 11, 3), 77, np.uint8)))
     assert large.format == "JPEG"

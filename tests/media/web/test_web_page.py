@@ -34,6 +34,11 @@ from training.networks.generator import Generator
 
 pytestmark = pytest.mark.waits
 
+SOFTWARE_WEBGPU = (
+    "--enable-unsafe-webgpu",
+    "--use-webgpu-adapter=swiftshader",
+    "--enable-features=Vulkan",
+)
 COMPLETE = "window.heads && heads.isComplete()"
 LATENTS = Path(runtime.__file__).parent / "page" / "latents.js"
 
@@ -96,6 +101,10 @@ def fill(page: Page, **values: str | float) -> None:
 
 def shown(page: Page) -> NDArray[np.uint8]:
     page.wait_until(COMPLETE)
+    return canvas(page)
+
+
+def canvas(page: Page) -> NDArray[np.uint8]:
     script = """(() => {
         const {width, height} = heads.elements.canvas;
         const context = heads.elements.canvas.getContext("2d");
@@ -161,8 +170,20 @@ def test_pictures_are_those_of_pytorch(tiny: Path, site: Path, browser: Browser)
         page = browser.open(address)
         page.wait_until(COMPLETE)
         assert page.run("document.title") == "Generated heads: site & more"
+        assert "ms per view, WebAssembly" in page.run("heads.elements.status.innerText")
         check_pictures(page, load_generator(tiny))
         assert all(request.startswith(address) for request in page.requests)
+        page.go("about:blank")
+
+
+@pytest.mark.slow  # a minute of a processor that imitates a graphics processor
+def test_webgpu_gives_the_same_pictures(tiny: Path, site: Path) -> None:
+    with open_browser(SOFTWARE_WEBGPU) as browser, served(site) as address:
+        page = browser.open(f"{address}?run=webgpu")
+        page.wait_until(COMPLETE)
+        fill(page, seed=17)
+        assert "WebGPU" in page.run("heads.elements.status.innerText")
+        assert psnr(shown(page), expected(load_generator(tiny), 17)) >= 40
         page.go("about:blank")
 
 
@@ -210,13 +231,17 @@ def test_opened_from_disk_it_says_that_it_needs_a_server(site: Path, browser: Br
     assert not page.errors
 
 
-def test_a_missing_graph_is_said_in_the_page(site: Path, tmp_path: Path, browser: Browser) -> None:
+def test_a_missing_graph_is_said_in_the_page(
+    tiny: Path, site: Path, tmp_path: Path, browser: Browser
+) -> None:
+    """The picture that came with the page stands all the same."""
     shutil.copytree(site, tmp_path / "copy")
     (tmp_path / "copy" / "image.onnx").unlink()
     with served(tmp_path / "copy") as address:
         page = browser.open(address)
         page.wait_until("!document.getElementById('message').hidden")
         assert "image.onnx" in page.run("document.getElementById('message').innerText")
+        assert psnr(canvas(page), expected(load_generator(tiny), 0)) >= 40
         page.go("about:blank")
 
 
