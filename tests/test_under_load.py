@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
+import pytest
 
-from tests.under_load import failing_runs
+from tests import under_load
 
 TEST = """
 from pathlib import Path
@@ -18,10 +19,11 @@ def test_fails_the_second_time():
 """
 
 
-def test_runs_that_fail_are_counted(tmp_path: Path) -> None:
+def test_runs_that_fail_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(under_load.os, "cpu_count", lambda: 1)  # programs that are busy
     (tmp_path / "test_moody.py").write_text(TEST)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    assert failing_runs(
+    assert under_load.failing_runs(
         3, ["-p", "no:cacheprovider", "--rootdir", str(tmp_path), str(tmp_path)]
     ) == [2]
     assert [

@@ -86,44 +86,44 @@ def test_its_two_halves(tmp_path: Path) -> None:
         assert_close(run(tmp_path / "synthesis.onnx", ws), [generator.planes(ws)])
 
 
-def test_another_rendering_resolution(tmp_path: Path) -> None:
-    generator = random_generator()
-    write_image_graph(tmp_path / "image.onnx", generator, 4)
-    ws = generator.mapping(torch.randn(2, generator.z_dim), orbit_labels(2))
-    planes, c = generator.planes(ws), orbit_labels(2, seed=4)
-    expected = generator.render(planes, ws, c, 4)
-    assert expected.image_raw.shape[-1] == 4
-    found = run(tmp_path / "image.onnx", planes, ws, c)
-    assert_close(found, [expected.image, expected.image_raw, expected.image_depth])
-
-
-VARIANTS = [
-    (),
+VARIANTS: list[tuple[int | None, tuple[str, ...]]] = [
+    (None, ()),
     (
-        "rendering.ray_start=auto",
-        "rendering.ray_end=auto",
-        "rendering.background=[1,0.5,0]",
-        "superresolution.kind=alias_free",
+        None,
+        (
+            "rendering.ray_start=auto",
+            "rendering.ray_end=auto",
+            "rendering.background=[1,0.5,0]",
+            "superresolution.kind=alias_free",
+        ),
     ),
     (
-        "rendering.depth_resolution_importance=0",
-        "rendering.plane_axes=released",
-        "superresolution.antialias=false",
+        4,
+        (
+            "rendering.depth_resolution_importance=0",
+            "rendering.plane_axes=released",
+            "superresolution.antialias=false",
+        ),
     ),
 ]
 
 
-@pytest.mark.parametrize("settings", VARIANTS, ids=["default", "auto-limits", "one-pass"])
-def test_planes_and_camera_to_picture(tmp_path: Path, settings: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("resolution", "settings"), VARIANTS, ids=["default", "auto-limits", "one-pass"]
+)
+def test_planes_and_camera_to_picture(
+    tmp_path: Path, resolution: int | None, settings: tuple[str, ...]
+) -> None:
     generator = random_generator(*settings)
-    write_image_graph(tmp_path / "image.onnx", generator)
+    write_image_graph(tmp_path / "image.onnx", generator, resolution)
     graph = onnx.load(tmp_path / "image.onnx").graph
     assert [item.name for item in graph.input] == ["planes", "ws", "c"]
     assert [item.name for item in graph.output] == ["image", "image_raw", "image_depth"]
     for c in orbit_labels(3, seed=4).split([1, 2]):
         ws = generator.mapping(torch.randn(len(c), generator.z_dim), c)
         planes = generator.planes(ws)
-        expected = generator.render(planes, ws, c)
+        expected = generator.render(planes, ws, c, resolution)
+        assert expected.image_raw.shape[-1] == (resolution or generator.rendering.resolution)
         assert float(expected.alpha.max()) > 0.5
         found = run(tmp_path / "image.onnx", planes, ws, c)
         assert_close(found, [expected.image, expected.image_raw, expected.image_depth])
