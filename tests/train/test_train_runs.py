@@ -183,7 +183,7 @@ def test_without_data_the_built_in_heads_are_made_once(
     assert made == []
     assert not (tmp_path / "cache").exists()
     for _ in range(2):
-        train.chosen_data({"data": None, "config": None, "dry_run": False})
+        train.chosen_data({"data": None, "config": None, "dry_run": False, "overrides": ()})
     ended = train_here("--gpus", "0", "-n").assert_done()
     assert len(made) == 1
     config = json.loads(ended.out)

@@ -495,9 +495,9 @@ def test_config_is_complete(tmp_path: Path) -> None:
     config = read(tmp_path, Layout()).config
     known = {
         "resolution": 1,
-        "generator": 15,
+        "generator": 16,
         "superresolution": 7,
-        "rendering": 12,
+        "rendering": 14,
         "discriminator": 8,
     }
     counts = {
