@@ -86,8 +86,6 @@ DONE_IN = {
     "--no-images without --shapes leaves nothing": f"{HERE}::test_options_of_gen_samples",
     "--texture needs --shapes": f"{HERE}::test_options_of_gen_samples",
     "choose a --shape-level between them": f"{HERE}::test_options_of_gen_samples",
-    "a --shape-level for a surface of one density": "tests/media/meshes/test_shapes.py"
-    "::test_a_speck_that_no_depth_map_shows_has_a_surface_of_one_density",
     "add --transparent": f"{HERE}::test_options_about_transparency",
     "--transparent shows the final picture; leave {} out": (
         f"{HERE}::test_options_about_transparency"

@@ -11,6 +11,7 @@ The field is as fine as the planes, and is held as a whole: 67 MB with planes of
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import maximum_filter
 from torch import Tensor
+from tqdm import tqdm
 
-from dnnlib.console import UserError, progress
+from dnnlib.console import progress
 from media.meshes.density import DensityGrid, Grid
 from media.meshes.region import ray_points
 from metrics.views import OPAQUE
@@ -55,18 +57,14 @@ class SurfaceGrid(Grid):
         return self.region.side / self.field.shape[-1]
 
     def check_level(self) -> None:
-        """Raise a UserError if nothing is inside of the surface."""
-        if not self.field.max() > 0:
-            raise UserError(
-                "no surface: the cameras see nothing as large as a cell of the grid; choose a"
-                " --shape-level for a surface of one density"
-            )
+        """There is a surface, or `surface_grid` gives no such grid."""
 
 
 @torch.no_grad()
-def surface_grid(grid: DensityGrid) -> SurfaceGrid:
+def surface_grid(grid: DensityGrid) -> Grid:
     """The grid of an identity's surface: as a grid of densities, whose level is where no camera
-    looks.
+    looks. Where depth shows no surface, as in the fog of a model that has hardly been trained, it
+    is `grid` itself, and a line says so.
 
     Raises:
         UserError: if there is no density at the level.
@@ -77,6 +75,10 @@ def surface_grid(grid: DensityGrid) -> SurfaceGrid:
     coarse.check_level()
     density = torch.stack(layers).to(grid.planes.device)[None, None]
     field = _smooth(_fuse(coarse, density))
+    if not field.max() > 0:
+        line = "Depth shows no surface as large as a cell: the mesh is that of one density"
+        tqdm.write(line, file=sys.stderr)
+        return grid
     return SurfaceGrid(grid.region, grid.resolution, 0.0, field)
 
 

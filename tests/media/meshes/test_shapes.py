@@ -364,13 +364,15 @@ def test_inner_walls_and_floaters_go():
     assert radii(mesh, (0, 0, 0)).min() > 0.25
 
 
-def test_a_speck_that_no_depth_map_shows_has_a_surface_of_one_density():
+def test_a_speck_that_no_depth_map_shows_has_a_surface_of_one_density(
+    capsys: pytest.CaptureFixture[str],
+):
     """A faint ball smaller than a cell, about the centre of one."""
     speck = ball(0.008, (0.5 / 48,) * 3, 500.0)
     grid = density.density_grid(Scene(speck), PLANES, EVERYWHERE, 48, 10.0)
-    with pytest.raises(UserError, match="choose a --shape-level for a surface of one density"):
-        fusion.surface_grid(grid).check_level()
-    assert extract(speck, level=10.0).is_watertight
+    assert fusion.surface_grid(grid) is grid
+    assert "the mesh is that of one density" in capsys.readouterr().err
+    assert extract(speck).is_watertight
 
 
 @pytest.mark.parametrize("level", [None, 10.0])
