@@ -69,7 +69,8 @@ def write_web_page(folder: str | os.PathLike[str], generator: Generator, title: 
         for path in (*runtime, *(PAGE / name for name in WORKER)):
             place = made / RUNTIME if path in runtime else made
             shutil.copy(path, make_dir(place))
-        (made / "index.html").write_text(_index(scene_values(generator), title), encoding="utf-8")
+        scene = {**scene_values(generator), "cpu_nodes": _cpu_nodes(made)}
+        (made / "index.html").write_text(_index(scene, title), encoding="utf-8")
         for name in page_files():
             make_dir((folder / name).parent)
             (made / name).replace(folder / name)
@@ -88,6 +89,19 @@ def scene_values(generator: Generator) -> dict[str, Any]:
         "first": _first_picture(generator),
         "cameras": {name: getattr(cameras, name) for name in CAMERA_NUMBERS},
     }
+
+
+def _cpu_nodes(folder: Path) -> dict[str, list[str]]:
+    """By graph the nodes that onnxruntime-web cannot run by WebGPU although it takes them: resizing
+    with a filter.
+    """
+    from onnx import load  # of the extra that has just written them
+
+    found = {
+        name: [node.name for node in load(folder / name).graph.node if node.op_type == "Resize"]
+        for name in GRAPHS
+    }
+    return {name: nodes for name, nodes in found.items() if nodes}  # none is no list for ort
 
 
 def _first_picture(generator: Generator) -> str:

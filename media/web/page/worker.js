@@ -31,7 +31,8 @@ async function start(asked) {
 
 // The graphs' files come at once.
 function session(name, provider) {
-  const options = {executionProviders: [provider]};
+  const forceCpuNodeNames = scene.cpu_nodes[`${name}.onnx`];
+  const options = {executionProviders: [{name: provider, forceCpuNodeNames}]};
   sessions[name] ??=
       graph(name).then((file) => inTurn(() => ort.InferenceSession.create(file, options)));
   return sessions[name];

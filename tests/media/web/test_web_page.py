@@ -181,6 +181,9 @@ def test_webgpu_gives_the_same_pictures(tiny: Path, site: Path) -> None:
     with open_browser(SOFTWARE_WEBGPU) as browser, served(site) as address:
         page = browser.open(f"{address}?run=webgpu")
         page.wait_until(COMPLETE)
+        page.run("heads.hold(true)")  # as while it is turned
+        page.wait_until("heads.shown.isQuick")
+        page.run("heads.hold(false)")
         fill(page, seed=17)
         assert "WebGPU" in page.run("heads.elements.status.innerText")
         assert psnr(shown(page), expected(load_generator(tiny), 17)) >= 40
