@@ -41,7 +41,6 @@ from torch_utils.distributed.processes import (
 from training.config.checks import group_note, rendering_note
 from training.config.presets import PRESETS
 from training.config.settings import Config, from_dict, set_option, to_dict
-from training.data.dataset import alpha_background
 from training.data.shards import SEPARATOR, absolute_data, open_images
 from training.run.data_content import contents_of_files, note_on_data, notes_on_files
 from training.run.launch import (
@@ -58,6 +57,7 @@ from training.run.settings import (
     OF_DATA,
     RunData,
     RunRequest,
+    asked_background,
     changes_refused_on_resume,
     check_run,
     new_config,
@@ -221,10 +221,7 @@ def chosen_data(options: dict[str, Any]) -> RunData:
     from data_tools.heads.dataset import BUILT_IN, built_in_heads, render_built_in_heads
 
     base: Config | None = options["config"]
-    asked = copy.deepcopy(base or Config())
-    for assignment in given_settings(options):
-        set_option(asked, assignment)
-    background = alpha_background(asked.model.rendering)
+    background = asked_background(given_settings(options), base)
     name = options["data"] or (base.data.path if base else "")
     if name:
         max_broken = options["max_broken"] or (base.data.max_broken if base else 0)

@@ -18,7 +18,7 @@ from dnnlib.console import UserError, progress
 from dnnlib.parallel import ordered_map
 from training.cameras import mirror_label
 from training.data.balance import balance_copies
-from training.data.dataset import ImageDataset
+from training.data.dataset import PLAIN_BACKGROUND, ImageDataset
 from training.data.files import DataFiles
 from training.data.traits import Traits, read_traits
 
@@ -92,7 +92,7 @@ def copied_order(copies: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _open(source: str | Path, dest: str | Path, overwrite: bool) -> ImageDataset:
     check_dest(Path(dest), overwrite, Path(source))
-    return ImageDataset(source, background=(0.0, 0.0, 0.0))
+    return ImageDataset(source, background=PLAIN_BACKGROUND)
 
 
 def _traits(dataset: ImageDataset, names: list[str], written: list[str]) -> Traits | None:

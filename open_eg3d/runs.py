@@ -14,7 +14,6 @@ from media.pictures.snapshots import save_pictures
 from open_eg3d.measuring import metrics_of_run
 from training.config.presets import PRESETS, PresetName, Sizes
 from training.config.settings import Config
-from training.data.dataset import PLAIN_BACKGROUND
 from training.data.shards import data_name, open_images
 from training.run import settings as run_settings
 from training.run.launch import (
@@ -55,8 +54,7 @@ def new_config(
     assignments = [f"{name}={json.dumps(value)}" for name, value in (settings or {}).items()]
     request = run_settings.RunRequest(preset, sizes, init_from, assignments)
     kind = _launch(device, None).device
-    has_alpha = (settings or {}).get("rendering.alpha", "ignore") != "ignore"
-    dataset = open_images(data, background=PLAIN_BACKGROUND if has_alpha else None)
+    dataset = open_images(data, background=run_settings.asked_background(assignments))
     config, notes = run_settings.new_config(request, run_settings.RunData.of(dataset), kind)
     print(*notes, sep="\n")
     return config

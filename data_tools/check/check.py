@@ -23,7 +23,7 @@ from dnnlib.console import UserError, progress
 from dnnlib.files import local_file
 from dnnlib.parallel import ordered_map
 from training.cameras import LABEL_SIZE, nearest_point_to_rays, orbit_angles, viewing_rays
-from training.data.dataset import ImageDataset
+from training.data.dataset import PLAIN_BACKGROUND, ImageDataset
 from training.data.files import LABEL_FILE, DataFiles, shown
 from training.data.labels import (
     LARGEST_FOCAL,
@@ -415,7 +415,7 @@ def _confirm(files: DataFiles, preset: str, report: Report) -> None:
         return
     code = "training"
     try:
-        behind = (1.0, 1.0, 1.0) if report.summary["with_alpha"] else None
+        behind = PLAIN_BACKGROUND if report.summary["with_alpha"] else None
         dataset = ImageDataset(files.path, background=behind)
         report.summary["resolution"] = dataset.resolution
         code = "scene"

@@ -10,7 +10,7 @@ import torch
 from data_tools.heads.dataset import as_table, head_traits, random_labels
 from data_tools.sinks import check_dest, image_name, open_sink, write_labels
 from dnnlib.console import UserError, progress
-from training.data.dataset import ImageDataset
+from training.data.dataset import PLAIN_BACKGROUND, ImageDataset
 from training.data.files import LABEL_FILE, shown
 
 
@@ -32,7 +32,7 @@ def add_traits(
             views; else as `data_tools.mirror.mirror`.
     """
     check_dest(Path(dest), overwrite, Path(source))
-    dataset = ImageDataset(source, background=(0.0, 0.0, 0.0))
+    dataset = ImageDataset(source, background=PLAIN_BACKGROUND)
     traits: dict[str, dict[str, float]] = {}
     for index, name in enumerate(progress(dataset.file_names, "Traits", unit="img")):
         identity, view = divmod(index, views_per_identity)

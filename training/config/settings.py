@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 from dnnlib.console import UserError, brief
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Alpha = Literal["ignore", "composite", "judge"]
 LONGEST_VALUE = 100  # characters of a value in an error message
 
 
@@ -205,7 +206,7 @@ class RenderingConfig:
     background: tuple[float, float, float] | None = setting(
         None, "Red, green and blue behind the object; null = no background.", lowest=0, highest=1
     )
-    alpha: Literal["ignore", "composite", "judge"] = setting(
+    alpha: Alpha = setting(
         "ignore",
         "Of pictures with alpha: composite: D sees reals and fakes over the same random colours;"
         " judge: it sees alpha, too; ignore: such pictures are refused.",

@@ -25,7 +25,7 @@ from dnnlib.archives import read_member_at
 from dnnlib.console import UserError, progress
 from dnnlib.files import atomic_write, cache_dir, local_file, make_dir
 from dnnlib.parallel import ordered_map
-from training.data.dataset import Colour, ImageDataset
+from training.data.dataset import PLAIN_BACKGROUND, Colour, ImageDataset
 from training.data.files import LABEL_FILE, TRAINING_SUFFIXES, DataFiles, errors_named, shown
 from training.data.labels import read_labels
 from training.data.order import WINDOW
@@ -132,7 +132,7 @@ def _make_index(max_broken: int, shard_and_index: tuple[Path, Path]) -> None:
     if shard.is_dir():
         raise UserError(f"{shard} is a folder; each part of a data set must be a ZIP: pack it")
     # whether alpha is wanted shows when pictures are decoded: an index serves either way
-    options: Any = {"check": False, "needs_labels": False, "background": (0.0, 0.0, 0.0)}
+    options: Any = {"check": False, "needs_labels": False, "background": PLAIN_BACKGROUND}
     data = ImageDataset(shard, max_broken=max_broken, **options)
     names = [name.encode(errors="surrogatepass") for name in data.file_names]
     columns = [*COLUMNS, ("name", f"S{max(map(len, names))}")]

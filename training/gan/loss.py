@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +17,13 @@ from torch import Tensor
 
 from torch_utils.ops.upfirdn2d import filter2d
 from torch_utils.sample_random import rand, randn
-from training.config.settings import Config, TrainingConfig
+from training.config.settings import Alpha, Config, TrainingConfig
 from training.config.sizes import cosine_fade, fade, rendering_resolution
 from training.gan.augment import AugmentPipe
 from training.networks.generator import Generator, GeneratorOutput
 from training.networks.layers import resize_image
 from training.rendering.compositing import lay_over
 
-Alpha = Literal["ignore", "composite", "judge"]
 REFERENCE_BATCH = 32  # the published schedules that scale with the batch are given for this one
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from dnnlib.console import UserError
 from dnnlib.files import is_url
 from training.config.settings import METRIC_FILES, DataConfig, SnapshotConfig, about_of
-from training.data.dataset import ImageDataset
+from training.data.dataset import PLAIN_BACKGROUND, ImageDataset
 from training.data.shards import open_images, shard_paths
 
 
@@ -52,7 +52,7 @@ def note_on_data(own: DataConfig, wanted: DataConfig) -> str | None:
         return f"Data from {path} now; {unknown}" if has_moved else None
     # the content that is compared does not depend on alpha
     found = content_of(
-        open_images(path, check=False, max_broken=wanted.max_broken, background=(1.0, 1.0, 1.0))
+        open_images(path, check=False, max_broken=wanted.max_broken, background=PLAIN_BACKGROUND)
     )
     differences = content_differences(own.content, found)
     if differences:

@@ -23,7 +23,7 @@ from training.config.settings import (
     set_option,
 )
 from training.config.sizes import block_sizes, is_power_of_two
-from training.data.dataset import ImageDataset, alpha_background
+from training.data.dataset import Colour, ImageDataset, alpha_background
 from training.data.scene import apply_scene, fit_dataset_scene
 from training.gan.loss import GAN_LOSSES
 from training.networks.shapes import check_networks
@@ -75,6 +75,19 @@ class RunRequest:
     assignments: Sequence[str] = ()
     fades: bool = False
     base: Config | None = None
+
+
+def asked_background(assignments: Sequence[str], base: Config | None = None) -> Colour | None:
+    """`background` of the data of a run with these settings (`section.field=value`) on top of
+    `base`: what data are opened with before the run's own settings can be made.
+
+    Raises:
+        UserError: for settings that do not exist or fit.
+    """
+    asked = copy.deepcopy(base or Config())
+    for assignment in assignments:
+        set_option(asked, assignment)
+    return alpha_background(asked.model.rendering)
 
 
 def new_config(request: RunRequest, data: RunData, device: str) -> tuple[Config, list[str]]:
