@@ -22,6 +22,7 @@ from training.gan.trainer import Trainer
 from training.run import launch
 from training.run.launch import choose_devices
 from training.run.loop import RunOptions, run_training
+from training.run.settings import FEW_PICTURES
 
 NEW = ("--data", "DATA", *TINY_OPTIONS)
 RESUME = ("--resume", "HALF", "--kimg", "1")
@@ -77,6 +78,7 @@ ADVICE: list[tuple[str, tuple[str, ...], list[tuple[str, ...]]]] = [
         ("--resume", "EMPTY"),
         [RESUME, ("--resume", "SNAPSHOT", "--kimg", "1")],
     ),
+    ("its newest run is", ("--resume", "RUNS"), [RESUME]),
     (
         "start a new one from a URL with --init-from",
         ("--resume", "http://localhost/run.pkl"),
@@ -111,6 +113,7 @@ def files(half: Path, data: Path, tmp_path: Path) -> Callable[[str], str | Path]
         "SIZED": tmp_path / "sized.json",
         "UNSIZED": tmp_path / "unsized.json",
         "EMPTY": tmp_path / "empty",
+        "RUNS": half.parent,
         "GONE": tmp_path / "run",
         "OTHER": write_dataset(tmp_path / "other.zip", 20),
     }
@@ -131,6 +134,18 @@ def test_what_a_refusal_says_is_taken(
     refused.assert_refused(refused.status, words)
     for mend in mends:
         train_here(*map(files, mend), "--dry-run").assert_done()
+
+
+def test_few_pictures_are_told(data: Path, half: Path, tmp_path: Path) -> None:
+    few = "Few pictures (16): the discriminator will learn them by heart"
+    assert few in train_here("--data", data, *TINY_OPTIONS, "--dry-run").err
+    for mend in ((*TINY_OPTIONS, "--aug", "ada"), ("--init-from", snapshot_in(half))):
+        assert "Few pictures" not in train_here("--data", data, *mend, "--dry-run").err
+    many = tmp_path / "many.zip"
+    write_dataset(many, FEW_PICTURES // 2)
+    told = train_here("--data", many, *TINY_OPTIONS, "--dry-run").err
+    assert f"Few pictures ({FEW_PICTURES // 2})" in told
+    assert "Few pictures" not in train_here("--data", many, *TINY_OPTIONS, "--mirror", "-n").err
 
 
 def test_the_size_that_weights_want(half: Path, tmp_path: Path) -> None:

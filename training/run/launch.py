@@ -163,10 +163,9 @@ def find_checkpoint(resume: str, outdir: Path) -> tuple[Path, Checkpoint] | None
         return path, load_checkpoint(path)
     snapshots = snapshots_in(path)
     if not snapshots:
-        raise UserError(
-            f"--resume {path}: the folder holds no {SNAPSHOT_PATTERN}; name a run folder or a"
-            " snapshot"
-        )
+        runs = [folder for folder in run_folders(path) if snapshots_in(folder)]
+        advice = f"its newest run is {runs[-1]}" if runs else "name a run folder or a snapshot"
+        raise UserError(f"--resume {path}: the folder holds no {SNAPSHOT_PATTERN}; {advice}")
     return _newest_readable(snapshots[::-1])
 
 

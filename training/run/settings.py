@@ -34,6 +34,7 @@ FREE_ON_RESUME = ("data.path", "data.workers", "data.max_broken", "training.kimg
 FINE_TUNING_ADA_KIMG = 100.0
 FP16_CLAMP = 256.0
 OF_DATA = 0  # in the place of a resolution that is not said
+FEW_PICTURES = 2000  # mirrored ones counted
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,21 @@ def new_config(request: RunRequest, data: RunData, device: str) -> tuple[Config,
             " keep"
         )
     notes.append(f"Precision {precision_note(config.training.precision, device)}")
+    if data.dataset and config.augment.mode == "noaug" and request.init_from is None:
+        notes += few_pictures_note(len(data.dataset.file_names) * (1 + config.data.mirror))
     return config, notes
+
+
+def few_pictures_note(count: int) -> list[str]:
+    """A line where a discriminator without augmentation will soon know the pictures by heart
+    (Karras et al. 2020a, StyleGAN2-ADA, figure 1).
+    """
+    if count >= FEW_PICTURES:
+        return []
+    return [
+        f"Few pictures ({count}): the discriminator will learn them by heart, and then fakes get"
+        " worse; --aug ada puts that off, --init-from a trained model needs fewer"
+    ]
 
 
 def _preset_config(request: RunRequest, data: RunData, device: str) -> tuple[Config, list[str]]:
