@@ -459,5 +459,36 @@ def traits(source: str, dest: Path, overwrite: bool, seed: int, views_per_identi
     click.echo(f"wrote {counted(count, 'image')} with traits to {dest}")
 
 
+@main.command()
+@click.option(
+    "--from",
+    "snapshot",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Checkpoint of a run with --poses repair.",
+)
+@click.option("--source", help="Data set: a ZIP or a folder.  [default: what the run learns from]")
+@dest_option
+@overwrite_option
+def poses(snapshot: Path, source: str | None, dest: Path, overwrite: bool) -> None:
+    """Copy a data set, with the cameras that a run has put right."""
+    import math
+
+    from data_tools.sinks import check_dest, copy_with_labels
+    from training.data.traits import read_traits
+    from training.run.repaired import repaired_labels
+
+    check_dest(dest, overwrite, Path(source) if source else None)
+    done = repaired_labels(snapshot, source)
+    check_dest(dest, overwrite, done.dataset.path)
+    files, labels = done.dataset.files, done.labels.double().numpy()
+    copy_with_labels(done.dataset, dest, labels, read_traits(files), overwrite=overwrite)
+    turned = math.degrees(done.moved[:, :3].norm(dim=1).median())
+    click.echo(
+        f"wrote {counted(len(labels), 'image')} to {dest}; cameras were turned by {turned:.2f}"
+        " degrees (median)"
+    )
+
+
 if __name__ == "__main__":
     run_cli(main)

@@ -345,7 +345,7 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
 
 
 @program(
-    Data="data alpha mirror rebalance max_broken workers",
+    Data="data alpha poses mirror rebalance max_broken workers",
     Recipe="cfg sizes config batch gamma aug p target freeze_d gen_pose_cond"
     " nrr_initial nrr_final nrr_fade_kimg seed overrides",
     Begin_and_end="resume init_from kimg minutes dry_run json",
@@ -400,6 +400,7 @@ def tell_plan(options: dict[str, Any], config: Config, launch: Launch, *notes: s
     "training.batch_gpu",
     "training.gamma",
     "rendering.alpha",
+    "data.poses",
     "data.mirror",
     "data.rebalance",
     "data.max_broken",

@@ -15,6 +15,7 @@ import numpy as np
 
 from dnnlib.console import UserError
 from dnnlib.files import atomic_write, make_dir, temporary_dir
+from training.data.dataset import ImageDataset
 from training.data.files import LABEL_FILE
 from training.data.traits import Traits
 
@@ -59,6 +60,26 @@ def write_labels(
     lines = [json.dumps([name, label.tolist()]) for name, label in zip(names, labels, strict=True)]
     more = f',\n"traits": {traits.as_json()}' if traits and traits.rows else ""
     sink.write(LABEL_FILE, ('{"labels": [\n' + ",\n".join(lines) + f"\n]{more}}}\n").encode())
+
+
+def copy_with_labels(
+    dataset: ImageDataset,
+    dest: Path,
+    labels: np.ndarray,
+    traits: Traits | None,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write the files of a data set as they are, with other labels (M, 25) and traits.
+
+    Raises:
+        UserError: if `dest` exists or cannot be written.
+    """
+    with open_sink(dest, overwrite=overwrite) as sink:
+        for name in dataset.files.names:
+            if name != LABEL_FILE:
+                sink.write(name, dataset.files.read(name))
+        write_labels(sink, dataset.file_names, labels, traits)
 
 
 def check_dest(dest: Path, overwrite: bool, source: Path | None = None) -> None:

@@ -168,7 +168,7 @@ FIELDS = {
     "CameraPose": "position yaw_degrees pitch_degrees radius",
     "CameraSummary": ("radius pivot center intrinsics yaw_range pitch_range yaw pitch poses"),
     "Checkpoint": (
-        "config progress G D G_ema optimizers augment rng cameras latents directions encoder"
+        "config progress G D G_ema optimizers augment rng cameras latents directions encoder poses"
     ),
     "ColmapCamera": "qvec tvec params",
     "GeneratorOutput": "image image_raw image_depth alpha",

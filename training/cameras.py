@@ -298,6 +298,53 @@ class CameraSummary:
         return self.label(yaw.repeat_interleave(pitches), pitch)
 
 
+def offset_labels(labels: Tensor, cameras: CameraSummary, turn: Tensor, shift: Tensor) -> Tensor:
+    """Cameras (K, 25) turned and shifted (K, 3) each, in the tangent space of rigid motions.
+
+    `turn` is in radians around the camera's right, down and forward axes, with the pivot as centre:
+    pitch, yaw and roll. `shift` moves along these axes then, in units of the radius.
+    """
+    cam2world, intrinsics = unpack_label(labels)
+    rotation, position = cam2world[:, :3, :3], cam2world[:, :3, 3]
+    turns = torch.matrix_exp(_cross_matrices((rotation @ turn[:, :, None])[..., 0]))
+    rotation, pivot = turns @ rotation, constant(cameras.pivot, labels)
+    moved = pivot + (turns @ (position - pivot)[..., None])[..., 0]
+    moved = moved + (rotation @ shift[..., None])[..., 0] * cameras.radius
+    pose = torch.cat([torch.cat([rotation, moved[..., None]], 2), cam2world[:, 3:]], 1)
+    return pack_label(pose, intrinsics)
+
+
+def offsets_between(labels: Tensor, others: Tensor, cameras: CameraSummary) -> Tensor:
+    """Turns and shifts (K, 6) that take cameras `labels` (K, 25) to `others` (K, 25): the inverse
+    of `offset_labels`, for turns below 180 degrees.
+    """
+    (before, _), (after, _) = unpack_label(labels), unpack_label(others)
+    pivot = constant(cameras.pivot, labels)
+    turns = before[:, :3, :3].mT @ after[:, :3, :3]  # in the first camera's axes
+    # the axis by the antisymmetric part, whose length is the sine of the angle
+    axis = (
+        torch.stack([turns[:, i, j] - turns[:, j, i] for i, j in ((2, 1), (0, 2), (1, 0))], 1) / 2
+    )
+    sine = axis.norm(dim=1, keepdim=True)
+    cosine = (turns.diagonal(dim1=1, dim2=2).sum(1, keepdim=True) - 1) / 2
+    turn = axis * torch.atan2(sine, cosine) / sine.clamp(min=1e-12)
+    turned = after[:, :3, :3] @ before[:, :3, :3].mT @ (before[:, :3, 3] - pivot)[..., None]
+    shift = after[:, :3, :3].mT @ ((after[:, :3, 3] - pivot)[..., None] - turned)
+    return torch.cat([turn, shift[..., 0] / cameras.radius], 1)
+
+
+def constant(values: Sequence[float], like: Tensor) -> Tensor:
+    """A tensor (N,) of some numbers, on the device of another, where no host waits for it."""
+    return torch.stack([like.new_full((), value) for value in values])
+
+
+def _cross_matrices(vectors: Tensor) -> Tensor:
+    """Matrices (K, 3, 3) that take the cross product of vectors (K, 3) with what they multiply."""
+    x, y, z = vectors.unbind(1)
+    zero = torch.zeros_like(x)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).unflatten(1, (3, 3))
+
+
 class SceneBox(Protocol):
     """What `RenderingConfig` says about the box and the rays' limits."""
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from data_tools.heads.dataset import as_table, head_traits, random_labels
-from data_tools.sinks import check_dest, image_name, open_sink, write_labels
+from data_tools.sinks import check_dest, copy_with_labels, image_name
 from dnnlib.console import UserError, progress
 from training.data.dataset import PLAIN_BACKGROUND, ImageDataset
-from training.data.files import LABEL_FILE, shown
+from training.data.files import shown
 
 
 def add_traits(
@@ -44,10 +44,6 @@ def add_traits(
                 " it was made with"
             )
         traits[name] = traits[image_name(index - 1)] if view else head_traits(seed, identity)
-    with open_sink(Path(dest), overwrite=overwrite) as sink:
-        for name in dataset.files.names:
-            if name != LABEL_FILE:
-                sink.write(name, dataset.files.read(name))
-        cameras = dataset.labels.double().numpy()
-        write_labels(sink, dataset.file_names, cameras, as_table(traits))
+    cameras = dataset.labels.double().numpy()
+    copy_with_labels(dataset, Path(dest), cameras, as_table(traits), overwrite=overwrite)
     return len(dataset)

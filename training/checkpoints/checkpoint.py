@@ -40,15 +40,16 @@ PICKLE_MAGIC = b"\x80"
 NAMES_SHOWN = 4
 # fixed by the architecture; released files also keep copies that nothing uses
 BUILT_IN_BUFFER = "resample_filter"
-IDENTITIES = ("latents", "directions", "encoder")  # sections that only files with some have
+# sections that only files with some have
+OCCASIONAL = ("latents", "directions", "encoder", "poses")
 
 
 @dataclass
 class Checkpoint:
     """All that a run needs to go on exactly where it stood. Values are tensors, numbers, texts,
     None, lists and dicts of these. `latents` and `directions` are those of
-    `training.checkpoints.identities`, `encoder` the weights of `training.inversion.encoder`; files
-    without them hold none.
+    `training.checkpoints.identities`, `encoder` the weights of `training.inversion.encoder`,
+    `poses` the state of `training.gan.pose_repair`; files without them hold none.
     """
 
     config: Config
@@ -63,6 +64,7 @@ class Checkpoint:
     latents: dict[str, Any] = field(default_factory=dict)
     directions: dict[str, Any] = field(default_factory=dict)
     encoder: dict[str, Tensor] = field(default_factory=dict)
+    poses: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> ModelConfig:
@@ -96,7 +98,7 @@ def save_checkpoint(path: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     }
     for item in dataclasses.fields(checkpoint):
         value = getattr(checkpoint, item.name)
-        if item.name != "config" and (value or item.name not in IDENTITIES):
+        if item.name != "config" and (value or item.name not in OCCASIONAL):
             content[item.name] = _plain(value, item.name)
     with atomic_write(path) as file:
         recorder = _ErrorRecorder(file)
@@ -255,7 +257,7 @@ def _parse(content: Any, path: Path) -> Checkpoint:
     check_model(values["config"].model, f"{path}: config")
     for item in dataclasses.fields(Checkpoint):
         if item.name != "config":
-            if item.name not in content and item.name in IDENTITIES:
+            if item.name not in content and item.name in OCCASIONAL:
                 continue
             if item.name not in content:
                 raise UserError(

@@ -323,6 +323,27 @@ class DataConfig:
         " what it makes of the others.",
         lowest=0,
     )
+    poses: Literal["given", "repair"] = setting(
+        "given",
+        "Take the cameras of the pictures as they are, or put them right while the model learns,"
+        " by what it shows.",
+        option="--poses",
+    )
+    pose_error_degrees: float = setting(
+        5.0,
+        "To be put right: by how much cameras are turned, at most (standard deviation).",
+        lowest=0,
+        lowest_included=False,
+    )
+    pose_error_distance: float = setting(
+        0.05, "The same for their distance, as a share of it.", lowest=0, lowest_included=False
+    )
+    pose_error_shift: float = setting(
+        0.03,
+        "The same for the object's place in the picture, in picture widths.",
+        lowest=0,
+        lowest_included=False,
+    )
     max_broken: int = setting(
         0, "Leave out up to N unreadable pictures.", lowest=0, option="--max-broken", metavar="N"
     )

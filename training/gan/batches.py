@@ -28,6 +28,7 @@ class RngStream(enum.IntEnum):
     G_REG = 3
     D = 4
     D_REG = 5
+    POSES = 6
 
 
 class Phase(enum.Enum):

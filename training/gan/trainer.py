@@ -48,6 +48,7 @@ from training.gan.batches import (
     draw_seed,
 )
 from training.gan.loss import Judged, Pictures
+from training.gan.pose_repair import PoseRepair
 from training.gan.updates import Update, update_of
 from training.networks.discriminator import make_discriminator
 from training.networks.generator import Generator, GeneratorOutput
@@ -124,6 +125,7 @@ class Trainer:
         check_config(config, world_size())
         self.config, self.device = config, device
         self.camera_labels = camera_labels.to(device)
+        self.repair: PoseRepair | None = None
         self.progress = Progress()
         self.shard = RankShard(config, rank(), world_size())
         self.statistics = Statistics(device)
@@ -158,6 +160,9 @@ class Trainer:
             GradientAverage(self.G_parameters),
             GradientAverage(self.D_parameters),
         )
+        if config.data.poses == "repair":
+            self.repair = PoseRepair(config, camera_labels, device)
+            self.camera_labels = self.repair.cameras
         self._set_precision()
         self._discriminate: Callable[..., Tensor] = self.D
         if options.compile:
@@ -180,7 +185,10 @@ class Trainer:
         options, step = self.config.training, self.progress.steps
         self.schedule = loss.schedule_at(self.config, self.progress.images)
         self._set_learning_rates()
-        batch = self._draw(upload(real_images, self.device), upload(real_c, self.device))
+        real_images, real_c = (upload(value, self.device) for value in (real_images, real_c))
+        if self.repair is not None:
+            real_c = self.repair.put_right(real_images[:, :3], real_c, self.progress.images)
+        batch = self._draw(real_images, real_c)
         fakes, real_logits = list[GeneratorOutput](), list[Tensor]()
 
         with self._one_move_of_w_avg():
@@ -236,6 +244,8 @@ class Trainer:
                         update.report("Loss/R2", slope)
                     update.backward(penalty.mean(), part)
 
+        if self.repair is not None:
+            self._learn_poses(fakes, batch.fakes[source])
         self._end_step()
 
     def _draw(self, real: Tensor, real_c: Tensor) -> Batch:
@@ -327,6 +337,14 @@ class Trainer:
         logits = self._discriminate(*both, c, batches=2, c_std=c_std)
         fake_logits, real_logits = logits.chunk(2)
         return Judged(fakes.pictures, fake_logits), Judged(reals.pictures, real_logits)
+
+    def _learn_poses(self, fakes: list[GeneratorOutput], inputs: FakeInputs) -> None:
+        """Show the step's fakes, with their cameras, to what tells the cameras of reals."""
+        assert self.repair is not None
+        _, parts = self.shard.on(self.device)
+        order = torch.cat(parts).argsort()
+        pictures = torch.cat([made.image for made in fakes])[order]
+        self.repair.learn(pictures, inputs.c, self.progress.images, self.statistics)
 
     def _density_penalty(self, batch: Batch, part: Tensor) -> Tensor:
         z, c, swapped_c = (value[part] for value in batch.fakes[Phase.G_REG])
@@ -472,6 +490,7 @@ class Trainer:
             "G_ema": self.G_ema.state_dict(),
             "optimizers": {"G": self.G_optimizer.state_dict(), "D": self.D_optimizer.state_dict()},
             "augment": self.adaptation.state_dict(),
+            "poses": self.repair.state_dict() if self.repair else {},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -488,6 +507,9 @@ class Trainer:
             self.G_optimizer.load_state_dict(state["optimizers"]["G"])
             self.D_optimizer.load_state_dict(state["optimizers"]["D"])
             self.adaptation.load_state_dict(state["augment"])
+            if self.repair is not None:
+                self.repair.load_state_dict(state["poses"])
+                self.camera_labels = self.repair.cameras
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(

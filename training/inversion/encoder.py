@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur, to_pil_image, to_tensor
 
 from dnnlib.console import UserError
-from training.cameras import CameraSummary, cameras_of
+from training.cameras import CameraSummary, cameras_of, offset_labels
 from training.checkpoints.checkpoint import load_state
 from training.inversion.latents import LatentStatistics, rate
 from training.inversion.objective import Objective
-from training.inversion.pose import offset_labels
+from training.networks.features import halving_layers
 from training.networks.generator import Generator
 
 SIZE = 64  # pixels per side of what the network sees
 CHANNELS = (32, 64, 96, 128)  # at 1/2, 1/4, 1/8 and 1/16 of that
-HIDDEN, GROUPS = 224, 8
+HIDDEN = 224
 POSE = 6  # turn and shift
 YAW_MARGIN = 1.1  # cameras that are learnt, in units of the data's range
 JITTER = (0.06, 0.05)  # deviations of roll (radians) and of shifts (radii): crops of photos differ
@@ -46,11 +46,7 @@ class Encoder(nn.Module):
         self.num_ws, self.w_dim = num_ws, w_dim
         self.register_buffer("mean", torch.zeros(w_dim))
         self.register_buffer("deviation", torch.ones(()))
-        layers: list[nn.Module] = []
-        for before, after in zip((3, *CHANNELS), CHANNELS, strict=False):
-            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.GroupNorm(GROUPS, after), nn.SiLU()]
-            layers += [nn.Conv2d(after, after, 3, 1, 1), nn.GroupNorm(GROUPS, after), nn.SiLU()]
-        self.features = nn.Sequential(*layers, nn.Flatten())
+        self.features = halving_layers(CHANNELS)
         size = CHANNELS[-1] * (SIZE >> len(CHANNELS)) ** 2
         self.hidden = nn.Sequential(nn.Linear(size, HIDDEN), nn.SiLU())
         self.heads = nn.Linear(HIDDEN, w_dim + POSE)

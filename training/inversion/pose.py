@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from dnnlib.numbers import significant
-from training.cameras import CameraSummary, look_at_pose, orbit_angles, pack_label, unpack_label
+from training.cameras import (
+    CameraSummary,
+    look_at_pose,
+    offset_labels,
+    orbit_angles,
+    unpack_label,
+)
 
 
 class CameraOffsets(nn.Module):
@@ -42,25 +48,6 @@ class CameraOffsets(nn.Module):
     def departure(self) -> Tensor:
         """Squared shift (K,): rays near and far belong to cameras that keep their distance."""
         return self.shift.square().sum(1) + self.log_focal.square().sum(1)
-
-
-def offset_labels(labels: Tensor, cameras: CameraSummary, turn: Tensor, shift: Tensor) -> Tensor:
-    """Cameras (K, 25) turned and shifted (K, 3) each, as `CameraOffsets` says."""
-    cam2world, intrinsics = unpack_label(labels)
-    rotation, position = cam2world[:, :3, :3], cam2world[:, :3, 3]
-    turns = torch.matrix_exp(_cross_matrices((rotation @ turn[:, :, None])[..., 0]))
-    rotation, pivot = turns @ rotation, torch.tensor(cameras.pivot, device=labels.device)
-    moved = pivot + (turns @ (position - pivot)[..., None])[..., 0]
-    moved = moved + (rotation @ shift[..., None])[..., 0] * cameras.radius
-    pose = torch.cat([torch.cat([rotation, moved[..., None]], 2), cam2world[:, 3:]], 1)
-    return pack_label(pose, intrinsics)
-
-
-def _cross_matrices(vectors: Tensor) -> Tensor:
-    """Matrices (K, 3, 3) that take the cross product of vectors (K, 3) with what they multiply."""
-    x, y, z = vectors.unbind(1)
-    zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).unflatten(1, (3, 3))
 
 
 def describe_pose(label: Tensor, cameras: CameraSummary) -> dict[str, Any]:

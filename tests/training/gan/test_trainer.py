@@ -838,7 +838,16 @@ PENALTIES = (
 )
 
 
-@pytest.mark.parametrize(("shared", "others"), [("false", ()), ("true", ()), ("true", PENALTIES)])
+@pytest.mark.parametrize(
+    ("shared", "others"),
+    [
+        ("false", ()),
+        ("true", ()),
+        ("true", PENALTIES),
+        ("true", ("data.poses=repair",)),
+        ("false", ("data.poses=repair",)),
+    ],
+)
 def test_resume_goes_on_bit_for_bit(tmp_path: Path, shared: str, others: tuple[str, ...]) -> None:
     options = (
         *others,

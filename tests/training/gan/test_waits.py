@@ -21,7 +21,7 @@ from torch_utils.devices import Uploader, upload
 from torch_utils.ops import library
 from torch_utils.stats import Statistics
 from training.config.presets import make_config
-from training.config.settings import Precision
+from training.config.settings import Precision, set_option
 from training.data.dataset import to_float
 from training.gan import augment, augment_transforms, loss, updates
 from training.gan import trainer as trainer_module
@@ -32,7 +32,7 @@ __all__ = ["meta_gpu"]
 ADA = ("augment.mode=ada", "augment.p=0.4", "augment.interval=1", "augment.kimg=0.1")
 
 
-def step(precision: Precision, batch_gpu: int | None = None) -> Trainer:
+def step(precision: Precision, batch_gpu: int | None = None, poses: str = "given") -> Trainer:
     """A step of the published FFHQ networks from pictures on the host, with the lazy regularisers,
     which are due at the first one, and adaptive augmentation.
     """
@@ -41,7 +41,8 @@ def step(precision: Precision, batch_gpu: int | None = None) -> Trainer:
     config.training.batch, config.training.batch_gpu = 4, batch_gpu
     config.training.precision = precision
     config.model.discriminator.mbstd_group_size = 2
-    trainer = Trainer(config, torch.zeros(100, 25), DEVICE)
+    set_option(config, f"data.poses={poses}")
+    trainer = Trainer(config, orbit_labels(100), DEVICE)
     images, labels = torch.zeros(4, 3, 512, 512, dtype=torch.uint8), torch.zeros(4, 25)
     with HostWaits():
         trainer.step(to_float(upload(images, DEVICE)), labels)
@@ -51,8 +52,9 @@ def step(precision: Precision, batch_gpu: int | None = None) -> Trainer:
 @pytest.mark.usefixtures("meta_gpu")
 def test_a_step_waits_for_nothing() -> None:
     """In two micro-batches, on plain PyTorch operators."""
-    told = step("fp16", batch_gpu=2).statistics._moments
-    assert {"Loss/density", "Loss/R1", "Augment/p", "Gradients/norm_Dreg"} <= set(told)
+    told = step("fp16", batch_gpu=2, poses="repair").statistics._moments
+    expected = {"Loss/density", "Loss/R1", "Augment/p", "Gradients/norm_Dreg", "Poses/gain"}
+    assert expected <= set(told)
 
 
 @pytest.mark.usefixtures("meta_gpu")
