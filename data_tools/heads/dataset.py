@@ -5,18 +5,18 @@ training reads.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 from collections.abc import Generator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
-from data_tools.heads.basis import HeadBasis, load_basis
+from data_tools.heads.basis import load_basis
 from data_tools.heads.paint import light, paint
 from data_tools.heads.person import Head, Person, build_head, random_person
 from data_tools.heads.render import Array, Picture, Raycaster
@@ -102,18 +102,13 @@ def render_head(
     )
 
 
-@cache
-def _basis() -> HeadBasis:
-    return load_basis()
-
-
 def _person(seed: int, identity: int) -> Person:
-    return random_person(_basis(), np.random.default_rng((seed, identity, HEAD_STREAM)))
+    return random_person(load_basis(), np.random.default_rng((seed, identity, HEAD_STREAM)))
 
 
 def head_traits(seed: int, identity: int) -> dict[str, float]:
     """Traits by name of one identity of `generate_heads`, without rendering (milliseconds)."""
-    return person_traits(_basis(), _person(seed, identity))
+    return person_traits(load_basis(), _person(seed, identity))
 
 
 View = tuple[str, list[float], dict[str, bytes], dict[str, float]]
@@ -125,7 +120,8 @@ def _render_identity(config: HeadsConfig, identity: int) -> list[View]:
     first = identity * config.views_per_identity
     views = min(config.views_per_identity, config.count - first)
     person = _person(config.seed, identity)
-    head, traits = build_head(_basis(), person), person_traits(_basis(), person)
+    basis = load_basis()
+    head, traits = build_head(basis, person), person_traits(basis, person)
     raycaster = Raycaster(head.mesh)
     rendered = []
     for view, label in enumerate(
@@ -238,16 +234,18 @@ def generate_heads(
         The path written.
 
     Raises:
-        UserError: settings out of range, `dest` exists and is not empty, `anny` is missing, or the
-            disk is full.
+        UserError: settings out of range, `dest` exists and is not empty, `embreex` is missing, or
+            the disk is full.
     """
     config = config or HeadsConfig()
     check_config(config)
     dest = Path(dest)
     check_dest(dest, overwrite)
-    # In this process, so that a missing package or a full disk is one line and not a worker's
-    # traceback.
-    _basis()
+    if importlib.util.find_spec("embreex") is None:  # would be a worker's traceback
+        raise UserError(
+            "rendering heads needs the package embreex; install it with: pip install"
+            " 'open-eg3d[heads]'"
+        )
     with open_sink(dest, overwrite=overwrite) as sink:
         _fill(sink, config)
     return dest

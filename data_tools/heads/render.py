@@ -92,7 +92,7 @@ class Raycaster:
         self.scene = EmbreeScene()
         # Kept alive here: the scene holds no reference to its geometry.
         self.geometry = TriangleMesh(
-            self.scene, np.ascontiguousarray(mesh.vertices[mesh.faces], dtype=np.float32)
+            self.scene, mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32)
         )
 
     def cast(self, origin: Array, directions: Array) -> tuple[NDArray[np.int64], Array]:

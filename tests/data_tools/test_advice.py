@@ -148,7 +148,7 @@ def test_packages():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     assert any("pycolmap" in package for package in extras["colmap"])
-    assert any("anny" in package for package in extras["heads"])
+    assert any("embreex" in package for package in extras["heads"])
 
 
 def test_undistorted_pictures_are_read(tmp_path: Path):

@@ -17,7 +17,6 @@ from data_tools.check.check import check_data, odd_alpha
 from data_tools.heads.dataset import HeadsConfig, generate_heads
 from data_tools.mirror import mirror
 from dnnlib.console import UserError
-from tests.data_tools.heads.test_dataset import toy_cache  # noqa: F401 - a fixture
 from tests.tiny import TINY_OPTIONS, call, encode, kimg, only_run, write_dataset
 from training.data.dataset import ImageDataset, lay_over, to_float
 from training.data.shards import open_images
@@ -160,7 +159,6 @@ def test_mirrored_pictures_keep_alpha(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels[COUNT:], pixels[:COUNT, :, ::-1])
 
 
-@pytest.mark.usefixtures("toy_cache")
 def test_heads_with_alpha_are_those_before_a_colour(tmp_path: Path) -> None:
     options: dict[str, Any] = {"count": 2, "resolution": 32, "workers": 1}
     plain = ImageDataset(generate_heads(tmp_path / "plain.zip", HeadsConfig(**options)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_tools.heads.basis import loop_subdivision
+from data_tools.heads.make_basis import loop_subdivision
 from data_tools.heads.person import phenotype_weights, random_traits
 
 trimesh = pytest.importorskip("trimesh")
