@@ -37,7 +37,7 @@ from open_eg3d import SHIPPED_MODEL, load_generator, map_latents, seed_latents
 from torch_utils.memory import keep_freed_memory
 from torch_utils.ops import library
 from training.cameras import cameras_of
-from training.config.presets import make_config
+from training.config.presets import make_config, r1_gamma
 from training.config.settings import Config, Precision, set_option
 from training.gan.trainer import Trainer
 from training.networks.generator import Generator
@@ -48,8 +48,12 @@ from training.run.settings import default_precision
 IDENTITIES, VIEWS = 6, 5
 MESH_RESOLUTION = 160
 HEADS = 3000  # pictures to train on: more than are shown in twenty minutes
-BATCH = 16
+# Small batches, large steps and little to hold the discriminator back: with the laptop sizes' own
+# recipe there is no face after twenty minutes of a slow machine.
+BATCH = 8
 MOST_PROCESSES = BATCH // 4  # each takes a group of the minibatch statistics
+RECIPE = (f"training.batch={BATCH}", "training.ema_kimg=0.5", "training.blur_sigma=0")
+LEARNING_RATES = {"generator": (0.006, 0.004), "discriminator": (0.004, 0.003)}  # by stage
 PROBE_STEPS = 4
 SMALL_SHARE = 0.5  # of the time, on pictures of half the size
 STRIP_HEADS = 8
@@ -67,28 +71,16 @@ class Rung:
     Attributes:
         slowest: Images a second, of pictures of 32 pixels with these networks, that make it worth
             while.
-        networks: Settings of both stages. larger: what the second stage changes, at 64 pixels.
+        networks: Settings of both stages.
     """
 
     name: str
     slowest: float
     networks: tuple[str, ...]
-    larger: tuple[str, ...]
 
 
 LADDER = (
-    Rung(
-        "wide",
-        90.0,
-        ("discriminator.channel_base=1536", "discriminator.channel_max=192"),
-        ("superresolution.input_resolution=64", "rendering.resolution=64"),
-    ),
-    Rung(
-        "medium",
-        45.0,
-        ("discriminator.channel_base=1536", "discriminator.channel_max=192"),
-        (),
-    ),
+    Rung("wide", 60.0, ("discriminator.channel_base=1536", "discriminator.channel_max=192")),
     Rung(
         "narrow",
         0.0,
@@ -99,9 +91,10 @@ LADDER = (
             "rendering.depth_resolution=8",
             "rendering.depth_resolution_importance=8",
         ),
-        (),
     ),
 )
+# what the second stage changes: all pixels are rendered
+LARGER = ("superresolution.input_resolution=64", "rendering.resolution=64")
 
 
 @click.command(context_settings=HELP)
@@ -150,11 +143,14 @@ def main(outdir: Path, minutes: float, heads: int) -> None:
 
 def settings_of(rung: Rung, resolution: int) -> list[str]:
     """Assignments of a stage."""
-    half = BUILT_IN.resolution // 2
-    common = [f"training.batch={BATCH}", "training.gamma=0.05", "training.ema_kimg=2"]
-    if resolution == half:
-        return [*common, *rung.networks, f"generator.plane_resolution={half}"]
-    return [*common, *rung.larger, f"generator.plane_resolution={BUILT_IN.resolution}"]
+    stage = int(resolution == BUILT_IN.resolution)
+    return [
+        *RECIPE,
+        f"training.gamma={r1_gamma(resolution, 2 * BATCH):g}",
+        *(f"training.lr_{network}={rates[stage]}" for network, rates in LEARNING_RATES.items()),
+        f"generator.plane_resolution={resolution}",
+        *(LARGER if stage else rung.networks),
+    ]
 
 
 def process_count() -> int:
@@ -187,6 +183,7 @@ def images_a_second(rung: Rung, precision: Precision, device: str) -> float:
     for assignment in settings_of(rung, config.model.resolution):
         set_option(config, assignment)
     config.training.precision = precision
+    config.training.batch = BATCH // process_count()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -196,7 +193,8 @@ def images_a_second(rung: Rung, precision: Precision, device: str) -> float:
 
 
 def _probe(config: Config, device: torch.device) -> float:
-    labels = random_labels(seed=0, identity=0, count=BATCH)
+    batch = config.training.batch
+    labels = random_labels(seed=0, identity=0, count=batch)
     trainer = Trainer(config, labels, device)
     size = config.model.resolution
     clock = time.process_time if device.type == "cpu" else time.perf_counter
@@ -204,9 +202,9 @@ def _probe(config: Config, device: torch.device) -> float:
     for step in range(1 + PROBE_STEPS):
         if step == 1:  # the first one compiles and allocates
             start = clock()
-        trainer.step(torch.rand(BATCH, 3, size, size) * 2 - 1, labels)
+        trainer.step(torch.rand(batch, 3, size, size) * 2 - 1, labels)
         trainer.statistics.collect()  # waits for a GPU
-    return BATCH * PROBE_STEPS / (clock() - start)
+    return batch * PROBE_STEPS / (clock() - start)
 
 
 def rendered_heads(count: int) -> dict[int, Path]:
