@@ -21,16 +21,19 @@ from typing import Any
 
 import click
 
+from benchmarks.recipe.disturbed import error_degrees, write_disturbed
 from benchmarks.recipe.vehicles import write_vehicles
 from benchmarks.timing import show
 from data_tools.heads.dataset import HeadsConfig, generate_heads
 from dnnlib.files import atomic_write
 from metrics.results import read_results
+from training.checkpoints.checkpoint import load_checkpoint
+from training.data.dataset import ImageDataset
 from training.run.folder import STATS_FILE
 from training.run.launch import newest_snapshot
+from training.run.repaired import repaired_labels
 
 RESOLUTION = 32
-PICTURES = 6000
 METRICS = "fid2k_lite0,kid2k_lite0,pr2k3_lite0"
 COLUMNS = {  # of the table, by name in the results of metrics and in the run's statistics
     "kimg": "kimg",
@@ -38,20 +41,42 @@ COLUMNS = {  # of the table, by name in the results of metrics and in the run's 
     "precision": "pr2k3_lite0_precision",
     "recall": "pr2k3_lite0_recall",
     "spread": "Spread/pixels",
+    "cameras off, degrees": "cameras",
 }
-# networks of a tenth of the laptop sizes' arithmetic
-SMALL = ("--set", "generator.plane_resolution=32", "--set", "discriminator.channel_base=1024")
+PRESETS = {"heads": "heads", "vehicles": "auto"}
+COMMON = (  # networks of a tenth of the laptop sizes' arithmetic; the R1 weight of --cfg auto
+    "generator.plane_resolution=32",
+    "discriminator.channel_base=1024",
+    "training.gamma=0.0256",
+)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One recipe: what differs from `--cfg auto`."""
+    """One recipe: what differs from the preset; `is_disturbed`: the cameras of the data."""
 
     settings: tuple[str, ...] = ()
+    is_disturbed: bool = False
 
 
+NARROW = (  # networks of the demo's slow rung
+    "generator.channel_base=1536",
+    "discriminator.channel_base=768",
+    "superresolution.channels=[16]",
+    "rendering.depth_resolution=8",
+    "rendering.depth_resolution_importance=8",
+)
+BOLD = (  # the demo's way with them
+    *NARROW,
+    "training.lr_generator=0.006",
+    "training.lr_discriminator=0.004",
+    "training.gamma=0.0128",
+    "training.blur_sigma=0",
+    "training.ema_kimg=0.5",
+)
+REPAIRED = (*BOLD, "data.poses=repair")
 VARIANTS = {
-    "auto": Variant(),
+    "preset": Variant(),
     "constant beside z": Variant(("generator.constant_embedding=true",)),
     "gamma / 4": Variant(("training.gamma=0.0064",)),
     "gamma x 4": Variant(("training.gamma=0.1024",)),
@@ -62,17 +87,39 @@ VARIANTS = {
     ),
     "finite differences": Variant(("training.penalty=finite_difference",)),
     "independent offsets": Variant(("rendering.fine_offsets=independent",)),
+    "narrow": Variant(NARROW),
+    "narrow, bold": Variant(BOLD),
+    "true cameras, repaired": Variant(REPAIRED),
+    "disturbed cameras": Variant(BOLD, is_disturbed=True),
+    "disturbed cameras, repaired": Variant(REPAIRED, is_disturbed=True),
 }
 
 
-def data_set(outdir: Path, name: str) -> Path:
-    """The pictures of that name, made the first time."""
-    path = outdir / f"{name}.zip"
+@dataclass(frozen=True)
+class Data:
+    """Pictures to train on: what they show, and how many there are."""
+
+    kind: str
+    count: int
+
+    def made(self, outdir: Path) -> Path:
+        """The data set, made the first time."""
+        path = outdir / f"{self.kind}-{self.count}.zip"
+        if not path.exists():
+            if self.kind == "heads":
+                generate_heads(path, HeadsConfig(self.count, RESOLUTION, views_per_identity=1))
+            else:
+                write_vehicles(path, self.count, RESOLUTION)
+        return path
+
+
+def trained_on(pictures: Path, variant: Variant) -> Path:
+    """The data set that a variant is given."""
+    if not variant.is_disturbed:
+        return pictures
+    path = pictures.with_stem(f"{pictures.stem}-disturbed")
     if not path.exists():
-        if name == "heads":
-            generate_heads(path, HeadsConfig(PICTURES, RESOLUTION, views_per_identity=1))
-        else:
-            write_vehicles(path, PICTURES, RESOLUTION)
+        write_disturbed(pictures, path)
     return path
 
 
@@ -87,24 +134,30 @@ class Length:
         return f"{self.minutes:g} minutes" if self.minutes else f"{self.kimg:g} kimg"
 
 
-def train(data: Path, variant: Variant, seed: int, length: Length, outdir: Path) -> None:
+def train(
+    preset: str, data: Path, variant: Variant, seed: int, length: Length, outdir: Path
+) -> None:
     """Train one run in a process of its own."""
-    command = ["train.py", "--outdir", outdir, "--data", data, "--cfg", "auto", "--seed", seed]
-    command += ["--kimg", length.kimg or 1000, "--snap", 0, *SMALL]
+    command = ["train.py", "--outdir", outdir, "--data", data, "--cfg", preset, "--seed", seed]
+    command += ["--kimg", length.kimg or 1000, "--snap", 0]
     if length.minutes:
         command += ["--minutes", length.minutes]
-    command += itertools.chain.from_iterable(("--set", setting) for setting in variant.settings)
+    settings = (*COMMON, *variant.settings)
+    command += itertools.chain.from_iterable(("--set", setting) for setting in settings)
     run_python(command, outdir / "train.log")
 
 
-def measure(data: Path, run: Path) -> dict[str, float]:
-    """Figures of the run's last checkpoint, by column of the table."""
+def measure(data: Path, given: Path, run: Path) -> dict[str, float]:
+    """Figures of the last checkpoint of a run on the data set `given`, by column of the table."""
     snapshot = newest_snapshot(run)
     command = ["calc_metrics.py", "--network", snapshot, "--data", data, "--metrics", METRICS]
     run_python([*command, "--outdir", run], run / "metrics.log")
     values = json.loads((snapshot.parent / STATS_FILE).read_text().splitlines()[-1])
     for name in METRICS.split(","):
         values |= read_results(run / f"metric-{name}.jsonl")[-1]["results"]
+    is_repaired = load_checkpoint(snapshot).poses
+    labels = repaired_labels(snapshot).labels if is_repaired else ImageDataset(given).labels
+    values["cameras"] = error_degrees(labels, ImageDataset(data).labels)
     return {column: values[key] for column, key in COLUMNS.items()}
 
 
@@ -125,17 +178,18 @@ def run_python(command: Iterable[Any], log: Path) -> None:
         raise click.ClickException(f"exit status {status}; see {log}")
 
 
-def figures_of(outdir: Path, data: str, name: str, seed: int, length: Length) -> dict[str, float]:
+def figures_of(outdir: Path, data: Data, name: str, seed: int, length: Length) -> dict[str, float]:
     """Figures of one run, which is trained and measured the first time."""
-    words = f"{data} {length} {name}".lower()
+    words = f"{data.count} {data.kind} {length} {name}".lower()
     run = outdir / re.sub("[^a-z0-9]+", "-", words) / str(seed)
     kept = run / "figures.json"
     if not kept.exists():
-        click.echo(f"{data}, {name}, seed {seed}", err=True)
+        click.echo(f"{data.kind}, {name}, seed {seed}", err=True)
         run.mkdir(parents=True, exist_ok=True)
-        pictures = data_set(outdir, data)
-        train(pictures, VARIANTS[name], seed, length, run)
-        figures = measure(pictures, run)
+        pictures = data.made(outdir)
+        given = trained_on(pictures, VARIANTS[name])
+        train(PRESETS[data.kind], given, VARIANTS[name], seed, length, run)
+        figures = measure(pictures, given, run)
         with atomic_write(kept) as file:
             file.write(json.dumps(figures).encode())
     return json.loads(kept.read_text())
@@ -156,6 +210,7 @@ def row(name: str, runs: list[dict[str, float]]) -> dict[str, Any]:
 @click.option("--kimg", type=float, help="Thousands of pictures of each run, instead.")
 @click.option("--seeds", type=int, default=3, show_default=True, help="Runs of each recipe.")
 @click.option("--data", type=click.Choice(["heads", "vehicles"]), default="heads")
+@click.option("--pictures", type=int, default=6000, show_default=True, help="To train on.")
 @click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="Not all recipes.")
 def main(
     outdir: Path,
@@ -163,6 +218,7 @@ def main(
     kimg: float | None,
     seeds: int,
     data: str,
+    pictures: int,
     only: tuple[str, ...],
 ) -> None:
     """Train every recipe and print the table."""
@@ -171,9 +227,10 @@ def main(
     length = Length(minutes, kimg)
     rows = []
     for name in only or VARIANTS:
-        runs = [figures_of(outdir, data, name, seed, length) for seed in range(seeds)]
+        shown = Data(data, pictures)
+        runs = [figures_of(outdir, shown, name, seed, length) for seed in range(seeds)]
         rows.append(row(name, runs))
-    show(f"{data}, {length}, mean of {seeds} seeds and half their range", rows)
+    show(f"{pictures} {data}, {length}, mean of {seeds} seeds and half their range", rows)
 
 
 if __name__ == "__main__":
