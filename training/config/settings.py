@@ -325,8 +325,8 @@ class DataConfig:
     )
     poses: Literal["given", "repair"] = setting(
         "given",
-        "Take the cameras of the pictures as they are, or put them right while the model learns,"
-        " by what it shows.",
+        "Take the cameras of the pictures as they are, or, where they are known to be wrong, put"
+        " them right while the model learns, by what it shows.",
         option="--poses",
     )
     pose_error_degrees: float = setting(
