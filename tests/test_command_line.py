@@ -36,8 +36,8 @@ TRAIN = """
 --no-compile
 --no-deterministic
 --no-gen-pose-cond --no-mirror --nrr-fade-kimg --nrr-final --nrr-initial --outdir --p --pose-model
---precision --procs --rebalance --resume --seed --set --sizes --snap --target --tick --version
---workers
+--poses --precision --procs --rebalance --resume --seed --set --sizes --snap --target --tick
+--version --workers
 """
 GEN_SAMPLES = """
 --device --edit --help --images --latents --network --nrr --no-images --outdir --pitch --precision
