@@ -21,6 +21,7 @@ from typing import Any
 
 import click
 
+import demo
 from benchmarks.recipe.disturbed import error_degrees, write_disturbed
 from benchmarks.recipe.vehicles import write_vehicles
 from benchmarks.timing import show
@@ -59,21 +60,8 @@ class Variant:
     is_disturbed: bool = False
 
 
-NARROW = (  # networks of the demo's slow rung
-    "generator.channel_base=1536",
-    "discriminator.channel_base=768",
-    "superresolution.channels=[16]",
-    "rendering.depth_resolution=8",
-    "rendering.depth_resolution_importance=8",
-)
-BOLD = (  # the demo's way with them
-    *NARROW,
-    "training.lr_generator=0.006",
-    "training.lr_discriminator=0.004",
-    "training.gamma=0.0128",
-    "training.blur_sigma=0",
-    "training.ema_kimg=0.5",
-)
+NARROW = demo.LADDER[-1].networks
+BOLD = tuple(demo.settings_of(demo.LADDER[-1], RESOLUTION))  # the demo's way with them
 REPAIRED = (*BOLD, "data.poses=repair")
 VARIANTS = {
     "preset": Variant(),
@@ -225,9 +213,8 @@ def main(
     if (minutes is None) == (kimg is None):
         raise click.UsageError("choose one of --minutes and --kimg")
     length = Length(minutes, kimg)
-    rows = []
+    rows, shown = [], Data(data, pictures)
     for name in only or VARIANTS:
-        shown = Data(data, pictures)
         runs = [figures_of(outdir, shown, name, seed, length) for seed in range(seeds)]
         rows.append(row(name, runs))
     show(f"{pictures} {data}, {length}, mean of {seeds} seeds and half their range", rows)

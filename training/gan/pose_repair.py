@@ -18,12 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_utils.devices import upload
-from torch_utils.distributed.collectives import (
-    copy_from_first,
-    gather_batch,
-    sum_over_processes,
-    world_size,
-)
+from torch_utils.distributed.collectives import copy_from_first, gather_batch
+from torch_utils.distributed.reduction import GradientAverage
 from torch_utils.stats import Statistics
 from training.cameras import (
     CameraSummary,
@@ -59,6 +55,9 @@ class PoseRepair:
         self.prior = prior_widths(config.data, self.summary).to(device)
         self.network = PoseNetwork(config.model.resolution, self.summary).to(device)
         copy_from_first(self.network)
+        # All processes learn from the same, but not every sum on a GPU rounds alike, and without it
+        # their networks would drift apart.
+        self.average = GradientAverage(list(self.network.parameters()))
         self.optimizer = torch.optim.Adam(self.network.parameters(), LEARNING_RATE, fused=True)
         chosen = fixed_choice(len(camera_labels), REMEMBERED)
         self.cameras = camera_labels[chosen].to(device)
@@ -120,21 +119,12 @@ class PoseRepair:
         wanted = self.pool["cameras"][chosen]
         error = self._errors(self.network(shown, wanted[:, 16:]), wanted)
         self.optimizer.zero_grad(set_to_none=True)
+        self.average.begin()
+        self.average.expect_last()
         error.mean().backward()
-        self._agree_on_gradients()
+        self.average.finish(torch.zeros(0))
         self.optimizer.step()
         self._report(statistics)
-
-    def _agree_on_gradients(self) -> None:
-        """Average them over processes. All have seen the same, but not every sum on a GPU rounds
-        alike, and the networks would drift apart.
-        """
-        if world_size() > 1:
-            gradients = [p.grad for p in self.network.parameters() if p.grad is not None]
-            mean = sum_over_processes(torch.cat([g.flatten() for g in gradients])) / world_size()
-            parts = mean.split([g.numel() for g in gradients])
-            for gradient, part in zip(gradients, parts, strict=True):
-                gradient.copy_(part.view_as(gradient))
 
     def _opinion(self, pictures: Tensor, c: Tensor) -> Tensor:
         """Turns and shifts (B, 6) from cameras to where the network thinks they are."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.console import UserError, progress
-from training.cameras import CameraSummary, offsets_between
+from training.cameras import offsets_between
 from training.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from training.data.dataset import PLAIN_BACKGROUND, ImageDataset, to_float
 from training.gan.pose_repair import PoseRepair
@@ -46,8 +46,7 @@ def repaired_labels(snapshot: Path, source: str | None = None) -> Repaired:
         images, labels = dataset.read(np.arange(first, min(first + AT_ONCE, len(dataset))))
         parts.append(repair.better(to_float(images), labels))
     better = torch.cat(parts)
-    summary = CameraSummary.from_dict(kept.poses["summary"])
-    return Repaired(dataset, better, offsets_between(dataset.labels, better, summary))
+    return Repaired(dataset, better, offsets_between(dataset.labels, better, repair.summary))
 
 
 def _repair_of(kept: Checkpoint, labels: Tensor, snapshot: Path) -> PoseRepair:
